@@ -1,0 +1,45 @@
+"""Put a trained run into the package: `python scripts/build_weights.py runs/emoji [--codec runs/codec-refined/codec]`.
+
+The transformer and the codec are stored in float16, half the size of what was trained and read back as float32.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+import torch
+
+from anystep.codecs import AutoencoderCodec, load_codec
+from anystep.errors import InputError
+from anystep.pipelines.load import find
+from anystep.pipelines.transition import TransitionPipeline
+
+OUT = Path(__file__).parent.parent / "src" / "anystep" / "weights" / "builtin"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--codec", type=Path, help="a codec with the same encoder, in place of the run's")
+    options = parser.parse_args()
+    pipeline = TransitionPipeline.from_pretrained(find(options.run))
+    if options.codec is not None:
+        codec = load_codec(options.codec)
+        if not isinstance(codec, AutoencoderCodec):
+            raise InputError(f"{options.codec} is not an autoencoder")
+        pipeline.codec = codec.autoencoder
+    pipeline.register_to_config(license="Apache-2.0")
+    for part in (pipeline.transformer, pipeline.codec):  # `.half()` keeps no layer back, unlike `.to(float16)`
+        for tensor in [*part.parameters(), *part.buffers()]:
+            tensor.data = tensor.data.to(torch.float16)
+    card = OUT / "README.md"
+    text = card.read_text("utf-8") if card.exists() else None
+    shutil.rmtree(OUT, ignore_errors=True)
+    pipeline.save_pretrained(OUT)
+    if text is not None:
+        card.write_text(text, "utf-8")
+    print(f"{sum(file.stat().st_size for file in OUT.rglob('*') if file.is_file()) / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

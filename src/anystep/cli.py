@@ -1,0 +1,210 @@
+"""The command line, thin: it reads arguments, calls the library and prints. Heavy imports wait until a command runs."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from anystep import __version__
+from anystep.errors import InputError
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Bad usage is one line and exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def size(text: str) -> tuple[int, int]:
+    """`WIDTHxHEIGHT`."""
+    width, cross, height = text.lower().partition("x")
+    if not (cross and width.isdecimal() and height.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT, for example 64x64")
+    return int(width), int(height)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = OneLineParser(
+        prog="anystep",
+        description="Transition models: one set of weights generates in any number of steps.",
+        epilog="`anystep COMMAND --help` explains a command.",
+    )
+    parser.add_argument("--version", action="version", version=f"anystep {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=OneLineParser)
+
+    generate = commands.add_parser("generate", help="draw prompts at several step counts, side by side")
+    generate.add_argument("prompts", nargs="+", metavar="PROMPT", help='what to draw, for example "a red apple"')
+    generate.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4, 8], help="step counts (default: 1 2 4 8)")
+    generate.add_argument("--out", type=Path, default=Path("anystep.png"), help="the sheet (default: anystep.png)")
+    generate.add_argument("--separate", type=Path, metavar="FOLDER", help="also write every image to its own file")
+    generate.add_argument("--size", type=size, metavar="WxH", help="in pixels (default: the training size)")
+    generate.add_argument("--seed", type=int, default=0, help="of the noise, the same for every image (default: 0)")
+    generate.add_argument("--guidance", type=float, help="guidance scale, 1 is none (default: the model's)")
+    generate.add_argument("--guidance-interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="guide inside it only")
+    generate.add_argument("--stochasticity", type=float, default=0.0, help="0 to 1: jump below the target and re-noise")
+    add_model(generate)
+    generate.set_defaults(run=run_generate)
+
+    train = commands.add_parser("train", help="train a transition model from a recipe")
+    add_recipe(train)
+    train.set_defaults(run=run_train)
+    codec = commands.add_parser("train-codec", help="train a latent autoencoder from a recipe")
+    add_recipe(codec)
+    codec.set_defaults(run=run_train_codec)
+
+    data = commands.add_parser("data", help="look at data")
+    actions = data.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=OneLineParser)
+    show = actions.add_parser("show", help="a contact sheet of a source")
+    show.add_argument("source", help="builtin, a folder of captioned images, classes:FOLDER or idx:FOLDER")
+    show.add_argument("--out", type=Path, default=Path("sheet.png"), help="the picture (default: sheet.png)")
+    show.add_argument("--count", type=int, default=120, help="examples, spread over the source (default: 120)")
+    show.add_argument("--size", type=int, default=96, help="side of an image in pixels (default: 96)")
+    show.set_defaults(run=run_data_show)
+
+    info = commands.add_parser("info", help="versions, device, and what a model is and knows")
+    add_model(info)
+    info.add_argument("--json", action="store_true", help="for machines")
+    info.set_defaults(run=run_info)
+    return parser
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="builtin", help="builtin, a folder, or a hub id (default: builtin)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", type=Path, help="a YAML file, for example configs/emoji.yaml")
+    parser.add_argument("--out", type=Path, required=True, help="the run folder; an existing run is resumed")
+    parser.add_argument("--debug", action="store_true", help="the recipe's laptop size")
+    parser.epilog = "Any value of the recipe: --section.key VALUE, for example --run.steps 2000."
+
+
+def run_generate(options: argparse.Namespace) -> None:
+    from anystep.contact_sheet import check_writable, save_image
+
+    check_writable(options.out)
+    if options.separate is not None:
+        try:
+            options.separate.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot write to folder {str(options.separate)!r}: {error.strerror}") from None
+    for steps in options.steps:
+        if steps < 1:
+            raise InputError(f"steps {steps}: expected a whole number of at least 1")
+
+    from rich.console import Console
+    from rich.progress import track
+    from rich.table import Table
+
+    from anystep.pipelines.any_step_sheet import any_step_sheet
+    from anystep.pipelines.load import load
+    from anystep.pipelines.vocabulary import check_known
+
+    model = load(options.model, options.device)
+    width, height = options.size or (model.pipeline.base_size,) * 2
+    for steps in options.steps:
+        model.pipeline.check_inputs(options.prompts, height, width, steps, "pil")
+    check_known(model.pipeline, options.prompts)
+    total = len(options.prompts) * len(options.steps)
+    ticks = iter(track(range(total), "drawing", transient=True, disable=not sys.stderr.isatty(), console=Console(stderr=True)))
+    sheet = any_step_sheet(
+        model,
+        options.prompts,
+        options.steps,
+        options.seed,
+        on_image=lambda: next(ticks, None),
+        size=(width, height),
+        guidance=options.guidance,
+        guidance_interval=None if options.guidance_interval is None else tuple(options.guidance_interval),
+        stochasticity=options.stochasticity,
+    )
+    save_image(sheet.picture(), options.out)
+    if options.separate is not None:
+        for cells in sheet.columns:
+            for number, cell in enumerate(cells):
+                save_image(cell.images[0], options.separate / f"{number:02d}-steps-{cell.steps:03d}.png")
+    table = Table("steps", "NFE", "ms per image", title=f"{len(options.prompts)} prompts, {width}x{height}")
+    for steps, nfe, ms in sheet.costs():
+        table.add_row(str(steps), str(nfe), f"{ms:.0f}")
+    Console().print(table)
+    print(f"wrote {options.out}")
+
+
+def run_train(options: argparse.Namespace) -> None:
+    from anystep.training.config import Recipe, load_recipe
+
+    recipe = load_recipe(options.recipe, Recipe, options.overrides, options.debug)
+    from anystep.training.train import train
+
+    report(train(recipe, options.out), recipe.run.steps, options.out)
+
+
+def run_train_codec(options: argparse.Namespace) -> None:
+    from anystep.training.config import CodecRecipe, load_recipe
+
+    recipe = load_recipe(options.recipe, CodecRecipe, options.overrides, options.debug)
+    from anystep.training.codec import train_codec
+
+    report(train_codec(recipe, options.out), recipe.run.steps, options.out)
+
+
+def report(record: dict[str, Any], steps: int, out: Path) -> None:
+    state = "finished" if record["step"] >= steps else "interrupted, the same command resumes"
+    print(f"{state} at step {record['step']} of {steps}: {out}")
+
+
+def run_data_show(options: argparse.Namespace) -> None:
+    from anystep.contact_sheet import check_writable, save_image
+    from anystep.data.overview import overview
+
+    check_writable(options.out)
+    picture, shown, total = overview(options.source, options.size, options.count)
+    save_image(picture, options.out)
+    print(f"wrote {options.out}: {shown} of {total} examples")
+
+
+def run_info(options: argparse.Namespace) -> None:
+    from anystep.pipelines.describe import describe
+    from anystep.pipelines.load import load
+    from anystep.training.run import environment
+
+    facts = {**environment(), **describe(load(options.model, options.device))}
+    if options.json:
+        print(json.dumps(facts, indent=1))
+        return
+    concepts = facts.pop("concepts") or []
+    for name, value in facts.items():
+        if value is not None:
+            print(f"{name.replace('_', ' '):24}{', '.join(value) if isinstance(value, list) else value}")
+    if concepts:
+        print(f"knows {len(concepts)} concepts: {', '.join(concepts)}")
+        print('prompts it was trained on look like "a red apple on a blue background, flat style"')
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; 0 on success, 2 on bad input, 130 when interrupted."""
+    for library in ("TRANSFORMERS", "DIFFUSERS"):  # their notices are not for the reader of one line
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    parser = build_parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and not hasattr(options, "recipe"):
+        parser.error(f"unknown arguments: {' '.join(rest)}")
+    options.overrides = rest
+    try:
+        options.run(options)
+    except InputError as error:
+        print(f"anystep: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

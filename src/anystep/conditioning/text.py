@@ -1,0 +1,91 @@
+"""Captions to the token states of a text encoder."""
+
+import hashlib
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from anystep.errors import InputError
+
+BUILTIN = "builtin"
+MAX_LENGTH = 256
+
+
+class TextEncoder:
+    """A tokenizer and a transformers encoder (BERT-like, T5, Gemma 3), giving its last hidden states.
+
+    Attributes:
+        name: what it was loaded from.
+        width: of a state.
+        max_length: tokens beyond it are cut.
+    """
+
+    def __init__(self, tokenizer: Any, model: Any, name: str, max_length: int = MAX_LENGTH) -> None:
+        self.tokenizer, self.model, self.name = tokenizer, model.eval().requires_grad_(False), name
+        self.width = int(model.config.hidden_size)
+        self.max_length = min(max_length, int(getattr(model.config, "max_position_embeddings", max_length)))
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.padding_side = "right"
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the states would: of the name, the sizes and a few of the weights."""
+        weights = next(iter(self.model.parameters())).flatten()[:1024].float().cpu().numpy().tobytes()
+        return hashlib.sha256(f"{self.name}/{self.model.config.to_json_string()}".encode() + weights).hexdigest()[:16]
+
+    @torch.no_grad()
+    def __call__(
+        self, prompts: Sequence[str]
+    ) -> tuple[Float[Tensor, "batch length width"], Bool[Tensor, "batch length"] | None]:
+        """States padded to the longest caption of the batch; the mask is None when nothing is padded."""
+        tokens = self.tokenizer(
+            list(prompts), padding="longest", truncation=True, max_length=self.max_length, return_tensors="pt"
+        ).to(self.model.device)
+        states = self.model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
+        mask = tokens.attention_mask.bool()
+        return states, None if bool(mask.all()) else mask
+
+    def null(self, count: int) -> tuple[Float[Tensor, "batch length width"], Bool[Tensor, "batch length"] | None]:
+        """The states of the empty caption."""
+        return self([""] * count)
+
+
+def load_text_encoder(name_or_path: str | Path = BUILTIN) -> TextEncoder:
+    """`builtin` (all-MiniLM-L6-v2, shipped), or a folder or hub id of a transformers text model.
+
+    Raises:
+        InputError: nothing there, or not a text encoder.
+    """
+    from transformers import AutoConfig, AutoModel, AutoTokenizer, T5EncoderModel
+
+    name = str(name_or_path)
+    if name == BUILTIN:
+        return _builtin()
+    try:
+        config = AutoConfig.from_pretrained(name)
+        kind = T5EncoderModel if config.model_type in ("t5", "umt5") else AutoModel
+        return TextEncoder(AutoTokenizer.from_pretrained(name), kind.from_pretrained(name), name)
+    except (OSError, ValueError) as error:
+        raise InputError(f"no text encoder at {name!r}: {str(error).splitlines()[0]}") from error
+
+
+def _builtin() -> TextEncoder:
+    from safetensors.torch import load_file
+    from transformers import AutoConfig, AutoTokenizer, BertModel
+
+    folder = str(files("anystep") / "weights" / "minilm")
+    stored = load_file(f"{folder}/model.int8.safetensors")
+    weights = {
+        name: tensor.float() * stored[f"{name}.scale"] if tensor.dtype == torch.int8 else tensor
+        for name, tensor in stored.items()
+        if not name.endswith(".scale")
+    }
+    model = BertModel(AutoConfig.from_pretrained(folder), add_pooling_layer=False)
+    model.load_state_dict(weights)
+    return TextEncoder(AutoTokenizer.from_pretrained(folder), model, BUILTIN)

@@ -1,0 +1,187 @@
+"""Labelled grids of images, and images on disk."""
+
+import os
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from uuid import uuid4
+
+from PIL import Image, ImageDraw, ImageFont
+
+from anystep.errors import InputError
+
+PAPER, INK, FAINT = "#f5f6f8", "#24292f", "#6b737d"  # white images stand out from the paper
+SMALLEST_CELL = 160  # of a sheet whose cell size is not given: labels need that much room
+LEADING = 1.3  # from line to line, in font sizes
+DASHES = str.maketrans("×–—", "x--")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of text in Pillow's built-in font."""
+
+    text: str
+    size: int
+    colour: str
+
+    @property
+    def font(self) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+        return ImageFont.load_default(self.size)
+
+    @property
+    def width(self) -> float:
+        return self.font.getlength(self.text)
+
+    @property
+    def height(self) -> float:
+        return LEADING * self.size
+
+
+def legible(text: str) -> str:
+    """`text` without the accents and dashes that the built-in font, which is ASCII and quotes, shows as boxes."""
+    parts = unicodedata.normalize("NFKD", text.translate(DASHES))
+    return "".join(part for part in parts if not unicodedata.combining(part))
+
+
+def wrap(text: str, size: int, width: float, colour: str = INK) -> list[Line]:
+    """`text` in lines of which none but a single long word is wider than `width` pixels."""
+    lines: list[Line] = []
+    for paragraph in legible(text).split("\n"):
+        line = Line("", size, colour)
+        for word in paragraph.split():
+            longer = replace(line, text=f"{line.text} {word}".strip())
+            if line.text and longer.width > width:
+                lines.append(line)
+                longer = replace(line, text=word)
+            line = longer
+        lines.append(line)
+    return lines
+
+
+def shorten(lines: list[Line], height: float) -> list[Line]:
+    """The lines that fit into `height` pixels, one at least; an ellipsis says that there were more."""
+    fitting = max(1, int(height / lines[0].height))
+    if len(lines) <= fitting:
+        return lines
+    return [*lines[: fitting - 1], replace(lines[fitting - 1], text=lines[fitting - 1].text.rstrip(" ,.;") + "…")]
+
+
+def extent(lines: Sequence[Line]) -> tuple[float, float]:
+    """Width and height of lines below each other, in pixels."""
+    return max((line.width for line in lines), default=0), sum(line.height for line in lines)
+
+
+def write(draw: ImageDraw.ImageDraw, lines: Sequence[Line], x: float, y: float, centred: bool = False) -> None:
+    """Draw lines from height `y` downward, to the right of `x` or centred on it."""
+    for line in lines:
+        # an anchor on the baseline keeps "go" and "do" level
+        draw.text((x, y + 0.98 * line.size), line.text, line.colour, line.font, anchor="ms" if centred else "ls")
+        y += line.height
+
+
+def scale(image: Image.Image, side: int) -> Image.Image:
+    """An RGB image whose longer side has `side` pixels."""
+    factor = side / max(image.size)
+    size = max(1, round(image.width * factor)), max(1, round(image.height * factor))
+    return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+
+
+def rounded(size: tuple[int, int], radius: int, fineness: int = 4) -> Image.Image:
+    """A mask with smooth round corners."""
+    mask = Image.new("L", (fineness * size[0], fineness * size[1]))
+    corner = mask.width - 1, mask.height - 1
+    ImageDraw.Draw(mask).rounded_rectangle((0, 0, *corner), fineness * radius, 255)
+    return mask.reduce(fineness)
+
+
+def contact_sheet(
+    rows: Sequence[Sequence[Image.Image]],
+    row_labels: Sequence[str] | None,
+    column_labels: Sequence[str] | None,
+    cell: int | None = None,
+    title: str | None = None,
+) -> Image.Image:
+    """A grid of images with labels at its left and above it, as RGB.
+
+    Args:
+        rows: images, row by row; a short row leaves its last cells empty.
+        row_labels: one for each row, wrapped at words and shortened to the height of the row.
+        column_labels: one for each column; what follows the first line is smaller and fainter.
+        cell: to how many pixels the longer side of every image is scaled; by default the longest side there is.
+        title: above everything.
+
+    Raises:
+        ValueError: no image, or not one label for each row or column.
+    """
+    count = max((len(row) for row in rows), default=0)
+    if not count:
+        raise ValueError("a contact sheet needs an image")
+    for labels, wanted in ((row_labels, len(rows)), (column_labels, count)):
+        if labels is not None and len(labels) != wanted:
+            raise ValueError(f"expected {wanted} labels, got {len(labels)}: {list(labels)}")
+
+    side = cell or max(SMALLEST_CELL, *(max(image.size) for row in rows for image in row))
+    gap, margin, radius = max(4, round(0.07 * side)), max(12, round(0.18 * side)), round(0.04 * side)
+    large, medium, small = max(16, round(0.155 * side)), max(12, round(0.11 * side)), max(11, round(0.094 * side))
+
+    images = [[scale(image, side) for image in row] for row in rows]
+    widths = [max(row[column].width for row in images if column < len(row)) for column in range(count)]
+    heights = [max((image.height for image in row), default=0) for row in images]
+    grid_width, grid_height = sum(widths) + gap * (count - 1), sum(heights) + gap * (len(rows) - 1)
+
+    beside = [
+        shorten(wrap(label, medium, 1.3 * side), height)
+        for label, height in zip(row_labels or (), heights, strict=False)
+    ]
+    above = []
+    for label, width in zip(column_labels or (), widths, strict=False):
+        first, *rest = label.split("\n", 1)
+        above.append(wrap(first, medium, width) + [line for more in rest for line in wrap(more, small, width, FAINT)])
+    stub = max(extent(lines)[0] for lines in beside) + 0.8 * margin if beside else 0
+    header = max(extent(lines)[1] for lines in above) + 0.6 * gap if above else 0
+    heading = wrap(title, large, stub + grid_width) if title else []
+    left, below = round(margin + stub), margin + (extent(heading)[1] + 0.8 * margin if heading else 0)
+
+    top = round(below + header)
+    sheet = Image.new("RGB", (left + grid_width + margin, top + grid_height + margin), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    write(draw, heading, margin, margin)
+    lefts = [left + sum(widths[:column]) + gap * column for column in range(count)]
+    tops = [top + sum(heights[:row]) + gap * row for row in range(len(rows))]
+    for lines, x, width in zip(above, lefts, widths, strict=False):
+        write(draw, lines, x + width / 2, below, centred=True)
+    for lines, y, height in zip(beside, tops, heights, strict=False):
+        write(draw, lines, margin, y + (height - extent(lines)[1]) / 2)
+    for row, y, height in zip(images, tops, heights, strict=True):
+        for image, x, width in zip(row, lefts, widths, strict=False):
+            place = x + (width - image.width) // 2, y + (height - image.height) // 2
+            sheet.paste(image, place, rounded(image.size, radius))
+    return sheet
+
+
+def check_writable(path: str | Path) -> None:
+    """Raise `InputError` where `save_image` would, before the images are made."""
+    path = Path(path)
+    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+        raise InputError(f"cannot write {path}: suffix {path.suffix!r} is no image format; use .png, .jpg or .webp")
+    if not path.parent.is_dir():
+        raise InputError(f"cannot write {path}: there is no folder {path.parent}")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise InputError(f"cannot write {path}: {'it is a folder' if path.is_dir() else 'no permission'}")
+
+
+def save_image(image: Image.Image, path: str | Path) -> None:
+    """Write an image whole or not at all, in the format that the suffix of `path` names. Raises `InputError`."""
+    check_writable(path)
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{uuid4().hex}.part")
+    try:
+        with part.open("xb") as file:
+            # Pillow's quality of 75 shows around text and flat colours; lossless formats ignore it
+            image.save(file, Image.registered_extensions()[path.suffix.lower()], quality=95)
+        part.replace(path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,171 @@
+"""The built-in captioned vector art: emoji drawings of two styles, rendered at any size.
+
+The archive is made by `scripts/build_art.py`; NOTICE carries the licences (Fluent: MIT, Noto: Apache-2.0, names from
+emojibase: MIT). A *concept* is what a drawing shows ("red apple"); a *style* is which set drew it.
+"""
+
+import hashlib
+import io
+import json
+import lzma
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
+
+from PIL import Image
+
+from anystep.data.example import Example
+from anystep.errors import InputError
+
+ARCHIVE = files("anystep.data") / "art"
+STYLES = ("flat", "noto")
+BACKGROUNDS = {
+    "white": (255, 255, 255),
+    "yellow": (255, 221, 89),
+    "orange": (255, 159, 67),
+    "red": (220, 70, 70),
+    "pink": (255, 175, 204),
+    "purple": (142, 108, 208),
+    "blue": (84, 160, 240),
+    "green": (96, 190, 110),
+}
+HELD_OUT_SHARE = 0.05
+MARGIN = 0.05  # of the canvas, on each side of a drawing
+
+Vocabulary = Literal["everyday", "all"]
+Split = Literal["train", "held_out", "both"]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One SVG body and what it shows. `size` is the side of its square view box."""
+
+    style: str
+    name: str
+    keywords: tuple[str, ...]
+    category: str
+    subcategory: str
+    size: int
+    body: str
+
+    @property
+    def key(self) -> str:
+        return f"{self.style}-{self.name.replace(' ', '_').replace('/', '_')}"
+
+
+@cache
+def drawings() -> tuple[Drawing, ...]:
+    """All drawings of the archive, sorted by style and name."""
+    rows = lzma.decompress((ARCHIVE / "art.jsonl.xz").read_bytes()).decode().splitlines()
+    return tuple(Drawing(**{**(row := json.loads(line)), "keywords": tuple(row["keywords"])}) for line in rows)
+
+
+@cache
+def everyday_concepts() -> tuple[str, ...]:
+    """The few hundred concepts that the built-in model knows best."""
+    return tuple((ARCHIVE / "everyday.txt").read_text("utf-8").split("\n")[:-1])
+
+
+def is_held_out(concept: str) -> bool:
+    """Whether a concept is kept out of training, in every style; fixed for ever by a hash of its name."""
+    digest = hashlib.sha256(f"held-out/{concept}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") < HELD_OUT_SHARE * 2**64
+
+
+def caption(concept: str, background: str | None = None, style: str | None = None) -> str:
+    """`caption("red apple", "blue", "flat")` is "a red apple on a blue background, flat style"."""
+    plural = concept.endswith("s") and not concept.endswith(("ss", "us", "is"))
+    article = "" if plural else "an " if concept[0].lower() in "aeiou" else "a "
+    ground = f" on {'an' if background[0] in 'aeiou' else 'a'} {background} background" if background else ""
+    return f"{article}{concept}{ground}" + (f", {style} style" if style else "")
+
+
+def cache_folder() -> Path:
+    """Where rendered art and other derived files are kept: `$ANYSTEP_CACHE`, else `~/.cache/anystep`."""
+    root = os.environ.get("ANYSTEP_CACHE")
+    return Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "anystep"
+
+
+@cache
+def _fingerprint() -> str:
+    return hashlib.sha256((ARCHIVE / "art.jsonl.xz").read_bytes()).hexdigest()[:8]
+
+
+@lru_cache(maxsize=8192)
+def render(drawing: Drawing, side: int) -> Image.Image:
+    """The drawing alone as a `side x side` RGBA picture, rendered once per size and then read from the disk cache."""
+    path = cache_folder() / f"art-{_fingerprint()}" / str(side) / f"{drawing.key}.png"
+    if not path.exists():
+        import resvg_py
+
+        svg = (
+            '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+            f'viewBox="0 0 {drawing.size} {drawing.size}">{drawing.body}</svg>'
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as part:
+            part.write(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=side)))
+        Path(part.name).replace(path)
+    return Image.open(io.BytesIO(path.read_bytes())).convert("RGBA")
+
+
+def compose(drawing: Drawing, background: str, width: int, height: int) -> Image.Image:
+    """The drawing centred on a canvas of one background colour, as RGB."""
+    canvas = Image.new("RGB", (width, height), BACKGROUNDS[background])
+    art = render(drawing, max(1, round(min(width, height) * (1 - 2 * MARGIN))))
+    canvas.paste(art, ((width - art.width) // 2, (height - art.height) // 2), art)
+    return canvas
+
+
+class ArtSource(Sequence[Example]):
+    """Every chosen drawing on every background, as captioned `size x size` examples.
+
+    The captions of an example run from the full one to the bare concept, so that a model trained on all of them
+    answers "a red apple" as well as "a red apple on a blue background, flat style".
+    """
+
+    def __init__(
+        self,
+        size: int = 64,
+        vocabulary: Vocabulary = "all",
+        split: Split = "both",
+        styles: Sequence[str] = STYLES,
+    ) -> None:
+        chosen = set(everyday_concepts()) if vocabulary == "everyday" else None
+        self.size = size
+        self.drawings = [
+            drawing
+            for drawing in drawings()
+            if drawing.style in styles
+            and (chosen is None or drawing.name in chosen)
+            and (split == "both" or is_held_out(drawing.name) == (split == "held_out"))
+        ]
+        if not self.drawings:
+            raise InputError(f"no built-in drawing has style {list(styles)} and split {split!r}; styles are {STYLES}")
+        self.class_names = sorted({drawing.name for drawing in self.drawings})
+        self._label = {name: label for label, name in enumerate(self.class_names)}
+
+    def __len__(self) -> int:
+        return len(self.drawings) * len(BACKGROUNDS)
+
+    def __getitem__(self, index: int) -> Example:  # type: ignore[override]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        drawing = self.drawings[index // len(BACKGROUNDS)]
+        background = list(BACKGROUNDS)[index % len(BACKGROUNDS)]
+        return Example(
+            key=f"{drawing.key}-{background}",
+            image=compose(drawing, background, self.size, self.size),
+            captions=(
+                caption(drawing.name, background, drawing.style),
+                caption(drawing.name, background),
+                caption(drawing.name, style=drawing.style),
+                caption(drawing.name),
+            ),
+            label=self._label[drawing.name],
+        )

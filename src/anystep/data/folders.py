@@ -1,0 +1,167 @@
+"""A user's own images: a folder of captioned images, or one subfolder for each class."""
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from anystep.data.example import BrokenExample, Example
+from anystep.errors import InputError
+
+# Pillow recognises these but cannot draw them without further programs.
+RECOGNISED_ONLY = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """Lower-case suffixes of the files that Pillow, with whatever plugins are registered, can read."""
+    known = Image.registered_extensions().items()
+    return frozenset(suffix for suffix, form in known if form in Image.OPEN and form not in RECOGNISED_ONLY)
+
+
+def find_images(folder: Path) -> list[str]:
+    """Relative POSIX paths of all images below `folder`, sorted. Hidden files and folders are passed over."""
+    relative = (path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir())
+    names = sorted(
+        name.as_posix()
+        for name in relative
+        if name.suffix.lower() in image_suffixes() and not any(part.startswith(".") for part in name.parts)
+    )
+    if not names:
+        raise InputError(f"{folder}: no image in it or below it; .png, .jpg, .webp and all else Pillow reads would do")
+    return names
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any image as RGB: turned upright by its EXIF tag, 16 bits scaled to 8, transparency laid on white."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise ValueError("floating-point pixels, whose range is anyone's guess; save it with 8 or 16 bits")
+    if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips it at 255
+        image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return image.convert("RGB")
+
+
+def fit(image: Image.Image, size: int | None) -> Image.Image:
+    """Scaled until the short side covers `size`, then cropped at the centre to `size x size`; None leaves it as is."""
+    return image if size is None else ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+
+
+def read_image(path: Path, size: int | None) -> Image.Image:
+    """The RGB image in a file, made `fit`. Raises `BrokenExample`."""
+    try:
+        with Image.open(path) as image:
+            if size is not None:  # a large JPEG decodes much faster at 1/2, 1/4 or 1/8 of its size
+                image.draft(None, (2 * size, 2 * size))
+            return fit(to_rgb(image), size)
+    except UnidentifiedImageError:
+        raise BrokenExample(f"{path}: not an image that Pillow can read") from None
+    except Exception as error:  # decoders meet damage with exceptions of every type
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise BrokenExample(f"{path}: {reason}") from error
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a UTF-8 file, stripped; empty ones stay, so that indices are line numbers."""
+    try:
+        return [line.strip() for line in path.read_text("utf-8-sig").split("\n")]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def read_metadata(path: Path) -> dict[str, tuple[str, ...]]:
+    """Captions by image name from a `metadata.jsonl`; several rows of one image are alternative captions."""
+    captions: dict[str, tuple[str, ...]] = {}
+    for number, line in enumerate(read_lines(path), 1):
+        if not line:
+            continue
+        try:
+            row: Any = json.loads(line)
+            name = PurePosixPath(row["file_name"]).as_posix()
+            found = next(row[key] for key in ("captions", "text", "caption") if key in row)
+            texts = tuple(text.strip() for text in ([found] if isinstance(found, str) else found) if text.strip())
+        except (ValueError, TypeError, KeyError, AttributeError, StopIteration):
+            raise InputError(
+                f"{path}, line {number}: expected an object with `file_name` and `text`, `caption` or `captions` (a list)"
+            ) from None
+        captions[name] = captions.get(name, ()) + texts
+    return captions
+
+
+def read_captions(folder: Path, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The captions of each named image, from `metadata.jsonl` or else from the lines of the `.txt` beside it."""
+    metadata = folder / "metadata.jsonl"
+    captions = read_metadata(metadata) if metadata.exists() else {}
+    if strangers := sorted(captions.keys() - set(names)):
+        raise InputError(f"{metadata}: {listing(strangers)} named there, but no such image is in {folder}")
+    for name in names:
+        text = (folder / name).with_suffix(".txt")
+        if name not in captions and text.exists():
+            captions[name] = tuple(line for line in read_lines(text) if line)
+    if missing := [name for name in names if not captions.get(name)]:
+        raise InputError(
+            f"{folder}: no caption for {listing(missing)}; write {PurePosixPath(missing[0]).with_suffix('.txt')} "
+            "(one caption a line) or a row with file_name and text in metadata.jsonl"
+        )
+    return captions
+
+
+def listing(names: Sequence[str]) -> str:
+    """`a.png`, or `a.png and 2 more`."""
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
+class _FolderSource:
+    """Images below `folder`, keyed by relative path; a subclass finds their names and what is known of them.
+
+    `__getitem__` raises `BrokenExample` for an image that cannot be read.
+    """
+
+    class_names: Sequence[str] = ()
+    captions: Mapping[str, tuple[str, ...]] = {}
+    labels: Mapping[str, int] = {}
+    names: Sequence[str]
+
+    def __init__(self, folder: str | Path, size: int | None) -> None:
+        self.folder = Path(folder)
+        self.size = size
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Example:
+        name = self.names[index]
+        image = read_image(self.folder / name, self.size)
+        return Example(name, image, self.captions.get(name, ()), self.labels.get(name))
+
+
+class ImageFolderSource(_FolderSource):
+    """Captioned images. Raises `InputError` where there is no image or one has no caption."""
+
+    def __init__(self, folder: str | Path, size: int | None) -> None:
+        super().__init__(folder, size)
+        self.names = find_images(self.folder)
+        self.captions = read_captions(self.folder, self.names)
+
+
+class ClassFolderSource(_FolderSource):
+    """One subfolder of images for each class. Raises `InputError` where there is none or one has no image."""
+
+    def __init__(self, folder: str | Path, size: int | None) -> None:
+        super().__init__(folder, size)
+        folders = self.folder.iterdir() if self.folder.is_dir() else ()
+        self.class_names = sorted(path.name for path in folders if path.is_dir() and not path.name.startswith("."))
+        if not self.class_names:
+            raise InputError(f"{folder}: no subfolder in it; expected one for each class, named as the class is")
+        self.labels = {
+            f"{class_name}/{name}": label
+            for label, class_name in enumerate(self.class_names)
+            for name in find_images(self.folder / class_name)
+        }
+        self.names = list(self.labels)

@@ -1,0 +1,74 @@
+"""MNIST and Fashion-MNIST in the IDX files they are published as."""
+
+import gzip
+import math
+import zlib
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from anystep.data.example import Example
+from anystep.data.folders import fit
+from anystep.errors import InputError
+
+PREFIXES = {"train": "train", "test": "t10k"}
+DIGITS = tuple("0123456789")
+FASHION = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+
+
+def read_idx(path: Path, dimensions: int) -> UInt8[np.ndarray, "..."]:
+    """The array in an IDX file of bytes, plain or gzipped.
+
+    The format: 0, 0, 8 (for bytes), the number of dimensions; each dimension as big-endian uint32; the data.
+    """
+    try:
+        content = path.read_bytes()
+        content = gzip.decompress(content) if path.suffix == ".gz" else content
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: {error}") from None
+    magic = bytes((0, 0, 8, dimensions))
+    if content[:4] != magic:
+        raise InputError(f"{path}: bad magic number {content[:4].hex()!r}, expected {magic.hex()!r}")
+    start = 4 + 4 * dimensions
+    shape = [int.from_bytes(content[place : place + 4], "big") for place in range(4, start, 4)]
+    if len(content) != start + math.prod(shape):
+        raise InputError(f"{path}: truncated or damaged: {len(content)} bytes, but the header means {shape} after {start}")
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+def find_idx(folder: Path, stem: str, dimensions: int) -> Path:
+    """The file of either spelling, plain or gzipped."""
+    names = [f"{stem}{mark}idx{dimensions}-ubyte{packed}" for mark in "-." for packed in ("", ".gz")]
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise InputError(f"{folder}: no {names[0]} in it (nor {', '.join(names[1:])})")
+
+
+class IdxSource:
+    """Labelled grey images as RGB. Raises `InputError` where a file is missing or damaged."""
+
+    def __init__(self, folder: str | Path, split: Literal["train", "test"] = "train", size: int | None = None) -> None:
+        if split not in PREFIXES:
+            raise InputError(f"split {split!r} of {folder}: expected one of {list(PREFIXES)}")
+        self.folder, self.split, self.size = Path(folder), split, size
+        images = find_idx(self.folder, f"{PREFIXES[split]}-images", 3)
+        labels = find_idx(self.folder, f"{PREFIXES[split]}-labels", 1)
+        self._images, self._labels = read_idx(images, 3), read_idx(labels, 1)
+        self.class_names = FASHION if "fashion" in self.folder.resolve().name.lower() else DIGITS
+        if len(self._images) != len(self._labels):
+            raise InputError(f"{labels}: {len(self._labels)} labels for the {len(self._images)} images of {images.name}")
+        if self._labels.max(initial=0) >= len(self.class_names):
+            raise InputError(f"{labels}: label {self._labels.max()}, expected 0 to {len(self.class_names) - 1}")
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> Example:
+        image = Image.fromarray(self._images[index]).convert("RGB")
+        return Example(f"{self.split}-{index:05d}", fit(image, self.size), label=int(self._labels[index]))

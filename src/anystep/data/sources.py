@@ -1,0 +1,37 @@
+"""One way to name any source of data."""
+
+from pathlib import Path
+from typing import Any
+
+from anystep.data.art import ArtSource
+from anystep.data.example import Source
+from anystep.data.folders import ClassFolderSource, ImageFolderSource
+from anystep.data.idx import IdxSource
+from anystep.errors import InputError
+
+# The empty prefix fits every spec, so it comes last.
+FOLDERS = {"idx:": IdxSource, "classes:": ClassFolderSource, "": ImageFolderSource}
+POSSIBLE = (
+    "builtin (captioned vector art), FOLDER (captioned images), classes:FOLDER (one subfolder a class) "
+    "or idx:FOLDER (MNIST or Fashion-MNIST)"
+)
+
+
+def open_source(spec: str, size: int, **options: Any) -> Source:
+    """The source that `spec` names, with images of `size x size`.
+
+    Args:
+        spec: `builtin`, the path of a folder of captioned images, `classes:FOLDER` or `idx:FOLDER`.
+        options: of the source itself: `vocabulary`, `split` and `styles` of `builtin`, `split` of `idx`.
+
+    Raises:
+        InputError: for an unknown spec, a missing folder, or what the source finds wrong in it.
+    """
+    if spec == "builtin":
+        return ArtSource(size, **options)
+    prefix = next(prefix for prefix in FOLDERS if spec.startswith(prefix))
+    name = spec.removeprefix(prefix)
+    folder = Path(name).expanduser()
+    if not name or not folder.is_dir():
+        raise InputError(f"data source {spec!r}: no such folder; possible sources: {POSSIBLE}")
+    return FOLDERS[prefix](folder, size=size, **options)

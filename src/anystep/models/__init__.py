@@ -1,0 +1,13 @@
+"""The transition transformer, its sizes and the bridge from released weights."""
+
+from anystep.models.presets import PRESETS, build_transformer
+from anystep.models.reference import load_reference_transformer
+from anystep.models.transformer import EncodedCaption, TransitionTransformer2DModel
+
+__all__ = [
+    "PRESETS",
+    "EncodedCaption",
+    "TransitionTransformer2DModel",
+    "build_transformer",
+    "load_reference_transformer",
+]

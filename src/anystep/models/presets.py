@@ -1,0 +1,37 @@
+"""Sizes by name. Parameter counts are without the projector; the published ones from arXiv 2509.04394, table 8."""
+
+from typing import Any
+
+from anystep.models.transformer import TransitionTransformer2DModel
+
+_XL = {"hidden_size": 1152, "depth": 28, "num_heads": 16, "modulation_rank": 384}
+_B = {"hidden_size": 768, "depth": 12, "num_heads": 12, "modulation_rank": 256}
+
+# fmt: off
+PRESETS: dict[str, dict[str, Any]] = {
+    "t2i-xl":   {**_XL, "in_channels": 32, "patch_size": 1, "sample_size": 32, "text_width": 1152},  # 864,978,080
+    "c2i-xl-2": {**_XL, "in_channels": 4,  "patch_size": 2, "sample_size": 32, "num_classes": 1000},  # 664,128,016
+    "c2i-xl-1": {**_XL, "in_channels": 32, "patch_size": 1, "sample_size": 16, "num_classes": 1000},  # 664,164,896
+    "c2i-b-4":  {**_B,  "in_channels": 4,  "patch_size": 4, "sample_size": 32, "num_classes": 1000},  # 128,828,224
+    "t2i-emoji": {"hidden_size": 192, "depth": 7, "num_heads": 4, "mlp_ratio": 3.0, "modulation_rank": 64,
+                  "in_channels": 32, "patch_size": 1, "sample_size": 8, "text_width": 384},
+    "t2i-test": {"hidden_size": 32, "depth": 2, "num_heads": 2, "modulation_rank": 16,
+                 "in_channels": 4, "patch_size": 1, "sample_size": 8, "text_width": 16},
+    "c2i-test": {"hidden_size": 32, "depth": 2, "num_heads": 2, "modulation_rank": 16,
+                 "in_channels": 4, "patch_size": 2, "sample_size": 8, "num_classes": 10},
+}
+# fmt: on
+
+
+def build_transformer(preset: str, **options: Any) -> TransitionTransformer2DModel:
+    """A freshly initialised network of a preset's size; `options` override its entries.
+
+    Raises:
+        ValueError: unknown preset or option.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}")
+    try:
+        return TransitionTransformer2DModel(**{**PRESETS[preset], **options})
+    except TypeError as error:
+        raise ValueError(f"preset {preset!r}: {str(error).split('__init__() ')[-1]}") from None

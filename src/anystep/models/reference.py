@@ -1,0 +1,120 @@
+"""Released Transition Models weights, under their own names, into our network."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from anystep.errors import InputError
+from anystep.models.transformer import TransitionTransformer2DModel
+
+# released option -> ours
+_OPTIONS = {
+    "in_channels": "in_channels",
+    "patch_size": "patch_size",
+    "input_size": "sample_size",
+    "hidden_size": "hidden_size",
+    "depth": "depth",
+    "num_heads": "num_heads",
+    "mlp_ratio": "mlp_ratio",
+    "cap_feat_dim": "text_width",
+    "num_classes": "num_classes",
+    "class_dropout_prob": "class_dropout_prob",
+    "lora_hidden_size": "modulation_rank",
+    "new_condition": "interval_condition",
+    "distance_aware": "interval_attention",
+    "qk_norm": "qk_norm",
+    "encoder_depth": "encoder_depth",
+    "projector_dim": "projector_dim",
+    "z_dim": "z_dim",
+}
+
+# released name -> ours, part by part
+_NAMES = [
+    ("x_embedder.proj.", "patch_embed."),
+    ("t_embedder.mlp.0.", "time_embed.linear_1."),
+    ("t_embedder.mlp.2.", "time_embed.linear_2."),
+    ("delta_embedder.mlp.0.", "interval_embed.linear_1."),
+    ("delta_embedder.mlp.2.", "interval_embed.linear_2."),
+    ("y_embedder.embedding_table.", "class_embed."),
+    ("y_embedder.", "caption_projection."),
+    (".adaLN_modulation.", ".modulation."),
+    (".cross_attn.", ".caption_attn."),
+    (".qkv_d.", ".interval_qkv."),
+    (".q_norm.", ".norm_q."),
+    (".k_norm.", ".norm_k."),
+    (".proj.", ".to_out."),
+    (".q.", ".to_q."),
+    (".fc1_g.", ".gate."),
+    (".fc1_x.", ".up."),
+    (".fc2.", ".down."),
+]
+_FUSED = {".qkv.": (".to_q.", ".to_k.", ".to_v."), ".kv.": (".to_k.", ".to_v.")}
+
+
+def convert_reference_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename, and split the fused query-key-value projections so that LoRA finds its usual targets."""
+    converted: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        if name == "x_embedder.proj.weight":  # a convolution there, the same map as a linear layer here
+            tensor = tensor.flatten(1)
+        for theirs, ours in _NAMES:
+            name = name.replace(theirs, ours)
+        fused = next((part for part in _FUSED if part in name), None)
+        if fused is None:
+            converted[name] = tensor
+        else:
+            for part, piece in zip(_FUSED[fused], tensor.chunk(len(_FUSED[fused])), strict=True):
+                converted[name.replace(fused, part)] = piece
+    return converted
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"no weights at {str(path)!r}") from None
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
+        raise InputError(f"cannot read weights {str(path)!r}: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # pickle raises many kinds; all of them mean the file is not plain weights
+        raise InputError(f"{str(path)!r} is not a plain file of weights: {type(error).__name__}") from error
+    return dict(content)
+
+
+def load_reference_transformer(weights: str | Path, options: dict[str, Any]) -> TransitionTransformer2DModel:
+    """A network with released weights, giving the numbers that the released code gives.
+
+    Args:
+        weights: a `.safetensors`, `.bin` or `.pt` file (the last two read with `weights_only=True`).
+        options: the released network options (`depth`, `hidden_size`, `cap_feat_dim`, `new_condition`, ...).
+
+    Raises:
+        InputError: unknown options, unreadable file, or names or shapes that do not fit; the message lists them.
+    """
+    options = dict(options)
+    shared = not options.pop("use_new_embed", False)
+    unknown = sorted(set(options) - set(_OPTIONS))
+    if unknown:
+        raise InputError(f"unknown network options {unknown}; known are {sorted([*_OPTIONS, 'use_new_embed'])}")
+    network = TransitionTransformer2DModel(
+        **{_OPTIONS[key]: value for key, value in options.items()},
+        shared_time_embedder=shared,
+        rope_grid="reference",
+        mask_text=False,
+    )
+    converted, expected = convert_reference_names(_read(Path(weights))), network.state_dict()
+    missing, extra = sorted(set(expected) - set(converted)), sorted(set(converted) - set(expected))
+    shapes = [
+        f"{name} {tuple(converted[name].shape)} instead of {tuple(expected[name].shape)}"
+        for name in sorted(set(expected) & set(converted))
+        if converted[name].shape != expected[name].shape
+    ]
+    if missing or extra or shapes:
+        raise InputError(f"{weights} does not fit: missing {missing}; unknown {extra}; wrong shape {shapes}")
+    network.load_state_dict(converted)
+    return network.eval()

@@ -1,0 +1,426 @@
+"""The transition transformer: a diffusion transformer that is told where it is and where it jumps to.
+
+Architecture of Transition Models (TiM, arXiv 2509.04394, section 4.1): adaptive layer norm from a low-rank
+bottleneck, two time embeddings (of t and of the interval t - r), interval-aware self-attention, SwiGLU, query-key
+normalisation and a 2-D rotary embedding. Class- and text-conditional models differ in the condition alone.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as functional
+from diffusers import CacheMixin, ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
+from diffusers.models.attention import AttentionMixin, AttentionModuleMixin
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from anystep.models.rotary import RotaryGrid, rotary_angles, rotate
+
+IntervalCondition = Literal["t-r", "r", "t,r", "t,t-r", "r,t-r", "t,r,t-r"]
+Tokens = Float[Tensor, "batch tokens width"]
+Vector = Float[Tensor, "batch width"]
+Mask = Bool[Tensor, "batch length"]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Layers
+
+
+class Float32Linear(nn.Linear):
+    """A linear layer that computes in float32 whatever the network's dtype and autocast say.
+
+    Times, modulation, patch embedding and head go through it: they are under 1 % of the work, and with them in
+    bfloat16 the finite difference of the objective is mostly rounding.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            bias = None if self.bias is None else self.bias.float()
+            return functional.linear(x.float(), self.weight.float(), bias)
+
+
+class SwiGLU(nn.Module):
+    """fc2(silu(gate x) * up x) (arXiv 2002.05202)."""
+
+    def __init__(self, width: int, hidden: int, out: int, linear: type[nn.Linear] = nn.Linear) -> None:
+        super().__init__()
+        self.gate = linear(width, hidden)
+        self.up = linear(width, hidden)
+        self.down = linear(hidden, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        down: Tensor = self.down(functional.silu(self.gate(x)) * self.up(x))
+        return down
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoids (cosine first, no scaling of t) through a two-layer perceptron, in float32 throughout."""
+
+    frequencies = 128
+    max_period = 10_000.0
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear_1 = Float32Linear(2 * self.frequencies, width)
+        self.linear_2 = Float32Linear(width, width)
+
+    def forward(self, t: Float[Tensor, " batch"]) -> Vector:
+        steps = torch.arange(self.frequencies, dtype=torch.float32, device=t.device) / self.frequencies
+        angles = t.float()[:, None] * torch.exp(-math.log(self.max_period) * steps)
+        wave = torch.cat([angles.cos(), angles.sin()], dim=-1)
+        embedding: Tensor = self.linear_2(functional.silu(self.linear_1(wave)))
+        return embedding
+
+
+class CaptionProjection(nn.Module):
+    """Text-encoder states to the transformer's width."""
+
+    def __init__(self, text_width: int, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(text_width, eps=1e-5)
+        self.mlp = SwiGLU(text_width, 4 * width, width)
+
+    def forward(self, states: Float[Tensor, "batch length text"]) -> Float[Tensor, "batch length width"]:
+        projected: Tensor = self.mlp(self.norm(states.to(self.norm.weight.dtype)))
+        return projected
+
+
+class AttentionProcessor:
+    """Scaled dot-product attention through diffusers' dispatcher, so that `set_attention_backend` works."""
+
+    _attention_backend = None
+    _parallel_config = None
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        if mask is not None:  # (batch, length) -> (batch, 1, 1, length)
+            mask = mask[:, None, None, :]
+        answer: Tensor = dispatch_attention_fn(
+            q, k, v, attn_mask=mask, backend=self._attention_backend, parallel_config=self._parallel_config
+        )
+        return answer.flatten(2)
+
+
+class _Attention(nn.Module, AttentionModuleMixin):
+    _default_processor_cls = AttentionProcessor
+    _available_processors = [AttentionProcessor]
+    _supports_qkv_fusion = False
+
+    def __init__(self, width: int, heads: int, qk_norm: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(width, width)
+        self.to_k = nn.Linear(width, width)
+        self.to_v = nn.Linear(width, width)
+        self.to_out = nn.Linear(width, width)
+        norm = (lambda: nn.LayerNorm(width // heads, eps=1e-5)) if qk_norm else nn.Identity
+        self.norm_q, self.norm_k = norm(), norm()
+        self.set_processor(AttentionProcessor())
+
+    def split(self, x: Tensor) -> Float[Tensor, "batch tokens heads head_dim"]:
+        return x.unflatten(-1, (self.heads, -1))
+
+
+class IntervalAttention(_Attention):
+    """Self-attention whose queries, keys and values also depend on the interval (section 4.1)."""
+
+    def __init__(self, width: int, heads: int, qk_norm: bool, interval_aware: bool) -> None:
+        super().__init__(width, heads, qk_norm)
+        self.interval_qkv = nn.Linear(width, 3 * width, bias=False) if interval_aware else None
+
+    def forward(self, x: Tokens, interval: Vector, angles: Tensor) -> Tokens:
+        q, k, v = self.to_q(x), self.to_k(x), self.to_v(x)  # 3 x (B, N, D)
+        if self.interval_qkv is not None:
+            dq, dk, dv = self.interval_qkv(interval.to(x.dtype))[:, None].chunk(3, dim=-1)  # 3 x (B, 1, D)
+            q, k, v = q + dq, k + dk, v + dv
+        q, k, v = (self.split(part) for part in (q, k, v))  # 3 x (B, N, heads, head_dim)
+        q, k = rotate(self.norm_q(q), angles).to(v.dtype), rotate(self.norm_k(k), angles).to(v.dtype)
+        out: Tensor = self.to_out(self.processor(q, k, v))
+        return out
+
+
+class CaptionAttention(_Attention):
+    """Cross-attention to the caption. Queries are normalised and turned, keys only normalised."""
+
+    def keys_values(self, caption: Tokens) -> tuple[Tensor, Tensor]:
+        k, v = self.split(self.to_k(caption)), self.split(self.to_v(caption))
+        return self.norm_k(k).to(v.dtype), v
+
+    def forward(self, x: Tokens, k: Tensor, v: Tensor, mask: Mask | None, angles: Tensor) -> Tokens:
+        q = rotate(self.norm_q(self.split(self.to_q(x))), angles).to(v.dtype)
+        out: Tensor = self.to_out(self.processor(q, k, v, mask))
+        return out
+
+
+def modulate(x: Tokens, shift: Vector, scale: Vector) -> Tokens:
+    return x * (1 + scale[:, None]) + shift[:, None]
+
+
+class TransitionBlock(nn.Module):
+    """Self-attention, attention to the caption if there is one, and SwiGLU, each shifted, scaled and gated."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        hidden: int,
+        rank: int,
+        text: bool,
+        interval_aware: bool,
+        qk_norm: bool,
+    ) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.attn = IntervalAttention(width, heads, qk_norm, interval_aware)
+        self.caption_attn = CaptionAttention(width, heads, qk_norm) if text else None
+        self.mlp = SwiGLU(width, hidden, width)
+        self.modulation = SwiGLU(width, rank, (9 if text else 6) * width, Float32Linear)
+
+    def forward(
+        self,
+        x: Tokens,
+        c: Vector,
+        interval: Vector,
+        angles: Tensor,
+        keys: Tensor | None = None,
+        values: Tensor | None = None,
+        mask: Mask | None = None,
+    ) -> Tokens:
+        dtype = self.mlp.gate.weight.dtype  # the stream x and its modulation stay in float32
+        parts = self.modulation(c).chunk(9 if self.caption_attn is not None else 6, dim=-1)  # (B, D) each
+        shift, scale, gate = parts[:3]
+        x = x + gate[:, None] * self.attn(modulate(self.norm(x), shift, scale).to(dtype), interval, angles)
+        if self.caption_attn is not None:
+            assert keys is not None and values is not None
+            shift, scale, gate = parts[3:6]
+            y = modulate(self.norm(x), shift, scale).to(dtype)
+            x = x + gate[:, None] * self.caption_attn(y, keys, values, mask, angles)
+        shift, scale, gate = parts[-3:]
+        return x + gate[:, None] * self.mlp(modulate(self.norm(x), shift, scale).to(dtype))
+
+
+class FinalLayer(nn.Module):
+    """Norm, modulation and the map to pixels of a patch, in float32."""
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.modulation = SwiGLU(width, width // 2, 2 * width, Float32Linear)
+        self.linear = Float32Linear(width, out)
+
+    def forward(self, x: Tokens, c: Vector) -> Float[Tensor, "batch tokens out"]:
+        shift, scale = self.modulation(c).chunk(2, dim=-1)
+        out: Tensor = self.linear(modulate(self.norm(x), shift, scale))
+        return out
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Model
+
+
+@dataclass(frozen=True)
+class EncodedCaption:
+    """Keys and values of every block for one batch of captions: what does not change from step to step."""
+
+    keys: tuple[Tensor, ...]  # (batch, length, heads, head_dim) a block
+    values: tuple[Tensor, ...]
+    mask: Tensor | None
+
+
+class TransitionTransformer2DModel(
+    ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin, FromOriginalModelMixin, CacheMixin
+):
+    """f(x_t, t, r, condition): predicts, in the transport's F space, the jump from time t to time r.
+
+    Give either `text_width` (captions) or `num_classes` (labels).
+
+    Args:
+        in_channels: channels of a latent.
+        patch_size: latent pixels along one side of a token.
+        sample_size: latent side the model was trained at; informative.
+        hidden_size, depth, num_heads, mlp_ratio: sizes.
+        text_width: width of the text encoder's states.
+        num_classes, class_dropout_prob: labels run from 0 to num_classes - 1, and num_classes is the null label,
+            which exists when class_dropout_prob > 0.
+        modulation_rank: width of the modulation bottleneck; (hidden_size // 4) * 3 when None.
+        interval_condition: what the second time embedding sees. Of several, all but the last go through the first
+            embedding and they are summed.
+        shared_time_embedder: whether both embeddings are one.
+        interval_attention: whether queries, keys and values depend on the interval.
+        qk_norm: layer norm of queries and keys.
+        rope_grid: `row_major`, or `reference` for released weights (`anystep.models.rotary.positions`).
+        mask_text: whether padding of captions is masked; released weights attend to it.
+        encoder_depth, projector_dim, z_dim: representation alignment: after block `encoder_depth`, a projector to
+            `z_dim`; none when z_dim is 0. It runs only with `return_features`.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["TransitionBlock"]
+    _repeated_blocks = ["TransitionBlock"]
+    _skip_layerwise_casting_patterns = ["patch_embed", "time_embed", "interval_embed", "norm", "modulation"]
+    _keep_in_fp32_modules = ["time_embed", "interval_embed", "patch_embed", "modulation", "final_layer"]
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 4,
+        patch_size: int = 2,
+        sample_size: int = 32,
+        hidden_size: int = 1152,
+        depth: int = 28,
+        num_heads: int = 16,
+        mlp_ratio: float = 4.0,
+        text_width: int | None = None,
+        num_classes: int | None = None,
+        class_dropout_prob: float = 0.1,
+        modulation_rank: int | None = None,
+        interval_condition: IntervalCondition = "t-r",
+        shared_time_embedder: bool = False,
+        interval_attention: bool = True,
+        qk_norm: bool = True,
+        rope_grid: RotaryGrid = "row_major",
+        mask_text: bool = True,
+        encoder_depth: int = 8,
+        projector_dim: int = 2048,
+        z_dim: int = 0,
+    ) -> None:
+        super().__init__()
+        if (text_width is None) == (num_classes is None):
+            raise ValueError(f"give one of text_width and num_classes, got {text_width} and {num_classes}")
+        if hidden_size % num_heads or (hidden_size // num_heads) % 4:
+            raise ValueError(f"hidden_size {hidden_size} / num_heads {num_heads} must be a multiple of 4")
+        if interval_condition not in get_args(IntervalCondition):
+            raise ValueError(f"unknown interval_condition {interval_condition!r}: {get_args(IntervalCondition)}")
+        width = hidden_size
+        rank = width // 4 * 3 if modulation_rank is None else modulation_rank
+        self.gradient_checkpointing = False
+
+        self.patch_embed = Float32Linear(in_channels * patch_size**2, width)
+        self.time_embed = TimeEmbedding(width)
+        self.interval_embed = None if shared_time_embedder else TimeEmbedding(width)
+        self.caption_projection = CaptionProjection(text_width, width) if text_width is not None else None
+        self.class_embed = (
+            nn.Embedding(num_classes + int(class_dropout_prob > 0), width) if num_classes is not None else None
+        )
+        hidden = int(width * mlp_ratio) * 2 // 3
+        self.blocks = nn.ModuleList(
+            TransitionBlock(width, num_heads, hidden, rank, text_width is not None, interval_attention, qk_norm)
+            for _ in range(depth)
+        )
+        self.final_layer = FinalLayer(width, in_channels * patch_size**2)
+        self.projector = (
+            nn.Sequential(
+                nn.Linear(width, projector_dim), nn.SiLU(),
+                nn.Linear(projector_dim, projector_dim), nn.SiLU(),
+                nn.Linear(projector_dim, z_dim),
+            ) if z_dim else None
+        )  # fmt: skip
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        small = [self.time_embed, self.interval_embed, self.caption_projection, self.class_embed]
+        for module in (part for whole in small if whole is not None for part in whole.modules()):
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+        # blocks start as the identity and the prediction at zero
+        for linear in [*(block.modulation.down for block in self.blocks), self.final_layer.modulation.down,
+                       self.final_layer.linear]:  # fmt: skip
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    @property
+    def null_label(self) -> int:
+        """The label that stands for no class."""
+        if not self.config.num_classes or not self.config.class_dropout_prob:
+            raise ValueError("this network has no null label: num_classes is None or class_dropout_prob is 0")
+        return int(self.config.num_classes)
+
+    def encode_condition(
+        self, condition: Float[Tensor, "batch length text"] | Int[Tensor, " batch"], condition_mask: Mask | None = None
+    ) -> EncodedCaption | Tensor:
+        """The part of the work that depends on the condition alone; `forward` takes the answer in its place.
+
+        Captions become the keys and values of every block; labels are returned as they are.
+        """
+        if self.caption_projection is None:
+            return condition
+        # without affine, so that this is the same in every block
+        caption = functional.layer_norm(self.caption_projection(condition), (self.config.hidden_size,), eps=1e-6)
+        pairs = [block.caption_attn.keys_values(caption) for block in self.blocks]  # type: ignore[union-attr, operator]
+        mask = condition_mask if self.config.mask_text else None
+        return EncodedCaption(tuple(k for k, _ in pairs), tuple(v for _, v in pairs), mask)
+
+    def embed_times(self, t: Tensor, r: Tensor) -> tuple[Vector, Vector]:
+        """(emb(t), emb(interval))."""
+        second = self.time_embed if self.interval_embed is None else self.interval_embed
+        seen = {"t": t, "r": r, "t-r": t - r}
+        names = self.config.interval_condition.split(",")
+        interval = second(seen[names[-1]])
+        for name in names[:-1]:
+            interval = interval + self.time_embed(seen[name])
+        return self.time_embed(t), interval
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch channels height width"],
+        t: Float[Tensor, " batch"],
+        r: Float[Tensor, " batch"],
+        condition: Tensor | EncodedCaption,
+        condition_mask: Mask | None = None,
+        return_features: bool = False,
+    ) -> Any:
+        """The prediction F, shaped as x, float32.
+
+        Args:
+            x: latents at time t; both sides multiples of `patch_size`.
+            t, r: network times of source and target, float32.
+            condition: (batch, length, text_width) text states, (batch,) labels, or what `encode_condition` gave.
+            condition_mask: (batch, length), true where `condition` is text and not padding.
+            return_features: also return the projector's output (batch, tokens, z_dim) after block `encoder_depth`.
+        """
+        if not isinstance(condition, EncodedCaption):
+            condition = self.encode_condition(condition, condition_mask)
+        patch = self.config.patch_size
+        rows, columns = x.shape[-2] // patch, x.shape[-1] // patch
+
+        tokens = functional.pixel_unshuffle(x.float(), patch).flatten(2).transpose(1, 2)  # (B, N, C patch^2)
+        tokens = self.patch_embed(tokens)  # (B, N, D)
+        time, interval = self.embed_times(t, r)  # (B, D) each
+        c = time + interval
+        if self.class_embed is not None:
+            c = c + self.class_embed(condition)
+        angles = rotary_angles(
+            rows, columns, self.config.hidden_size // self.config.num_heads, self.config.rope_grid, x.device
+        )  # (N, head_dim / 2)
+
+        features = None
+        for index, block in enumerate(self.blocks):
+            caption: tuple[Any, ...] = ()
+            if isinstance(condition, EncodedCaption):
+                caption = (condition.keys[index], condition.values[index], condition.mask)
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                tokens = self._gradient_checkpointing_func(block, tokens, c, interval, angles, *caption)
+            else:
+                tokens = block(tokens, c, interval, angles, *caption)  # (B, N, D)
+            if return_features and index + 1 == self.config.encoder_depth:
+                if self.projector is None:
+                    raise ValueError("return_features needs a projector: z_dim is 0")
+                features = self.projector(tokens.to(self.projector[0].weight.dtype))  # (B, N, z_dim)
+
+        out = self.final_layer(tokens, c)  # (B, N, patch^2 C)
+        out = out.unflatten(1, (rows, columns)).unflatten(-1, (patch, patch, -1))  # (B, H, W, p, p, C)
+        out = out.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)  # (B, C, H p, W p)
+        return (out, features) if return_features else out
+
+
+# what saved folders name, and what survives a move of this file
+TransitionTransformer2DModel.__module__ = "anystep"

@@ -1,0 +1,313 @@
+"""The training objective: the state transition identity, its derivative estimators, weights and loss.
+
+Equations are those of Transition Models (TiM, arXiv 2509.04394). A network is any callable
+`network(x, t, r, condition, condition_mask=None)`; inside this file it is seen through an `Evaluation`, which binds the
+condition and translates times.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as functional
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from anystep.transport import Sample, Times, Transport, expand
+
+WeightKind = Literal["sqrt", "constant", "reciprocal", "square", "soft_min_snr"]
+DerivativeKind = Literal["central", "forward_mode", "one_sided"]
+Rows = Int[Tensor, " rows"]
+# evaluate(x_t, t, r, rows) -> F, where rows[i] says which sample of the batch x_t[i] belongs to
+Evaluation = Callable[[Tensor, Tensor, Tensor, Rows], Tensor]
+# estimate(evaluate, transport, x, z, t, r, rows, value) -> df/dt, where value is f(x_t, t, r)
+Derivative = Callable[[Evaluation, Transport, Tensor, Tensor, Tensor, Tensor, Rows, Tensor], Tensor]
+
+# A central difference carries the rounding of two network evaluations divided by 2 eps, so the step that balances it
+# against truncation grows with the unit roundoff of the forward passes.
+EPS = {torch.float64: 0.005, torch.float32: 0.005, torch.float16: 0.02, torch.bfloat16: 0.05}
+
+
+def derivative(kind: DerivativeKind = "central", eps: float | None = None) -> Derivative:
+    """An estimator of df/dt, the total derivative of f(x_t, t, r) along x_t = alpha x + sigma z at fixed r.
+
+    Args:
+        kind: `central` is the differential derivation equation (DDE, eq. 13): two forwards, batched as one.
+            `one_sided` reuses the value at t and costs one forward. `forward_mode` is exact (`torch.func.jvp`),
+            needs the plain attention kernel, and does not run through DistributedDataParallel.
+        eps: half the width of the finite difference in units of t; by default 0.005 for float32 forwards and 0.05
+            for bfloat16 ones. Evaluation times are kept inside [t_min, t_max].
+
+    All run without gradient and only through ordinary forwards of the network they are given, wrapped or not.
+    """
+    if kind not in get_args(DerivativeKind):
+        raise ValueError(f"unknown derivative {kind!r}: choose one of {', '.join(get_args(DerivativeKind))}")
+    if eps is not None and not eps > 0:
+        raise ValueError(f"eps must be positive, got {eps}")
+
+    def step(dtype: torch.dtype) -> float:
+        return EPS[dtype] if eps is None else eps
+
+    @torch.no_grad()
+    def central(
+        evaluate: Evaluation, transport: Transport, x: Sample, z: Sample, t: Times, r: Times, rows: Rows, value: Sample
+    ) -> Sample:
+        h = step(forward_dtype(value))
+        later, earlier = (t + h).clamp(max=transport.t_max), (t - h).clamp(min=transport.t_min)
+        times = torch.cat([later, earlier])
+        points = transport.path(torch.cat([x, x]), torch.cat([z, z]), times)
+        ahead, behind = evaluate(points, times, torch.cat([r, r]), torch.cat([rows, rows])).chunk(2)
+        return (ahead - behind) / expand(later - earlier, ahead)
+
+    @torch.no_grad()
+    def one_sided(
+        evaluate: Evaluation, transport: Transport, x: Sample, z: Sample, t: Times, r: Times, rows: Rows, value: Sample
+    ) -> Sample:
+        h = step(forward_dtype(value))
+        other = torch.where(t - h >= transport.t_min, t - h, t + h)
+        there = evaluate(transport.path(x, z, other), other, r, rows)
+        return (value.detach() - there) / expand(t - other, there)
+
+    @torch.no_grad()
+    def forward_mode(
+        evaluate: Evaluation, transport: Transport, x: Sample, z: Sample, t: Times, r: Times, rows: Rows, value: Sample
+    ) -> Sample:
+        def along_path(time: Tensor) -> Tensor:
+            return evaluate(transport.path(x, z, time), time, r, rows)
+
+        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no forward-mode rule
+            tangent: Tensor = torch.func.jvp(along_path, (t,), (torch.ones_like(t),))[1]
+        return tangent
+
+    return {"central": central, "one_sided": one_sided, "forward_mode": forward_mode}[kind]
+
+
+def forward_dtype(value: Tensor) -> torch.dtype:
+    """The precision the network computes in: autocast's where it is on, else that of its output."""
+    device = value.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else value.dtype
+
+
+def interval_weight(
+    transport: Transport, t: Times, r: Times, kind: WeightKind = "sqrt", tangent: bool = True
+) -> Times:
+    """w(t, r), which favours short intervals (eq. 15 and table 12); 1 where t = r.
+
+    With d = tan t - tan r (or t - r without `tangent`) and s = sigma_data: `sqrt` is (s + d)^(-1/2), `reciprocal`
+    1/(s + d), `square` 1/(s + d)^2, `soft_min_snr` 1/(s^2 + d^2), `constant` 1.
+    """
+    if kind not in get_args(WeightKind):
+        raise ValueError(f"unknown interval weight {kind!r}: choose one of {', '.join(get_args(WeightKind))}")
+    s = transport.sigma_data
+    d = t.tan() - r.tan() if tangent else t - r
+    weight = {
+        "sqrt": lambda: (s + d).rsqrt(),
+        "constant": lambda: torch.ones_like(t),
+        "reciprocal": lambda: 1 / (s + d),
+        "square": lambda: 1 / (s + d).square(),
+        "soft_min_snr": lambda: 1 / (s**2 + d.square()),
+    }[kind]()
+    return torch.where(t == r, torch.ones_like(t), weight)
+
+
+@dataclass(frozen=True)
+class ModelGuidance:
+    """Guidance trained into the model (eq. 17 and section 4.2), written in F space so that it serves every transport.
+
+    Inside `t in [start, end]`: F <- w_gt F + w_cond f_ema(x_t, t, t, c) + (1 - w_gt - w_cond) f_ema(x_t, t, t, null).
+    """
+
+    w_gt: float = 1.0
+    w_cond: float = 0.75
+    start: float = 0.3
+    end: float = 0.8
+
+    @torch.no_grad()
+    def __call__(self, F: Sample, t: Times, conditional: Sample, null: Sample) -> Sample:
+        guided = self.w_gt * F + self.w_cond * conditional + (1 - self.w_gt - self.w_cond) * null
+        return torch.where(expand((t >= self.start) & (t <= self.end), F).bool(), guided, F)
+
+
+@dataclass
+class LossRecord:
+    """What one evaluation of the objective says. Only `loss` carries gradient.
+
+    Attributes:
+        loss: scalar to minimise: the weighted mean over finite samples, plus the alignment term.
+        denoising: unweighted mean of `residual` over finite samples.
+        residual: (batch,) unweighted loss of each sample, NaN where it is not finite.
+        t, r: (batch,) the times that were used.
+        derivative_norm: root mean square of df/dt over the samples with t > r; 0 without any.
+        alignment: the representation-alignment term before its coefficient; 0 without one.
+        nonfinite: indices of the samples that were left out.
+        evaluations: network evaluations spent, in samples, those without gradient counted too.
+    """
+
+    loss: Tensor
+    denoising: Tensor
+    residual: Tensor
+    t: Tensor
+    r: Tensor
+    derivative_norm: Tensor
+    alignment: Tensor
+    nonfinite: list[int] = field(default_factory=list)
+    evaluations: int = 0
+
+
+@dataclass
+class TransitionObjective:
+    """Turns `(network, x, condition, generator)` into a `LossRecord` (algorithm 1).
+
+    Args:
+        transport: the path.
+        estimate: df/dt, from `derivative(...)`.
+        diffusion_share: probability that a sample has r = t (plain diffusion).
+        consistency_share: probability that a sample has r = t_min (a consistency model).
+        weight, tangent: `interval_weight`'s.
+        adaptive: whether to divide each sample's loss by itself (stop-gradient, + 1e-5).
+        direction: whether to add the cosine distance along channels.
+        guidance: model guidance in the target; needs `ema_network` and `null_condition`.
+        alignment: coefficient of the representation-alignment term (REPA, arXiv 2410.06940); used when the call gets
+            `features`.
+    """
+
+    transport: Transport
+    estimate: Derivative = field(default_factory=derivative)
+    diffusion_share: float = 0.5
+    consistency_share: float = 0.1
+    weight: WeightKind = "sqrt"
+    tangent: bool = True
+    adaptive: bool = True
+    direction: bool = True
+    guidance: ModelGuidance | None = None
+    alignment: float = 1.0
+
+    def draw_times(self, count: int, generator: torch.Generator | None = None) -> tuple[Times, Times]:
+        """(t, r) for each sample on its own, so that the shares hold at batch size 1 too."""
+        first = self.transport.draw_times(count, generator)
+        second = self.transport.draw_times(count, generator)
+        category = torch.rand(count, generator=generator)
+        t, r = torch.maximum(first, second), torch.minimum(first, second)
+        r = torch.where(category >= 1 - self.consistency_share, torch.full_like(r, self.transport.t_min), r)
+        return t, torch.where(category < self.diffusion_share, t, r)
+
+    def __call__(
+        self, network: Any, x: Sample, condition: Any, generator: torch.Generator | None = None, **extra: Any
+    ) -> LossRecord:
+        """Draw times and noise from a CPU generator and evaluate; `extra` goes to `evaluate`."""
+        t, r = self.draw_times(len(x), generator)
+        z = torch.randn(x.shape, generator=generator)
+        return self.evaluate(network, x, z.to(x), t.to(x.device), r.to(x.device), condition, **extra)
+
+    def evaluate(
+        self,
+        network: Any,
+        x: Sample,
+        z: Sample,
+        t: Times,
+        r: Times,
+        condition: Tensor,
+        condition_mask: Tensor | None = None,
+        null_condition: Tensor | None = None,
+        null_mask: Tensor | None = None,
+        ema_network: Any = None,
+        features: Float[Tensor, "batch tokens width"] | None = None,
+    ) -> LossRecord:
+        """The loss at given draws. `condition` and its mask have one row a sample, `null_condition` too."""
+        transport, evaluations = self.transport, len(x)
+        valid = x.flatten(1).isfinite().all(1)
+        x = torch.where(expand(valid, x).bool(), x, 0.0)
+        x_t = transport.path(x, z, t)
+
+        tokens: Tensor | None = None
+        if features is None:
+            f = bind(network, transport, condition, condition_mask)(x_t, t, r, torch.arange(len(x), device=x.device))
+        else:
+            f, tokens = network(
+                x_t, transport.network_time(t), transport.network_time(r), condition, condition_mask,
+                return_features=True,
+            )  # fmt: skip
+
+        # df/dt multiplies B, which is 0 at t = r: those samples need no derivative
+        slope = torch.zeros_like(f)
+        moving = (t > r).nonzero().squeeze(1)
+        if len(moving):
+            evaluate = bind(network, transport, condition, condition_mask)
+            at = (x[moving], z[moving], t[moving], r[moving])
+            slope[moving] = self.estimate(evaluate, transport, *at, moving, f[moving]).to(slope)
+            evaluations += {"central": 2, "one_sided": 1, "forward_mode": 2}[self.estimate.__name__] * len(moving)
+
+        F = transport.prediction(x, z, t)
+        if self.guidance is not None:
+            if ema_network is None or null_condition is None:
+                raise ValueError("model guidance needs ema_network and null_condition")
+            with torch.no_grad():
+                rows = torch.arange(len(x), device=x.device)
+                conditional = bind(ema_network, transport, condition, condition_mask)(x_t, t, t, rows)
+                null = bind(ema_network, transport, null_condition, null_mask)(x_t, t, t, rows)
+                F = self.guidance(F, t, conditional, null)
+            evaluations += 2 * len(x)
+        with torch.no_grad():
+            target = transport.target(x, z, t, r, slope, F).to(f)
+            valid = valid & target.flatten(1).isfinite().all(1) & f.flatten(1).isfinite().all(1)
+            target = torch.where(expand(valid, target).bool(), target, f)
+
+        residual = (f - target).square().flatten(1).mean(1)
+        if self.direction:
+            residual = residual + (1 - functional.cosine_similarity(f, target, dim=1)).flatten(1).mean(1)
+        weight = interval_weight(transport, t, r, self.weight, self.tangent)
+        if self.adaptive:
+            weight = weight / (residual.detach() + 1e-5)
+        count = valid.sum().clamp(min=1)
+        loss = torch.where(valid, weight * residual, 0.0).sum() / count
+        denoising = torch.where(valid, residual.detach(), 0.0).sum() / count
+
+        alignment = torch.zeros((), device=x.device)
+        if tokens is not None and features is not None:
+            distance = (1 - functional.cosine_similarity(tokens, features.to(tokens), dim=-1)).mean(1)
+            alignment = torch.where(valid, distance, 0.0).sum() / count
+            loss = loss + self.alignment * alignment
+        return LossRecord(
+            loss=loss,
+            denoising=denoising,
+            residual=torch.where(valid, residual.detach(), torch.nan),
+            t=t,
+            r=r,
+            derivative_norm=slope[moving].square().mean().sqrt() if len(moving) else torch.zeros((), device=x.device),
+            alignment=alignment.detach(),
+            nonfinite=(~valid).nonzero().squeeze(1).tolist(),
+            evaluations=evaluations,
+        )
+
+
+def bind(network: Any, transport: Transport, condition: Tensor, mask: Tensor | None) -> Evaluation:
+    """The network with its condition bound and its times translated by the transport."""
+
+    def evaluate(x_t: Tensor, t: Tensor, r: Tensor, rows: Rows) -> Tensor:
+        times = (transport.network_time(t), transport.network_time(r))
+        f: Tensor = network(x_t, *times, condition[rows], None if mask is None else mask[rows])
+        return f
+
+    return evaluate
+
+
+def residual_by_bin(
+    transport: Transport, t: Times, r: Times, residual: Times, bins: int = 4
+) -> tuple[Float[Tensor, "bins bins"], Int[Tensor, "bins bins"]]:
+    """Sums and counts of the unweighted residual on a grid over (t, r).
+
+    The adaptive weight makes the loss itself flat, so this is what shows learning. Rows are t, columns r, from t_min
+    to t_max in equal parts of the network's time. Non-finite residuals are left out.
+    """
+    low, high = (transport.network_time(torch.tensor([end])).item() for end in (max(transport.t_min, 1e-6), transport.t_max))
+    place = [
+        ((transport.network_time(time.clamp(min=1e-6)) - low) / (high - low) * bins).long().clamp(0, bins - 1)
+        for time in (t, r)
+    ]
+    finite = residual.isfinite()
+    cell = (place[0] * bins + place[1])[finite]
+    sums = torch.zeros(bins * bins, device=t.device).index_add_(0, cell, residual[finite].float())
+    counts = torch.bincount(cell, minlength=bins * bins)
+    return sums.view(bins, bins), counts.view(bins, bins)

@@ -1,0 +1,1 @@
+"""diffusers pipelines: prompts to images in any number of steps."""

@@ -1,0 +1,33 @@
+"""What there is to know about a model and the machine."""
+
+from pathlib import Path
+from typing import Any
+
+from anystep.pipelines.load import Model, find
+
+
+def describe(model: Model) -> dict[str, Any]:
+    """Sizes, transport, trained shapes and licence, as plain values."""
+    pipeline = model.pipeline
+    transformer, scheduler, codec = pipeline.transformer, pipeline.scheduler, pipeline.latent_codec
+    folder = Path(find(model.name))
+    base = pipeline.base_size
+    return {
+        "model": model.name,
+        "folder": str(folder) if folder.exists() else None,
+        "license": pipeline.config.license,
+        "transformer_parameters": sum(p.numel() for p in transformer.parameters()),
+        "codec_parameters": sum(p.numel() for p in pipeline.codec.parameters()) if pipeline.codec is not None else 0,
+        "hidden_size": transformer.config.hidden_size,
+        "depth": transformer.config.depth,
+        "transport": scheduler.config.transport,
+        "trained_shapes": [f"{base}x{base}"],
+        "size_multiple": pipeline.size_multiple,
+        "tokens_at_base": (base // pipeline.size_multiple) ** 2,
+        "latent": f"{codec.channels} channels, factor {codec.factor}",
+        "text_encoder": pipeline.config.text_encoder_name or ("in the folder" if pipeline.text_encoder else None),
+        "classes": pipeline.config.class_names,
+        "default_guidance": pipeline.config.guidance_scale,
+        "device": str(pipeline.device),
+        "concepts": pipeline.config.concepts,
+    }

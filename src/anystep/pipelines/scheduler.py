@@ -1,0 +1,80 @@
+"""The any-step schedule and transition as a diffusers scheduler."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import ConfigMixin, SchedulerMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.utils import BaseOutput
+from torch import Tensor
+
+from anystep.sampling import resolution_shift, schedule
+from anystep.transport import make_transport
+
+
+@dataclass
+class TransitionSchedulerOutput(BaseOutput):
+    """`prev_sample` is the sample at `r_timestep`."""
+
+    prev_sample: Tensor
+
+
+class TransitionScheduler(SchedulerMixin, ConfigMixin):
+    """Times and transitions of a transport, with the calls of `FlowMapEulerDiscreteScheduler`.
+
+    For `ot_fm` the two are interchangeable; this one also serves the other transports and a time for every sample.
+    A timestep is `num_train_timesteps` times t.
+
+    Args:
+        transport, transport_options: of `make_transport`.
+        shift: of the schedule, at the base size and below.
+        base_size: side in pixels of the training base; larger areas shift the schedule further.
+    """
+
+    order = 1
+
+    @register_to_config
+    def __init__(
+        self,
+        transport: str = "ot_fm",
+        transport_options: dict[str, float] | None = None,
+        shift: float = 1.0,
+        base_size: int = 64,
+        num_train_timesteps: int = 1000,
+    ) -> None:
+        self.transport = make_transport(transport, **(transport_options or {}))
+        self.set_timesteps(num_train_timesteps)
+
+    def times(self, steps: int, height: int | None = None, width: int | None = None) -> Tensor:
+        """(steps + 1,) decreasing times t for an image of `height` x `width` pixels."""
+        base = int(self.config.base_size)
+        return schedule(
+            self.transport, steps, self.config.shift * resolution_shift(height or base, width or base, base)
+        )
+
+    def set_timesteps(
+        self, num_inference_steps: int, device: Any = None, height: int | None = None, width: int | None = None
+    ) -> None:
+        self.num_inference_steps = num_inference_steps
+        self.sigmas = self.times(num_inference_steps, height, width)
+        self.timesteps = (self.sigmas[:-1] * self.config.num_train_timesteps).to(device)
+
+    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
+        return sample
+
+    def step(
+        self, model_output: Tensor, timestep: Any, sample: Tensor, r_timestep: Any, return_dict: bool = True
+    ) -> TransitionSchedulerOutput | tuple[Tensor]:
+        """The transition from `timestep` to `r_timestep`: numbers, or tensors with one time a sample."""
+        t, r = (
+            (torch.as_tensor(time, dtype=torch.float32, device=sample.device) / self.config.num_train_timesteps)
+            .reshape(-1)
+            .expand(len(sample))
+            for time in (timestep, r_timestep)
+        )
+        previous = self.transport.transition(sample.float(), model_output.float(), t, r).to(sample.dtype)
+        return TransitionSchedulerOutput(prev_sample=previous) if return_dict else (previous,)
+
+
+TransitionScheduler.__module__ = "anystep"

@@ -1,0 +1,158 @@
+"""Schedules and the any-step sampler.
+
+One set of weights serves every number of steps: each step is one transition x_t -> x_r (arXiv 2509.04394, algorithm 2).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from anystep.transport import Sample, Transport
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What `sample` returns.
+
+    Attributes:
+        sample: the final sample, (batch, ...), float32.
+        steps: transitions made.
+        nfe: network evaluations for one image. A guided step costs 2.
+        trajectory: (steps + 1, batch, ...) from noise to sample, or None if it was not asked for.
+    """
+
+    sample: Tensor
+    steps: int
+    nfe: int
+    trajectory: Tensor | None = None
+
+
+class StopSampling(Exception):
+    """Raised by an `on_step` callback to end sampling where it stands."""
+
+
+def resolution_shift(height: int, width: int, base: int) -> float:
+    """s = sqrt(H W / base^2) for areas above the training base, else 1 (arXiv 2509.04394, section 4.1)."""
+    return max(1.0, math.sqrt(height * width) / base)
+
+
+def schedule(transport: Transport, steps: int, shift: float = 1.0) -> Float[Tensor, " times"]:
+    """`steps + 1` strictly decreasing times from t_max to t_min, uniform and then shifted.
+
+    The shift u -> s u / (1 + (s - 1) u) of the unit interval spends more steps near noise, as larger images need
+    (SD3, arXiv 2403.03206, eq. 23). Computed in float64 on the CPU, returned in float32, whatever the network's dtype.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    if not shift > 0:
+        raise ValueError(f"shift must be positive, got {shift}")
+    u = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    u = shift * u / (1 + (shift - 1) * u)
+    return (transport.t_min + (transport.t_max - transport.t_min) * u).float()
+
+
+def noise(shape: Sequence[int], seeds: Sequence[int]) -> Float[Tensor, "batch *shape"]:
+    """Standard normal noise, one CPU generator an image: a seed means the same noise on every device and in any batch.
+
+    Args:
+        shape: of one image.
+        seeds: one an image.
+    """
+    return torch.stack([torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+@torch.no_grad()
+def sample(
+    network: Any,
+    transport: Transport,
+    z: Sample,
+    condition: Any,
+    steps: int | Sequence[float] | Tensor,
+    *,
+    condition_mask: Tensor | None = None,
+    null_condition: Any = None,
+    null_mask: Tensor | None = None,
+    guidance: float = 1.0,
+    guidance_interval: tuple[float, float] | None = None,
+    shift: float = 1.0,
+    stochasticity: float = 0.0,
+    seeds: Sequence[int] | None = None,
+    return_trajectory: bool = False,
+    on_step: Callable[[int, float, Tensor], Tensor | None] | None = None,
+) -> Sampled:
+    """Carry noise to data in any number of transitions.
+
+    Args:
+        network: `network(x, t, r, condition, condition_mask)` -> F. If it has `encode_condition(condition, mask)`,
+            that is called once and its answer stands for the condition in every step.
+        z: (batch, ...) noise at t_max; scaled to the path there.
+        steps: a number of steps, or the decreasing times themselves.
+        null_condition, null_mask: the empty condition, one row a sample; needed where `guidance` is not 1.
+        guidance: g in F_null + g (F_cond - F_null).
+        guidance_interval: closed interval of t in which to guide; all of it by default.
+        stochasticity: 0 is deterministic. With c > 0 each step but the last jumps below its target r, to
+            r - c (r - t_min), and re-noises to r with fresh noise; 1 is multistep consistency sampling.
+        seeds: of the fresh noise, one an image.
+        on_step: called as `on_step(i, r, x_r)` after step i; a tensor it returns takes the place of x_r.
+            It may raise `StopSampling`.
+
+    Raises:
+        ValueError: a schedule that does not decrease, guidance without a null condition, stochasticity without seeds.
+    """
+    times = schedule(transport, steps, shift) if isinstance(steps, int) else torch.as_tensor(steps).float()
+    if len(times) < 2 or not bool((times[1:] < times[:-1]).all()):
+        raise ValueError(f"times must decrease and number at least two, got {times.tolist()}")
+    if guidance != 1.0 and null_condition is None:
+        raise ValueError(f"guidance {guidance} needs null_condition")
+    if not 0 <= stochasticity <= 1:
+        raise ValueError(f"stochasticity must be in [0, 1], got {stochasticity}")
+    if stochasticity and (seeds is None or len(seeds) != len(z)):
+        raise ValueError(f"stochastic sampling needs one seed an image, got {seeds}")
+    low, high = guidance_interval or (transport.t_min, transport.t_max)
+    guided = [guidance != 1.0 and low <= t <= high for t in times[:-1].tolist()]
+
+    encode = getattr(network, "encode_condition", lambda condition, mask: condition)
+    condition = encode(condition, condition_mask)
+    if any(guided):
+        null_condition = encode(null_condition, null_mask)
+    generators = [torch.Generator().manual_seed(seed ^ 0x5EED) for seed in seeds or []]
+
+    def evaluate(x: Tensor, t: Tensor, r: Tensor, condition: Any, mask: Tensor | None) -> Tensor:
+        answer: Tensor = network(x, transport.network_time(t), transport.network_time(r), condition, mask)
+        return answer.float()
+
+    batch, nfe, made = len(z), 0, 0
+    x = z.float() * transport.coefficients(times[:1]).sigma.item()
+    trajectory = [x]
+    for i, (now, goal) in enumerate(zip(times[:-1].tolist(), times[1:].tolist(), strict=True)):
+        last = i == len(times) - 2
+        landing = goal if last else goal - stochasticity * (goal - transport.t_min)
+        t, r = torch.full((batch,), now, device=z.device), torch.full((batch,), landing, device=z.device)
+        F = evaluate(x, t, r, condition, condition_mask)
+        nfe += 1
+        if guided[i]:
+            null = evaluate(x, t, r, null_condition, null_mask)
+            F = null + guidance * (F - null)
+            nfe += 1
+        made += 1
+        x = transport.transition(x, F, t, r)
+        if landing < goal:
+            fresh = torch.stack([torch.randn(x.shape[1:], generator=generator) for generator in generators])
+            x = transport.renoise(x, r, torch.full_like(r, goal), fresh.to(x))
+        stop = False
+        if on_step is not None:
+            try:
+                replaced = on_step(i, goal, x)
+                x = x if replaced is None else replaced
+            except StopSampling:
+                stop = True
+        if return_trajectory:
+            trajectory.append(x)
+        if stop:
+            break
+    return Sampled(x, made, nfe, torch.stack(trajectory) if return_trajectory else None)

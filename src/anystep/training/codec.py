@@ -1,0 +1,155 @@
+"""Training a small AutoencoderDC on images: L1 and squared error, no adversary, latents normalised at the end."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderDC
+from torch import Tensor, nn
+
+from anystep.codecs import AutoencoderCodec, load_codec
+from anystep.data.example import BrokenExample, Source
+from anystep.data.images import to_tensor
+from anystep.data.sources import open_source
+from anystep.errors import InputError
+from anystep.training.config import CodecRecipe
+from anystep.training.run import Progress, Run, batch_indices, interruptible, learning_rate, prepare, step_generator
+
+MEASURED = 256  # images on which PSNR and latent statistics are taken
+
+
+def build_autoencoder(recipe: CodecRecipe) -> AutoencoderDC:
+    """A fresh autoencoder whose residual blocks start as the identity, which makes it a linear codec to begin with."""
+    sizes = recipe.codec
+    if not len(sizes.widths) == len(sizes.encoder_depths) == len(sizes.decoder_depths):
+        raise InputError(f"codec.widths, encoder_depths and decoder_depths must be of one length, got {sizes}")
+    autoencoder = AutoencoderDC(
+        latent_channels=sizes.latent_channels,
+        encoder_block_out_channels=sizes.widths,
+        decoder_block_out_channels=sizes.widths,
+        encoder_layers_per_block=sizes.encoder_depths,
+        decoder_layers_per_block=sizes.decoder_depths,
+        encoder_qkv_multiscales=((),) * len(sizes.widths),
+        decoder_qkv_multiscales=((),) * len(sizes.widths),
+    )
+    for module in autoencoder.modules():
+        if type(module).__name__ == "ResBlock":
+            nn.init.zeros_(module.norm.weight)  # type: ignore[union-attr, arg-type]
+    return autoencoder
+
+
+def load_images(source: Source, indices: list[int], broken: dict[int, str]) -> Tensor:
+    """A batch in [-1, 1]; an unreadable image is noted in `broken` and its neighbour taken."""
+    images = []
+    for index in indices:
+        for candidate in range(index, index + len(source)):
+            place = candidate % len(source)
+            if place in broken:
+                continue
+            try:
+                images.append(to_tensor(source[place].image))
+                break
+            except BrokenExample as error:
+                broken[place] = str(error)
+        else:
+            raise InputError(f"no image could be read; the first failure: {next(iter(broken.values()))}")
+    return torch.stack(images)
+
+
+def psnr(images: Tensor, reconstruction: Tensor) -> float:
+    """Mean over images of 10 log10(range^2 / MSE), in decibels, both in [-1, 1] and the reconstruction clamped."""
+    error = (images - reconstruction.clamp(-1, 1)).square().flatten(1).mean(1)
+    return float((10 * torch.log10(4 / error)).mean())
+
+
+@torch.no_grad()
+def measure(autoencoder: AutoencoderDC, images: Tensor) -> float:
+    return psnr(images, torch.cat([autoencoder(part).sample for part in images.split(32)]))
+
+
+@torch.no_grad()
+def normalise(autoencoder: AutoencoderDC, images: Tensor) -> None:
+    """Write the per-channel mean and standard deviation of the latents into the config."""
+    latents = torch.cat([autoencoder.encode(part).latent for part in images.split(32)])
+    autoencoder.register_to_config(
+        latents_mean=latents.mean((0, 2, 3)).tolist(), latents_std=latents.std((0, 2, 3)).tolist()
+    )
+
+
+def train_codec(recipe: CodecRecipe, out: Path) -> dict[str, Any]:
+    """Train, resume or refine; `out/codec` holds the result in diffusers' layout. Returns the last log record."""
+    device = prepare(recipe.run)
+    source = open_source(recipe.data.source, recipe.data.size, **recipe.data.options)
+    held_out = source
+    if recipe.data.source == "builtin":
+        held_out = open_source("builtin", recipe.data.size, **{**recipe.data.options, "split": "held_out"})
+    broken: dict[int, str] = {}
+    spread = torch.linspace(0, len(held_out) - 1, min(MEASURED, len(held_out))).long().tolist()
+    judged = load_images(held_out, spread, {}).to(device)
+
+    if recipe.refine is None:
+        autoencoder = build_autoencoder(recipe).to(device)
+    else:
+        codec = load_codec(recipe.refine)
+        if not isinstance(codec, AutoencoderCodec):
+            raise InputError(f"refine {recipe.refine!r} is not an autoencoder")
+        autoencoder = codec.autoencoder.float().to(device)
+        autoencoder.requires_grad_(True).encoder.requires_grad_(False)
+    trained = [parameter for parameter in autoencoder.parameters() if parameter.requires_grad]
+    config, run = recipe.optimizer, Run(out, recipe)
+    optimizer = torch.optim.AdamW(
+        trained, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
+    )
+    start = 0
+    if (state := run.load(device)) is not None:
+        autoencoder.load_state_dict(state["autoencoder"])
+        optimizer.load_state_dict(state["optimizer"])
+        start = state["step"]
+
+    def save(step: int) -> None:
+        run.save(step, {"autoencoder": autoencoder.state_dict(), "optimizer": optimizer.state_dict()})
+
+    record: dict[str, Any] = {"step": start}
+    with interruptible() as interrupted, Progress(recipe.run.steps, start) as progress:
+        for step in range(start, recipe.run.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, step, recipe.run.steps)
+            generator = step_generator(recipe.run.seed, step)
+            images = load_images(source, batch_indices(len(source), recipe.run.batch_size, recipe.run.seed, step), broken)
+            mirrored = torch.rand(len(images), generator=generator) < 0.5
+            images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images).to(device)
+
+            latents = autoencoder.encode(images).latent
+            spread_of = latents.detach().std((0, 2, 3), keepdim=True)
+            noise = torch.randn(latents.shape, generator=generator).to(latents)
+            decoded = autoencoder.decode(latents + recipe.codec.noise * spread_of * noise).sample
+            loss = (decoded - images).abs().mean() + 2 * (decoded - images).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(trained, config.clip)
+            if norm.isfinite():
+                optimizer.step()
+
+            done, last = step + 1, step + 1 == recipe.run.steps or bool(interrupted)
+            shown = None
+            if done % recipe.run.log_every == 0 or last:
+                record = {"step": done, "loss": loss.item(), "psnr": measure(autoencoder, judged), "broken": len(broken)}
+                run.log({**record, "learning_rate": optimizer.param_groups[0]["lr"], "gradient_norm": norm.item()})
+                shown = {"loss": record["loss"], "PSNR": record["psnr"]}
+            progress.update(done, shown)
+            if done % recipe.run.checkpoint_every == 0 or last:
+                save(done)
+            if last:
+                break
+    if recipe.refine is None:
+        spread = torch.linspace(0, len(source) - 1, min(8 * MEASURED, len(source))).long().tolist()
+        normalise(autoencoder, load_images(source, spread, broken).to(device))
+    part = out / "codec.part"
+    autoencoder.save_pretrained(part)
+    for file in part.iterdir():
+        (out / "codec").mkdir(exist_ok=True)
+        file.replace(out / "codec" / file.name)
+    part.rmdir()
+    for reason in broken.values():
+        print(f"skipped {reason}")
+    return record

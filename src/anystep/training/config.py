@@ -1,0 +1,195 @@
+"""Recipes: typed, checked, read from YAML, overridden from the command line.
+
+A size, a default or a name is defined here once; a recipe file says what differs. Each recipe carries a `debug` section,
+merged over the rest by `--debug`, that makes it a laptop-size run.
+"""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import ValidationError
+
+from anystep.errors import InputError
+
+
+class Section(BaseModel):
+    """A part of a recipe: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(Section):
+    """Where examples come from: `builtin`, a folder of captioned images, `classes:FOLDER` or `idx:FOLDER`."""
+
+    source: str = "builtin"
+    size: PositiveInt = 64
+    vocabulary: Literal["everyday", "all"] = "all"
+    split: Literal["train", "held_out", "both"] = "train"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What `open_source` needs beyond the spec and the size."""
+        return {"vocabulary": self.vocabulary, "split": self.split} if self.source == "builtin" else {}
+
+
+class OptimizerConfig(Section):
+    """AdamW with linear warm-up and cosine decay to `final` of the peak learning rate."""
+
+    learning_rate: PositiveFloat = 2e-4
+    warmup: NonNegativeInt = 100
+    final: float = Field(1.0, ge=0, le=1)
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: NonNegativeFloat = 0.0
+    clip: PositiveFloat = 1.0
+
+
+class CodecModelConfig(Section):
+    """Sizes of an AutoencoderDC of convolutions alone, so that it can be tiled exactly."""
+
+    latent_channels: PositiveInt = 32
+    widths: tuple[PositiveInt, ...] = (32, 32, 64, 128)
+    encoder_depths: tuple[NonNegativeInt, ...] = (0, 1, 1, 1)
+    decoder_depths: tuple[NonNegativeInt, ...] = (0, 1, 2, 2)
+    # noise on the latents in training, as a share of their standard deviation: the decoder must bear a generator's errors
+    noise: NonNegativeFloat = 0.03
+
+
+class RunConfig(Section):
+    """How long, how often, and on what."""
+
+    steps: PositiveInt = 1000
+    batch_size: PositiveInt = 64
+    seed: NonNegativeInt = 0
+    device: str = "auto"
+    threads: PositiveInt | None = None
+    log_every: PositiveInt = 10
+    checkpoint_every: PositiveInt = 500
+    sample_every: NonNegativeInt = 1000
+    keep: PositiveInt = 2
+    tensorboard: bool = False
+
+
+class CodecRecipe(Section):
+    """`anystep train-codec`."""
+
+    data: DataConfig = DataConfig()
+    codec: CodecModelConfig = CodecModelConfig()
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-3, final=0.01)
+    run: RunConfig = RunConfig(batch_size=16, sample_every=0)
+    # continue from this autoencoder with its encoder frozen: its latents, and all trained on them, stay valid
+    refine: str | None = None
+
+
+class TransportConfig(Section):
+    name: Literal["ot_fm", "trigflow", "edm", "vp", "ve"] = "ot_fm"
+    options: dict[str, float] = {}
+
+
+class ObjectiveConfig(Section):
+    derivative: Literal["central", "forward_mode", "one_sided"] = "central"
+    eps: PositiveFloat | None = None
+    diffusion_share: float = Field(0.5, ge=0, le=1)
+    consistency_share: float = Field(0.1, ge=0, le=1)
+    weight: Literal["sqrt", "constant", "reciprocal", "square", "soft_min_snr"] = "sqrt"
+    tangent: bool = True
+    adaptive: bool = True
+    direction: bool = True
+    # share of the run, at its start, that is plain diffusion (t = r for every sample)
+    diffusion_phase: float = Field(0.0, ge=0, le=1)
+    # model guidance in the target, from the EMA network; none when null
+    guidance: dict[Literal["w_gt", "w_cond", "start", "end"], float] | None = None
+
+
+class ModelConfig(Section):
+    """A preset and what differs from it."""
+
+    preset: str = "t2i-emoji"
+    options: dict[str, Any] = {}
+    codec: str = "builtin"
+    text_encoder: str = "builtin"
+    gradient_checkpointing: bool = False
+
+
+class Recipe(Section):
+    """`anystep train`."""
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    transport: TransportConfig = TransportConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    run: RunConfig = RunConfig()
+    condition_dropout: float = Field(0.1, ge=0, le=1)
+    ema_decay: float = Field(0.9995, ge=0, lt=1)
+    # numbers of steps and captions (or class indices) of the sample grids
+    sample_steps: tuple[PositiveInt, ...] = (1, 2, 4, 8)
+    sample_prompts: tuple[str, ...] = ()
+    guidance: PositiveFloat = 1.5
+
+
+R = TypeVar("R", CodecRecipe, Recipe)
+
+
+def load_recipe(path: str | Path, kind: type[R], overrides: Sequence[str] = (), debug: bool = False) -> R:
+    """A checked recipe from a YAML file, its `debug` section if asked for, and `--section.key value` overrides.
+
+    Raises:
+        InputError: in one line: a missing file, a key that does not exist (with the nearest that does), a wrong type.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text("utf-8")) or {}
+    except OSError as error:
+        raise InputError(f"cannot read recipe {str(path)!r}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"recipe {str(path)!r} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"recipe {str(path)!r} must be a mapping of sections, got {type(content).__name__}")
+    laptop = content.pop("debug", None)
+    if debug:
+        if laptop is None:
+            raise InputError(f"recipe {str(path)!r} has no debug section")
+        content = _merged(content, laptop)
+    for key, value in _pairs(overrides):
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        content = _merged(content, value)
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise InputError(f"recipe {str(path)!r}: " + "; ".join(_explain(kind, e) for e in error.errors())) from None
+
+
+def _pairs(overrides: Sequence[str]) -> list[tuple[str, Any]]:
+    words = [part for word in overrides for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    if len(words) % 2 or any(not word.startswith("--") for word in words[::2]):
+        raise InputError(f"expected --section.key value pairs, got {' '.join(overrides)!r}")
+    return [(key[2:].replace("-", "_"), yaml.safe_load(value)) for key, value in zip(words[::2], words[1::2], strict=True)]
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    both = dict(base)
+    for key, value in over.items():
+        nested = isinstance(value, dict) and isinstance(both.get(key), dict)
+        both[key] = _merged(both[key], value) if nested else value
+    return both
+
+
+def _explain(kind: type[BaseModel], error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] != "extra_forbidden":
+        return f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
+    section: Any = kind
+    for part in error["loc"][:-1]:
+        section = section.model_fields[part].annotation
+    known = list(section.model_fields)
+    near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+    return f"unknown key {where}" + (f", did you mean {near[0]}?" if near else f"; known are {', '.join(known)}")
+
+
+def dump(recipe: Section) -> str:
+    """The recipe as YAML that `load_recipe` reads back."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)

@@ -1,0 +1,220 @@
+"""What every training run shares: its folder, checkpoints, log, clock, device, batch order and clean interruption."""
+
+import json
+import math
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import yaml
+
+from anystep.device import pick_device
+from anystep.errors import InputError
+from anystep.training.config import CodecRecipe, OptimizerConfig, Recipe, RunConfig, dump
+
+# what may change between the two halves of a resumed run without changing what is learned
+FREE_TO_CHANGE = {"steps", "device", "threads", "log_every", "checkpoint_every", "sample_every", "keep", "tensorboard"}
+
+
+def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
+    """Linear warm-up, then a cosine to `final` of the peak."""
+    if step < config.warmup:
+        return config.learning_rate * (step + 1) / config.warmup
+    progress = min(1.0, (step - config.warmup) / max(1, steps - config.warmup))
+    return config.learning_rate * (config.final + (1 - config.final) * (1 + math.cos(math.pi * progress)) / 2)
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """The CPU generator of one step, so that resuming needs no generator state."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + step)
+
+
+def batch_indices(count: int, batch_size: int, seed: int, step: int) -> list[int]:
+    """Which samples step `step` sees: consecutive slices of one shuffle an epoch, wrapping over epoch ends."""
+    first = step * batch_size
+    indices: list[int] = []
+    while len(indices) < batch_size:
+        epoch, offset = divmod(first + len(indices), count)
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 7_919 + epoch))
+        indices += order[offset : offset + batch_size - len(indices)].tolist()
+    return indices
+
+
+class Run:
+    """A run folder: `config.yaml`, `env.json`, `metrics.jsonl`, `checkpoints/step-N.pt`, `samples/`.
+
+    Opening it on a folder that holds the same recipe resumes; on another recipe it is an InputError.
+    """
+
+    def __init__(self, folder: Path, recipe: Recipe | CodecRecipe) -> None:
+        self.folder, self.config = folder, recipe.run
+        try:
+            (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+            (folder / "samples").mkdir(exist_ok=True)
+            self._agree(recipe)
+            write_text(folder / "config.yaml", dump(recipe))
+            write_text(folder / "env.json", json.dumps(environment(), indent=1))
+        except OSError as error:
+            raise InputError(f"cannot write run folder {str(folder)!r}: {error.strerror}") from None
+        self._board: Any = None
+        if self.config.tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise InputError("run.tensorboard needs tensorboard: pip install tensorboard") from None
+            self._board = SummaryWriter(str(folder / "tensorboard"))
+
+    def _agree(self, recipe: Recipe | CodecRecipe) -> None:
+        path = self.folder / "config.yaml"
+        if not path.exists():
+            return
+        there, here = (
+            {key: value for key, value in _flat(content) if key.split(".")[-1] not in FREE_TO_CHANGE or key[:4] != "run."}
+            for content in (yaml.safe_load(path.read_text("utf-8")), yaml.safe_load(dump(recipe)))
+        )
+        changed = sorted(key for key in {*there, *here} if there.get(key) != here.get(key))
+        if changed:
+            raise InputError(
+                f"{str(self.folder)!r} holds a run that differs in {', '.join(changed)}: "
+                "choose another --out, or the same recipe to resume"
+            )
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append one object to `metrics.jsonl`."""
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        if self._board is not None:
+            for name, value in record.items():
+                if isinstance(value, int | float) and name != "step":
+                    self._board.add_scalar(name, value, record["step"])
+
+    def save(self, step: int, state: Mapping[str, Any]) -> None:
+        """Write a checkpoint under a temporary name, rename it, and drop the oldest beyond `run.keep`."""
+        path = self.folder / "checkpoints" / f"step-{step:08d}.pt"
+        part = path.with_suffix(".part")
+        torch.save({"step": step, **state}, part)
+        part.replace(path)
+        for old in self._checkpoints()[: -self.config.keep]:
+            old.unlink()
+
+    def load(self, device: torch.device) -> dict[str, Any] | None:
+        """The newest readable checkpoint, or None; the log is cut back to it."""
+        state: dict[str, Any] | None = None
+        for path in reversed(self._checkpoints()):
+            try:
+                state = torch.load(path, map_location=device, weights_only=True)
+                break
+            except Exception as error:  # damaged in any way: the one before it serves
+                print(f"checkpoint {path.name} is damaged ({type(error).__name__}), using the one before", file=sys.stderr)
+        metrics = self.folder / "metrics.jsonl"
+        if metrics.exists():
+            step = state["step"] if state else 0
+            lines = metrics.read_text("utf-8").splitlines(keepends=True)
+            write_text(metrics, "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step))
+        return state
+
+    def _checkpoints(self) -> list[Path]:
+        return sorted((self.folder / "checkpoints").glob("step-*.pt"))
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def write_text(path: Path, text: str) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, "utf-8")
+    part.replace(path)
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, for the record."""
+    from anystep import __version__
+
+    return {
+        "anystep": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def prepare(config: RunConfig) -> torch.device:
+    """Apply seed and thread settings; returns the device."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    return pick_device(config.device)
+
+
+@contextmanager
+def interruptible() -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM append to the list, so that a loop can finish its step, save and leave; twice means at once."""
+    caught: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Progress:
+    """A bar on a terminal, a plain line at every log interval elsewhere."""
+
+    def __init__(self, steps: int, start: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._console = Console()
+        self._start, self._clock, self._steps = start, time.perf_counter(), steps
+        self._bar = Progress(
+            BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn(),
+            console=self._console, disable=not self._console.is_terminal,
+        )  # fmt: skip
+        self._task = self._bar.add_task("", total=steps, completed=start)
+
+    def __enter__(self) -> "Progress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    @property
+    def rate(self) -> float:
+        """Steps a second since the start, set by `update`."""
+        return self._rate
+
+    _rate = 0.0
+
+    def update(self, step: int, values: Mapping[str, float] | None = None) -> None:
+        """After step `step`; `values` are shown when given."""
+        self._rate = (step - self._start) / max(1e-9, time.perf_counter() - self._clock)
+        self._bar.update(self._task, completed=step)
+        if values is not None:
+            text = "  ".join([*(f"{name} {value:.4g}" for name, value in values.items()), f"{self._rate:.2f} it/s"])
+            self._bar.update(self._task, description=text)
+            if not self._console.is_terminal:
+                left = (self._steps - step) / max(self._rate, 1e-9)
+                print(f"{step}/{self._steps}  {text}  {left / 60:.1f} min left", flush=True)

@@ -1,0 +1,270 @@
+"""Paths between data and noise, and the transitions along them.
+
+A transport is four scalar functions of time and a time distribution:
+
+    x_t = alpha(t) x + sigma(t) z              the path from data x to noise z
+    F   = alpha_hat(t) x + sigma_hat(t) z      what the network predicts
+
+Everything else follows from them (Transition Models, arXiv 2509.04394, section 3): with
+D = alpha sigma_hat - sigma alpha_hat at t,
+
+    x_r = A x_t + B F        A(t, r) = (alpha_r sigma_hat_t - sigma_r alpha_hat_t) / D
+                             B(t, r) = (sigma_r alpha_t - alpha_r sigma_t) / D
+
+Times have shape (batch,) and broadcast over samples of shape (batch, ...).
+"""
+
+import math
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Sample = Float[Tensor, "batch *shape"]
+Times = Float[Tensor, " batch"]
+
+
+class Coefficients(NamedTuple):
+    """The four functions of a transport at some times, or their time derivatives."""
+
+    alpha: Tensor
+    sigma: Tensor
+    alpha_hat: Tensor
+    sigma_hat: Tensor
+
+
+class Transport:
+    """The algebra that all transports share. A subclass gives `coefficients`, `draw` and its time range."""
+
+    name: ClassVar[str]
+    t_min: float
+    t_max: float
+    sigma_data: float = 1.0
+
+    # --- what a transport defines ---------------------------------------------------------------------------------
+
+    def coefficients(self, t: Tensor) -> Coefficients:
+        raise NotImplementedError
+
+    def draw(self, normal: Tensor, uniform: Tensor) -> Tensor:
+        """Training times from standard normal and uniform draws, before they are clamped to the range."""
+        raise NotImplementedError
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """What the network is told about `t` (`c_noise` of EDM, arXiv 2206.00364, table 1)."""
+        return t
+
+    # --- what follows ---------------------------------------------------------------------------------------------
+
+    def rates(self, t: Tensor) -> Coefficients:
+        """Time derivatives of the four functions, exact by forward-mode differentiation."""
+        _, tangents = torch.func.jvp(self.coefficients, (t,), (torch.ones_like(t),))
+        return Coefficients(*tangents)
+
+    def path(self, x: Sample, z: Sample, t: Times) -> Sample:
+        """x_t, the point at time t between data x and noise z."""
+        c = self.coefficients(t)
+        return expand(c.alpha, x) * x + expand(c.sigma, z) * z
+
+    def prediction(self, x: Sample, z: Sample, t: Times) -> Sample:
+        """F, what a perfect network answers at (x_t, t, t) when it knows x and z."""
+        c = self.coefficients(t)
+        return expand(c.alpha_hat, x) * x + expand(c.sigma_hat, z) * z
+
+    def prediction_rate(self, x: Sample, z: Sample, t: Times) -> Sample:
+        """dF/dt at fixed x and z."""
+        c = self.rates(t)
+        return expand(c.alpha_hat, x) * x + expand(c.sigma_hat, z) * z
+
+    def decompose(self, x_t: Sample, F: Sample, t: Times) -> tuple[Sample, Sample]:
+        """The data x and noise z that x_t and F stand for."""
+        c = self.coefficients(t)
+        determinant = c.alpha * c.sigma_hat - c.sigma * c.alpha_hat
+        x = expand(c.sigma_hat / determinant, x_t) * x_t - expand(c.sigma / determinant, F) * F
+        z = expand(c.alpha / determinant, F) * F - expand(c.alpha_hat / determinant, x_t) * x_t
+        return x, z
+
+    def transition_coefficients(self, t: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+        """A and B of `x_r = A x_t + B F`."""
+        at_t, at_r = self.coefficients(t), self.coefficients(r)
+        determinant = at_t.alpha * at_t.sigma_hat - at_t.sigma * at_t.alpha_hat
+        A = (at_r.alpha * at_t.sigma_hat - at_r.sigma * at_t.alpha_hat) / determinant
+        B = (at_r.sigma * at_t.alpha - at_r.alpha * at_t.sigma) / determinant
+        return A, B
+
+    def transition(self, x_t: Sample, F: Sample, t: Times, r: Times) -> Sample:
+        """x_r, where the prediction F carries x_t from time t to time r."""
+        A, B = self.transition_coefficients(t, r)
+        return expand(A, x_t) * x_t + expand(B, F) * F
+
+    def identity_scale(self, t: Tensor, r: Tensor) -> Tensor:
+        """B / (dB/dt), the length of the derivative term in the state transition identity; 0 at t = r."""
+        at_t, at_r, rate = self.coefficients(t), self.coefficients(r), self.rates(t)
+        determinant = at_t.alpha * at_t.sigma_hat - at_t.sigma * at_t.alpha_hat
+        determinant_rate = (
+            rate.alpha * at_t.sigma_hat
+            + at_t.alpha * rate.sigma_hat
+            - rate.sigma * at_t.alpha_hat
+            - at_t.sigma * rate.alpha_hat
+        )
+        numerator = at_r.sigma * at_t.alpha - at_r.alpha * at_t.sigma
+        numerator_rate = at_r.sigma * rate.alpha - at_r.alpha * rate.sigma
+        return numerator * determinant / (numerator_rate * determinant - numerator * determinant_rate)
+
+    def target(
+        self, x: Sample, z: Sample, t: Times, r: Times, derivative: Sample, F: Sample | None = None
+    ) -> Sample:
+        """The state transition identity (arXiv 2509.04394, eq. 10): what f(x_t, t, r) should be.
+
+        Args:
+            x, z: data and noise.
+            t, r: source and target times.
+            derivative: df/dt, the total derivative of the network along the path at fixed r; no gradient flows.
+            F: the instantaneous prediction, when it is not `prediction(x, z, t)` (a guided target).
+        """
+        if F is None:
+            F = self.prediction(x, z, t)
+        slope = self.prediction_rate(x, z, t) - derivative.detach()
+        return F + expand(self.identity_scale(t, r), slope) * slope
+
+    def draw_times(self, count: int, generator: torch.Generator | None = None) -> Times:
+        """`count` independent training times in [t_min, t_max], float32, from a CPU generator."""
+        normal = torch.randn(count, generator=generator)
+        uniform = torch.rand(count, generator=generator)
+        return self.draw(normal, uniform).clamp(self.t_min, self.t_max)
+
+    def renoise(self, x_s: Sample, s: Times, r: Times, noise: Sample) -> Sample:
+        """A draw of x_r given x_s, for s <= r: exact for every Gaussian path."""
+        at_s, at_r = self.coefficients(s), self.coefficients(r)
+        keep = at_r.alpha / at_s.alpha
+        fresh = (at_r.sigma.square() - (keep * at_s.sigma).square()).clamp(min=0).sqrt()
+        return expand(keep, x_s) * x_s + expand(fresh, noise) * noise
+
+
+def expand(scalar: Tensor, like: Tensor) -> Tensor:
+    """(batch,) -> (batch, 1, ..., 1), on the device and in the precision of `like` when that is the finer one."""
+    dtype = torch.promote_types(scalar.dtype, like.dtype)
+    return scalar.to(like.device, dtype).view(-1, *[1] * (like.ndim - 1))
+
+
+class OTFlowMatching(Transport):
+    """Straight lines from data to noise (rectified flow, arXiv 2209.03003). Times are logit-normal."""
+
+    name = "ot_fm"
+
+    def __init__(self, t_min: float = 0.0, t_max: float = 1.0, mean: float = -0.4, std: float = 1.0,
+                 sigma_data: float = 1.0) -> None:  # fmt: skip
+        self.t_min, self.t_max, self.mean, self.std, self.sigma_data = t_min, t_max, mean, std, sigma_data
+
+    def coefficients(self, t: Tensor) -> Coefficients:
+        one = torch.ones_like(t)
+        return Coefficients(1 - t, t + 0 * one, -one, one)
+
+    def draw(self, normal: Tensor, uniform: Tensor) -> Tensor:
+        return torch.sigmoid(self.mean + self.std * normal)
+
+
+class TrigFlow(Transport):
+    """A quarter circle (sCM, arXiv 2410.11081)."""
+
+    name = "trigflow"
+
+    def __init__(self, t_min: float = 0.0, t_max: float = 1.57, mean: float = -1.0, std: float = 1.6,
+                 sigma_data: float = 1.0) -> None:  # fmt: skip
+        self.t_min, self.t_max, self.mean, self.std, self.sigma_data = t_min, t_max, mean, std, sigma_data
+
+    def coefficients(self, t: Tensor) -> Coefficients:
+        return Coefficients(t.cos(), t.sin(), -t.sin(), t.cos())
+
+    def draw(self, normal: Tensor, uniform: Tensor) -> Tensor:
+        return torch.atan(torch.exp(self.mean + self.std * normal))
+
+
+class EDM(Transport):
+    """EDM (arXiv 2206.00364) with the path scaled to unit variance; exact for every `sigma_data`."""
+
+    name = "edm"
+
+    def __init__(self, t_min: float = 0.01, t_max: float = 80.0, mean: float = -1.2, std: float = 1.2,
+                 sigma_data: float = 0.5) -> None:  # fmt: skip
+        self.t_min, self.t_max, self.mean, self.std, self.sigma_data = t_min, t_max, mean, std, sigma_data
+
+    def coefficients(self, t: Tensor) -> Coefficients:
+        norm = (t.square() + self.sigma_data**2).sqrt()
+        return Coefficients(1 / norm, t / norm, t / (self.sigma_data * norm), -self.sigma_data / norm)
+
+    def draw(self, normal: Tensor, uniform: Tensor) -> Tensor:
+        return torch.exp(self.mean + self.std * normal)
+
+    def network_time(self, t: Tensor) -> Tensor:
+        return t.log() / 4
+
+
+class VariancePreserving(Transport):
+    """The VP diffusion of score SDEs (arXiv 2011.13456), predicting the noise."""
+
+    name = "vp"
+
+    def __init__(self, t_min: float = 1e-5, t_max: float = 1.0, beta_min: float = 0.1, beta_d: float = 19.9,
+                 sigma_data: float = 1.0) -> None:  # fmt: skip
+        self.t_min, self.t_max, self.beta_min, self.beta_d = t_min, t_max, beta_min, beta_d
+        self.sigma_data = sigma_data
+
+    def coefficients(self, t: Tensor) -> Coefficients:
+        ratio = torch.expm1(self.beta_d * t.square() / 2 + self.beta_min * t).sqrt()  # sigma / alpha
+        alpha = (ratio.square() + 1).rsqrt()
+        return Coefficients(alpha, ratio * alpha, torch.zeros_like(t), torch.ones_like(t))
+
+    def draw(self, normal: Tensor, uniform: Tensor) -> Tensor:
+        return self.t_min + (self.t_max - self.t_min) * uniform
+
+    def network_time(self, t: Tensor) -> Tensor:
+        return 999 * t
+
+
+class VarianceExploding(Transport):
+    """The VE diffusion of score SDEs (arXiv 2011.13456), predicting the negative noise."""
+
+    name = "ve"
+
+    def __init__(self, t_min: float = 0.02, t_max: float = 100.0, sigma_data: float = 1.0) -> None:
+        self.t_min, self.t_max, self.sigma_data = t_min, t_max, sigma_data
+
+    def coefficients(self, t: Tensor) -> Coefficients:
+        one = torch.ones_like(t)
+        return Coefficients(one, t + 0 * one, torch.zeros_like(t), -one)
+
+    def draw(self, normal: Tensor, uniform: Tensor) -> Tensor:
+        return self.t_min * (self.t_max / self.t_min) ** uniform
+
+    def network_time(self, t: Tensor) -> Tensor:
+        return torch.log(t / 2)
+
+
+TRANSPORTS: dict[str, type[Transport]] = {
+    kind.name: kind for kind in (OTFlowMatching, TrigFlow, EDM, VariancePreserving, VarianceExploding)
+}
+
+
+def make_transport(name: str, **options: Any) -> Transport:
+    """A transport by name: `ot_fm`, `trigflow`, `edm`, `vp` or `ve`.
+
+    Options are the constructor's arguments: `sigma_data`, `t_min`, `t_max`, and `mean`, `std` of the time draw
+    (`ot_fm`, `trigflow`, `edm`) or `beta_min`, `beta_d` (`vp`).
+
+    Raises:
+        ValueError: unknown name, unknown option, or values that leave no time range.
+    """
+    if name not in TRANSPORTS:
+        raise ValueError(f"unknown transport {name!r}: choose one of {', '.join(TRANSPORTS)}")
+    try:
+        transport = TRANSPORTS[name](**options)
+    except TypeError as error:
+        raise ValueError(f"transport {name!r}: {str(error).split('__init__() ')[-1]}") from None
+    if not (0 <= transport.t_min < transport.t_max < math.inf and transport.sigma_data > 0):
+        raise ValueError(
+            f"transport {name!r}: need 0 <= t_min < t_max and sigma_data > 0, "
+            f"got t_min={transport.t_min}, t_max={transport.t_max}, sigma_data={transport.sigma_data}"
+        )
+    return transport

@@ -1,0 +1,60 @@
+"""Imports point downward only, and torchvision is needed by nothing."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import anystep
+
+PACKAGE = Path(anystep.__file__).parent
+# a room may import from itself and from rooms of lower floors
+FLOORS = [
+    {"errors"},
+    {"transport", "device"},
+    {"objective", "sampling", "contact_sheet"},
+    {"models", "codecs", "conditioning", "data"},
+    {"pipelines"},
+    {"training", "evaluation"},
+    {"cli"},
+]
+FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def imported(path: Path) -> set[str]:
+    """Every module of ours that a file imports, lazily or not."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} if node.module == "anystep" else {node.module}
+    return {name.split(".")[1] for name in found if name.startswith("anystep.")} - {"__version__"}
+
+
+def test_imports_point_downward() -> None:
+    wrong = []
+    for path in PACKAGE.rglob("*.py"):
+        room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if room == "__init__":
+            continue
+        wrong += [f"{room} -> {other}" for other in imported(path) - {room} if FLOOR[other] >= FLOOR[room]]
+    assert not wrong
+
+
+def test_every_room_has_a_floor() -> None:
+    rooms = {path.stem for path in PACKAGE.glob("*.py")} | {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert rooms - {"__init__"} == set(FLOOR)
+
+
+def test_nothing_imports_torchvision() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        tree = ast.parse(path.read_text("utf-8"))
+        names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        names |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        assert not {name.split(".")[0] for name in names} & {"torchvision", "timm", "flash_attn"}, path
+
+
+def test_importing_the_package_and_the_command_line_loads_no_torch() -> None:
+    code = "import sys, anystep, anystep.cli; anystep.cli.build_parser(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
