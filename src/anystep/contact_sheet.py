@@ -4,6 +4,7 @@ import os
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
 from uuid import uuid4
 
@@ -30,12 +31,12 @@ class Line:
         return ImageFont.load_default(self.size)
 
     @property
-    def width(self) -> float:
-        return self.font.getlength(self.text)
+    def width(self) -> int:
+        return ceil(self.font.getlength(self.text))
 
     @property
-    def height(self) -> float:
-        return LEADING * self.size
+    def height(self) -> int:
+        return round(LEADING * self.size)
 
 
 def legible(text: str) -> str:
@@ -44,7 +45,7 @@ def legible(text: str) -> str:
     return "".join(part for part in parts if not unicodedata.combining(part))
 
 
-def wrap(text: str, size: int, width: float, colour: str = INK) -> list[Line]:
+def wrap(text: str, size: int, width: int, colour: str = INK) -> list[Line]:
     """`text` in lines of which none but a single long word is wider than `width` pixels."""
     lines: list[Line] = []
     for paragraph in legible(text).split("\n"):
@@ -59,24 +60,24 @@ def wrap(text: str, size: int, width: float, colour: str = INK) -> list[Line]:
     return lines
 
 
-def shorten(lines: list[Line], height: float) -> list[Line]:
+def shorten(lines: list[Line], height: int) -> list[Line]:
     """The lines that fit into `height` pixels, one at least; an ellipsis says that there were more."""
-    fitting = max(1, int(height / lines[0].height))
+    fitting = max(1, height // lines[0].height)
     if len(lines) <= fitting:
         return lines
-    return [*lines[: fitting - 1], replace(lines[fitting - 1], text=lines[fitting - 1].text.rstrip(" ,.;") + "…")]
+    return [*lines[: fitting - 1], replace(lines[fitting - 1], text=lines[fitting - 1].text.rstrip(" ,.;") + "...")]
 
 
-def extent(lines: Sequence[Line]) -> tuple[float, float]:
+def extent(lines: Sequence[Line]) -> tuple[int, int]:
     """Width and height of lines below each other, in pixels."""
     return max((line.width for line in lines), default=0), sum(line.height for line in lines)
 
 
-def write(draw: ImageDraw.ImageDraw, lines: Sequence[Line], x: float, y: float, centred: bool = False) -> None:
+def write(draw: ImageDraw.ImageDraw, lines: Sequence[Line], x: int, y: int, centred: bool = False) -> None:
     """Draw lines from height `y` downward, to the right of `x` or centred on it."""
     for line in lines:
         # an anchor on the baseline keeps "go" and "do" level
-        draw.text((x, y + 0.98 * line.size), line.text, line.colour, line.font, anchor="ms" if centred else "ls")
+        draw.text((x, y + line.size), line.text, line.colour, line.font, anchor="ms" if centred else "ls")
         y += line.height
 
 
@@ -122,7 +123,8 @@ def contact_sheet(
             raise ValueError(f"expected {wanted} labels, got {len(labels)}: {list(labels)}")
 
     side = cell or max(SMALLEST_CELL, *(max(image.size) for row in rows for image in row))
-    gap, margin, radius = max(4, round(0.07 * side)), max(12, round(0.18 * side)), round(0.04 * side)
+    gap, aside, radius = max(4, round(0.07 * side)), max(10, round(0.145 * side)), round(0.04 * side)
+    margin = max(12, round(0.18 * side))
     large, medium, small = max(16, round(0.155 * side)), max(12, round(0.11 * side)), max(11, round(0.094 * side))
 
     images = [[scale(image, side) for image in row] for row in rows]
@@ -131,28 +133,28 @@ def contact_sheet(
     grid_width, grid_height = sum(widths) + gap * (count - 1), sum(heights) + gap * (len(rows) - 1)
 
     beside = [
-        shorten(wrap(label, medium, 1.3 * side), height)
+        shorten(wrap(label, medium, round(1.3 * side)), height)
         for label, height in zip(row_labels or (), heights, strict=False)
     ]
     above = []
     for label, width in zip(column_labels or (), widths, strict=False):
         first, *rest = label.split("\n", 1)
         above.append(wrap(first, medium, width) + [line for more in rest for line in wrap(more, small, width, FAINT)])
-    stub = max(extent(lines)[0] for lines in beside) + 0.8 * margin if beside else 0
-    header = max(extent(lines)[1] for lines in above) + 0.6 * gap if above else 0
+    stub = max(extent(lines)[0] for lines in beside) + aside if beside else 0
+    header = max(extent(lines)[1] for lines in above) + gap // 2 if above else 0
     heading = wrap(title, large, stub + grid_width) if title else []
-    left, below = round(margin + stub), margin + (extent(heading)[1] + 0.8 * margin if heading else 0)
+    left, below = margin + stub, margin + (extent(heading)[1] + aside if heading else 0)
+    top = below + header
 
-    top = round(below + header)
     sheet = Image.new("RGB", (left + grid_width + margin, top + grid_height + margin), PAPER)
     draw = ImageDraw.Draw(sheet)
     write(draw, heading, margin, margin)
     lefts = [left + sum(widths[:column]) + gap * column for column in range(count)]
     tops = [top + sum(heights[:row]) + gap * row for row in range(len(rows))]
     for lines, x, width in zip(above, lefts, widths, strict=False):
-        write(draw, lines, x + width / 2, below, centred=True)
+        write(draw, lines, x + width // 2, below, centred=True)
     for lines, y, height in zip(beside, tops, heights, strict=False):
-        write(draw, lines, margin, y + (height - extent(lines)[1]) / 2)
+        write(draw, lines, margin, y + (height - extent(lines)[1]) // 2)
     for row, y, height in zip(images, tops, heights, strict=True):
         for image, x, width in zip(row, lefts, widths, strict=False):
             place = x + (width - image.width) // 2, y + (height - image.height) // 2

@@ -9,6 +9,7 @@ import io
 import json
 import lzma
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -77,12 +78,19 @@ def is_held_out(concept: str) -> bool:
     return int.from_bytes(digest[:8], "big") < HELD_OUT_SHARE * 2**64
 
 
+def with_article(concept: str) -> str:
+    """"a whale", "an owl", "an hourglass", "grapes"."""
+    head = re.split(r" (?:with|without|in|on|of|from) ", concept)[0]
+    if head.endswith("s") and not head.endswith(("ss", "us", "is", "os")):
+        return concept
+    vowel = re.match(r"(?!uni|eu|ewe|one)[aeiou]|hour", concept.lower())
+    return f"{'an' if vowel else 'a'} {concept}"
+
+
 def caption(concept: str, background: str | None = None, style: str | None = None) -> str:
     """`caption("red apple", "blue", "flat")` is "a red apple on a blue background, flat style"."""
-    plural = concept.endswith("s") and not concept.endswith(("ss", "us", "is"))
-    article = "" if plural else "an " if concept[0].lower() in "aeiou" else "a "
-    ground = f" on {'an' if background[0] in 'aeiou' else 'a'} {background} background" if background else ""
-    return f"{article}{concept}{ground}" + (f", {style} style" if style else "")
+    ground = f" on {with_article(background)} background" if background else ""
+    return f"{with_article(concept)}{ground}" + (f", {style} style" if style else "")
 
 
 def cache_folder() -> Path:

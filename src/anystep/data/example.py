@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from PIL import Image
 
@@ -24,10 +24,12 @@ class Example:
     label: int | None = None
 
 
+@runtime_checkable
 class Source(Protocol):
     """A map-style collection of examples. Reading a damaged one raises `BrokenExample`."""
 
-    class_names: Sequence[str]
+    @property
+    def class_names(self) -> Sequence[str]: ...
 
     def __len__(self) -> int: ...
 

@@ -88,7 +88,7 @@ def read_metadata(path: Path) -> dict[str, tuple[str, ...]]:
             texts = tuple(text.strip() for text in ([found] if isinstance(found, str) else found) if text.strip())
         except (ValueError, TypeError, KeyError, AttributeError, StopIteration):
             raise InputError(
-                f"{path}, line {number}: expected an object with `file_name` and `text`, `caption` or `captions` (a list)"
+                f"{path}, line {number}: expected an object with file_name and text, caption or captions (a list)"
             ) from None
         captions[name] = captions.get(name, ()) + texts
     return captions

@@ -3,8 +3,8 @@
 import gzip
 import math
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt8
@@ -36,8 +36,9 @@ def read_idx(path: Path, dimensions: int) -> UInt8[np.ndarray, "..."]:
         raise InputError(f"{path}: bad magic number {content[:4].hex()!r}, expected {magic.hex()!r}")
     start = 4 + 4 * dimensions
     shape = [int.from_bytes(content[place : place + 4], "big") for place in range(4, start, 4)]
-    if len(content) != start + math.prod(shape):
-        raise InputError(f"{path}: truncated or damaged: {len(content)} bytes, but the header means {shape} after {start}")
+    expected = start + math.prod(shape)
+    if len(content) != expected:
+        raise InputError(f"{path}: truncated or damaged: {len(content)} bytes, expected {expected}")
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
@@ -51,18 +52,24 @@ def find_idx(folder: Path, stem: str, dimensions: int) -> Path:
 
 
 class IdxSource:
-    """Labelled grey images as RGB. Raises `InputError` where a file is missing or damaged."""
+    """Labelled grey images as RGB. Raises `InputError` where a file is missing or damaged.
 
-    def __init__(self, folder: str | Path, split: Literal["train", "test"] = "train", size: int | None = None) -> None:
+    Classes are named as Fashion-MNIST's where the folder is, for example `fashion-mnist` or `FashionMNIST/raw`, and as
+    digits elsewhere.
+    """
+
+    def __init__(self, folder: str | Path, split: str = "train", size: int | None = None) -> None:
         if split not in PREFIXES:
             raise InputError(f"split {split!r} of {folder}: expected one of {list(PREFIXES)}")
         self.folder, self.split, self.size = Path(folder), split, size
         images = find_idx(self.folder, f"{PREFIXES[split]}-images", 3)
         labels = find_idx(self.folder, f"{PREFIXES[split]}-labels", 1)
         self._images, self._labels = read_idx(images, 3), read_idx(labels, 1)
-        self.class_names = FASHION if "fashion" in self.folder.resolve().name.lower() else DIGITS
+        # torchvision keeps the files one folder further down, in FashionMNIST/raw
+        fashion = any("fashion" in part.lower() for part in self.folder.resolve().parts[-2:])
+        self.class_names: Sequence[str] = FASHION if fashion else DIGITS
         if len(self._images) != len(self._labels):
-            raise InputError(f"{labels}: {len(self._labels)} labels for the {len(self._images)} images of {images.name}")
+            raise InputError(f"{labels}: {len(self._labels)} labels, but {images.name} has {len(self._images)} images")
         if self._labels.max(initial=0) >= len(self.class_names):
             raise InputError(f"{labels}: label {self._labels.max()}, expected 0 to {len(self.class_names) - 1}")
 
@@ -70,5 +77,7 @@ class IdxSource:
         return len(self._images)
 
     def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
         image = Image.fromarray(self._images[index]).convert("RGB")
         return Example(f"{self.split}-{index:05d}", fit(image, self.size), label=int(self._labels[index]))

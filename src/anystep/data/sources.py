@@ -1,5 +1,6 @@
 """One way to name any source of data."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from anystep.data.idx import IdxSource
 from anystep.errors import InputError
 
 # The empty prefix fits every spec, so it comes last.
-FOLDERS = {"idx:": IdxSource, "classes:": ClassFolderSource, "": ImageFolderSource}
+FOLDERS: dict[str, Callable[..., Source]] = {"idx:": IdxSource, "classes:": ClassFolderSource, "": ImageFolderSource}
 POSSIBLE = (
     "builtin (captioned vector art), FOLDER (captioned images), classes:FOLDER (one subfolder a class) "
     "or idx:FOLDER (MNIST or Fashion-MNIST)"

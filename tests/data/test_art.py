@@ -1,0 +1,120 @@
+"""The built-in vector art: what the archive holds, how it is split, described and drawn."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import resvg_py
+
+from anystep.data import art
+from anystep.data.art import BACKGROUNDS, STYLES, ArtSource, Drawing, caption, drawings, everyday_concepts, is_held_out
+from anystep.errors import InputError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ANYSTEP_CACHE", str(tmp_path))
+    art.render.cache_clear()
+    return tmp_path
+
+
+def find(style: str, name: str) -> Drawing:
+    return next(drawing for drawing in drawings() if (drawing.style, drawing.name) == (style, name))
+
+
+def test_archive_has_two_large_styles_and_unique_keys() -> None:
+    counts = Counter(drawing.style for drawing in drawings())
+    assert set(counts) == set(STYLES)
+    assert min(counts.values()) > 1500
+    assert len({drawing.key for drawing in drawings()}) == len(drawings())
+    assert list(drawings()) == sorted(drawings(), key=lambda drawing: (drawing.style, drawing.name))
+
+
+def test_archive_has_no_skin_tones_nor_flags() -> None:
+    assert not [drawing.name for drawing in drawings() if "skin tone" in drawing.name]
+    assert not {"component", "flags"} & {drawing.category for drawing in drawings()}
+
+
+def test_everyday_concepts_are_a_few_hundred_of_the_archive() -> None:
+    everyday = everyday_concepts()
+    assert 200 < len(everyday) < 500
+    assert len(set(everyday)) == len(everyday)
+    assert set(everyday) <= {drawing.name for drawing in drawings()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("red apple", "blue", "flat"), "a red apple on a blue background, flat style"),
+        (("red apple", "orange"), "a red apple on an orange background"),
+        (("octopus", None, "noto"), "an octopus, noto style"),
+        (("bus",), "a bus"),
+        (("socks",), "socks"),
+        (("Christmas tree",), "a Christmas tree"),
+    ],
+)
+def test_caption(arguments: tuple[str, ...], expected: str) -> None:
+    assert caption(*arguments) == expected
+
+
+def test_held_out_split_is_fixed_and_about_five_percent() -> None:
+    names = {drawing.name for drawing in drawings()}
+    assert 0.04 < sum(map(is_held_out, names)) / len(names) < 0.07
+    # changing the split would make every published number incomparable
+    assert [name for name in ("alien", "balloon", "bus", "snail", "sunflower") if is_held_out(name)] == [
+        "alien", "balloon", "bus", "snail", "sunflower",
+    ]  # fmt: skip
+    assert not any(map(is_held_out, ("red apple", "rocket", "octopus", "cactus", "dog face")))
+
+
+def test_no_held_out_concept_is_in_train_in_any_style() -> None:
+    train, held_out, both = (ArtSource(split=split) for split in ("train", "held_out", "both"))
+    assert not set(train.class_names) & set(held_out.class_names)
+    assert not any(map(is_held_out, train.class_names))
+    assert all(map(is_held_out, held_out.class_names))
+    assert len(train) + len(held_out) == len(both) == len(drawings()) * len(BACKGROUNDS)
+
+
+def test_source_draws_every_background_and_names_it() -> None:
+    source = ArtSource(32, "everyday", "train", ("flat",))
+    examples = [source[index] for index in range(len(BACKGROUNDS))]
+    assert len({example.key for example in examples}) == len(BACKGROUNDS)
+    for example, (background, colour) in zip(examples, BACKGROUNDS.items(), strict=True):
+        name = source.class_names[example.label]
+        assert example.image.size == (32, 32)
+        assert example.image.getpixel((0, 0)) == colour
+        assert len(example.image.getcolors(1024)) > 1, "nothing but the background"
+        assert example.captions == (
+            caption(name, background, "flat"), caption(name, background), caption(name, style="flat"), caption(name),
+        )  # fmt: skip
+
+
+def test_source_limits_vocabulary_and_styles() -> None:
+    source = ArtSource(32, "everyday", styles=("noto",))
+    assert set(source.class_names) <= set(everyday_concepts())
+    assert {drawing.style for drawing in source.drawings} == {"noto"}
+    with pytest.raises(IndexError):
+        source[len(source)]
+    with pytest.raises(InputError, match="styles are"):
+        ArtSource(styles=("oil",))
+
+
+def test_canvas_need_not_be_square() -> None:
+    image = art.compose(find("flat", "red apple"), "green", 48, 24)
+    assert image.size == (48, 24)
+    assert image.getpixel((4, 12)) == BACKGROUNDS["green"]
+    assert image.getpixel((24, 14)) != BACKGROUNDS["green"]
+
+
+def test_rendering_happens_once_and_is_then_read_from_disk(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    rasterise = resvg_py.svg_to_bytes
+    monkeypatch.setattr(resvg_py, "svg_to_bytes", lambda **options: calls.append(options) or rasterise(**options))
+    first = art.render(find("noto", "rocket"), 24)
+    art.render.cache_clear()  # as a new process would start
+    second = art.render(find("noto", "rocket"), 24)
+    assert len(calls) == 1
+    assert first.mode == "RGBA"
+    assert first.size == (24, 24)
+    assert first.tobytes() == second.tobytes()
+    assert [path.suffix for path in cache.rglob("*") if path.is_file()] == [".png"]
