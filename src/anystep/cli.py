@@ -154,6 +154,8 @@ def run_train_codec(options: argparse.Namespace) -> None:
 
 
 def report(record: dict[str, Any], steps: int, out: Path) -> None:
+    if int(os.environ.get("RANK", 0)) != 0:  # one of several processes speaks
+        return
     state = "finished" if record["step"] >= steps else "interrupted, the same command resumes"
     print(f"{state} at step {record['step']} of {steps}: {out}")
 

@@ -51,11 +51,15 @@ def batch_indices(count: int, batch_size: int, seed: int, step: int) -> list[int
 class Run:
     """A run folder: `config.yaml`, `env.json`, `metrics.jsonl`, `checkpoints/step-N.pt`, `samples/`.
 
-    Opening it on a folder that holds the same recipe resumes; on another recipe it is an InputError.
+    Opening it on a folder that holds the same recipe resumes; on another recipe it is an InputError. Of several
+    processes one is `writing`; the others only read.
     """
 
-    def __init__(self, folder: Path, recipe: Recipe | CodecRecipe) -> None:
-        self.folder, self.config = folder, recipe.run
+    def __init__(self, folder: Path, recipe: Recipe | CodecRecipe, writing: bool = True) -> None:
+        self.folder, self.config, self.writing = folder, recipe.run, writing
+        self._board: Any = None
+        if not writing:
+            return
         try:
             (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
             (folder / "samples").mkdir(exist_ok=True)
@@ -64,7 +68,6 @@ class Run:
             write_text(folder / "env.json", json.dumps(environment(), indent=1))
         except OSError as error:
             raise InputError(f"cannot write run folder {str(folder)!r}: {error.strerror}") from None
-        self._board: Any = None
         if self.config.tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
@@ -89,6 +92,8 @@ class Run:
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one object to `metrics.jsonl`."""
+        if not self.writing:
+            return
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         if self._board is not None:
@@ -98,6 +103,8 @@ class Run:
 
     def save(self, step: int, state: Mapping[str, Any]) -> None:
         """Write a checkpoint under a temporary name, rename it, and drop the oldest beyond `run.keep`."""
+        if not self.writing:
+            return
         path = self.folder / "checkpoints" / f"step-{step:08d}.pt"
         part = path.with_suffix(".part")
         torch.save({"step": step, **state}, part)
@@ -115,7 +122,7 @@ class Run:
             except Exception as error:  # damaged in any way: the one before it serves
                 print(f"checkpoint {path.name} is damaged ({type(error).__name__}), using the one before", file=sys.stderr)
         metrics = self.folder / "metrics.jsonl"
-        if metrics.exists():
+        if metrics.exists() and self.writing:
             step = state["step"] if state else 0
             lines = metrics.read_text("utf-8").splitlines(keepends=True)
             write_text(metrics, "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step))
@@ -182,15 +189,15 @@ def interruptible() -> Iterator[list[int]]:
 class Progress:
     """A bar on a terminal, a plain line at every log interval elsewhere."""
 
-    def __init__(self, steps: int, start: int) -> None:
+    def __init__(self, steps: int, start: int, quiet: bool = False) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._console = Console()
-        self._start, self._clock, self._steps = start, time.perf_counter(), steps
+        self._start, self._clock, self._steps, self._quiet = start, time.perf_counter(), steps, quiet
         self._bar = Progress(
             BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn(),
-            console=self._console, disable=not self._console.is_terminal,
+            console=self._console, disable=quiet or not self._console.is_terminal,
         )  # fmt: skip
         self._task = self._bar.add_task("", total=steps, completed=start)
 
@@ -215,6 +222,6 @@ class Progress:
         if values is not None:
             text = "  ".join([*(f"{name} {value:.4g}" for name, value in values.items()), f"{self._rate:.2f} it/s"])
             self._bar.update(self._task, description=text)
-            if not self._console.is_terminal:
+            if not self._quiet and not self._console.is_terminal:
                 left = (self._steps - step) / max(self._rate, 1e-9)
                 print(f"{step}/{self._steps}  {text}  {left / 60:.1f} min left", flush=True)

@@ -26,6 +26,7 @@ from anystep.pipelines.load import Model
 from anystep.pipelines.scheduler import TransitionScheduler
 from anystep.pipelines.transition import TransitionPipeline
 from anystep.training.config import Recipe
+from anystep.training.ranks import Ranks
 from anystep.training.run import Progress, Run, batch_indices, interruptible, learning_rate, prepare, step_generator
 from anystep.transport import make_transport
 
@@ -93,9 +94,16 @@ def interval_residuals(residual: Tensor, t: Tensor, r: Tensor) -> dict[str, floa
 
 def train(recipe: Recipe, out: Path) -> dict[str, Any]:
     """Train or resume in the run folder `out`; `out/pipeline` holds the EMA model. Returns the last log record."""
+    ranks = Ranks()
+    mine = ranks.rows(recipe.run.batch_size)
     device = prepare(recipe.run)
-    run = Run(out, recipe)
-    codec, data, conditioner = prepare_data(recipe, out, device)
+    if ranks.first:
+        run = Run(out, recipe)
+        codec, data, conditioner = prepare_data(recipe, out, device)
+    ranks.wait()
+    if not ranks.first:
+        run = Run(out, recipe, writing=False)
+        codec, data, conditioner = prepare_data(recipe, out, device)
     network = prepare_network(recipe, codec, data, conditioner).to(device)
     ema = copy.deepcopy(network).eval().requires_grad_(False)
     if recipe.model.gradient_checkpointing:
@@ -114,48 +122,52 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
         start, skipped = state["step"], state["skipped"]
     pipeline = as_pipeline(recipe, ema, codec, data)
     record: dict[str, Any] = {"step": start}
-    null, null_mask = conditioner.null(1)
+    null, _ = conditioner.null(1)
+    wrapped = ranks.wrap(network)
 
-    with interruptible() as interrupted, Progress(recipe.run.steps, start) as progress:
+    with interruptible() as interrupted, Progress(recipe.run.steps, start, quiet=not ranks.first) as progress:
         for step in range(start, recipe.run.steps):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step, recipe.run.steps)
             generator = step_generator(recipe.run.seed, step)
             indices = batch_indices(len(data), recipe.run.batch_size, recipe.run.seed, step)
             prompts = draw_condition(data, indices, recipe.condition_dropout, generator)
-            condition, mask = encode_prompts(conditioner, prompts)
             warming = step < recipe.objective.diffusion_phase * recipe.run.steps
             current = replace(objective, diffusion_share=1.0, consistency_share=0.0) if warming else objective
+            t, r = current.draw_times(len(indices), generator)
+            z = torch.randn(len(indices), *data.latents.shape[1:], generator=generator)
+            condition, mask = encode_prompts(conditioner, prompts[mine])
             guided: dict[str, Any] = {}
             if current.guidance is not None:
-                guided = {"ema_network": ema, "null_condition": null.expand(len(indices), *null.shape[1:]).to(device)}
+                guided = {"ema_network": ema, "null_condition": null.expand(len(condition), *null.shape[1:]).to(device)}
 
             bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                loss = current(
-                    network, data.latents[indices].to(device), condition.to(device), generator,
-                    condition_mask=None if mask is None else mask.to(device), **guided,
+                loss = current.evaluate(
+                    wrapped, data.latents[indices[mine]].to(device), z[mine].to(device), t[mine].to(device),
+                    r[mine].to(device), condition.to(device), None if mask is None else mask.to(device), **guided,
                 )  # fmt: skip
             optimizer.zero_grad()
             loss.loss.backward()
             norm = nn.utils.clip_grad_norm_(parameters, config.clip)
-            healthy = bool(norm.isfinite() & loss.loss.isfinite())
+            healthy = not ranks.any(not bool(norm.isfinite() & loss.loss.isfinite()))
             if healthy:
                 optimizer.step()
                 decay = min(recipe.ema_decay, (1 + step) / (10 + step))
                 torch._foreach_lerp_(averaged, parameters, 1 - decay)  # type: ignore[arg-type]
             if not healthy or loss.nonfinite:
                 skipped += not healthy
-                names = [indices[row] for row in loss.nonfinite]
-                print(f"step {step + 1}: not finite, samples {names or indices}" + ("" if healthy else ", step skipped"))
+                names = [indices[mine][row] for row in loss.nonfinite] or indices[mine]
+                print(f"step {step + 1}: not finite, samples {names}" + ("" if healthy else ", step skipped"))
 
             done = step + 1
-            last = done == recipe.run.steps or bool(interrupted)
+            last = done == recipe.run.steps or ranks.any(bool(interrupted))
+            residual = ranks.gather(loss.residual)
             record = {
                 "step": done,
-                "loss": loss.loss.item(),
-                "residual": loss.denoising.item(),
-                **interval_residuals(loss.residual, loss.t, loss.r),
+                "loss": ranks.gather(loss.loss.detach()[None]).mean().item(),
+                "residual": residual.nanmean().item(),
+                **interval_residuals(residual.cpu(), t, r),
                 "derivative_norm": loss.derivative_norm.item(),
                 "gradient_norm": norm.item(),
                 "learning_rate": optimizer.param_groups[0]["lr"],
@@ -170,12 +182,14 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
             if done % recipe.run.checkpoint_every == 0 or last:
                 state = {"network": network.state_dict(), "ema": ema.state_dict(), "optimizer": optimizer.state_dict()}
                 run.save(done, {**state, "skipped": skipped})
-            if recipe.run.sample_every and (done % recipe.run.sample_every == 0 or last):
+            if ranks.first and recipe.run.sample_every and (done % recipe.run.sample_every == 0 or last):
                 save_image(sample_grid(recipe, pipeline, conditioner), out / "samples" / f"step-{done:08d}.png")
             if last:
                 break
-    save_pipeline(pipeline, out / "pipeline")
-    if data.broken:
+    if ranks.first:
+        save_pipeline(pipeline, out / "pipeline")
+    ranks.wait()
+    if data.broken and ranks.first:
         print(f"skipped {len(data.broken)} unreadable examples: {'; '.join(data.broken[:5])}")
     return record
 
