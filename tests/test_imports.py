@@ -28,7 +28,9 @@ def imported(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} if node.module == "anystep" else {node.module}
+            found |= (
+                {f"{node.module}.{alias.name}" for alias in node.names} if node.module == "anystep" else {node.module}
+            )
     return {name.split(".")[1] for name in found if name.startswith("anystep.")} - {"__version__"}
 
 

@@ -44,7 +44,9 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument("--size", type=size, metavar="WxH", help="in pixels (default: the training size)")
     generate.add_argument("--seed", type=int, default=0, help="of the noise, the same for every image (default: 0)")
     generate.add_argument("--guidance", type=float, help="guidance scale, 1 is none (default: the model's)")
-    generate.add_argument("--guidance-interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="guide inside it only")
+    generate.add_argument(
+        "--guidance-interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="guide inside it only"
+    )
     generate.add_argument("--stochasticity", type=float, default=0.0, help="0 to 1: jump below the target and re-noise")
     add_model(generate)
     generate.set_defaults(run=run_generate)
@@ -98,7 +100,7 @@ def run_generate(options: argparse.Namespace) -> None:
             raise InputError(f"steps {steps}: expected a whole number of at least 1")
 
     from rich.console import Console
-    from rich.progress import track
+    from rich.progress import Progress
     from rich.table import Table
 
     from anystep.pipelines.any_step_sheet import any_step_sheet
@@ -110,19 +112,19 @@ def run_generate(options: argparse.Namespace) -> None:
     for steps in options.steps:
         model.pipeline.check_inputs(options.prompts, height, width, steps, "pil")
     check_known(model.pipeline, options.prompts)
-    total = len(options.prompts) * len(options.steps)
-    ticks = iter(track(range(total), "drawing", transient=True, disable=not sys.stderr.isatty(), console=Console(stderr=True)))
-    sheet = any_step_sheet(
-        model,
-        options.prompts,
-        options.steps,
-        options.seed,
-        on_image=lambda: next(ticks, None),
-        size=(width, height),
-        guidance=options.guidance,
-        guidance_interval=None if options.guidance_interval is None else tuple(options.guidance_interval),
-        stochasticity=options.stochasticity,
-    )
+    with Progress(transient=True, disable=not sys.stderr.isatty(), console=Console(stderr=True)) as bar:
+        task = bar.add_task("drawing", total=len(options.prompts) * len(options.steps))
+        sheet = any_step_sheet(
+            model,
+            options.prompts,
+            options.steps,
+            options.seed,
+            on_image=lambda: bar.advance(task),
+            size=(width, height),
+            guidance=options.guidance,
+            guidance_interval=None if options.guidance_interval is None else tuple(options.guidance_interval),
+            stochasticity=options.stochasticity,
+        )
     save_image(sheet.picture(), options.out)
     if options.separate is not None:
         for cells in sheet.columns:

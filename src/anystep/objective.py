@@ -90,9 +90,7 @@ def forward_dtype(value: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else value.dtype
 
 
-def interval_weight(
-    transport: Transport, t: Times, r: Times, kind: WeightKind = "sqrt", tangent: bool = True
-) -> Times:
+def interval_weight(transport: Transport, t: Times, r: Times, kind: WeightKind = "sqrt", tangent: bool = True) -> Times:
     """w(t, r), which favours short intervals (eq. 15 and table 12); 1 where t = r.
 
     With d = tan t - tan r (or t - r without `tangent`) and s = sigma_data: `sqrt` is (s + d)^(-1/2), `reciprocal`
@@ -301,7 +299,9 @@ def residual_by_bin(
     The adaptive weight makes the loss itself flat, so this is what shows learning. Rows are t, columns r, from t_min
     to t_max in equal parts of the network's time. Non-finite residuals are left out.
     """
-    low, high = (transport.network_time(torch.tensor([end])).item() for end in (max(transport.t_min, 1e-6), transport.t_max))
+    low, high = (
+        transport.network_time(torch.tensor([end])).item() for end in (max(transport.t_min, 1e-6), transport.t_max)
+    )
     place = [
         ((transport.network_time(time.clamp(min=1e-6)) - low) / (high - low) * bins).long().clamp(0, bins - 1)
         for time in (t, r)

@@ -59,7 +59,7 @@ class Transport:
 
     def rates(self, t: Tensor) -> Coefficients:
         """Time derivatives of the four functions, exact by forward-mode differentiation."""
-        _, tangents = torch.func.jvp(self.coefficients, (t,), (torch.ones_like(t),))
+        tangents = torch.func.jvp(self.coefficients, (t,), (torch.ones_like(t),))[1]
         return Coefficients(*tangents)
 
     def path(self, x: Sample, z: Sample, t: Times) -> Sample:
@@ -112,9 +112,7 @@ class Transport:
         numerator_rate = at_r.sigma * rate.alpha - at_r.alpha * rate.sigma
         return numerator * determinant / (numerator_rate * determinant - numerator * determinant_rate)
 
-    def target(
-        self, x: Sample, z: Sample, t: Times, r: Times, derivative: Sample, F: Sample | None = None
-    ) -> Sample:
+    def target(self, x: Sample, z: Sample, t: Times, r: Times, derivative: Sample, F: Sample | None = None) -> Sample:
         """The state transition identity (arXiv 2509.04394, eq. 10): what f(x_t, t, r) should be.
 
         Args:

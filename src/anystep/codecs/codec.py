@@ -94,7 +94,7 @@ def load_codec(name_or_path: str | Path) -> Codec:
     try:
         name = AutoencoderDC.load_config(name_or_path)["_class_name"]
         autoencoder = kinds[name].from_pretrained(name_or_path)
-    except (OSError, EnvironmentError) as error:
+    except OSError as error:
         raise InputError(f"no autoencoder at {str(name_or_path)!r}: {str(error).splitlines()[0]}") from error
     except KeyError as error:
         raise InputError(f"codec {str(name_or_path)!r} is a {error}, expected one of {sorted(kinds)}") from error

@@ -79,7 +79,7 @@ def is_held_out(concept: str) -> bool:
 
 
 def with_article(concept: str) -> str:
-    """"a whale", "an owl", "an hourglass", "grapes"."""
+    """ "a whale", "an owl", "an hourglass", "grapes"."""
     head = re.split(r" (?:with|without|in|on|of|from) ", concept)[0]
     if head.endswith("s") and not head.endswith(("ss", "us", "is", "os")):
         return concept

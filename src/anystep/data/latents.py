@@ -85,7 +85,9 @@ def _encode(
             waiting.clear()
             on_progress(index + 1, len(source))
     if not labels:
-        raise InputError(f"no example could be read; the first failure: {broken[0] if broken else 'the source is empty'}")
+        raise InputError(
+            f"no example could be read; the first failure: {broken[0] if broken else 'the source is empty'}"
+        )
     part = path.with_suffix(".part")
     save_file(
         {

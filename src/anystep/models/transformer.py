@@ -54,8 +54,14 @@ class SwiGLU(nn.Module):
         self.down = linear(hidden, out)
 
     def forward(self, x: Tensor) -> Tensor:
-        down: Tensor = self.down(functional.silu(self.gate(x)) * self.up(x))
-        return down
+        return self.down(functional.silu(self.gate(x)) * self.up(x))
+
+
+class Modulation(SwiGLU):
+    """Shifts, scales and gates from the conditioning vector through a low-rank bottleneck, in float32."""
+
+    def __init__(self, width: int, rank: int, parts: int) -> None:
+        super().__init__(width, rank, parts * width, Float32Linear)
 
 
 class TimeEmbedding(nn.Module):
@@ -73,8 +79,7 @@ class TimeEmbedding(nn.Module):
         steps = torch.arange(self.frequencies, dtype=torch.float32, device=t.device) / self.frequencies
         angles = t.float()[:, None] * torch.exp(-math.log(self.max_period) * steps)
         wave = torch.cat([angles.cos(), angles.sin()], dim=-1)
-        embedding: Tensor = self.linear_2(functional.silu(self.linear_1(wave)))
-        return embedding
+        return self.linear_2(functional.silu(self.linear_1(wave)))
 
 
 class CaptionProjection(nn.Module):
@@ -86,8 +91,7 @@ class CaptionProjection(nn.Module):
         self.mlp = SwiGLU(text_width, 4 * width, width)
 
     def forward(self, states: Float[Tensor, "batch length text"]) -> Float[Tensor, "batch length width"]:
-        projected: Tensor = self.mlp(self.norm(states.to(self.norm.weight.dtype)))
-        return projected
+        return self.mlp(self.norm(states.to(self.norm.weight.dtype)))
 
 
 class AttentionProcessor:
@@ -99,16 +103,16 @@ class AttentionProcessor:
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         if mask is not None:  # (batch, length) -> (batch, 1, 1, length)
             mask = mask[:, None, None, :]
-        answer: Tensor = dispatch_attention_fn(
+        return dispatch_attention_fn(
             q, k, v, attn_mask=mask, backend=self._attention_backend, parallel_config=self._parallel_config
-        )
-        return answer.flatten(2)
+        ).flatten(2)
 
 
 class _Attention(nn.Module, AttentionModuleMixin):
     _default_processor_cls = AttentionProcessor
     _available_processors = [AttentionProcessor]
     _supports_qkv_fusion = False
+    processor: AttentionProcessor
 
     def __init__(self, width: int, heads: int, qk_norm: bool) -> None:
         super().__init__()
@@ -119,7 +123,7 @@ class _Attention(nn.Module, AttentionModuleMixin):
         self.to_out = nn.Linear(width, width)
         norm = (lambda: nn.LayerNorm(width // heads, eps=1e-5)) if qk_norm else nn.Identity
         self.norm_q, self.norm_k = norm(), norm()
-        self.set_processor(AttentionProcessor())
+        self.processor = AttentionProcessor()
 
     def split(self, x: Tensor) -> Float[Tensor, "batch tokens heads head_dim"]:
         return x.unflatten(-1, (self.heads, -1))
@@ -139,8 +143,7 @@ class IntervalAttention(_Attention):
             q, k, v = q + dq, k + dk, v + dv
         q, k, v = (self.split(part) for part in (q, k, v))  # 3 x (B, N, heads, head_dim)
         q, k = rotate(self.norm_q(q), angles).to(v.dtype), rotate(self.norm_k(k), angles).to(v.dtype)
-        out: Tensor = self.to_out(self.processor(q, k, v))
-        return out
+        return self.to_out(self.processor(q, k, v))
 
 
 class CaptionAttention(_Attention):
@@ -152,8 +155,7 @@ class CaptionAttention(_Attention):
 
     def forward(self, x: Tokens, k: Tensor, v: Tensor, mask: Mask | None, angles: Tensor) -> Tokens:
         q = rotate(self.norm_q(self.split(self.to_q(x))), angles).to(v.dtype)
-        out: Tensor = self.to_out(self.processor(q, k, v, mask))
-        return out
+        return self.to_out(self.processor(q, k, v, mask))
 
 
 def modulate(x: Tokens, shift: Vector, scale: Vector) -> Tokens:
@@ -178,7 +180,7 @@ class TransitionBlock(nn.Module):
         self.attn = IntervalAttention(width, heads, qk_norm, interval_aware)
         self.caption_attn = CaptionAttention(width, heads, qk_norm) if text else None
         self.mlp = SwiGLU(width, hidden, width)
-        self.modulation = SwiGLU(width, rank, (9 if text else 6) * width, Float32Linear)
+        self.modulation = Modulation(width, rank, 9 if text else 6)
 
     def forward(
         self,
@@ -195,7 +197,6 @@ class TransitionBlock(nn.Module):
         shift, scale, gate = parts[:3]
         x = x + gate[:, None] * self.attn(modulate(self.norm(x), shift, scale).to(dtype), interval, angles)
         if self.caption_attn is not None:
-            assert keys is not None and values is not None
             shift, scale, gate = parts[3:6]
             y = modulate(self.norm(x), shift, scale).to(dtype)
             x = x + gate[:, None] * self.caption_attn(y, keys, values, mask, angles)
@@ -209,13 +210,12 @@ class FinalLayer(nn.Module):
     def __init__(self, width: int, out: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
-        self.modulation = SwiGLU(width, width // 2, 2 * width, Float32Linear)
+        self.modulation = Modulation(width, width // 2, 2)
         self.linear = Float32Linear(width, out)
 
     def forward(self, x: Tokens, c: Vector) -> Float[Tensor, "batch tokens out"]:
         shift, scale = self.modulation(c).chunk(2, dim=-1)
-        out: Tensor = self.linear(modulate(self.norm(x), shift, scale))
-        return out
+        return self.linear(modulate(self.norm(x), shift, scale))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -332,10 +332,9 @@ class TransitionTransformer2DModel(
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
         # blocks start as the identity and the prediction at zero
-        for linear in [*(block.modulation.down for block in self.blocks), self.final_layer.modulation.down,
-                       self.final_layer.linear]:  # fmt: skip
-            nn.init.zeros_(linear.weight)
-            nn.init.zeros_(linear.bias)
+        silent = [self.final_layer.linear, *(part.down for part in self.modules() if isinstance(part, Modulation))]
+        for parameter in (parameter for linear in silent for parameter in linear.parameters()):
+            nn.init.zeros_(parameter)
 
     @property
     def null_label(self) -> int:

@@ -20,9 +20,7 @@ class AnyStepSheet:
 
     def costs(self) -> list[tuple[int, int, float]]:
         """(steps, NFE, median milliseconds an image) of each column."""
-        return [
-            (cells[0].steps, cells[0].nfe, 1000 * median(cell.seconds for cell in cells)) for cells in self.columns
-        ]
+        return [(cells[0].steps, cells[0].nfe, 1000 * median(cell.seconds for cell in cells)) for cells in self.columns]
 
     def picture(self) -> Image.Image:
         """The labelled sheet."""

@@ -39,7 +39,9 @@ class Model:
     def __init__(self, name: str, pipeline: TransitionPipeline) -> None:
         self.name, self.pipeline = name, pipeline
 
-    def __call__(self, prompt: str | int | Sequence[str | int], steps: int = 4, seed: int = 0, **options: Any) -> list[Image.Image]:
+    def __call__(
+        self, prompt: str | int | Sequence[str | int], steps: int = 4, seed: int = 0, **options: Any
+    ) -> list[Image.Image]:
         """`generate`'s images."""
         return self.generate(prompt, steps, seed, **options).images
 
@@ -65,7 +67,7 @@ class Model:
         seeds = [seed] * count if isinstance(seed, int) else list(seed)
         width, height = size or (self.pipeline.base_size, self.pipeline.base_size)
         start = time.perf_counter()
-        output = self.pipeline(
+        output: Any = self.pipeline(
             prompt, height, width, steps, guidance_scale=guidance, seeds=seeds, output_type="pil", **options
         )
         if self.pipeline.device.type == "cuda":

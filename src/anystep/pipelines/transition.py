@@ -90,7 +90,9 @@ class TransitionPipeline(DiffusionPipeline):
 
     @property
     def latent_codec(self) -> Codec:
-        return IdentityCodec(self.transformer.config.in_channels) if self.codec is None else AutoencoderCodec(self.codec)
+        return (
+            IdentityCodec(self.transformer.config.in_channels) if self.codec is None else AutoencoderCodec(self.codec)
+        )
 
     @property
     def size_multiple(self) -> int:
@@ -110,9 +112,9 @@ class TransitionPipeline(DiffusionPipeline):
         """Raises InputError in one line for what cannot be generated."""
         for prompt in prompts:
             if isinstance(prompt, str) and not prompt.strip():
-                raise InputError("empty prompt: say what to draw, for example \"a red apple\"")
+                raise InputError('empty prompt: say what to draw, for example "a red apple"')
         if not prompts:
-            raise InputError("no prompt given: say what to draw, for example \"a red apple\"")
+            raise InputError('no prompt given: say what to draw, for example "a red apple"')
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
             raise InputError(f"steps {steps!r}: expected a whole number of at least 1")
         if height < 1 or width < 1 or height % self.size_multiple or width % self.size_multiple:
@@ -133,7 +135,7 @@ class TransitionPipeline(DiffusionPipeline):
         latents: Tensor | None,
         device: Any,
     ) -> Tensor:
-        """Noise of the given shape: `latents` as they are, else one CPU generator a seed, else diffusers' generators."""
+        """Noise of that shape: `latents` as they are, else one CPU generator a seed, else diffusers' generators."""
         if latents is not None:
             if tuple(latents.shape) != tuple(shape):
                 raise InputError(f"latents of shape {tuple(latents.shape)}: expected {tuple(shape)}")
@@ -174,7 +176,7 @@ class TransitionPipeline(DiffusionPipeline):
             generator, seeds, latents: where the noise comes from. A seed gives the same image on every device and in
                 every batch.
             stochasticity: of `anystep.sampling.sample`; needs `seeds`.
-            output_type: `pil`, `np` (batch, height, width, 3) and `pt` (batch, 3, height, width) in [0, 1], or `latent`.
+            output_type: `pil`; `np` (batch, height, width, 3) or `pt` (batch, 3, height, width) in [0, 1]; `latent`.
             callback_on_step_end: called as (pipeline, step, timestep, {"latents": ...}); may return new latents, and
                 may set `pipeline._interrupt` to stop.
 

@@ -34,7 +34,7 @@ def build_autoencoder(recipe: CodecRecipe) -> AutoencoderDC:
     )
     for module in autoencoder.modules():
         if type(module).__name__ == "ResBlock":
-            nn.init.zeros_(module.norm.weight)  # type: ignore[union-attr, arg-type]
+            nn.init.zeros_(module.norm.weight)
     return autoencoder
 
 
@@ -115,7 +115,9 @@ def train_codec(recipe: CodecRecipe, out: Path) -> dict[str, Any]:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step, recipe.run.steps)
             generator = step_generator(recipe.run.seed, step)
-            images = load_images(source, batch_indices(len(source), recipe.run.batch_size, recipe.run.seed, step), broken)
+            images = load_images(
+                source, batch_indices(len(source), recipe.run.batch_size, recipe.run.seed, step), broken
+            )
             mirrored = torch.rand(len(images), generator=generator) < 0.5
             images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images).to(device)
 
@@ -133,7 +135,12 @@ def train_codec(recipe: CodecRecipe, out: Path) -> dict[str, Any]:
             done, last = step + 1, step + 1 == recipe.run.steps or bool(interrupted)
             shown = None
             if done % recipe.run.log_every == 0 or last:
-                record = {"step": done, "loss": loss.item(), "psnr": measure(autoencoder, judged), "broken": len(broken)}
+                record = {
+                    "step": done,
+                    "loss": loss.item(),
+                    "psnr": measure(autoencoder, judged),
+                    "broken": len(broken),
+                }
                 run.log({**record, "learning_rate": optimizer.param_groups[0]["lr"], "gradient_norm": norm.item()})
                 shown = {"loss": record["loss"], "PSNR": record["psnr"]}
             progress.update(done, shown)

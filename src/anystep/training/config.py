@@ -1,7 +1,7 @@
 """Recipes: typed, checked, read from YAML, overridden from the command line.
 
-A size, a default or a name is defined here once; a recipe file says what differs. Each recipe carries a `debug` section,
-merged over the rest by `--debug`, that makes it a laptop-size run.
+A size, a default or a name is defined here once; a recipe file says what differs. Each recipe carries a `debug`
+section, merged over the rest by `--debug`, that makes it a laptop-size run.
 """
 
 import difflib
@@ -10,8 +10,16 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from pydantic import ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
 
 from anystep.errors import InputError
 
@@ -54,7 +62,7 @@ class CodecModelConfig(Section):
     widths: tuple[PositiveInt, ...] = (32, 32, 64, 128)
     encoder_depths: tuple[NonNegativeInt, ...] = (0, 1, 1, 1)
     decoder_depths: tuple[NonNegativeInt, ...] = (0, 1, 2, 2)
-    # noise on the latents in training, as a share of their standard deviation: the decoder must bear a generator's errors
+    # on the latents in training, as a share of their standard deviation: the decoder must bear a generator's errors
     noise: NonNegativeFloat = 0.03
 
 
@@ -167,7 +175,9 @@ def _pairs(overrides: Sequence[str]) -> list[tuple[str, Any]]:
     words = [part for word in overrides for part in (word.split("=", 1) if word.startswith("--") else [word])]
     if len(words) % 2 or any(not word.startswith("--") for word in words[::2]):
         raise InputError(f"expected --section.key value pairs, got {' '.join(overrides)!r}")
-    return [(key[2:].replace("-", "_"), yaml.safe_load(value)) for key, value in zip(words[::2], words[1::2], strict=True)]
+    return [
+        (key[2:].replace("-", "_"), yaml.safe_load(value)) for key, value in zip(words[::2], words[1::2], strict=True)
+    ]
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

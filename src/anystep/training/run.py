@@ -80,7 +80,11 @@ class Run:
         if not path.exists():
             return
         there, here = (
-            {key: value for key, value in _flat(content) if key.split(".")[-1] not in FREE_TO_CHANGE or key[:4] != "run."}
+            {
+                key: value
+                for key, value in _flat(content)
+                if key.split(".")[-1] not in FREE_TO_CHANGE or key[:4] != "run."
+            }
             for content in (yaml.safe_load(path.read_text("utf-8")), yaml.safe_load(dump(recipe)))
         )
         changed = sorted(key for key in {*there, *here} if there.get(key) != here.get(key))
@@ -120,12 +124,16 @@ class Run:
                 state = torch.load(path, map_location=device, weights_only=True)
                 break
             except Exception as error:  # damaged in any way: the one before it serves
-                print(f"checkpoint {path.name} is damaged ({type(error).__name__}), using the one before", file=sys.stderr)
+                print(
+                    f"checkpoint {path.name} is damaged ({type(error).__name__}), using the one before", file=sys.stderr
+                )
         metrics = self.folder / "metrics.jsonl"
         if metrics.exists() and self.writing:
             step = state["step"] if state else 0
             lines = metrics.read_text("utf-8").splitlines(keepends=True)
-            write_text(metrics, "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step))
+            write_text(
+                metrics, "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step)
+            )
         return state
 
     def _checkpoints(self) -> list[Path]:
@@ -170,7 +178,7 @@ def prepare(config: RunConfig) -> torch.device:
 
 @contextmanager
 def interruptible() -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM append to the list, so that a loop can finish its step, save and leave; twice means at once."""
+    """Ctrl-C and SIGTERM append to the list: a loop then finishes its step, saves and leaves. Twice means at once."""
     caught: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:

@@ -154,7 +154,7 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
             if healthy:
                 optimizer.step()
                 decay = min(recipe.ema_decay, (1 + step) / (10 + step))
-                torch._foreach_lerp_(averaged, parameters, 1 - decay)  # type: ignore[arg-type]
+                torch._foreach_lerp_(averaged, parameters, 1 - decay)
             if not healthy or loss.nonfinite:
                 skipped += not healthy
                 names = [indices[mine][row] for row in loss.nonfinite] or indices[mine]
@@ -177,7 +177,9 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
                 "images_per_second": progress.rate * recipe.run.batch_size,
             }
             run.log(record)
-            shown = {name: record[name] for name in ("residual", "residual_short", "residual_long") if name in record}
+            shown: dict[str, float] = {
+                name: record[name] for name in ("residual", "residual_short", "residual_long") if name in record
+            }
             progress.update(done, shown if done % recipe.run.log_every == 0 or last else None)
             if done % recipe.run.checkpoint_every == 0 or last:
                 state = {"network": network.state_dict(), "ema": ema.state_dict(), "optimizer": optimizer.state_dict()}
@@ -232,7 +234,9 @@ def as_pipeline(
     text = any(data.captions)
     pipeline = TransitionPipeline(
         transformer=network,
-        scheduler=TransitionScheduler(recipe.transport.name, dict(recipe.transport.options), base_size=recipe.data.size),
+        scheduler=TransitionScheduler(
+            recipe.transport.name, dict(recipe.transport.options), base_size=recipe.data.size
+        ),
         codec=codec.autoencoder if isinstance(codec, AutoencoderCodec) else None,
         text_encoder_name=recipe.model.text_encoder if text else None,
         class_names=None if text else data.class_names,
