@@ -54,7 +54,7 @@ def derivative(kind: DerivativeKind = "central", eps: float | None = None) -> De
     def central(
         evaluate: Evaluation, transport: Transport, x: Sample, z: Sample, t: Times, r: Times, rows: Rows, value: Sample
     ) -> Sample:
-        h = step(forward_dtype(value))
+        h = step(forward_dtype(evaluate, value))
         later, earlier = (t + h).clamp(max=transport.t_max), (t - h).clamp(min=transport.t_min)
         times = torch.cat([later, earlier])
         points = transport.path(torch.cat([x, x]), torch.cat([z, z]), times)
@@ -65,7 +65,7 @@ def derivative(kind: DerivativeKind = "central", eps: float | None = None) -> De
     def one_sided(
         evaluate: Evaluation, transport: Transport, x: Sample, z: Sample, t: Times, r: Times, rows: Rows, value: Sample
     ) -> Sample:
-        h = step(forward_dtype(value))
+        h = step(forward_dtype(evaluate, value))
         other = torch.where(t - h >= transport.t_min, t - h, t + h)
         there = evaluate(transport.path(x, z, other), other, r, rows)
         return (value.detach() - there) / expand(t - other, there)
@@ -84,10 +84,12 @@ def derivative(kind: DerivativeKind = "central", eps: float | None = None) -> De
     return {"central": central, "one_sided": one_sided, "forward_mode": forward_mode}[kind]
 
 
-def forward_dtype(value: Tensor) -> torch.dtype:
-    """The precision the network computes in: autocast's where it is on, else that of its output."""
+def forward_dtype(evaluate: Evaluation, value: Tensor) -> torch.dtype:
+    """The coarsest precision the network computes in: autocast's, else what `evaluate` says of itself."""
     device = value.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else value.dtype
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return getattr(evaluate, "dtype", value.dtype)
 
 
 def interval_weight(transport: Transport, t: Times, r: Times, kind: WeightKind = "sqrt", tangent: bool = True) -> Times:
@@ -221,7 +223,9 @@ class TransitionObjective:
 
         tokens: Tensor | None = None
         if features is None:
-            f = bind(network, transport, condition, condition_mask)(x_t, t, r, torch.arange(len(x), device=x.device))
+            f = BoundNetwork(network, transport, condition, condition_mask)(
+                x_t, t, r, torch.arange(len(x), device=x.device)
+            )
         else:
             f, tokens = network(
                 x_t, transport.network_time(t), transport.network_time(r), condition, condition_mask,
@@ -232,7 +236,7 @@ class TransitionObjective:
         slope = torch.zeros_like(f)
         moving = (t > r).nonzero().squeeze(1)
         if len(moving):
-            evaluate = bind(network, transport, condition, condition_mask)
+            evaluate = BoundNetwork(network, transport, condition, condition_mask)
             at = (x[moving], z[moving], t[moving], r[moving])
             slope[moving] = self.estimate(evaluate, transport, *at, moving, f[moving]).to(slope)
             evaluations += {"central": 2, "one_sided": 1, "forward_mode": 2}[self.estimate.__name__] * len(moving)
@@ -243,8 +247,8 @@ class TransitionObjective:
                 raise ValueError("model guidance needs ema_network and null_condition")
             with torch.no_grad():
                 rows = torch.arange(len(x), device=x.device)
-                conditional = bind(ema_network, transport, condition, condition_mask)(x_t, t, t, rows)
-                null = bind(ema_network, transport, null_condition, null_mask)(x_t, t, t, rows)
+                conditional = BoundNetwork(ema_network, transport, condition, condition_mask)(x_t, t, t, rows)
+                null = BoundNetwork(ema_network, transport, null_condition, null_mask)(x_t, t, t, rows)
                 F = self.guidance(F, t, conditional, null)
             evaluations += 2 * len(x)
         with torch.no_grad():
@@ -280,15 +284,26 @@ class TransitionObjective:
         )
 
 
-def bind(network: Any, transport: Transport, condition: Tensor, mask: Tensor | None) -> Evaluation:
-    """The network with its condition bound and its times translated by the transport."""
+@dataclass(frozen=True)
+class BoundNetwork:
+    """An `Evaluation`: the network with its condition bound and its times translated by the transport."""
 
-    def evaluate(x_t: Tensor, t: Tensor, r: Tensor, rows: Rows) -> Tensor:
-        times = (transport.network_time(t), transport.network_time(r))
-        f: Tensor = network(x_t, *times, condition[rows], None if mask is None else mask[rows])
+    network: Any
+    transport: Transport
+    condition: Tensor
+    mask: Tensor | None = None
+
+    def __call__(self, x_t: Tensor, t: Tensor, r: Tensor, rows: Rows) -> Tensor:
+        times = (self.transport.network_time(t), self.transport.network_time(r))
+        mask = None if self.mask is None else self.mask[rows]
+        f: Tensor = self.network(x_t, *times, self.condition[rows], mask)
         return f
 
-    return evaluate
+    @property
+    def dtype(self) -> torch.dtype:
+        """The coarsest of the weights: the answer may be float32 while the blocks are not."""
+        kinds = {weight.dtype for weight in getattr(self.network, "parameters", list)()} & set(EPS)
+        return max(kinds, key=EPS.__getitem__, default=torch.float32)
 
 
 def residual_by_bin(
@@ -299,13 +314,8 @@ def residual_by_bin(
     The adaptive weight makes the loss itself flat, so this is what shows learning. Rows are t, columns r, from t_min
     to t_max in equal parts of the network's time. Non-finite residuals are left out.
     """
-    low, high = (
-        transport.network_time(torch.tensor([end])).item() for end in (max(transport.t_min, 1e-6), transport.t_max)
-    )
-    place = [
-        ((transport.network_time(time.clamp(min=1e-6)) - low) / (high - low) * bins).long().clamp(0, bins - 1)
-        for time in (t, r)
-    ]
+    low, high = (transport.network_time(torch.tensor(end)) for end in (transport.t_min, transport.t_max))
+    place = [((transport.network_time(time) - low) / (high - low) * bins).long().clamp(0, bins - 1) for time in (t, r)]
     finite = residual.isfinite()
     cell = (place[0] * bins + place[1])[finite]
     sums = torch.zeros(bins * bins, device=t.device).index_add_(0, cell, residual[finite].float())
