@@ -34,7 +34,7 @@ class Network(nn.Module):
             nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 2),
         )  # fmt: skip
 
-    def forward(self, x: Tensor, t: Tensor, r: Tensor, condition: Tensor, condition_mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, r: Tensor, condition: Tensor, mask: Tensor | None = None) -> Tensor:
         times = torch.stack([t, t - r], dim=1)[:, :, None] * torch.tensor([1.0, 2.0, 4.0, 8.0])
         places = x[:, :, None] * torch.tensor([2.0, 4.0, 8.0])
         waves = torch.cat([times.flatten(1), places.flatten(1)], dim=1)

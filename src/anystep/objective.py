@@ -30,7 +30,7 @@ Derivative = Callable[[Evaluation, Transport, Tensor, Tensor, Tensor, Tensor, Ro
 EPS = {torch.float64: 0.005, torch.float32: 0.005, torch.float16: 0.02, torch.bfloat16: 0.05}
 
 
-def derivative(kind: DerivativeKind = "central", eps: float | None = None) -> Derivative:
+def derivative(kind: str = "central", eps: float | None = None) -> Derivative:
     """An estimator of df/dt, the total derivative of f(x_t, t, r) along x_t = alpha x + sigma z at fixed r.
 
     Args:
@@ -92,7 +92,7 @@ def forward_dtype(evaluate: Evaluation, value: Tensor) -> torch.dtype:
     return getattr(evaluate, "dtype", value.dtype)
 
 
-def interval_weight(transport: Transport, t: Times, r: Times, kind: WeightKind = "sqrt", tangent: bool = True) -> Times:
+def interval_weight(transport: Transport, t: Times, r: Times, kind: str = "sqrt", tangent: bool = True) -> Times:
     """w(t, r), which favours short intervals (eq. 15 and table 12); 1 where t = r.
 
     With d = tan t - tan r (or t - r without `tangent`) and s = sigma_data: `sqrt` is (s + d)^(-1/2), `reciprocal`
@@ -177,7 +177,7 @@ class TransitionObjective:
     estimate: Derivative = field(default_factory=derivative)
     diffusion_share: float = 0.5
     consistency_share: float = 0.1
-    weight: WeightKind = "sqrt"
+    weight: str = "sqrt"
     tangent: bool = True
     adaptive: bool = True
     direction: bool = True

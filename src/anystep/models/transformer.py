@@ -278,7 +278,7 @@ class TransitionTransformer2DModel(
         num_classes: int | None = None,
         class_dropout_prob: float = 0.1,
         modulation_rank: int | None = None,
-        interval_condition: IntervalCondition = "t-r",
+        interval_condition: str = "t-r",
         shared_time_embedder: bool = False,
         interval_attention: bool = True,
         qk_norm: bool = True,
@@ -295,6 +295,8 @@ class TransitionTransformer2DModel(
             raise ValueError(f"hidden_size {hidden_size} / num_heads {num_heads} must be a multiple of 4")
         if interval_condition not in get_args(IntervalCondition):
             raise ValueError(f"unknown interval_condition {interval_condition!r}: {get_args(IntervalCondition)}")
+        if z_dim and not 1 <= encoder_depth <= depth:
+            raise ValueError(f"encoder_depth {encoder_depth} must be a block from 1 to depth {depth}")
         width = hidden_size
         rank = width // 4 * 3 if modulation_rank is None else modulation_rank
         self.gradient_checkpointing = False
@@ -386,6 +388,8 @@ class TransitionTransformer2DModel(
             condition_mask: (batch, length), true where `condition` is text and not padding.
             return_features: also return the projector's output (batch, tokens, z_dim) after block `encoder_depth`.
         """
+        if return_features and self.projector is None:
+            raise ValueError("return_features needs a projector: z_dim is 0")
         if not isinstance(condition, EncodedCaption):
             condition = self.encode_condition(condition, condition_mask)
         patch = self.config.patch_size
@@ -410,9 +414,7 @@ class TransitionTransformer2DModel(
                 tokens = self._gradient_checkpointing_func(block, tokens, c, interval, angles, *caption)
             else:
                 tokens = block(tokens, c, interval, angles, *caption)  # (B, N, D)
-            if return_features and index + 1 == self.config.encoder_depth:
-                if self.projector is None:
-                    raise ValueError("return_features needs a projector: z_dim is 0")
+            if return_features and self.projector is not None and index + 1 == self.config.encoder_depth:
                 features = self.projector(tokens.to(self.projector[0].weight.dtype))  # (B, N, z_dim)
 
         out = self.final_layer(tokens, c)  # (B, N, patch^2 C)

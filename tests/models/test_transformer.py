@@ -1,0 +1,185 @@
+"""The network as a diffusers model."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from anystep import TransitionTransformer2DModel
+from anystep.models import PRESETS, build_transformer
+
+PUBLISHED = {"t2i-xl": 864_978_080, "c2i-xl-2": 664_128_016, "c2i-xl-1": 664_164_896, "c2i-b-4": 128_828_224}
+
+
+def lively(preset: str = "t2i-test", **options: Any) -> TransitionTransformer2DModel:
+    """A small network none of whose parts is silent."""
+    torch.manual_seed(0)
+    network = build_transformer(preset, **options)
+    for parameter in network.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.1)
+    return network.eval()
+
+
+def text_inputs(count: int = 2, length: int = 5) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(count, 4, 6, 10, generator=generator)
+    t, r = torch.full((count,), 0.8), torch.full((count,), 0.3)
+    return x, t, r, torch.randn(count, length, 16, generator=generator)
+
+
+@pytest.mark.parametrize(("preset", "count"), list(PUBLISHED.items()))
+def test_published_sizes_have_the_published_number_of_parameters(preset: str, count: int) -> None:
+    with torch.device("meta"):
+        assert sum(parameter.numel() for parameter in build_transformer(preset).parameters()) == count
+
+
+def test_the_built_in_preset_is_small() -> None:
+    with torch.device("meta"):
+        assert 3e6 < sum(parameter.numel() for parameter in build_transformer("t2i-emoji").parameters()) < 10e6
+
+
+def test_a_fresh_network_predicts_zero() -> None:
+    torch.manual_seed(0)
+    assert not build_transformer("t2i-test")(*text_inputs()).any()
+
+
+def test_saved_models_load_again_under_the_package_name(tmp_path: Path) -> None:
+    network = lively()
+    network.save_pretrained(tmp_path, max_shard_size="100KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    again = TransitionTransformer2DModel.from_pretrained(tmp_path)
+    torch.testing.assert_close(again(*text_inputs()), network(*text_inputs()), rtol=1e-6, atol=1e-6)
+    assert TransitionTransformer2DModel.__module__ == "anystep"
+
+
+def test_times_modulation_and_head_stay_in_float32(tmp_path: Path) -> None:
+    lively().save_pretrained(tmp_path)
+    network = TransitionTransformer2DModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert network.blocks[0].attn.to_q.weight.dtype == torch.bfloat16
+    for part in (network.time_embed, network.interval_embed, network.patch_embed, network.final_layer,
+                 network.blocks[1].modulation):  # fmt: skip
+        assert {parameter.dtype for parameter in part.parameters()} == {torch.float32}
+    out = network(*text_inputs())
+    assert out.dtype == torch.float32
+    assert (out - lively()(*text_inputs())).norm() < 0.02 * out.norm()
+
+
+def test_an_encoded_caption_stands_for_the_caption() -> None:
+    network, (x, t, r, caption) = lively(), text_inputs()
+    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    encoded = network.encode_condition(caption, mask)
+    assert torch.equal(network(x, t, r, encoded), network(x, t, r, caption, mask))
+
+
+def test_padding_is_masked_or_for_released_weights_seen() -> None:
+    x, t, r, caption = text_inputs(1)
+    padded = torch.cat([caption, torch.randn(1, 3, 16)], dim=1)
+    mask = torch.arange(8)[None] < 5
+    masked, seen = lively(), lively(mask_text=False)
+    torch.testing.assert_close(masked(x, t, r, padded, mask), masked(x, t, r, caption), rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(seen(x, t, r, padded, mask), seen(x, t, r, caption), atol=1e-3)
+
+
+def test_an_image_does_not_depend_on_its_batch_mates() -> None:
+    network, (x, t, r, caption) = lively(), text_inputs()
+    together = network(x, t, r, caption)
+    alone = network(x[1:], t[1:], r[1:], caption[1:])
+    torch.testing.assert_close(together[1:], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_the_interval_reaches_the_network() -> None:
+    network, (x, t, r, caption) = lively(), text_inputs()
+    assert not torch.allclose(network(x, t, r, caption), network(x, t, r - 0.2, caption), atol=1e-3)
+
+
+@pytest.mark.parametrize("choice", ["t-r", "r", "t,r", "t,t-r", "r,t-r", "t,r,t-r"])
+def test_every_interval_condition_sums_its_embeddings(choice: str) -> None:
+    network = lively(interval_condition=choice)
+    t, r = torch.tensor([0.8]), torch.tensor([0.3])
+    seen = {"t": t, "r": r, "t-r": t - r}
+    *first, last = choice.split(",")
+    expected = network.interval_embed(seen[last]) + sum(network.time_embed(seen[name]) for name in first)
+    torch.testing.assert_close(network.embed_times(t, r)[1], expected)
+
+
+def test_gradient_checkpointing_changes_no_gradient() -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        network = lively().train()
+        if checkpointing:
+            network.enable_gradient_checkpointing()
+        network(*text_inputs()).square().mean().backward()
+        gradients.append([parameter.grad for parameter in network.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_the_projector_runs_only_when_its_features_are_asked_for() -> None:
+    network, calls = lively(z_dim=12, projector_dim=8, encoder_depth=1), []
+    network.projector.register_forward_hook(lambda *_: calls.append(1))
+    plain = network(*text_inputs())
+    assert not calls
+    out, features = network(*text_inputs(), return_features=True)
+    assert len(calls) == 1
+    assert features.shape == (2, 60, 12)
+    assert torch.equal(out, plain)
+    with pytest.raises(ValueError, match="z_dim"):
+        lively()(*text_inputs(), return_features=True)
+
+
+def test_attention_backends_agree() -> None:
+    network = lively()
+    expected = network(*text_inputs())
+    network.set_attention_backend("_native_math")
+    torch.testing.assert_close(network(*text_inputs()), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_lora_saves_and_loads(tmp_path: Path) -> None:
+    from peft import LoraConfig
+
+    network = lively()
+    base = network(*text_inputs())
+    network.add_adapter(LoraConfig(r=2, lora_alpha=4, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    tuned = network(*text_inputs())
+    assert not torch.allclose(tuned, base, atol=1e-3)
+    network.save_lora_adapter(tmp_path, weight_name="lora.safetensors")
+    again = lively()
+    again.load_lora_adapter(tmp_path, weight_name="lora.safetensors", prefix=None)
+    torch.testing.assert_close(again(*text_inputs()), tuned, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_it_compiles_without_a_graph_break() -> None:
+    network = lively(depth=1)
+    compiled = torch.compile(network, fullgraph=True)
+    torch.testing.assert_close(compiled(*text_inputs()), network(*text_inputs()), rtol=1e-4, atol=1e-4)
+
+
+def test_labels_have_a_null() -> None:
+    network = lively("c2i-test")
+    assert network.null_label == 10
+    with pytest.raises(ValueError, match="no null label"):
+        _ = lively("c2i-test", class_dropout_prob=0.0).null_label
+
+
+@pytest.mark.parametrize(
+    ("preset", "options", "message"),
+    [
+        ("t2i-huge", {}, "unknown preset"),
+        ("t2i-test", {"dept": 3}, "dept"),
+        ("t2i-test", {"num_classes": 3}, "one of text_width and num_classes"),
+        ("t2i-test", {"num_heads": 3}, "multiple of 4"),
+        ("t2i-test", {"interval_condition": "t/r"}, "unknown interval_condition"),
+    ],
+)
+def test_bad_sizes_are_refused(preset: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_transformer(preset, **options)
+
+
+def test_every_preset_is_known_by_a_condition() -> None:
+    for name, sizes in PRESETS.items():
+        assert ("text_width" in sizes) is name.startswith("t2i")

@@ -1,0 +1,314 @@
+"""The objective: its derivatives, its shares, its protection, and the reference's numbers."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from anystep.models import TransitionTransformer2DModel, build_transformer, load_reference_transformer
+from anystep.objective import (
+    BoundNetwork,
+    ModelGuidance,
+    TransitionObjective,
+    derivative,
+    interval_weight,
+    residual_by_bin,
+)
+from anystep.transport import TRANSPORTS, make_transport
+
+FLOW = make_transport("ot_fm")
+
+
+def lively(**options: Any) -> TransitionTransformer2DModel:
+    """A small network whose modulation is not zero, as after training."""
+    torch.manual_seed(0)
+    network = build_transformer("c2i-test", **options)
+    for name, parameter in network.named_parameters():
+        if "modulation.down" in name or "final_layer.linear" in name:
+            nn.init.normal_(parameter, std=0.1)
+    return network
+
+
+def batch(count: int = 6) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """x, z, t, r, labels, every sample with t > r."""
+    generator = torch.Generator().manual_seed(1)
+    x, z = (torch.randn(count, 4, 8, 8, generator=generator) for _ in range(2))
+    t = torch.linspace(0.3, 0.9, count)
+    return x, z, t, t - 0.25, torch.arange(count) % 10
+
+
+class Counting(nn.Module):
+    """Counts the samples that go through a network, with and without gradient."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.calls = network, []
+
+    def forward(self, x: Tensor, *rest: Any, **more: Any) -> Any:
+        self.calls.append((len(x), torch.is_grad_enabled()))
+        return self.network(x, *rest, **more)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Derivatives
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [("central", 2e-3), ("one_sided", 3e-2)])
+def test_finite_differences_agree_with_forward_mode_in_float32(kind: Any, tolerance: float) -> None:
+    x, z, t, r, y = batch()
+    evaluate, rows = BoundNetwork(lively(), FLOW, y), torch.arange(len(x))
+    value = evaluate(FLOW.path(x, z, t), t, r, rows)
+    exact = derivative("forward_mode")(evaluate, FLOW, x, z, t, r, rows, value)
+    estimate = derivative(kind)(evaluate, FLOW, x, z, t, r, rows, value)
+    assert exact.norm() > 0.1 * value.norm()
+    assert (estimate - exact).norm() <= tolerance * exact.norm()
+
+
+def test_forward_mode_is_exact_in_float64() -> None:
+    class Known(nn.Module):
+        def forward(self, x: Tensor, t: Tensor, r: Tensor, condition: Tensor, mask: None = None) -> Tensor:
+            return x.sin() * (t**2 + r)[:, None]
+
+    x, z = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
+    t, r = torch.linspace(0.3, 0.9, 4, dtype=torch.float64), torch.full((4,), 0.1, dtype=torch.float64)
+    evaluate, rows = BoundNetwork(Known(), FLOW, rows := torch.arange(4)), rows
+    x_t = FLOW.path(x, z, t)
+    expected = x_t.cos() * (z - x) * (t**2 + r)[:, None] + x_t.sin() * (2 * t)[:, None]
+    torch.testing.assert_close(derivative("forward_mode")(evaluate, FLOW, x, z, t, r, rows, x_t), expected)
+    central = derivative("central", eps=1e-4)(evaluate, FLOW, x, z, t, r, rows, x_t)
+    torch.testing.assert_close(central, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_times_survive_a_bfloat16_network() -> None:
+    network = lively()
+    t, r = torch.tensor([0.5, 0.505]), torch.tensor([0.2, 0.2])
+    fine = network.embed_times(t, r)
+    network.to(torch.bfloat16)
+    for before, after in zip(fine, network.embed_times(t, r), strict=True):
+        change, kept = before[1] - before[0], after[1] - after[0]
+        assert after.dtype == torch.float32
+        # only the weights were rounded, 2^-9 each; a time rounded to bfloat16 would lose a quarter of the change
+        assert (kept - change).norm() <= 0.03 * change.norm()
+
+
+@pytest.mark.parametrize("how", ["weights", "autocast"])
+def test_the_derivative_of_a_bfloat16_network_is_usable(how: str) -> None:
+    x, z, t, r, y = batch()
+    network, rows = lively(), torch.arange(len(x))
+    bound = BoundNetwork(network, FLOW, y)
+    exact = derivative("forward_mode")(bound, FLOW, x, z, t, r, rows, x)
+    if how == "weights":
+        network.to(torch.bfloat16)
+        assert bound.dtype == torch.bfloat16
+    with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
+        value = bound(FLOW.path(x, z, t), t, r, rows)
+        chosen = derivative("central")(bound, FLOW, x, z, t, r, rows, value)
+        narrow = derivative("central", eps=0.001)(bound, FLOW, x, z, t, r, rows, value)
+    assert (chosen - exact).norm() <= 0.15 * exact.norm()
+    assert (narrow - exact).norm() > 2 * (chosen - exact).norm()  # rounding grows as 1 / eps
+
+
+@pytest.mark.parametrize("name", list(TRANSPORTS))
+@pytest.mark.parametrize("kind", ["central", "one_sided"])
+def test_evaluation_times_stay_inside_the_range(name: str, kind: Any) -> None:
+    transport, seen = make_transport(name), []
+
+    def evaluate(x_t: Tensor, t: Tensor, r: Tensor, rows: Tensor) -> Tensor:
+        seen.append(t)
+        return x_t * t[:, None]
+
+    t = torch.tensor([transport.t_min, transport.t_max])
+    r = torch.full_like(t, transport.t_min)
+    x, z = torch.randn(2, 3), torch.randn(2, 3)
+    slope = derivative(kind)(evaluate, transport, x, z, t, r, torch.arange(2), transport.path(x, z, t) * t[:, None])
+    times = torch.cat(seen)
+    assert times.min() >= transport.t_min
+    assert times.max() <= transport.t_max
+    assert slope.isfinite().all()
+
+
+def test_bad_derivatives_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"'backward'.*central"):
+        derivative("backward")
+    with pytest.raises(ValueError, match="eps"):
+        derivative("central", eps=0.0)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Draws and weights
+
+
+def test_the_shares_hold_at_batch_size_one() -> None:
+    objective, generator = TransitionObjective(FLOW), torch.Generator().manual_seed(0)
+    pairs = [objective.draw_times(1, generator) for _ in range(6000)]
+    t, r = (torch.cat(side) for side in zip(*pairs, strict=True))
+    assert (t >= r).all()
+    assert ((t == r).float().mean() - 0.5).abs() < 0.02
+    assert ((r == FLOW.t_min).float().mean() - 0.1).abs() < 0.012
+
+
+@given(share=st.floats(0, 1), rest=st.floats(0, 1))
+def test_any_shares_hold(share: float, rest: float) -> None:
+    objective = TransitionObjective(FLOW, diffusion_share=share, consistency_share=(1 - share) * rest)
+    t, r = objective.draw_times(4000, torch.Generator().manual_seed(0))
+    assert ((t == r).float().mean() - share).abs() < 0.04
+    assert ((r == FLOW.t_min).float().mean() - (1 - share) * rest).abs() < 0.04
+
+
+def test_interval_weights_are_the_references(numbers: Path) -> None:
+    stored = load_file(numbers / "transports.safetensors")
+    t, r = stored["weights.t"], stored["weights.r"].clone()
+    r[:4] = t[:4]  # its share of plain diffusion
+    kinds = {"sqrt": "sqrt", "constant": "constant", "reciprocal": "reciprocal", "square": "square",
+             "Soft-Min-SNR": "soft_min_snr"}  # fmt: skip
+    for theirs, ours in kinds.items():
+        for warp, tangent in (("plain", False), ("tan", True)):
+            weight = interval_weight(make_transport("ot_fm", sigma_data=1.0), t, r, ours, tangent)
+            torch.testing.assert_close(weight, stored[f"weights.{theirs}.{warp}"], rtol=1e-5, atol=1e-6)
+            assert (weight[:4] == 1).all()
+    with pytest.raises(ValueError, match="cubic"):
+        interval_weight(FLOW, t, r, "cubic")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The loss
+
+
+@pytest.mark.parametrize("name", ["c2i", "t2i"])
+@pytest.mark.parametrize("direction", [False, True])
+def test_the_reference_gives_the_same_loss(numbers: Path, name: str, direction: bool) -> None:
+    options = json.loads((numbers / "meta.json").read_text())[name]["config"]
+    network = load_reference_transformer(numbers / f"{name}.weights.safetensors", options)
+    stored = load_file(numbers / "objective.safetensors")
+    x, z, t, r, y, features = (stored[f"{name}.{key}"] for key in ("x", "z", "t", "r", "y", "h_target"))
+    record = TransitionObjective(FLOW, direction=direction).evaluate(network, x, z, t, r, y, features=features)
+    expected = {key: stored[f"{name}.{key}.dir{int(direction)}"] for key in
+                ("denoising_loss", "weighted_loss", "proj_loss")}  # fmt: skip
+    torch.testing.assert_close(record.denoising[None], expected["denoising_loss"], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close((record.loss - record.alignment)[None], expected["weighted_loss"], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(record.alignment[None], expected["proj_loss"], rtol=1e-5, atol=1e-5)
+    moving = t > r
+    slope = derivative("central")(
+        BoundNetwork(network, FLOW, y),
+        FLOW,
+        x[moving],
+        z[moving],
+        t[moving],
+        r[moving],
+        moving.nonzero()[:, 0],
+        x[moving],
+    )
+    # two evaluations that agree to 1e-6 differ by 1e-4 when divided by 2 eps = 0.01
+    assert (slope - stored[f"{name}.dde"][moving]).norm() <= 5e-5 * slope.norm()
+
+
+def test_only_samples_with_an_interval_are_differentiated_and_both_sides_at_once() -> None:
+    x, z, t, r, y = batch(6)
+    r[:4] = t[:4]
+    counted = Counting(lively())
+    record = TransitionObjective(FLOW).evaluate(counted, x, z, t, r, y)
+    assert counted.calls == [(6, True), (4, False)]  # 2 moving samples, at t + eps and t - eps
+    assert record.evaluations == 10
+    counted.calls.clear()
+    record = TransitionObjective(FLOW, diffusion_share=1.0)(counted, x, y, torch.Generator().manual_seed(0))
+    assert counted.calls == [(6, True)]
+    assert record.evaluations == 6
+
+
+def test_a_sample_that_is_not_finite_moves_no_weight_and_is_named() -> None:
+    x, z, t, r, y = batch(6)
+    objective = TransitionObjective(FLOW)
+
+    def gradients(rows: list[int], poison: bool) -> list[Tensor]:
+        network, data = lively(), x.clone()
+        if poison:
+            data[3, 0, 2, 2] = torch.nan
+        record = objective.evaluate(network, data[rows], z[rows], t[rows], r[rows], y[rows])
+        assert record.nonfinite == ([3] if poison else [])
+        assert record.residual.isnan().sum() == poison
+        assert record.loss.isfinite()
+        record.loss.backward()
+        return [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+
+    poisoned, without = gradients([0, 1, 2, 3, 4, 5], poison=True), gradients([0, 1, 2, 4, 5], poison=False)
+    for one, other in zip(poisoned, without, strict=True):
+        assert one.isfinite().all()
+        torch.testing.assert_close(one, other, rtol=2e-3, atol=2e-4)  # two batch sizes, two roundings of the derivative
+
+
+def test_an_overflowing_target_is_left_out() -> None:
+    x, z, t, r, y = batch(3)
+    x[1] = 3e38  # finite, but its squares are not
+    record = TransitionObjective(FLOW, direction=False).evaluate(lively(), x, z, t, r, y)
+    record.loss.backward()
+    assert record.loss.isfinite()
+    assert record.nonfinite == [1]
+
+
+def test_the_adaptive_weight_makes_the_loss_flat_and_the_residual_does_not() -> None:
+    x, z, t, r, y = batch()
+    t = r
+    record = TransitionObjective(FLOW).evaluate(lively(), 3 * x, z, t, r, y)
+    assert record.loss.item() == pytest.approx(1, abs=1e-3)
+    assert record.denoising.item() > 3
+
+
+def test_guidance_in_the_target_is_closed_and_needs_its_networks() -> None:
+    F, zero = torch.ones(4, 2), torch.zeros(4, 2)
+    t = torch.tensor([0.29, 0.3, 0.8, 0.81])
+    guided = ModelGuidance(1.0, 0.75, 0.3, 0.8)(F, t, F, zero)
+    assert guided[:, 0].tolist() == [1.0, 1.75, 1.75, 1.0]
+    x, z, t, r, y = batch()
+    objective, network = TransitionObjective(FLOW, guidance=ModelGuidance()), lively()
+    with pytest.raises(ValueError, match="ema_network"):
+        objective.evaluate(network, x, z, t, r, y)
+    null = torch.full_like(y, network.null_label)
+    with_it = objective.evaluate(network, x, z, t, r, y, null_condition=null, ema_network=network)
+    without = replace(objective, guidance=None).evaluate(network, x, z, t, r, y)
+    assert with_it.evaluations == without.evaluations + 2 * len(x)
+    assert not torch.equal(with_it.residual, without.residual)
+
+
+@pytest.mark.parametrize("name", list(TRANSPORTS))
+def test_residuals_fall_into_their_bins(name: str) -> None:
+    transport = make_transport(name)
+    t = torch.tensor([transport.t_min, transport.t_max, transport.t_max, transport.t_max])
+    r = torch.tensor([transport.t_min, transport.t_min, transport.t_max, transport.t_min])
+    sums, counts = residual_by_bin(transport, t, r, torch.tensor([1.0, 2.0, 3.0, torch.nan]), bins=3)
+    assert counts.tolist() == [[1, 0, 0], [0, 0, 0], [1, 0, 1]]
+    assert sums.tolist() == [[1, 0, 0], [0, 0, 0], [2, 0, 3]]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Wrapped networks
+
+
+@pytest.fixture
+def process_group(tmp_path: Path) -> Iterator[None]:
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("kind", ["central", "one_sided"])
+def test_the_derivative_runs_through_distributed_data_parallel(process_group: None, kind: Any) -> None:
+    x, z, t, r, y = batch()
+    objective = TransitionObjective(FLOW, derivative(kind))
+    network = lively()
+    alone = objective.evaluate(network, x, z, t, r, y)
+    wrapped = nn.parallel.DistributedDataParallel(network)
+    together = objective.evaluate(wrapped, x, z, t, r, y)
+    together.loss.backward()
+    torch.testing.assert_close(together.loss, alone.loss)
+    assert all(parameter.grad is not None for parameter in network.parameters())

@@ -1,0 +1,264 @@
+"""The algebra of transports, exact for all of them and for every sigma_data."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.polynomial.hermite_e import hermegauss
+from safetensors.torch import load_file
+from torch import Tensor
+
+from anystep.objective import ModelGuidance
+from anystep.transport import TRANSPORTS, Transport, make_transport
+
+NAMES = list(TRANSPORTS)
+SIGMAS = [0.5, 1.0, 2.0]
+EVERY = [(name, sigma) for name in NAMES for sigma in SIGMAS]
+units = st.floats(0, 1, allow_nan=False)
+
+
+def place(transport: Transport, unit: float) -> Tensor:
+    """A time inside the range, away from its ends, spread evenly in log time where the range spans decades."""
+    low, high = transport.t_min + 0.01 * (transport.t_max - transport.t_min), transport.t_max * 0.99
+    if transport.t_max > 10:
+        return torch.tensor([math.exp(math.log(0.05) + unit * math.log(high / 0.05))], dtype=torch.float64)
+    return torch.tensor([low + unit * (high - low)], dtype=torch.float64)
+
+
+def draws(seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randn(1, 3, 2, generator=generator, dtype=torch.float64) for _ in range(2))  # type: ignore[return-value]
+
+
+def scale_of(transport: Transport, t: Tensor) -> float:
+    return max(1.0, float(transport.coefficients(t).sigma.abs()))
+
+
+@pytest.mark.parametrize(("name", "sigma"), EVERY)
+@given(a=units, b=units, seed=st.integers(0, 1000))
+def test_a_transition_lands_on_the_path(name: str, sigma: float, a: float, b: float, seed: int) -> None:
+    transport = make_transport(name, sigma_data=sigma)
+    t, r = place(transport, max(a, b)), place(transport, min(a, b))
+    x, z = draws(seed)
+    landed = transport.transition(transport.path(x, z, t), transport.prediction(x, z, t), t, r)
+    assert (landed - transport.path(x, z, r)).abs().max() <= 1e-10 * scale_of(transport, t)
+
+
+@pytest.mark.parametrize(("name", "sigma"), EVERY)
+@given(a=units, b=units, c=units, seed=st.integers(0, 1000))
+def test_two_transitions_are_one(name: str, sigma: float, a: float, b: float, c: float, seed: int) -> None:
+    transport = make_transport(name, sigma_data=sigma)
+    r, s, t = (place(transport, unit) for unit in sorted((a, b, c)))
+    x, z = draws(seed)
+    x_t = transport.path(x, z, t)
+    halfway = transport.transition(x_t, transport.prediction(x, z, t), t, s)
+    through = transport.transition(halfway, transport.prediction(x, z, s), s, r)
+    direct = transport.transition(x_t, transport.prediction(x, z, t), t, r)
+    assert (through - direct).abs().max() <= 1e-10 * scale_of(transport, t)
+
+
+@pytest.mark.parametrize(("name", "sigma"), EVERY)
+@given(a=units, seed=st.integers(0, 1000))
+def test_at_t_equal_r_the_target_is_the_diffusion_target(name: str, sigma: float, a: float, seed: int) -> None:
+    transport = make_transport(name, sigma_data=sigma)
+    t = place(transport, a)
+    x, z = draws(seed)
+    target = transport.target(x, z, t, t, derivative=1e3 * torch.ones_like(x))
+    torch.testing.assert_close(target, transport.prediction(x, z, t))
+
+
+@pytest.mark.parametrize(("name", "sigma"), EVERY)
+@given(a=units, seed=st.integers(0, 1000))
+def test_decompose_inverts_path_and_prediction(name: str, sigma: float, a: float, seed: int) -> None:
+    transport = make_transport(name, sigma_data=sigma)
+    t = place(transport, a)
+    x, z = draws(seed)
+    back = transport.decompose(transport.path(x, z, t), transport.prediction(x, z, t), t)
+    # x is what is left of x_t when the noise, larger by sigma / alpha, is taken away
+    c = transport.coefficients(t)
+    tolerance = 1e-12 * max(1.0, float(c.sigma / c.alpha))
+    assert (back[0] - x).abs().max() <= tolerance
+    assert (back[1] - z).abs().max() <= 1e-10
+
+
+@pytest.mark.parametrize(("name", "sigma"), EVERY)
+@given(a=units, b=units)
+def test_identity_scale_agrees_with_autodiff_of_b(name: str, sigma: float, a: float, b: float) -> None:
+    transport = make_transport(name, sigma_data=sigma)
+    t, r = place(transport, max(a, b)), place(transport, min(a, b))
+    _, B = transport.transition_coefficients(t, r)
+    time = t.clone().requires_grad_()
+    (rate,) = torch.autograd.grad(transport.transition_coefficients(time, r)[1].sum(), time)
+    torch.testing.assert_close(transport.identity_scale(t, r), B / rate, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("sigma", SIGMAS)
+@given(a=units, b=units)
+def test_edm_has_its_closed_form_for_every_sigma_data(sigma: float, a: float, b: float) -> None:
+    transport = make_transport("edm", sigma_data=sigma)
+    t, r = place(transport, max(a, b)), place(transport, min(a, b))
+    A, B = transport.transition_coefficients(t, r)
+    n_t, n_r = ((time**2 + sigma**2).sqrt() for time in (t, r))
+    torch.testing.assert_close(A, (sigma**2 + t * r) / (n_t * n_r))
+    torch.testing.assert_close(B, sigma * (t - r) / (n_t * n_r), atol=1e-12, rtol=1e-7)
+
+
+def test_ot_fm_and_trigflow_reduce_to_their_published_targets() -> None:
+    x, z = (torch.randn(5, 4, dtype=torch.float64) for _ in range(2))
+    slope, r = torch.randn(5, 4, dtype=torch.float64), torch.linspace(0.1, 0.4, 5, dtype=torch.float64)
+    t = r + 0.3
+    flow = make_transport("ot_fm").target(x, z, t, r, slope)
+    torch.testing.assert_close(flow, z - x - (t - r)[:, None] * slope)
+    trig = make_transport("trigflow")
+    expected = trig.prediction(x, z, t) - (t - r).tan()[:, None] * (trig.path(x, z, t) + slope)
+    torch.testing.assert_close(trig.target(x, z, t, r, slope), expected)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# On a Gaussian mixture the exact transition is known, and it is what the target has for its mean
+
+WEIGHTS, MEANS, SPREAD = torch.tensor([0.3, 0.7]).double(), torch.tensor([-1.0, 0.8]).double(), 0.4
+
+
+def posterior(transport: Transport, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(weight, mean, variance) of each component of p(x | x_t); x_t is (n,), the answers (n, 2) or (n, 1)."""
+    c = transport.coefficients(t)
+    alpha, sigma = c.alpha[:, None], c.sigma[:, None]
+    total = (alpha * SPREAD) ** 2 + sigma**2
+    gap = x_t[:, None] - alpha * MEANS
+    weight = torch.softmax(WEIGHTS.log() - gap**2 / (2 * total), dim=1)
+    mean = MEANS + alpha * SPREAD**2 / total * gap
+    return weight, mean, SPREAD**2 * sigma**2 / total
+
+
+def instantaneous(transport: Transport, x_t: Tensor, t: Tensor) -> Tensor:
+    """f(x_t, t, t) = E[F | x_t]."""
+    weight, mean, _ = posterior(transport, x_t, t)
+    x = (weight * mean).sum(1)
+    c = transport.coefficients(t)
+    return c.alpha_hat * x + c.sigma_hat * (x_t - c.alpha * x) / c.sigma
+
+
+def exact_jump(transport: Transport, x_t: Tensor, t: Tensor, r: Tensor, steps: int = 100) -> Tensor:
+    """f(x_t, t, r) from the probability-flow trajectory, by fourth-order Runge-Kutta in log time or time."""
+    logarithmic = transport.t_max > 10
+
+    def velocity(x: Tensor, u: Tensor) -> Tensor:
+        time = u.exp() if logarithmic else u
+        data, noise = transport.decompose(x, instantaneous(transport, x, time), time)
+        rate = transport.rates(time)
+        return (rate.alpha * data + rate.sigma * noise) * (time if logarithmic else 1.0)
+
+    u, end = (t.log(), r.log()) if logarithmic else (t, r)
+    h, x = (end - u) / steps, x_t
+    for _ in range(steps):
+        k1 = velocity(x, u)
+        k2 = velocity(x + h / 2 * k1, u + h / 2)
+        k3 = velocity(x + h / 2 * k2, u + h / 2)
+        k4 = velocity(x + h * k3, u + h)
+        x, u = x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4), u + h
+    A, B = transport.transition_coefficients(t, r)
+    return (x - A * x_t) / B
+
+
+@pytest.mark.parametrize(("name", "sigma"), [(name, sigma) for name, sigma in EVERY if name == "edm" or sigma == 1.0])
+def test_the_mean_of_the_target_is_the_exact_transition(name: str, sigma: float) -> None:
+    transport = make_transport(name, sigma_data=sigma)
+    t_at, r_at = {"edm": (1.5, 0.3), "ve": (1.5, 0.3), "trigflow": (1.1, 0.4)}.get(name, (0.6, 0.25))
+    x_t = torch.linspace(-1.2, 1.2, 7, dtype=torch.float64)
+    t, r = torch.full_like(x_t, t_at), torch.full_like(x_t, r_at)
+    h = 1e-4
+    f, later, earlier, right, left = exact_jump(
+        transport, torch.cat([x_t, x_t, x_t, x_t + h, x_t - h]), torch.cat([t, t + h, t - h, t, t]), r.repeat(5)
+    ).chunk(5)
+    d_time, d_place = (later - earlier) / (2 * h), (right - left) / (2 * h)
+
+    weight, mean, variance = posterior(transport, x_t, t)
+    nodes, mass = (torch.from_numpy(part) for part in hermegauss(9))  # Gaussian quadrature over each component
+    c, rate = transport.coefficients(t), transport.rates(t)
+    total = torch.zeros_like(x_t)
+    for component in range(2):
+        for node, share in zip(nodes, mass, strict=True):
+            x = mean[:, component] + variance[:, 0].sqrt() * node
+            z = (x_t - c.alpha * x) / c.sigma
+            slope = d_time + d_place * (rate.alpha * x + rate.sigma * z)
+            total += weight[:, component] * share / math.sqrt(2 * math.pi) * transport.target(x, z, t, r, slope)
+    torch.testing.assert_close(total, f, rtol=1e-5, atol=1e-5)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Draws, noise, names
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_training_times_stay_in_the_range(name: str) -> None:
+    transport = make_transport(name)
+    t = transport.draw_times(20_000, torch.Generator().manual_seed(0))
+    assert t.dtype == torch.float32
+    assert t.min() >= transport.t_min
+    assert t.max() <= transport.t_max
+    assert t.std() > 0
+
+
+def test_ot_fm_times_are_logit_normal() -> None:
+    t = make_transport("ot_fm", mean=-0.4, std=1.0).draw_times(50_000, torch.Generator().manual_seed(0))
+    logit = torch.logit(t.double())
+    assert logit.mean().item() == pytest.approx(-0.4, abs=0.02)
+    assert logit.std().item() == pytest.approx(1.0, abs=0.02)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(a=units, b=units)
+def test_renoising_keeps_the_marginal(name: str, a: float, b: float) -> None:
+    transport = make_transport(name)
+    s, r = place(transport, min(a, b)), place(transport, max(a, b))
+    at_s, at_r = transport.coefficients(s), transport.coefficients(r)
+    one, none = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
+    data = transport.renoise(at_s.alpha.view(1, 1) * one, s, r, none)
+    old, fresh = transport.renoise(at_s.sigma.view(1, 1) * one, s, r, none), transport.renoise(none, s, r, one)
+    torch.testing.assert_close(data, at_r.alpha.view(1, 1))
+    torch.testing.assert_close((old**2 + fresh**2).sqrt(), at_r.sigma.view(1, 1), rtol=1e-7, atol=1e-9)
+
+
+def test_bad_names_and_options_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"unknown transport 'flow'.*ot_fm"):
+        make_transport("flow")
+    with pytest.raises(ValueError, match="sigma"):
+        make_transport("edm", sigma=1.0)
+    with pytest.raises(ValueError, match="t_min"):
+        make_transport("ot_fm", t_min=1.0)
+    with pytest.raises(ValueError, match="sigma_data"):
+        make_transport("edm", sigma_data=0.0)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The reference's numbers
+
+
+@pytest.mark.parametrize(
+    ("key", "name"), [("edm_sigma_data_1", "edm"), *((name, name) for name in NAMES if name != "edm")]
+)
+def test_the_reference_gives_the_same_numbers(numbers: Path, key: str, name: str) -> None:
+    stored = {k.removeprefix(f"{key}."): v for k, v in load_file(numbers / "transports.safetensors").items()}
+    transport = make_transport(name, sigma_data=1.0)
+    t, r = stored["t"].flatten(), stored["r"].flatten()
+    x, z = stored["x"], stored["z"]
+    ours = {
+        "alpha": transport.coefficients(t).alpha.view(-1, 1, 1, 1),
+        "d_sigma": transport.rates(t).sigma.view(-1, 1, 1, 1),
+        "x_t": transport.path(x, z, t),
+        "x_r": transport.transition(stored["x_t"], stored["F"], t, r),
+        "target": transport.target(x, z, t, r, stored["dF"]),
+        "c_noise": transport.network_time(t).view(-1, 1, 1, 1),
+    }
+    guided = "target_guided_wgt1_wcond0.75_0.3to0.8"
+    if guided in stored:
+        F = ModelGuidance(1.0, 0.75, 0.3, 0.8)(transport.prediction(x, z, t), t, stored["F_cond"], stored["F_uncond"])
+        ours[guided] = transport.target(x, z, t, r, stored["dF"], F)
+    for what, value in ours.items():
+        torch.testing.assert_close(
+            value, stored[what], rtol=1e-9, atol=1e-9, msg=lambda text, what=what: f"{what}: {text}"
+        )
