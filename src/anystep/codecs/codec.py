@@ -5,7 +5,7 @@ Images are float tensors in [-1, 1]; latents are what the transformer sees.
 
 import logging
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, UInt8
@@ -17,6 +17,7 @@ Images = Float[Tensor, "batch 3 height width"]
 Latents = Float[Tensor, "batch channels latent_height latent_width"]
 
 
+@runtime_checkable
 class Codec(Protocol):
     """What the trainer and the pipeline need to know of an autoencoder.
 

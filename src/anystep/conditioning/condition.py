@@ -1,11 +1,12 @@
 """The interface of conditioning."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 
+@runtime_checkable
 class Conditioner(Protocol):
     """Turns prompts into what the network takes as `condition` and `condition_mask`."""
 
