@@ -20,3 +20,59 @@ hypothesis.settings.load_profile("anystep")
 def numbers() -> Path:
     """The folder of reference numbers."""
     return Path(__file__).parent / "data"
+
+
+@pytest.fixture(scope="session")
+def tiny_codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a random AutoencoderDC of factor 4 with latent statistics."""
+    from anystep.training.codec import build_autoencoder
+    from anystep.training.config import CodecModelConfig, CodecRecipe
+
+    torch.manual_seed(0)
+    sizes = CodecModelConfig(
+        latent_channels=4, widths=(8, 8, 16), encoder_depths=(0, 1, 1), decoder_depths=(0, 1, 1)
+    )
+    autoencoder = build_autoencoder(CodecRecipe(codec=sizes))
+    autoencoder.register_to_config(latents_mean=[0.1, 0.0, -0.2, 0.3], latents_std=[0.5, 1.0, 2.0, 0.7])
+    folder = tmp_path_factory.mktemp("codec")
+    autoencoder.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_codec: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a text-to-image pipeline that draws 16 x 16 pixels and has not learned anything."""
+    from anystep.codecs import load_codec
+    from anystep.models import build_transformer
+    from anystep.pipelines.scheduler import TransitionScheduler
+    from anystep.pipelines.transition import TransitionPipeline
+
+    torch.manual_seed(0)
+    network = build_transformer("t2i-test", sample_size=4, text_width=384)
+    for parameter in network.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    pipeline = TransitionPipeline(
+        transformer=network,
+        scheduler=TransitionScheduler(base_size=16),
+        codec=load_codec(tiny_codec).autoencoder,  # type: ignore[attr-defined]
+        text_encoder_name="builtin",
+        concepts=["red apple", "whale", "tractor"],
+        guidance_scale=1.5,
+        license="none",
+    )
+    folder = tmp_path_factory.mktemp("model")
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def captioned_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve 16 x 16 images of one colour, each with a caption beside it."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("images")
+    for number in range(12):
+        Image.new("RGB", (16, 16), (20 * number, 255 - 20 * number, 128)).save(folder / f"{number:02d}.png")
+        (folder / f"{number:02d}.txt").write_text(f"colour number {number}\n")
+    return folder

@@ -95,11 +95,19 @@ def load_codec(name_or_path: str | Path) -> Codec:
     try:
         name = AutoencoderDC.load_config(name_or_path)["_class_name"]
         autoencoder = kinds[name].from_pretrained(name_or_path)
-    except OSError as error:
+        check_whole(autoencoder)
+    except (OSError, ValueError) as error:
         raise InputError(f"no autoencoder at {str(name_or_path)!r}: {str(error).splitlines()[0]}") from error
     except KeyError as error:
         raise InputError(f"codec {str(name_or_path)!r} is a {error}, expected one of {sorted(kinds)}") from error
     return AutoencoderCodec(autoencoder.eval().requires_grad_(False))
+
+
+def check_whole(module: nn.Module) -> None:
+    """Raises ValueError for a module that diffusers loaded from a file without some of its weights."""
+    missing = [name for name, parameter in module.named_parameters() if parameter.is_meta]
+    if missing:
+        raise ValueError(f"{len(missing)} of its weights are not in the file, for example {missing[0]}")
 
 
 def to_uint8(images: Images) -> UInt8[Tensor, "batch 3 height width"]:

@@ -64,9 +64,18 @@ class TransitionScheduler(SchedulerMixin, ConfigMixin):
         return sample
 
     def step(
-        self, model_output: Tensor, timestep: Any, sample: Tensor, r_timestep: Any, return_dict: bool = True
+        self, model_output: Tensor, timestep: Any, sample: Tensor, r_timestep: Any = None, return_dict: bool = True
     ) -> TransitionSchedulerOutput | tuple[Tensor]:
-        """The transition from `timestep` to `r_timestep`: numbers, or tensors with one time a sample."""
+        """The transition from `timestep` to `r_timestep`: numbers, or tensors with one time a sample.
+
+        Without `r_timestep`, to the next time of the schedule below `timestep`.
+        """
+        if r_timestep is None:
+            passed = (
+                self.timesteps.to(sample.device)[:, None]
+                >= torch.as_tensor(timestep, device=sample.device).reshape(-1) - 1e-3
+            )
+            r_timestep = (self.sigmas.to(sample.device) * self.config.num_train_timesteps)[passed.sum(0)]
         t, r = (
             (torch.as_tensor(time, dtype=torch.float32, device=sample.device) / self.config.num_train_timesteps)
             .reshape(-1)

@@ -1,5 +1,6 @@
 """Prompts to images: encode, sample in any number of steps, decode."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -141,9 +142,13 @@ class TransitionPipeline(DiffusionPipeline):
                 raise InputError(f"latents of shape {tuple(latents.shape)}: expected {tuple(shape)}")
             return latents.to(device, torch.float32)
         if seeds is not None:
+            if not all(-(2**63) <= seed < 2**63 for seed in seeds):
+                raise InputError(f"seeds {list(seeds)}: expected whole numbers of at most 64 bits")
             if len(seeds) != shape[0]:
                 raise InputError(f"{len(seeds)} seeds for {shape[0]} images: expected one each")
             return noise(shape[1:], seeds).to(device)
+        if isinstance(generator, list) and len(generator) != shape[0]:
+            raise InputError(f"{len(generator)} generators for {shape[0]} images: expected one each")
         return randn_tensor(tuple(shape), generator=generator, device=torch.device(device), dtype=torch.float32)
 
     @torch.no_grad()
@@ -189,7 +194,15 @@ class TransitionPipeline(DiffusionPipeline):
         unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
         if unknown:
             raise InputError(f"unknown callback tensors {sorted(unknown)}: expected {self._callback_tensor_inputs}")
+        if guidance_interval is not None and not guidance_interval[0] <= guidance_interval[1]:
+            raise InputError(f"guidance interval {guidance_interval}: expected the lower time first")
+        if not 0 <= stochasticity <= 1:
+            raise InputError(f"stochasticity {stochasticity}: expected 0 to 1")
+        if stochasticity and seeds is None:
+            raise InputError(f"stochasticity {stochasticity} needs seeds, one an image")
         guidance = self.config.guidance_scale if guidance_scale is None else guidance_scale
+        if not math.isfinite(guidance):
+            raise InputError(f"guidance {guidance}: expected a number")
         device, codec = self._execution_device, self.latent_codec
         self._interrupt = False
 

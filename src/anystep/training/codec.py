@@ -95,6 +95,9 @@ def train_codec(recipe: CodecRecipe, out: Path) -> dict[str, Any]:
             raise InputError(f"refine {recipe.refine!r} is not an autoencoder")
         autoencoder = codec.autoencoder.float().to(device)
         autoencoder.requires_grad_(True).encoder.requires_grad_(False)
+    factor = AutoencoderCodec(autoencoder).factor
+    if recipe.data.size % factor:
+        raise InputError(f"data.size {recipe.data.size}: must be a multiple of {factor}")
     trained = [parameter for parameter in autoencoder.parameters() if parameter.requires_grad]
     config, run = recipe.optimizer, Run(out, recipe)
     optimizer = torch.optim.AdamW(

@@ -152,13 +152,15 @@ def load_recipe(path: str | Path, kind: type[R], overrides: Sequence[str] = (), 
         content = yaml.safe_load(Path(path).read_text("utf-8")) or {}
     except OSError as error:
         raise InputError(f"cannot read recipe {str(path)!r}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"recipe {str(path)!r} is not UTF-8 text") from None
     except yaml.YAMLError as error:
         raise InputError(f"recipe {str(path)!r} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise InputError(f"recipe {str(path)!r} must be a mapping of sections, got {type(content).__name__}")
     laptop = content.pop("debug", None)
     if debug:
-        if laptop is None:
+        if not isinstance(laptop, dict):
             raise InputError(f"recipe {str(path)!r} has no debug section")
         content = _merged(content, laptop)
     for key, value in _pairs(overrides):
@@ -175,9 +177,13 @@ def _pairs(overrides: Sequence[str]) -> list[tuple[str, Any]]:
     words = [part for word in overrides for part in (word.split("=", 1) if word.startswith("--") else [word])]
     if len(words) % 2 or any(not word.startswith("--") for word in words[::2]):
         raise InputError(f"expected --section.key value pairs, got {' '.join(overrides)!r}")
-    return [
-        (key[2:].replace("-", "_"), yaml.safe_load(value)) for key, value in zip(words[::2], words[1::2], strict=True)
-    ]
+    pairs = []
+    for key, value in zip(words[::2], words[1::2], strict=True):
+        try:
+            pairs.append((key[2:].replace("-", "_"), yaml.safe_load(value)))
+        except yaml.YAMLError:
+            raise InputError(f"{key}: {value!r} is not YAML") from None
+    return pairs
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

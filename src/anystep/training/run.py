@@ -77,7 +77,8 @@ class Run:
 
     def _agree(self, recipe: Recipe | CodecRecipe) -> None:
         path = self.folder / "config.yaml"
-        if not path.exists():
+        begun = self._checkpoints() or (self.folder / "latents.safetensors").exists()
+        if not (begun and path.exists()):  # a run that failed before it made anything binds nobody
             return
         there, here = (
             {

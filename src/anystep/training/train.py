@@ -41,8 +41,12 @@ def builtin_codec_folder() -> Path:
 def make_objective(recipe: Recipe) -> TransitionObjective:
     """The objective a recipe describes, for its main phase."""
     config = recipe.objective
+    try:
+        transport = make_transport(recipe.transport.name, **recipe.transport.options)
+    except ValueError as error:
+        raise InputError(str(error)) from None
     return TransitionObjective(
-        transport=make_transport(recipe.transport.name, **recipe.transport.options),
+        transport=transport,
         estimate=derivative(config.derivative, config.eps),
         diffusion_share=config.diffusion_share,
         consistency_share=config.consistency_share,
@@ -96,6 +100,7 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
     """Train or resume in the run folder `out`; `out/pipeline` holds the EMA model. Returns the last log record."""
     ranks = Ranks()
     mine = ranks.rows(recipe.run.batch_size)
+    objective, config = make_objective(recipe), recipe.optimizer
     device = prepare(recipe.run)
     if ranks.first:
         run = Run(out, recipe)
@@ -109,7 +114,6 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
     if recipe.model.gradient_checkpointing:
         network.enable_gradient_checkpointing()
     parameters, averaged = list(network.parameters()), list(ema.parameters())
-    objective, config = make_objective(recipe), recipe.optimizer
     optimizer = torch.optim.AdamW(
         parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay,
         fused=device.type != "mps",
@@ -185,7 +189,7 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
                 state = {"network": network.state_dict(), "ema": ema.state_dict(), "optimizer": optimizer.state_dict()}
                 run.save(done, {**state, "skipped": skipped})
             if ranks.first and recipe.run.sample_every and (done % recipe.run.sample_every == 0 or last):
-                save_image(sample_grid(recipe, pipeline, conditioner), out / "samples" / f"step-{done:08d}.png")
+                save_image(sample_grid(recipe, pipeline, conditioner, data), out / "samples" / f"step-{done:08d}.png")
             if last:
                 break
     if ranks.first:
@@ -222,9 +226,13 @@ def prepare_network(
     else:
         options |= {"text_width": None, "num_classes": len(data.class_names)}
     try:
-        return build_transformer(recipe.model.preset, **{**options, **recipe.model.options})
+        network = build_transformer(recipe.model.preset, **{**options, **recipe.model.options})
     except ValueError as error:
         raise InputError(f"model: {error}") from None
+    multiple = codec.factor * network.config.patch_size
+    if recipe.data.size % multiple:
+        raise InputError(f"data.size {recipe.data.size}: must be a multiple of {multiple}")
+    return network
 
 
 def as_pipeline(
@@ -247,12 +255,11 @@ def as_pipeline(
     return pipeline
 
 
-def sample_grid(recipe: Recipe, pipeline: TransitionPipeline, conditioner: Conditioner) -> Any:
+def sample_grid(recipe: Recipe, pipeline: TransitionPipeline, conditioner: Conditioner, data: LatentSet) -> Any:
     """Prompts down, step counts across, one noise for all."""
     if isinstance(conditioner, CachedTextEncoder):
         pipeline._conditioner = conditioner
-    names = pipeline.config.class_names or pipeline.config.concepts
-    prompts = list(recipe.sample_prompts or names[:4])
+    prompts = list(recipe.sample_prompts or data.class_names[:4] or [captions[0] for captions in data.captions[:4]])
     columns = [Model("run", pipeline).generate(prompts, steps) for steps in recipe.sample_steps]
     return contact_sheet(
         [[column.images[row] for column in columns] for row in range(len(prompts))],

@@ -1,0 +1,67 @@
+"""Recipes are checked, and say in one line what is wrong with them."""
+
+from pathlib import Path
+
+import pytest
+
+from anystep.errors import InputError
+from anystep.training.config import CodecRecipe, Recipe, dump, load_recipe
+
+CONFIGS = sorted((Path(__file__).parent.parent.parent / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("debug", [False, True])
+def test_every_recipe_parses_in_both_sizes(path: Path, debug: bool) -> None:
+    kind = CodecRecipe if path.stem.startswith("codec") else Recipe
+    recipe = load_recipe(path, kind, debug=debug)
+    assert recipe.run.steps > 0
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_what_is_dumped_loads_again(tmp_path: Path) -> None:
+    recipe = load_recipe(CONFIGS[-1], Recipe, ["--run.steps", "7"])
+    assert load_recipe(write(tmp_path, dump(recipe)), Recipe) == recipe
+
+
+@pytest.mark.parametrize("words", [["--run.steps", "5", "--optimizer.betas", "[0.8, 0.9]"],
+                                   ["--run.steps=5", "--optimizer.betas=[0.8, 0.9]"]])  # fmt: skip
+def test_the_command_line_overrides_the_file_and_its_debug_size(tmp_path: Path, words: list[str]) -> None:
+    path = write(tmp_path, "run: {steps: 9, batch_size: 3}\ndebug: {run: {steps: 2}}\n")
+    recipe = load_recipe(path, Recipe, words, debug=True)
+    assert (recipe.run.steps, recipe.run.batch_size, recipe.optimizer.betas) == (5, 3, (0.8, 0.9))
+    assert load_recipe(path, Recipe, debug=True).run.steps == 2
+    assert load_recipe(path, Recipe).run.steps == 9
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "message"),
+    [
+        ("runn: {steps: 3}", [], r"unknown key runn, did you mean run\?"),
+        ("run: {stepz: 3}", [], r"unknown key run.stepz, did you mean steps\?"),
+        ("run: {qqq: 3}", [], r"unknown key run.qqq; known are steps, batch_size"),
+        ("run: {steps: many}", [], r"run.steps: .*integer.*'many'"),
+        ("run: {steps: 0}", [], r"run.steps: .*greater than 0"),
+        ("transport: {name: flow}", [], r"transport.name: .*'ot_fm'.*'flow'"),
+        ("- 1", [], "must be a mapping"),
+        ("run: {steps: [}", [], "is not YAML"),
+        ("run: {steps: 3}", ["--run.steps"], "pairs"),
+        ("run: {steps: 3}", ["run.steps", "4"], "pairs"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path: Path, text: str, words: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        load_recipe(write(tmp_path, text), Recipe, words)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_recipe_or_debug_size_is_said(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot read recipe .*none.yaml"):
+        load_recipe(tmp_path / "none.yaml", Recipe)
+    with pytest.raises(InputError, match="no debug section"):
+        load_recipe(write(tmp_path, "run: {steps: 3}"), Recipe, debug=True)

@@ -1,0 +1,93 @@
+"""Run folders: exact order, atomic checkpoints, honest logs."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anystep.errors import InputError
+from anystep.training.config import OptimizerConfig, Recipe, RunConfig
+from anystep.training.run import Run, batch_indices, interruptible, learning_rate, step_generator
+
+
+@given(count=st.integers(1, 40), batch=st.integers(1, 17), seed=st.integers(0, 5))
+def test_every_epoch_sees_every_sample_once(count: int, batch: int, seed: int) -> None:
+    steps = -(-3 * count // batch)
+    seen = [index for step in range(steps) for index in batch_indices(count, batch, seed, step)]
+    assert len(seen) == steps * batch
+    for epoch in range(3):
+        assert sorted(seen[epoch * count : (epoch + 1) * count]) == list(range(count))
+
+
+def test_steps_draw_differently_and_repeatably() -> None:
+    one, again, other = (torch.rand(3, generator=step_generator(0, step)) for step in (5, 5, 6))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+
+
+def test_the_learning_rate_warms_up_and_decays_to_its_share() -> None:
+    config = OptimizerConfig(learning_rate=1.0, warmup=10, final=0.1)
+    rates = [learning_rate(config, step, 110) for step in range(111)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == rates[10] == 1.0
+    assert all(later <= earlier for earlier, later in zip(rates[10:], rates[11:], strict=False))
+    assert rates[110] == pytest.approx(0.1)
+
+
+def recipe(**options: int) -> Recipe:
+    return Recipe(run=RunConfig(**{"keep": 2, **options}))  # type: ignore[arg-type]
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+    run = Run(tmp_path, recipe())
+    for step in (1, 2, 3, 10):
+        run.save(step, {"value": torch.tensor(step)})
+    assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == ["step-00000003.pt", "step-00000010.pt"]
+    state = run.load(torch.device("cpu"))
+    assert state is not None
+    assert (state["step"], state["value"].item()) == (10, 10)
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a checkpoint", None])
+def test_a_damaged_checkpoint_is_passed_over_and_the_log_cut_back(tmp_path: Path, damage: bytes | None) -> None:
+    run = Run(tmp_path, recipe())
+    for step in (1, 2, 3):
+        run.log({"step": step, "loss": 0.5})
+        run.save(step, {})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')  # killed while writing
+    newest = tmp_path / "checkpoints" / "step-00000003.pt"
+    newest.write_bytes(newest.read_bytes()[:-100] if damage is None else damage)
+    state = Run(tmp_path, recipe()).load(torch.device("cpu"))
+    assert state is not None
+    assert state["step"] == 2
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2]
+
+
+def test_a_folder_of_another_recipe_is_refused_and_harmless_changes_are_not(tmp_path: Path) -> None:
+    Run(tmp_path, recipe(steps=5))
+    Run(tmp_path, recipe(steps=9, log_every=1))
+    with pytest.raises(InputError, match=r"differs in run.batch_size"):
+        Run(tmp_path, recipe(batch_size=3))
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write run folder"):
+        Run(tmp_path / "file" / "run", recipe())
+
+
+def test_the_first_signal_is_noted_and_the_second_stops() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with interruptible() as caught:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert caught == [signal.SIGINT]
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGINT) is before

@@ -1,0 +1,175 @@
+"""Training: exact resume, clean interruption, nothing lost to bad samples."""
+
+import gzip
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import anystep
+from anystep.errors import InputError
+from anystep.training import train as module
+from anystep.training.codec import train_codec
+from anystep.training.config import CodecRecipe, Recipe
+from anystep.training.train import train
+
+
+def recipe(source: Path, codec: Path | str, **run: Any) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "data": {"source": str(source), "size": 16},
+            "model": {"preset": "t2i-test", "codec": str(codec)},
+            "objective": {"diffusion_phase": 0.3},
+            "optimizer": {"learning_rate": 1e-2, "warmup": 2},
+            "run": {"steps": 6, "batch_size": 5, "checkpoint_every": 2, "sample_every": 0, "log_every": 3, **run},
+            "sample_steps": [1, 2],
+        }
+    )
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    state = torch.load(sorted((run / "checkpoints").glob("*.pt"))[-1], weights_only=True)
+    return {**state["network"], **{f"ema.{name}": value for name, value in state["ema"].items()}}
+
+
+def losses(run: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@contextmanager
+def interrupted_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A Ctrl-C that arrives in the given step."""
+    caught: list[int] = []
+
+    @contextmanager
+    def interruptible() -> Iterator[list[int]]:
+        yield caught
+
+    real = module.batch_indices
+
+    def batch_indices(*arguments: int) -> list[int]:
+        if arguments[-1] + 1 == steps:
+            caught.append(2)
+        return real(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "interruptible", interruptible)
+        patched.setattr(module, "batch_indices", batch_indices)
+        yield
+
+
+@pytest.mark.parametrize("stop", [2, 3, 5])
+def test_an_interrupted_run_continues_exactly(
+    captioned_folder: Path, tiny_codec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    train(recipe(captioned_folder, tiny_codec), straight)
+    with interrupted_after(stop, monkeypatch):
+        assert train(recipe(captioned_folder, tiny_codec), broken)["step"] == stop
+    assert train(recipe(captioned_folder, tiny_codec), broken)["step"] == 6
+    assert losses(broken) == losses(straight)
+    expected = weights(straight)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(broken).items())
+
+
+def test_a_run_folder_holds_what_is_promised_and_its_model_draws(
+    captioned_folder: Path, tiny_codec: Path, tmp_path: Path
+) -> None:
+    train(recipe(captioned_folder, tiny_codec, sample_every=3), tmp_path)
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
+    assert "residual_long" not in records[0]  # the first 0.3 of the run is plain diffusion
+    assert {"residual", "residual_diffusion", "derivative_norm", "gradient_norm"} <= set(records[-1])
+    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["step-00000003.png", "step-00000006.png"]
+    model = anystep.load(tmp_path)
+    assert model("colour number 3", steps=2)[0].size == (16, 16)
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_step_whose_gradient_is_not_finite_moves_nothing(
+    captioned_folder: Path, tiny_codec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    real = torch.nn.utils.clip_grad_norm_
+
+    def poisoned(parameters: list[torch.Tensor], limit: float) -> torch.Tensor:
+        real(parameters, limit)
+        return torch.tensor(torch.nan)
+
+    train(recipe(captioned_folder, tiny_codec, steps=2), tmp_path)
+    before = weights(tmp_path)
+    monkeypatch.setattr(module.nn.utils, "clip_grad_norm_", poisoned)
+    record = train(recipe(captioned_folder, tiny_codec, steps=4), tmp_path)
+    assert record["skipped_steps"] == 2
+    assert "step skipped" in capsys.readouterr().out
+    assert all(torch.equal(value, before[name]) for name, value in weights(tmp_path).items())
+
+
+def test_a_broken_image_is_named_skipped_and_counted(
+    captioned_folder: Path, tiny_codec: Path, tmp_path: Path, capsys: Any
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for path in captioned_folder.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "05.png").write_bytes((folder / "05.png").read_bytes()[:40])
+    record = train(recipe(folder, tiny_codec, steps=3), tmp_path / "run")
+    assert record["skipped_examples"] == 1
+    assert "05.png" in capsys.readouterr().out
+
+
+def test_no_readable_image_is_one_line(tiny_codec: Path, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(b"nothing")
+    (tmp_path / "images" / "a.txt").write_text("a thing")
+    with pytest.raises(InputError, match=r"no example could be read.*a.png"):
+        train(recipe(tmp_path / "images", tiny_codec), tmp_path / "run")
+
+
+def test_classes_from_idx_files_train_in_pixels_and_are_drawn_by_name(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pixels, labels = rng.integers(0, 256, (20, 8, 8), np.uint8), (np.arange(20) % 10).astype(np.uint8)
+    for name, array in (("images-idx3", pixels), ("labels-idx1", labels)):
+        header = bytes((0, 0, 8, array.ndim)) + b"".join(side.to_bytes(4, "big") for side in array.shape)
+        (tmp_path / f"train-{name}-ubyte.gz").write_bytes(gzip.compress(header + array.tobytes()))
+    config = recipe(tmp_path, "identity-gray", steps=3).model_dump(mode="json")
+    config["data"] |= {"source": f"idx:{tmp_path}", "size": 8}
+    config["model"] |= {"preset": "c2i-test"}
+    train(Recipe.model_validate(config), tmp_path / "run")
+    model = anystep.load(tmp_path / "run")
+    assert model(["7", "0"], steps=1)[0].size == (8, 8)
+    with pytest.raises(InputError, match="unknown class 'cat'"):
+        model("cat")
+
+
+def test_a_codec_trains_resumes_and_is_refined_without_moving_its_latents(
+    captioned_folder: Path, tmp_path: Path
+) -> None:
+    config = {
+        "data": {"source": str(captioned_folder), "size": 16},
+        "codec": {"latent_channels": 4, "widths": [8, 8, 16], "encoder_depths": [0, 1, 1], "decoder_depths": [0, 1, 1]},
+        "run": {"steps": 4, "batch_size": 4, "log_every": 2, "checkpoint_every": 2, "sample_every": 0},
+    }
+    first = train_codec(CodecRecipe.model_validate(config), tmp_path / "codec")
+    assert first["step"] == 4
+    assert first["psnr"] > 0
+    config["run"] |= {"steps": 6}  # type: ignore[operator]
+    assert train_codec(CodecRecipe.model_validate(config), tmp_path / "codec")["step"] == 6
+    refined = CodecRecipe.model_validate({**config, "refine": str(tmp_path / "codec" / "codec")})
+    train_codec(refined, tmp_path / "refined")
+    before, after = (
+        load_file(tmp_path / run / "codec" / "diffusion_pytorch_model.safetensors") for run in ("codec", "refined")
+    )
+    for name, tensor in before.items():
+        same = torch.equal(tensor, after[name])
+        assert same if name.startswith("encoder") else True, name
+    assert any(not torch.equal(tensor, after[name]) for name, tensor in before.items() if name.startswith("decoder"))
+    statistics = [
+        json.loads((tmp_path / run / "codec" / "config.json").read_text())["latents_std"] for run in ("codec", "refined")
+    ]
+    assert statistics[0] == statistics[1]
