@@ -4,6 +4,7 @@ The transformer and the codec are stored in float16, half the size of what was t
 """
 
 import argparse
+import json
 import shutil
 from pathlib import Path
 
@@ -36,6 +37,10 @@ def main() -> None:
     text = card.read_text("utf-8") if card.exists() else None
     shutil.rmtree(OUT, ignore_errors=True)
     pipeline.save_pretrained(OUT)
+    for file in OUT.rglob("*.json"):  # where the parts were loaded from concerns nobody
+        content = json.loads(file.read_text("utf-8"))
+        if content.pop("_name_or_path", None) is not None:
+            file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")
     if text is not None:
         card.write_text(text, "utf-8")
     print(f"{sum(file.stat().st_size for file in OUT.rglob('*') if file.is_file()) / 1e6:.1f} MB")

@@ -29,9 +29,7 @@ def tiny_codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from anystep.training.config import CodecModelConfig, CodecRecipe
 
     torch.manual_seed(0)
-    sizes = CodecModelConfig(
-        latent_channels=4, widths=(8, 8, 16), encoder_depths=(0, 1, 1), decoder_depths=(0, 1, 1)
-    )
+    sizes = CodecModelConfig(latent_channels=4, widths=(8, 8, 16), encoder_depths=(0, 1, 1), decoder_depths=(0, 1, 1))
     autoencoder = build_autoencoder(CodecRecipe(codec=sizes))
     autoencoder.register_to_config(latents_mean=[0.1, 0.0, -0.2, 0.3], latents_std=[0.5, 1.0, 2.0, 0.7])
     folder = tmp_path_factory.mktemp("codec")
@@ -76,3 +74,51 @@ def captioned_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.new("RGB", (16, 16), (20 * number, 255 - 20 * number, 128)).save(folder / f"{number:02d}.png")
         (folder / f"{number:02d}.txt").write_text(f"colour number {number}\n")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_text_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The folders of a random BERT, T5 and Gemma 3 of width 16, each with a tokenizer of eight words."""
+    import tokenizers
+    import transformers
+
+    def tokenizer(template: str, specials: list[str], **options: str) -> transformers.PreTrainedTokenizerFast:
+        words = [*specials, "[UNK]", "a", "red", "blue", "apple", "whale", "on", "background", "flat"]
+        core = tokenizers.Tokenizer(
+            tokenizers.models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="[UNK]")
+        )
+        core.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+        core.post_processor = tokenizers.processors.TemplateProcessing(
+            single=template, special_tokens=[(word, words.index(word)) for word in specials]
+        )
+        return transformers.PreTrainedTokenizerFast(
+            tokenizer_object=core, unk_token="[UNK]", pad_token=specials[0], **options
+        )
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 16, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    made = {
+        "bert": (
+            tokenizer("[CLS] $A [SEP]", ["[PAD]", "[CLS]", "[SEP]"]),
+            transformers.BertModel(transformers.BertConfig(**sizes, intermediate_size=32, max_position_embeddings=12)),
+        ),
+        "t5": (
+            tokenizer("$A </s>", ["<pad>", "</s>"]),
+            transformers.T5EncoderModel(
+                transformers.T5Config(vocab_size=16, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
+            ),
+        ),
+        "gemma3": (
+            tokenizer("<bos> $A", ["<pad>", "<bos>"], padding_side="left"),
+            transformers.Gemma3TextModel(
+                transformers.Gemma3TextConfig(
+                    **sizes, intermediate_size=32, num_key_value_heads=1, head_dim=8, max_position_embeddings=512
+                )
+            ),
+        ),
+    }
+    folders = {name: tmp_path_factory.mktemp(name) for name in made}
+    for name, parts in made.items():
+        for part in parts:
+            part.save_pretrained(folders[name])
+    return folders

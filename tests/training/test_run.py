@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def test_the_learning_rate_warms_up_and_decays_to_its_share() -> None:
     rates = [learning_rate(config, step, 110) for step in range(111)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[9] == rates[10] == 1.0
-    assert all(later <= earlier for earlier, later in zip(rates[10:], rates[11:], strict=False))
+    assert all(later <= earlier for earlier, later in pairwise(rates[10:]))
     assert rates[110] == pytest.approx(0.1)
 
 
@@ -47,7 +48,10 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     run = Run(tmp_path, recipe())
     for step in (1, 2, 3, 10):
         run.save(step, {"value": torch.tensor(step)})
-    assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == ["step-00000003.pt", "step-00000010.pt"]
+    assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == [
+        "step-00000003.pt",
+        "step-00000010.pt",
+    ]
     state = run.load(torch.device("cpu"))
     assert state is not None
     assert (state["step"], state["value"].item()) == (10, 10)

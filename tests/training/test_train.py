@@ -170,6 +170,7 @@ def test_a_codec_trains_resumes_and_is_refined_without_moving_its_latents(
         assert same if name.startswith("encoder") else True, name
     assert any(not torch.equal(tensor, after[name]) for name, tensor in before.items() if name.startswith("decoder"))
     statistics = [
-        json.loads((tmp_path / run / "codec" / "config.json").read_text())["latents_std"] for run in ("codec", "refined")
+        json.loads((tmp_path / run / "codec" / "config.json").read_text())["latents_std"]
+        for run in ("codec", "refined")
     ]
     assert statistics[0] == statistics[1]

@@ -10,13 +10,12 @@ import json
 import lzma
 import os
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from PIL import Image
 
@@ -116,9 +115,9 @@ def render(drawing: Drawing, side: int) -> Image.Image:
             f'viewBox="0 0 {drawing.size} {drawing.size}">{drawing.body}</svg>'
         )
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as part:
-            part.write(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=side)))
-        Path(part.name).replace(path)
+        part = path.with_suffix(f".{os.getpid()}.part")
+        part.write_bytes(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=side)))
+        part.replace(path)
     return Image.open(io.BytesIO(path.read_bytes())).convert("RGBA")
 
 
@@ -144,6 +143,8 @@ class ArtSource(Sequence[Example]):
         split: Split = "both",
         styles: Sequence[str] = STYLES,
     ) -> None:
+        if split not in get_args(Split):
+            raise InputError(f"built-in data: split {split!r} is none of {', '.join(get_args(Split))}")
         chosen = set(everyday_concepts()) if vocabulary == "everyday" else None
         self.size = size
         self.drawings = [

@@ -71,11 +71,9 @@ class TransitionScheduler(SchedulerMixin, ConfigMixin):
         Without `r_timestep`, to the next time of the schedule below `timestep`.
         """
         if r_timestep is None:
-            passed = (
-                self.timesteps.to(sample.device)[:, None]
-                >= torch.as_tensor(timestep, device=sample.device).reshape(-1) - 1e-3
-            )
-            r_timestep = (self.sigmas.to(sample.device) * self.config.num_train_timesteps)[passed.sum(0)]
+            times = self.sigmas * self.config.num_train_timesteps
+            now = torch.as_tensor(timestep, dtype=torch.float32).cpu().reshape(-1)
+            r_timestep = times[(times[:-1, None] > now - 1e-3).sum(0)]
         t, r = (
             (torch.as_tensor(time, dtype=torch.float32, device=sample.device) / self.config.num_train_timesteps)
             .reshape(-1)

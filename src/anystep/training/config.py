@@ -31,7 +31,10 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    """Where examples come from: `builtin`, a folder of captioned images, `classes:FOLDER` or `idx:FOLDER`."""
+    """Where examples come from: `builtin`, a folder of captioned images, `classes:FOLDER` or `idx:FOLDER`.
+
+    `vocabulary` and `split` choose among the built-in art; a folder is taken whole.
+    """
 
     source: str = "builtin"
     size: PositiveInt = 64

@@ -23,6 +23,8 @@ from anystep.training.config import CodecRecipe, OptimizerConfig, Recipe, RunCon
 # what may change between the two halves of a resumed run without changing what is learned
 FREE_TO_CHANGE = {"steps", "device", "threads", "log_every", "checkpoint_every", "sample_every", "keep", "tensorboard"}
 
+LATENTS = "latents.safetensors"  # of a run folder: its data, encoded
+
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
     """Linear warm-up, then a cosine to `final` of the peak."""
@@ -49,10 +51,10 @@ def batch_indices(count: int, batch_size: int, seed: int, step: int) -> list[int
 
 
 class Run:
-    """A run folder: `config.yaml`, `env.json`, `metrics.jsonl`, `checkpoints/step-N.pt`, `samples/`.
+    """A run folder: `config.yaml`, `env.json`, `metrics.jsonl`, `checkpoints/step-N.pt`, `samples/`, `LATENTS`.
 
-    Opening it on a folder that holds the same recipe resumes; on another recipe it is an InputError. Of several
-    processes one is `writing`; the others only read.
+    Opening it on a folder that holds the same recipe resumes; on a checkpoint of another recipe it is an InputError.
+    Of several processes one is `writing`; the others only read.
     """
 
     def __init__(self, folder: Path, recipe: Recipe | CodecRecipe, writing: bool = True) -> None:
@@ -77,8 +79,7 @@ class Run:
 
     def _agree(self, recipe: Recipe | CodecRecipe) -> None:
         path = self.folder / "config.yaml"
-        begun = self._checkpoints() or (self.folder / "latents.safetensors").exists()
-        if not (begun and path.exists()):  # a run that failed before it made anything binds nobody
+        if not path.exists():
             return
         there, here = (
             {
@@ -89,7 +90,9 @@ class Run:
             for content in (yaml.safe_load(path.read_text("utf-8")), yaml.safe_load(dump(recipe)))
         )
         changed = sorted(key for key in {*there, *here} if there.get(key) != here.get(key))
-        if changed:
+        if changed and not self._checkpoints():  # a run that failed before it saved anything binds nobody
+            (self.folder / LATENTS).unlink(missing_ok=True)
+        elif changed:
             raise InputError(
                 f"{str(self.folder)!r} holds a run that differs in {', '.join(changed)}: "
                 "choose another --out, or the same recipe to resume"

@@ -27,7 +27,16 @@ from anystep.pipelines.scheduler import TransitionScheduler
 from anystep.pipelines.transition import TransitionPipeline
 from anystep.training.config import Recipe
 from anystep.training.ranks import Ranks
-from anystep.training.run import Progress, Run, batch_indices, interruptible, learning_rate, prepare, step_generator
+from anystep.training.run import (
+    LATENTS,
+    Progress,
+    Run,
+    batch_indices,
+    interruptible,
+    learning_rate,
+    prepare,
+    step_generator,
+)
 from anystep.transport import make_transport
 
 
@@ -207,7 +216,7 @@ def prepare_data(recipe: Recipe, out: Path, device: torch.device) -> tuple[Codec
     if isinstance(codec, AutoencoderCodec):
         codec.autoencoder.to(device)
     with torch.no_grad():
-        data = encode_source(source, lambda images: codec.encode(images.to(device)), out / "latents.safetensors")
+        data = encode_source(source, lambda images: codec.encode(images.to(device)), out / LATENTS)
     if not any(data.captions):
         return codec, data, LabelEncoder(data.class_names)
     text = load_text_encoder(recipe.model.text_encoder)
@@ -248,7 +257,7 @@ def as_pipeline(
         codec=codec.autoencoder if isinstance(codec, AutoencoderCodec) else None,
         text_encoder_name=recipe.model.text_encoder if text else None,
         class_names=None if text else data.class_names,
-        concepts=data.class_names if text else None,
+        concepts=(data.class_names or None) if text else None,
         guidance_scale=recipe.guidance,
     )
     pipeline.set_progress_bar_config(disable=True)
@@ -259,7 +268,8 @@ def sample_grid(recipe: Recipe, pipeline: TransitionPipeline, conditioner: Condi
     """Prompts down, step counts across, one noise for all."""
     if isinstance(conditioner, CachedTextEncoder):
         pipeline._conditioner = conditioner
-    prompts = list(recipe.sample_prompts or data.class_names[:4] or [captions[0] for captions in data.captions[:4]])
+    known = [captions[-1] for captions in data.captions[:4]] if any(data.captions) else data.class_names[:4]
+    prompts = list(recipe.sample_prompts or known)
     columns = [Model("run", pipeline).generate(prompts, steps) for steps in recipe.sample_steps]
     return contact_sheet(
         [[column.images[row] for column in columns] for row in range(len(prompts))],

@@ -1,0 +1,38 @@
+"""Class names and indices to labels."""
+
+import pytest
+import torch
+
+from anystep.conditioning import Conditioner, LabelEncoder
+from anystep.errors import InputError
+
+
+def test_names_indices_and_digits_are_labels() -> None:
+    encoder = LabelEncoder(["cat", "dog", "owl"])
+    assert isinstance(encoder, Conditioner)
+    labels, mask = encoder(["owl", 0, "1"])
+    assert labels.tolist() == [2, 0, 1]
+    assert labels.dtype == torch.int64
+    assert mask is None
+
+
+def test_a_name_goes_before_an_index() -> None:
+    assert LabelEncoder(["7", "cat", "1"])(["7", "1", "cat"])[0].tolist() == [0, 2, 1]
+
+
+def test_the_null_label_follows_the_classes() -> None:
+    labels, mask = LabelEncoder(["cat", "dog"]).null(3)
+    assert labels.tolist() == [2, 2, 2]
+    assert mask is None
+
+
+@pytest.mark.parametrize("prompt", ["horse", "Cat", "", 2, -1, "2", "-1", "1.0", "²"])
+def test_what_is_no_class_is_one_line_that_says_what_is(prompt: str | int) -> None:
+    with pytest.raises(InputError, match=r"^unknown class .*a number below 2, or one of cat, dog$") as caught:
+        LabelEncoder(["cat", "dog"])([prompt])
+    assert repr(prompt) in str(caught.value)
+
+
+def test_many_classes_are_not_all_listed() -> None:
+    with pytest.raises(InputError, match=r"one of 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, \.\.\.$"):
+        LabelEncoder([str(number) for number in range(1000)])(["x"])

@@ -1,0 +1,129 @@
+"""Text encoders: the shipped one and any of transformers', whatever a caption's batch mates are."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from anystep.conditioning import Conditioner, TextEncoder, load_text_encoder
+from anystep.errors import InputError
+
+CAPTIONS = ["whale", "a red apple on a blue background", "", "a red whale"]
+KINDS = ["bert", "t5", "gemma3"]
+
+
+def check_rows_equal_single_captions(encoder: TextEncoder, captions: list[str]) -> None:
+    states, mask = encoder(captions)
+    assert mask is not None
+    assert states.shape == (*mask.shape, encoder.width)
+    for row, caption in enumerate(captions):
+        alone, alone_mask = encoder([caption])
+        assert alone_mask is None
+        assert mask[row].tolist() == [place < alone.shape[1] for place in range(mask.shape[1])]
+        torch.testing.assert_close(states[row, mask[row]], alone[0], atol=1e-5, rtol=0)
+
+
+def test_the_shipped_encoder_gives_one_state_a_token(minilm: TextEncoder) -> None:
+    assert isinstance(minilm, Conditioner)
+    states, mask = minilm(["a red apple", "a blue whale"])
+    assert states.shape == (2, 5, 384)  # [CLS] and [SEP] around three words
+    assert states.dtype == torch.float32
+    assert mask is None
+    assert states.isfinite().all()
+
+
+def test_the_shipped_encoder_gives_padded_captions_what_it_gives_single_ones(minilm: TextEncoder) -> None:
+    check_rows_equal_single_captions(minilm, CAPTIONS)
+
+
+def test_the_shipped_encoder_knows_what_words_mean(minilm: TextEncoder) -> None:
+    def mean(caption: str) -> Tensor:
+        return minilm([caption])[0][0].mean(0)
+
+    whale = mean("a whale")
+    assert cosine_similarity(whale, mean("a dolphin"), dim=0) > 0.5 > cosine_similarity(whale, mean("a tractor"), dim=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_models_of_transformers_load_from_their_folder(tiny_text_models: dict[str, Path], kind: str) -> None:
+    encoder = load_text_encoder(tiny_text_models[kind])
+    assert (encoder.width, encoder.name) == (16, str(tiny_text_models[kind]))
+    assert not encoder.model.training
+    assert not any(parameter.requires_grad for parameter in encoder.model.parameters())
+    check_rows_equal_single_captions(encoder, CAPTIONS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_null_condition_is_the_empty_caption(tiny_text_models: dict[str, Path], kind: str) -> None:
+    encoder = load_text_encoder(tiny_text_models[kind])
+    null, mask = encoder.null(3)
+    assert null.shape[0] == 3
+    assert null.shape[1] >= 1
+    assert mask is None
+    for row in null:
+        torch.testing.assert_close(row, encoder([""])[0][0])
+
+
+@pytest.mark.parametrize(("kind", "length"), [("bert", 12), ("t5", 256), ("gemma3", 256)])
+def test_long_captions_are_cut(tiny_text_models: dict[str, Path], kind: str, length: int) -> None:
+    encoder = load_text_encoder(tiny_text_models[kind])
+    assert encoder.max_length == length
+    assert encoder(["red apple " * 300])[0].shape == (1, length, 16)
+    short = TextEncoder(encoder.tokenizer, encoder.model, "short", max_length=4)
+    states, mask = short(["a red apple on blue", "whale"])
+    assert states.shape[1] == 4
+    assert mask is not None
+    assert mask[0].all()
+
+
+def test_a_tokenizer_without_padding_pads_with_its_end_token(tiny_text_models: dict[str, Path]) -> None:
+    encoder = load_text_encoder(tiny_text_models["t5"])
+    expected = encoder(CAPTIONS)[0]
+    encoder.tokenizer.pad_token, encoder.tokenizer.eos_token = None, "</s>"
+    again = TextEncoder(encoder.tokenizer, encoder.model, "again")
+    states, mask = again(CAPTIONS)
+    assert mask is not None
+    torch.testing.assert_close(states[mask], expected[mask])
+
+
+def test_the_fingerprint_follows_the_weights(tiny_text_models: dict[str, Path]) -> None:
+    one, again, other = (load_text_encoder(tiny_text_models["bert"]) for _ in range(3))
+    assert one.fingerprint == again.fingerprint
+    with torch.no_grad():
+        next(iter(other.model.parameters())).add_(1e-3)
+    assert other.fingerprint != one.fingerprint
+
+
+@pytest.mark.parametrize("name", ["nowhere", "/nowhere", "nobody/nothing"])
+def test_an_unknown_encoder_is_one_line_that_names_it(name: str) -> None:
+    with pytest.raises(InputError, match=f"no text encoder at '{name}': ") as caught:
+        load_text_encoder(name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "no weights", "no tokenizer", "not JSON"])
+def test_a_damaged_encoder_is_one_line_that_names_it(
+    tiny_text_models: dict[str, Path], tmp_path: Path, damage: str
+) -> None:
+    folder = shutil.copytree(tiny_text_models["bert"], tmp_path / "bert")
+    weights = folder / "model.safetensors"
+    if damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif damage == "no weights":
+        weights.unlink()
+    elif damage == "no tokenizer":
+        for path in folder.glob("*token*"):
+            path.unlink()
+    else:
+        (folder / "config.json").write_text("{")
+    with pytest.raises(InputError, match=str(folder)) as caught:
+        load_text_encoder(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_of_something_else_is_refused(tiny_codec: Path) -> None:
+    with pytest.raises(InputError, match="no text encoder at"):
+        load_text_encoder(tiny_codec)
