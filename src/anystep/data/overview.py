@@ -1,5 +1,7 @@
 """A contact sheet of any source."""
 
+import random
+
 from PIL import Image
 
 from anystep.contact_sheet import contact_sheet
@@ -11,7 +13,7 @@ COLUMNS = 10
 
 
 def overview(spec: str, size: int, count: int) -> tuple[Image.Image, int, int]:
-    """The sheet of at most `count` examples spread evenly over a source, how many it shows, and how many there are.
+    """The sheet of at most `count` examples from all over a source, how many it shows, and how many there are.
 
     Examples that cannot be read are left out. Each row is labelled with the first caption or class of its first and
     last example.
@@ -23,10 +25,10 @@ def overview(spec: str, size: int, count: int) -> tuple[Image.Image, int, int]:
         raise InputError(f"count {count} and size {size}: expected at least 1")
     source = open_source(spec, size)
     shown: list[tuple[Image.Image, str]] = []
-    for place in range(min(count, len(source))):
-        # the odd stride visits every background and style, not only the first of each
+    # drawn at random, always the same: an even stride would meet some backgrounds and never others
+    for index in sorted(random.Random(0).sample(range(len(source)), min(count, len(source)))):
         try:
-            example = source[place * len(source) // min(count, len(source))]
+            example = source[index]
         except BrokenExample:
             continue
         name = example.captions[-1] if example.captions else source.class_names[example.label or 0]

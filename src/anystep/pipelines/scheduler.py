@@ -73,7 +73,8 @@ class TransitionScheduler(SchedulerMixin, ConfigMixin):
         if r_timestep is None:
             times = self.sigmas * self.config.num_train_timesteps
             now = torch.as_tensor(timestep, dtype=torch.float32).cpu().reshape(-1)
-            r_timestep = times[(times[:-1, None] > now - 1e-3).sum(0)]
+            # relative, as float32 is: times of edm and ve reach 100,000
+            r_timestep = times[(times[:-1, None] >= now * (1 - 1e-6)).sum(0)]
         t, r = (
             (torch.as_tensor(time, dtype=torch.float32, device=sample.device) / self.config.num_train_timesteps)
             .reshape(-1)

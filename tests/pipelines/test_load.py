@@ -1,0 +1,141 @@
+"""Models by name: what is found, what is refused, and how damage is told."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import anystep
+from anystep.errors import InputError
+from anystep.pipelines.any_step_sheet import any_step_sheet
+from anystep.pipelines.describe import describe
+from anystep.pipelines.load import Model, find, load
+from anystep.pipelines.vocabulary import check_known
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> Model:
+    return load(tiny_model)
+
+
+def test_one_prompt_or_several_are_a_list_of_images(model: Model) -> None:
+    assert [image.size for image in model("a whale", steps=1)] == [(16, 16)]
+    assert [image.size for image in model(["a whale", "a tractor"], steps=1, size=(24, 16))] == [(24, 16)] * 2
+
+
+def test_one_seed_serves_every_prompt_or_each_has_its_own(model: Model) -> None:
+    one, same = model(["a whale", "a whale"], seed=3)
+    assert one.tobytes() == same.tobytes()
+    drawn = model.generate(["a whale", "a whale"], seed=[3, 4])
+    assert drawn.images[0].tobytes() == one.tobytes() != drawn.images[1].tobytes()
+
+
+def test_generating_reports_what_it_cost(model: Model) -> None:
+    drawn = model.generate("a whale", steps=3)
+    assert (drawn.steps, drawn.nfe) == (3, 6)
+    assert drawn.seconds > 0
+    assert model.generate("a whale", steps=3, guidance=1.0).nfe == 3
+
+
+def test_half_precision_blocks_keep_times_in_single(tiny_model: Path) -> None:
+    model = load(tiny_model, dtype=torch.bfloat16)
+    kinds = {name: parameter.dtype for name, parameter in model.pipeline.transformer.named_parameters()}
+    assert set(kinds.values()) == {torch.bfloat16, torch.float32}
+    assert len(model("a whale", steps=2)) == 1
+
+
+def test_a_run_folder_stands_for_its_pipeline(tiny_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model, tmp_path / "pipeline")
+    assert find(tmp_path) == str(tmp_path / "pipeline")
+    assert find("owner/name") == "owner/name"
+    assert load is anystep.load
+
+
+@pytest.mark.parametrize("name", ["nowhere", "a/b/c", "/nowhere/at-all", "./nowhere/x", ""])
+def test_an_unknown_model_is_told_what_would_be_one(name: str) -> None:
+    with pytest.raises(InputError, match=r"^unknown model .*builtin.*model_index\.json.*owner/name$"):
+        load(name)
+
+
+def test_a_hub_id_that_cannot_be_had_is_one_line() -> None:
+    with pytest.raises(InputError, match="cannot load model 'nobody/nothing'") as caught:
+        load("nobody/nothing")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_device_is_one_line(tiny_model: Path) -> None:
+    with pytest.raises(InputError, match="device 'abacus' is not available"):
+        load(tiny_model, "abacus")
+
+
+def damage(folder: Path, kind: str) -> None:
+    weights, config = folder / "transformer" / WEIGHTS, folder / "transformer" / "config.json"
+    if kind == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-1000])
+    elif kind == "noise":
+        weights.write_bytes(bytes(range(256)) * 100)
+    elif kind == "missing":
+        weights.unlink()
+    elif kind == "a tensor missing":
+        save_file(dict(sorted(load_file(weights).items())[1:]), weights)
+    elif kind == "codec truncated":
+        (folder / "codec" / WEIGHTS).write_bytes(b"short")
+    elif kind == "no index":
+        (folder / "model_index.json").write_text("{")
+    else:
+        config.write_text(json.dumps({**json.loads(config.read_text()), "hidden_size": 256}))
+
+
+@pytest.mark.parametrize(
+    "kind", ["truncated", "noise", "missing", "a tensor missing", "codec truncated", "no index", "another shape"]
+)
+def test_damaged_models_are_one_line_that_names_them(tiny_model: Path, tmp_path: Path, kind: str) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    damage(folder, kind)
+    with pytest.raises(InputError) as caught:
+        load(folder)
+    assert "\n" not in str(caught.value)
+    assert "cannot load model" in str(caught.value) or "missing" in str(caught.value)
+
+
+def test_a_sheet_has_prompts_down_and_steps_across(model: Model) -> None:
+    drawn = []
+    sheet = any_step_sheet(model, ["a whale", "a tractor"], [1, 3], seed=2, on_image=lambda: drawn.append(1))
+    assert len(drawn) == 4
+    assert [(steps, nfe) for steps, nfe, _ in sheet.costs()] == [(1, 2), (3, 6)]
+    assert all(ms > 0 for _, _, ms in sheet.costs())
+    assert sheet.columns[1][0].images[0].tobytes() == model("a whale", steps=3, seed=2)[0].tobytes()
+    picture = sheet.picture()
+    assert picture.width > 2 * 160
+    assert picture.height > 2 * 160
+
+
+def test_description_holds_what_info_prints(model: Model) -> None:
+    facts = describe(model)
+    assert facts["transformer_parameters"] == sum(p.numel() for p in model.pipeline.transformer.parameters())
+    assert facts["trained_shapes"] == ["16x16"]
+    assert (facts["size_multiple"], facts["tokens_at_base"], facts["transport"]) == (4, 16, "ot_fm")
+    assert facts["concepts"] == ["red apple", "whale", "tractor"]
+    json.dumps(facts)
+
+
+@pytest.mark.parametrize("prompt", ["a whale", "two apples and a red tractor", "a shark", "fruit", "WHALE!"])
+def test_known_words_and_near_meanings_pass(model: Model, prompt: str) -> None:
+    check_known(model.pipeline, [prompt])
+
+
+@pytest.mark.parametrize("prompt", ["xyzzy qwrt", "jurisprudence"])
+def test_a_prompt_of_unknown_words_is_answered_with_the_nearest_known(model: Model, prompt: str) -> None:
+    with pytest.raises(InputError, match=rf"does not know '{prompt}': nearest are '.*'; `anystep info`"):
+        check_known(model.pipeline, ["a whale", prompt])
+
+
+def test_a_model_without_a_list_of_concepts_takes_every_prompt(tiny_model: Path) -> None:
+    model = load(tiny_model)
+    model.pipeline.register_to_config(concepts=None)
+    check_known(model.pipeline, ["jurisprudence"])

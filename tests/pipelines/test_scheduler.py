@@ -1,0 +1,97 @@
+"""The scheduler: diffusers' calls, every transport, a time for every sample."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import FlowMapEulerDiscreteScheduler
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from anystep import TransitionScheduler
+from anystep.sampling import sample
+from anystep.transport import make_transport
+
+TRANSPORTS = ["ot_fm", "trigflow", "edm", "vp", "ve"]
+
+
+def draw(seed: int, batch: int = 3) -> Tensor:
+    return torch.randn(batch, 2, 4, 4, generator=torch.Generator().manual_seed(seed))
+
+
+def small_network(x: Tensor, t: Tensor, r: Tensor, condition: Tensor, mask: Tensor | None = None) -> Tensor:
+    return 0.3 * x.tanh() + 0.1 * (t - r).view(-1, 1, 1, 1)
+
+
+@given(steps=st.integers(1, 40), shift=st.floats(0.5, 6.0))
+def test_with_flow_matching_it_is_the_flow_map_scheduler_of_diffusers(steps: int, shift: float) -> None:
+    ours, theirs = TransitionScheduler(shift=shift), FlowMapEulerDiscreteScheduler(shift=shift)
+    ours.set_timesteps(steps)
+    theirs.set_timesteps(steps)
+    torch.testing.assert_close(ours.timesteps, theirs.timesteps.float(), atol=1e-3, rtol=0)
+    x = y = draw(0)
+    for ours_time, theirs_time in zip(ours.timesteps, theirs.timesteps, strict=True):
+        x = ours.step(draw(1), ours_time, x).prev_sample
+        y = theirs.step(draw(1), theirs_time, y).prev_sample
+    torch.testing.assert_close(x, y, atol=1e-5, rtol=1e-5)
+
+
+def test_any_step_to_a_given_time_agrees_with_diffusers_too() -> None:
+    ours, theirs = TransitionScheduler(), FlowMapEulerDiscreteScheduler()
+    for t, r in ((1000.0, 0.0), (731.0, 12.5), (400.0, 400.0)):
+        x = ours.step(draw(1), t, draw(0), r).prev_sample
+        torch.testing.assert_close(x, theirs.step(draw(1), t, draw(0), r).prev_sample)
+
+
+@pytest.mark.parametrize("name", TRANSPORTS)
+def test_every_sample_may_have_its_own_times(name: str) -> None:
+    scheduler = TransitionScheduler(name)
+    t, r = torch.tensor([900.0, 500.0, 120.0]), torch.tensor([300.0, 499.0, 10.0])
+    together = scheduler.step(draw(1), t, draw(0), r).prev_sample
+    for row in range(3):
+        alone = scheduler.step(draw(1)[row : row + 1], t[row], draw(0)[row : row + 1], r[row]).prev_sample
+        torch.testing.assert_close(together[row : row + 1], alone)
+
+
+@pytest.mark.parametrize("name", TRANSPORTS)
+def test_stepping_through_its_timesteps_is_sampling(name: str) -> None:
+    scheduler = TransitionScheduler(name, base_size=16)
+    scheduler.set_timesteps(5, height=32, width=16)
+    transport = make_transport(name)
+    z = draw(0)
+    sampled = sample(small_network, transport, z, torch.zeros(3), scheduler.times(5, 32, 16))
+    x = z * transport.coefficients(scheduler.sigmas[:1]).sigma.item()
+    for t, r in zip(scheduler.sigmas[:-1], scheduler.sigmas[1:], strict=True):
+        times = (transport.network_time(time.expand(3)) for time in (t, r))
+        x = scheduler.step(small_network(x, *times, torch.zeros(3)), t * 1000, x).prev_sample
+    torch.testing.assert_close(x, sampled.sample, atol=1e-5, rtol=1e-3)
+
+
+def test_larger_areas_shift_the_schedule_and_smaller_ones_do_not() -> None:
+    scheduler = TransitionScheduler(base_size=64)
+    base = scheduler.times(4)
+    assert torch.equal(base, scheduler.times(4, 64, 64))
+    assert torch.equal(base, scheduler.times(4, 32, 64))
+    assert torch.equal(scheduler.times(4, 128, 64), scheduler.times(4, 64, 128))
+    assert (scheduler.times(4, 128, 128)[1:-1] > scheduler.times(4, 128, 64)[1:-1]).all()
+    assert (scheduler.times(4, 128, 64)[1:-1] > base[1:-1]).all()
+    torch.testing.assert_close(scheduler.times(2, 128, 128)[1], torch.tensor(2 / 3))  # s u / (1 + (s - 1) u) at s = 2
+
+
+def test_half_precision_samples_stay_half() -> None:
+    assert TransitionScheduler().step(draw(1).half(), 500.0, draw(0).half(), 200.0).prev_sample.dtype == torch.float16
+
+
+def test_a_tuple_on_request() -> None:
+    scheduler = TransitionScheduler()
+    (x,) = scheduler.step(draw(1), 500.0, draw(0), 200.0, return_dict=False)
+    assert torch.equal(x, scheduler.step(draw(1), 500.0, draw(0), 200.0).prev_sample)
+    assert scheduler.scale_model_input(x) is x
+
+
+def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
+    TransitionScheduler("edm", {"sigma_data": 2.0}, shift=3.0, base_size=128).save_pretrained(tmp_path)
+    loaded = TransitionScheduler.from_pretrained(tmp_path)
+    assert vars(loaded.transport) == vars(make_transport("edm", sigma_data=2.0))
+    assert (loaded.config.shift, loaded.config.base_size) == (3.0, 128)

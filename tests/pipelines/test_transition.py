@@ -1,0 +1,245 @@
+"""The pipeline: what a prompt, a seed and a size mean, and what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+from anystep import TransitionPipeline, TransitionScheduler
+from anystep.errors import InputError
+from anystep.models import build_transformer
+
+PROMPTS = ["a red apple", "a whale on a blue background", "a tractor"]
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_model: Path) -> TransitionPipeline:
+    loaded: TransitionPipeline = TransitionPipeline.from_pretrained(tiny_model)
+    loaded.set_progress_bar_config(disable=True)
+    return loaded
+
+
+def draw(pipeline: TransitionPipeline, prompts: Any = PROMPTS, steps: int = 2, **options: Any) -> torch.Tensor:
+    if not options.keys() & {"generator", "latents"}:
+        count = (1 if isinstance(prompts, str) else len(prompts)) * options.get("num_images_per_prompt", 1)
+        options = {"seeds": list(range(count)), **options}
+    images = pipeline(prompts, num_inference_steps=steps, **{"output_type": "latent", **options}).images
+    assert isinstance(images, torch.Tensor)
+    return images
+
+
+def close(one: torch.Tensor, other: torch.Tensor) -> None:
+    torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4)
+
+
+def test_a_batch_is_its_images_one_by_one(pipeline: TransitionPipeline) -> None:
+    together = draw(pipeline)
+    for row, prompt in enumerate(PROMPTS):
+        close(together[row : row + 1], draw(pipeline, prompt, seeds=[row]))
+
+
+def test_the_same_seed_is_the_same_image_and_another_is_another(pipeline: TransitionPipeline) -> None:
+    assert torch.equal(draw(pipeline, seeds=[5, 6, 7]), draw(pipeline, seeds=[5, 6, 7]))
+    assert not torch.allclose(draw(pipeline, seeds=[5, 6, 7]), draw(pipeline, seeds=[5, 6, 8]), atol=1e-2)
+
+
+def test_prompt_and_guidance_matter(pipeline: TransitionPipeline) -> None:
+    one, other = (draw(pipeline, prompt) for prompt in PROMPTS[:2])
+    assert not torch.allclose(one, other, atol=1e-3)
+    assert not torch.allclose(draw(pipeline, guidance_scale=1.0), draw(pipeline, guidance_scale=3.0), atol=1e-3)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_evaluations_are_counted_and_are_those_made(
+    pipeline: TransitionPipeline, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    rows = []
+    real = pipeline.transformer.forward
+
+    def counting(*arguments: Any, **options: Any) -> Any:
+        rows.append(len(arguments[0]))
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(pipeline.transformer, "forward", counting)
+    middle = (0.5, 1.0)
+    inside = sum(time >= 0.5 for time in pipeline.scheduler.times(steps)[:-1].tolist())
+    for options, expected in (
+        ({"guidance_scale": 1.0}, steps),
+        ({}, 2 * steps),
+        ({"guidance_scale": 2.0, "guidance_interval": middle}, steps + inside),
+        ({"guidance_scale": 2.0, "guidance_interval": (2.0, 3.0)}, steps),
+    ):
+        rows.clear()
+        nfe = pipeline(PROMPTS, num_inference_steps=steps, seeds=[0, 1, 2], output_type="latent", **options).nfe
+        assert nfe == expected
+        assert sum(rows) == expected * len(PROMPTS)
+
+
+def test_captions_are_encoded_once_a_generation(pipeline: TransitionPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    real = pipeline.transformer.encode_condition
+    monkeypatch.setattr(
+        pipeline.transformer, "encode_condition", lambda *arguments: (calls.append(1), real(*arguments))[1]
+    )
+    draw(pipeline, steps=5)
+    assert len(calls) == 2  # the captions and the empty one
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (16, 32), (48, 16), (8, 8)])
+def test_sizes_square_and_not(pipeline: TransitionPipeline, height: int, width: int) -> None:
+    output = pipeline(PROMPTS[:2], height, width, 1, seeds=[0, 1], output_type="pil")
+    assert [image.size for image in output.images] == [(width, height)] * 2
+
+
+def test_output_types_show_one_picture(pipeline: TransitionPipeline) -> None:
+    shown = {
+        kind: pipeline(PROMPTS, seeds=[0, 1, 2], num_inference_steps=1, output_type=kind).images
+        for kind in ("pil", "np", "pt")
+    }
+    assert shown["np"].shape == (3, 16, 16, 3)
+    assert shown["pt"].shape == (3, 3, 16, 16)
+    np.testing.assert_array_equal(shown["np"], shown["pt"].permute(0, 2, 3, 1).numpy())
+    pixels = np.stack([np.asarray(image) for image in shown["pil"]])
+    np.testing.assert_allclose(pixels / 255, shown["np"], atol=1e-6)
+    assert 0 <= shown["np"].min() < shown["np"].max() <= 1
+
+
+def test_a_tuple_on_request(pipeline: TransitionPipeline) -> None:
+    images, nfe = pipeline(PROMPTS[0], seeds=[0], num_inference_steps=1, guidance_scale=1.0, return_dict=False)
+    assert (len(images), nfe) == (1, 1)
+
+
+def test_several_images_a_prompt(pipeline: TransitionPipeline) -> None:
+    drawn = draw(pipeline, PROMPTS[:2], num_images_per_prompt=2, seeds=[3, 4, 3, 5])
+    close(drawn, draw(pipeline, [PROMPTS[0]] * 2 + [PROMPTS[1]] * 2, seeds=[3, 4, 3, 5]))
+
+
+def test_noise_from_generators_or_given(pipeline: TransitionPipeline) -> None:
+    def generators() -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(seed) for seed in range(3)]
+
+    close(draw(pipeline, generator=generators()), draw(pipeline, seeds=[0, 1, 2]))
+    z = torch.cat([torch.randn(1, 4, 4, 4, generator=generator) for generator in generators()])
+    close(draw(pipeline, latents=z), draw(pipeline, seeds=[0, 1, 2]))
+    one = draw(pipeline, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(one, draw(pipeline, generator=torch.Generator().manual_seed(0)))
+
+
+def test_stochastic_sampling_belongs_to_the_seed_not_to_the_batch(pipeline: TransitionPipeline) -> None:
+    noisy = draw(pipeline, steps=4, stochasticity=1.0)
+    assert not torch.allclose(noisy, draw(pipeline, steps=4), atol=1e-3)
+    close(noisy[1:2], draw(pipeline, PROMPTS[1], 4, seeds=[1], stochasticity=1.0))
+
+
+def test_a_callback_sees_every_step_and_may_change_and_stop_it(pipeline: TransitionPipeline) -> None:
+    seen: list[tuple[int, float]] = []
+
+    def watch(pipe: TransitionPipeline, step: int, timestep: float, tensors: dict[str, Any]) -> dict[str, Any]:
+        seen.append((step, float(timestep)))
+        assert tensors["latents"].shape == (3, 4, 4, 4)
+        return {}
+
+    kept = draw(pipeline, steps=4, callback_on_step_end=watch)
+    assert [step for step, _ in seen] == [0, 1, 2, 3]
+    assert [time for _, time in seen] == pytest.approx([750, 500, 250, 0], abs=1e-3)
+    close(kept, draw(pipeline, steps=4))
+    zeroed = draw(
+        pipeline, steps=4, callback_on_step_end=lambda p, i, t, k: {"latents": torch.zeros_like(k["latents"])}
+    )
+    assert not zeroed.any()
+
+    def stop(pipe: TransitionPipeline, step: int, timestep: float, tensors: dict[str, Any]) -> dict[str, Any]:
+        pipe._interrupt = step == 1
+        return {}
+
+    output = pipeline(PROMPTS, num_inference_steps=4, seeds=[0, 1, 2], guidance_scale=1.0, callback_on_step_end=stop)
+    assert output.nfe == 2
+    assert pipeline.interrupt
+    assert pipeline(PROMPTS[0], num_inference_steps=3, seeds=[0], guidance_scale=1.0).nfe == 3
+
+
+def test_saved_and_loaded_it_draws_the_same(pipeline: TransitionPipeline, tmp_path: Path) -> None:
+    pipeline.save_pretrained(tmp_path)
+    again = TransitionPipeline.from_pretrained(tmp_path)
+    again.set_progress_bar_config(disable=True)
+    assert torch.equal(draw(again), draw(pipeline))
+    assert dict(again.config)["concepts"] == ["red apple", "whale", "tractor"]
+
+
+def test_the_folder_is_of_diffusers_layout(tiny_model: Path) -> None:
+    index = json.loads((tiny_model / "model_index.json").read_text())
+    assert index["_class_name"] == "TransitionPipeline"
+    assert index["transformer"] == ["anystep", "TransitionTransformer2DModel"]
+    assert index["scheduler"] == ["anystep", "TransitionScheduler"]
+    assert index["codec"] == ["diffusers", "AutoencoderDC"]
+    assert {"transformer", "scheduler", "codec"} <= {path.name for path in tiny_model.iterdir()}
+    parts = DiffusionPipeline.load_config(tiny_model)
+    assert parts["text_encoder_name"] == "builtin"
+
+
+def test_text_encoders_of_transformers_are_saved_inside(
+    tiny_model: Path, tiny_text_models: dict[str, Path], tmp_path: Path
+) -> None:
+    import transformers
+
+    parts = TransitionPipeline.from_pretrained(tiny_model)
+    torch.manual_seed(0)
+    pipeline = TransitionPipeline(
+        transformer=build_transformer("t2i-test", sample_size=4, text_width=16),
+        scheduler=parts.scheduler,
+        codec=parts.codec,
+        text_encoder=transformers.BertModel.from_pretrained(tiny_text_models["bert"]),
+        tokenizer=transformers.AutoTokenizer.from_pretrained(tiny_text_models["bert"]),
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.save_pretrained(tmp_path)
+    again = TransitionPipeline.from_pretrained(tmp_path)
+    again.set_progress_bar_config(disable=True)
+    assert torch.equal(draw(again), draw(pipeline))
+
+
+def test_class_conditional_pixels(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = build_transformer("c2i-test", sample_size=8, in_channels=3, num_classes=2)
+    pipeline = TransitionPipeline(
+        network, TransitionScheduler("trigflow", base_size=8), class_names=["cat", "dog"], guidance_scale=2.0
+    )
+    pipeline.save_pretrained(tmp_path)
+    again = TransitionPipeline.from_pretrained(tmp_path)
+    again.set_progress_bar_config(disable=True)
+    by_name, by_index = draw(again, ["dog", "cat"]), draw(again, [1, 0])
+    assert torch.equal(by_name, by_index)
+    assert again("dog", seeds=[0]).images[0].size == (8, 8)
+    with pytest.raises(InputError, match="unknown class 'cow'"):
+        again("cow", seeds=[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompt": " "}, "empty prompt"),
+        ({"prompt": []}, "no prompt"),
+        ({"num_inference_steps": 0}, "steps 0: expected a whole number of at least 1"),
+        ({"num_inference_steps": True}, "steps True"),
+        ({"height": 18}, "size 16x18: both sides must be multiples of 4"),
+        ({"width": -8}, "size -8x16"),
+        ({"output_type": "jpg"}, "output_type 'jpg'"),
+        ({"seeds": [1, 2]}, "2 seeds for 1 images"),
+        ({"seeds": [2**70]}, "at most 64 bits"),
+        ({"generator": [torch.Generator()] * 2, "seeds": None}, "2 generators for 1 images"),
+        ({"latents": torch.zeros(1, 4, 5, 5)}, r"latents of shape \(1, 4, 5, 5\)"),
+        ({"guidance_scale": float("nan")}, "guidance nan"),
+        ({"guidance_interval": (0.8, 0.2)}, "guidance interval"),
+        ({"stochasticity": 1.5}, "stochasticity 1.5"),
+        ({"stochasticity": 0.5, "seeds": None}, "needs seeds"),
+        ({"callback_on_step_end_tensor_inputs": ["noise"]}, "unknown callback tensors"),
+    ],
+)
+def test_what_cannot_be_drawn_is_one_line(pipeline: TransitionPipeline, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        pipeline(**{"prompt": "a whale", "seeds": [0], **options})
+    assert "\n" not in str(caught.value)
