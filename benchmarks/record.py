@@ -11,7 +11,9 @@ from anystep.training.run import environment, write_text
 
 def write_record(path: Path, figures: dict[str, Any]) -> None:
     """`figures` as JSON at `path`, with where they come from."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    # "-dirty" marks code that differs from the commit
+    git = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    commit = subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
     origin = {
         "command": " ".join(["python", *sys.argv]),
         "commit": commit.stdout.strip() or None,

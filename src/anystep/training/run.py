@@ -158,6 +158,15 @@ def write_text(path: Path, text: str) -> None:
     part.replace(path)
 
 
+def cpu_model() -> str:
+    """What the processor calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.machine())
+
+
 def environment() -> dict[str, Any]:
     """Versions and machine, for the record."""
     from anystep import __version__
@@ -166,7 +175,8 @@ def environment() -> dict[str, Any]:
         "anystep": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "machine": platform.machine(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": cpu_model(),
         "cpus": os.cpu_count(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
