@@ -1,7 +1,6 @@
 """The command line: what it writes and prints, and that bad input is one line and exit code 2."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -100,12 +99,6 @@ def test_bad_generation_is_one_line(
     model = [] if "--model" in arguments else ["--model", str(tiny_model)]
     out = [] if "--out" in arguments else ["--out", "/dev/shm/never.png"]
     assert message in refused(capsys, "generate", *arguments, *model, *out)
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is unwritable to root")
-def test_an_unwritable_folder_is_one_line(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tmp_path.chmod(0o500)
-    assert "no permission" in refused(capsys, "generate", "a whale", "--model", tiny_model, "--out", tmp_path / "x.png")
 
 
 def test_a_file_in_the_place_of_a_folder_is_one_line(

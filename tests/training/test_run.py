@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from anystep.errors import InputError
 from anystep.training.config import OptimizerConfig, Recipe, RunConfig
-from anystep.training.run import Run, batch_indices, interruptible, learning_rate, step_generator
+from anystep.training.run import LATENTS, Run, batch_indices, interruptible, learning_rate, step_generator
 
 
 @given(count=st.integers(1, 40), batch=st.integers(1, 17), seed=st.integers(0, 5))
@@ -75,10 +75,17 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_log_cut_back(tmp_path: Path
 
 
 def test_a_folder_of_another_recipe_is_refused_and_harmless_changes_are_not(tmp_path: Path) -> None:
-    Run(tmp_path, recipe(steps=5))
+    Run(tmp_path, recipe(steps=5)).save(1, {})
     Run(tmp_path, recipe(steps=9, log_every=1))
     with pytest.raises(InputError, match=r"differs in run.batch_size"):
         Run(tmp_path, recipe(batch_size=3))
+
+
+def test_a_folder_in_which_nothing_was_saved_binds_nobody(tmp_path: Path) -> None:
+    Run(tmp_path, recipe())
+    (tmp_path / LATENTS).write_bytes(b"of the first recipe")
+    Run(tmp_path, recipe(batch_size=3))
+    assert not (tmp_path / LATENTS).exists()
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:

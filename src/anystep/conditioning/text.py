@@ -60,7 +60,7 @@ def load_text_encoder(name_or_path: str | Path = BUILTIN) -> TextEncoder:
     """`builtin` (all-MiniLM-L6-v2, shipped), or a folder or hub id of a transformers text model.
 
     Raises:
-        InputError: nothing there, or not a text encoder.
+        InputError: nothing there, not a text encoder, damaged weights, or a tokenizer without words.
     """
     from transformers import AutoConfig, AutoModel, AutoTokenizer, T5EncoderModel
 
@@ -70,9 +70,19 @@ def load_text_encoder(name_or_path: str | Path = BUILTIN) -> TextEncoder:
     try:
         config = AutoConfig.from_pretrained(name)
         kind = T5EncoderModel if config.model_type in ("t5", "umt5") else AutoModel
-        return TextEncoder(AutoTokenizer.from_pretrained(name), kind.from_pretrained(name), name)
-    except (OSError, ValueError) as error:
-        raise InputError(f"no text encoder at {name!r}: {str(error).splitlines()[0]}") from error
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model, loading = kind.from_pretrained(name, output_loading_info=True)
+        encoder = TextEncoder(tokenizer, model, name)
+    except Exception as error:  # transformers, tokenizers and safetensors raise many kinds; all mean it is not usable
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"no text encoder at {name!r}: {reason}") from error
+    # transformers draws missing weights at random, and makes a tokenizer of special tokens from nothing
+    missing = sorted(key for key in loading["missing_keys"] if not key.startswith("pooler."))
+    if missing:
+        raise InputError(f"no text encoder at {name!r}: {len(missing)} weights are missing, the first {missing[0]}")
+    if len(tokenizer) <= len(tokenizer.all_special_tokens) + 1:
+        raise InputError(f"no text encoder at {name!r}: its tokenizer has no words; are its files there?")
+    return encoder
 
 
 def _builtin() -> TextEncoder:
