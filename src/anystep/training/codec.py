@@ -127,7 +127,9 @@ def train_codec(recipe: CodecRecipe, out: Path) -> dict[str, Any]:
             latents = autoencoder.encode(images).latent
             spread_of = latents.detach().std((0, 2, 3), keepdim=True)
             noise = torch.randn(latents.shape, generator=generator).to(latents)
-            decoded = autoencoder.decode(latents + recipe.codec.noise * spread_of * noise).sample
+            low, high = recipe.codec.noise
+            level = (low + (high - low) * torch.rand(len(latents), 1, 1, 1, generator=generator)).to(latents)
+            decoded = autoencoder.decode(latents + level * spread_of * noise).sample
             loss = (decoded - images).abs().mean() + 2 * (decoded - images).square().mean()
             optimizer.zero_grad()
             loss.backward()

@@ -65,8 +65,9 @@ class CodecModelConfig(Section):
     widths: tuple[PositiveInt, ...] = (32, 32, 64, 128)
     encoder_depths: tuple[NonNegativeInt, ...] = (0, 1, 1, 1)
     decoder_depths: tuple[NonNegativeInt, ...] = (0, 1, 2, 2)
-    # on the latents in training, as a share of their standard deviation: the decoder must bear a generator's errors
-    noise: NonNegativeFloat = 0.03
+    # on the latents in training, as a share of their standard deviation, for each image a level between the two:
+    # the decoder must bear a generator's errors
+    noise: tuple[NonNegativeFloat, NonNegativeFloat] = (0.03, 0.03)
 
 
 class RunConfig(Section):

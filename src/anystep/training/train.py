@@ -274,7 +274,7 @@ def sample_grid(recipe: Recipe, pipeline: TransitionPipeline, conditioner: Condi
     return contact_sheet(
         [[column.images[row] for column in columns] for row in range(len(prompts))],
         prompts,
-        [f"{column.steps} steps\n{column.nfe} NFE" for column in columns],
+        [f"{column.steps} step{'s' * (column.steps > 1)}\n{column.nfe} NFE" for column in columns],
     )
 
 
