@@ -24,6 +24,7 @@ from record import write_record
 from torch import Tensor
 
 import anystep
+from anystep.atomic import write_text
 from anystep.codecs import to_uint8
 from anystep.data.art import ArtSource
 from anystep.data.images import to_tensor
@@ -31,7 +32,6 @@ from anystep.evaluation.features import EfficientNetLite0, extract
 from anystep.evaluation.kernel_distance import Estimate, kernel_distance
 from anystep.pipelines.load import Model
 from anystep.pipelines.transition import TransitionPipeline
-from anystep.training.run import write_text
 
 BLUR = 1.0  # standard deviation in pixels
 

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from anystep.training.run import environment, write_text
+from anystep.atomic import write_text
+from anystep.environment import environment
 
 
 def write_record(path: Path, figures: dict[str, Any]) -> None:

@@ -10,8 +10,8 @@ import anystep
 PACKAGE = Path(anystep.__file__).parent
 # a room may import from itself and from rooms of lower floors
 FLOORS = [
-    {"errors"},
-    {"transport", "device"},
+    {"errors", "atomic", "environment"},
+    {"transport", "device", "ranks"},
     {"objective", "sampling", "contact_sheet"},
     {"models", "codecs", "conditioning", "data"},
     {"pipelines"},

@@ -58,6 +58,13 @@ def build_parser() -> argparse.ArgumentParser:
     add_recipe(codec)
     codec.set_defaults(run=run_train_codec)
 
+    evaluate = commands.add_parser("evaluate", help="measure quality against network evaluations")
+    add_evaluation(evaluate)
+    evaluate.set_defaults(run=run_evaluate)
+    alignment = commands.add_parser("train-alignment", help="train the offline caption alignment score")
+    alignment.add_argument("--out", type=Path, required=True, help="a .safetensors file")
+    alignment.set_defaults(run=run_train_alignment)
+
     data = commands.add_parser("data", help="look at data")
     actions = data.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=OneLineParser)
     show = actions.add_parser("show", help="a contact sheet of a source")
@@ -76,6 +83,28 @@ def build_parser() -> argparse.ArgumentParser:
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="builtin", help="builtin, a folder, or a hub id (default: builtin)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
+
+
+def add_evaluation(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", nargs="+", default=[], help="default: builtin, unless --images is given")
+    parser.add_argument(
+        "--images", nargs="+", default=[], metavar="STEPS[:NFE]=FOLDER", help="images made elsewhere, a folder each"
+    )
+    parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="default: 1 2 4 8 16 32")
+    parser.add_argument("--samples", type=int, default=2000, help="images a step count (default: 2000)")
+    parser.add_argument("--out", type=Path, required=True, help="the report's folder; the same command resumes")
+    parser.add_argument("--data", default="builtin", help="real images and captions (default: builtin)")
+    parser.add_argument("--metrics", nargs="+", help="default: all that the extractor and the data allow")
+    parser.add_argument("--extractor", default="effnetlite0", help="effnetlite0, inception:PATH, a .pt or .onnx file")
+    parser.add_argument("--reference", type=Path, metavar="NPZ", help="mu and sigma for the Frechet distance")
+    parser.add_argument("--save-reference", type=Path, metavar="NPZ", help="write mu and sigma of the real images")
+    parser.add_argument("--alignment", type=Path, metavar="HEADS", help="a file that train-alignment wrote")
+    parser.add_argument("--clip-score", metavar="MODEL", help="a CLIP model of transformers, by id or folder")
+    parser.add_argument("--size", type=size, metavar="WxH", help="in pixels (default: the training size)")
+    parser.add_argument("--guidance", type=float, help="guidance scale, 1 is none (default: the model's)")
+    parser.add_argument("--seed", type=int, default=0, help="of the first image, the next has the next (default: 0)")
+    parser.add_argument("--keep-images", action="store_true", help="also write every image as a PNG file")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
 
 
@@ -162,6 +191,33 @@ def report(record: dict[str, Any], steps: int, out: Path) -> None:
     print(f"{state} at step {record['step']} of {steps}: {out}")
 
 
+def run_evaluate(options: argparse.Namespace) -> None:
+    from anystep.evaluation.command import Request, evaluate_models
+
+    fields = {name: value for name, value in vars(options).items() if name in Request.__dataclass_fields__}
+    for model in evaluate_models(Request(**fields)).get("models", []):
+        print(model["name"])
+        for point in model["points"]:
+            figures = (f"{name} {figure['value']:.3f}" for name, figure in point["metrics"].items())
+            print(f"  {point['steps']:4} steps {point['nfe']:4} NFE  {', '.join(figures)}")
+        for name, monotone in model["monotone"].items():
+            print(f"  {name}: {monotone['verdict']}")
+    print(f"wrote {options.out}: report.md, report.json, curve.png, sheet.png")
+
+
+def run_train_alignment(options: argparse.Namespace) -> None:
+    from anystep.evaluation.alignment import train_alignment
+
+    if not options.out.parent.is_dir() or options.out.is_dir():
+        raise InputError(f"cannot write {options.out}: expected a file name in a folder that exists")
+    heads = train_alignment()
+    heads.save(options.out)
+    recall = heads.recall
+    assert recall is not None
+    print(f"wrote {options.out}: of {recall.captions} held-out captions the right one is nearest to")
+    print(f"{recall.at_1:.1%} of the images, and among the nearest five to {recall.at_5:.1%}")
+
+
 def run_data_show(options: argparse.Namespace) -> None:
     from anystep.contact_sheet import check_writable, save_image
     from anystep.data.overview import overview
@@ -173,9 +229,9 @@ def run_data_show(options: argparse.Namespace) -> None:
 
 
 def run_info(options: argparse.Namespace) -> None:
+    from anystep.environment import environment
     from anystep.pipelines.describe import describe
     from anystep.pipelines.load import load
-    from anystep.training.run import environment
 
     facts = {**environment(), **describe(load(options.model, options.device))}
     if options.json:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
-from uuid import uuid4
 
 from PIL import Image, ImageDraw, ImageFont
 
+from anystep.atomic import replacing
 from anystep.errors import InputError
 
 PAPER, INK, FAINT = "#f5f6f8", "#24292f", "#6b737d"  # white images stand out from the paper
@@ -177,13 +177,9 @@ def save_image(image: Image.Image, path: str | Path) -> None:
     """Write an image whole or not at all, in the format that the suffix of `path` names. Raises `InputError`."""
     check_writable(path)
     path = Path(path)
-    part = path.with_name(f".{path.name}.{uuid4().hex}.part")
     try:
-        with part.open("xb") as file:
+        with replacing(path) as part, part.open("xb") as file:
             # Pillow's quality of 75 shows around text and flat colours; lossless formats ignore it
             image.save(file, Image.registered_extensions()[path.suffix.lower()], quality=95)
-        part.replace(path)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        part.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from typing import Literal, get_args
 
 from PIL import Image
 
+from anystep.atomic import replacing
 from anystep.data.example import Example
 from anystep.errors import InputError
 
@@ -115,9 +116,8 @@ def render(drawing: Drawing, side: int) -> Image.Image:
             f'viewBox="0 0 {drawing.size} {drawing.size}">{drawing.body}</svg>'
         )
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.part")
-        part.write_bytes(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=side)))
-        part.replace(path)
+        with replacing(path) as part:
+            part.write_bytes(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=side)))
     return Image.open(io.BytesIO(path.read_bytes())).convert("RGBA")
 
 

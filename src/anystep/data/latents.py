@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from anystep.atomic import replacing
 from anystep.data.example import BrokenExample, Source
 from anystep.data.images import to_tensor
 from anystep.errors import InputError
@@ -88,16 +89,9 @@ def _encode(
         raise InputError(
             f"no example could be read; the first failure: {broken[0] if broken else 'the source is empty'}"
         )
-    part = path.with_suffix(".part")
-    save_file(
-        {
-            "latents": torch.cat(latents),
-            "labels": torch.tensor(labels),
-        },
-        part,
-        metadata={
-            "captions": "\x1e".join(captions),
-            "broken": "\x1e".join(broken),
-        },
-    )
-    part.replace(path)
+    with replacing(path) as part:
+        save_file(
+            {"latents": torch.cat(latents), "labels": torch.tensor(labels)},
+            part,
+            metadata={"captions": "\x1e".join(captions), "broken": "\x1e".join(broken)},
+        )

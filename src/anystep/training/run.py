@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import platform
 import signal
 import sys
 import time
@@ -16,7 +14,9 @@ from typing import Any
 import torch
 import yaml
 
+from anystep.atomic import replacing, write_text
 from anystep.device import pick_device
+from anystep.environment import environment
 from anystep.errors import InputError
 from anystep.training.config import CodecRecipe, OptimizerConfig, Recipe, RunConfig, dump
 
@@ -65,6 +65,8 @@ class Run:
         try:
             (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
             (folder / "samples").mkdir(exist_ok=True)
+            for left in (folder / "checkpoints").glob(".*.part"):  # of a run that was killed while saving
+                left.unlink()
             self._agree(recipe)
             write_text(folder / "config.yaml", dump(recipe))
             write_text(folder / "env.json", json.dumps(environment(), indent=1))
@@ -114,9 +116,8 @@ class Run:
         if not self.writing:
             return
         path = self.folder / "checkpoints" / f"step-{step:08d}.pt"
-        part = path.with_suffix(".part")
-        torch.save({"step": step, **state}, part)
-        part.replace(path)
+        with replacing(path) as part:
+            torch.save({"step": step, **state}, part)
         for old in self._checkpoints()[: -self.config.keep]:
             old.unlink()
 
@@ -150,36 +151,6 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
-
-
-def write_text(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, "utf-8")
-    part.replace(path)
-
-
-def cpu_model() -> str:
-    """What the processor calls itself."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.machine())
-
-
-def environment() -> dict[str, Any]:
-    """Versions and machine, for the record."""
-    from anystep import __version__
-
-    return {
-        "anystep": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "system": f"{platform.system()} {platform.machine()}",
-        "cpu": cpu_model(),
-        "cpus": os.cpu_count(),
-        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
 
 
 def prepare(config: RunConfig) -> torch.device:

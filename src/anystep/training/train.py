@@ -25,8 +25,8 @@ from anystep.objective import ModelGuidance, TransitionObjective, derivative
 from anystep.pipelines.load import Model
 from anystep.pipelines.scheduler import TransitionScheduler
 from anystep.pipelines.transition import TransitionPipeline
+from anystep.ranks import Ranks
 from anystep.training.config import Recipe
-from anystep.training.ranks import Ranks
 from anystep.training.run import (
     LATENTS,
     Progress,

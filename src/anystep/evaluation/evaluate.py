@@ -1,0 +1,263 @@
+"""Quality against network evaluations: the same seeds at every number of steps, measured against real images."""
+
+import hashlib
+import json
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageFilter
+from torch import Tensor
+
+from anystep.codecs import to_uint8
+from anystep.data.example import BrokenExample, Example, Source
+from anystep.data.images import to_tensor
+from anystep.environment import environment
+from anystep.errors import InputError
+from anystep.evaluation.collect import Cost, Images, Scorer, collect, peak_megabytes
+from anystep.evaluation.features import FeatureExtractor
+from anystep.evaluation.frechet_distance import FrechetDistance, Moments
+from anystep.evaluation.metric import Metric, Observed, interval, measure, probability_not_worse, verdict
+from anystep.evaluation.metrics import MeanScore
+from anystep.pipelines.load import Model
+from anystep.ranks import Ranks
+
+BLUR = 1.0  # standard deviation in pixels, of the degraded control
+NOISE = 25.0  # standard deviation in levels, of the other
+REAL = "real images against real images"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Two disjoint draws of a source: `real` is compared with, `again` is the control and gives the captions."""
+
+    source: Source
+    size: int
+    real: list[int]
+    again: list[int]
+
+    @classmethod
+    def draw(cls, source: Source, size: int, samples: int, seed: int) -> "Reference":
+        """At most `samples` readable examples each."""
+        order = random.Random(seed).sample(range(len(source)), len(source))
+        half = min(samples, len(order) // 2)
+        if not half:
+            raise InputError(f"{len(order)} examples to compare with: need at least 2")
+        return cls(source, size, order[:half], order[half : 2 * half])
+
+    def prompts(self, count: int, seed: int) -> list[str | int]:
+        """A caption (or class) for each of `count` images, those of `again` in turn."""
+        dice = random.Random(seed + 1)
+        asked: list[str | int] = []
+        for number in range(count):
+            example = self._readable(self.again[number % len(self.again)])
+            asked.append(dice.choice(example.captions) if example.captions else int(example.label or 0))
+        return asked
+
+    def images(self, indices: Sequence[int], change: Callable[[Image.Image], Image.Image] | None = None) -> Images:
+        pictures = [self._readable(index).image for index in indices]
+        return to_uint8(torch.stack([to_tensor(change(picture) if change else picture) for picture in pictures]))
+
+    def _readable(self, index: int) -> Example:
+        """The example, or the next that can be read."""
+        for place in range(index, index + len(self.source)):
+            try:
+                return self.source[place % len(self.source)]
+            except BrokenExample:
+                continue
+        raise InputError("no example to compare with could be read")
+
+
+@dataclass
+class Point:
+    """One model at one number of steps."""
+
+    steps: int
+    nfe: int
+    observed: Observed
+    seconds_per_image: float = 0.0
+    peak_megabytes: float = 0.0
+    replicates: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What to measure, and with what."""
+
+    extractor: FeatureExtractor
+    metrics: Sequence[Metric]
+    folder: Path
+    samples: int
+    seed: int = 0
+    scorers: Sequence[Scorer] = ()
+    keep_images: bool = False
+    ranks: Ranks = field(default_factory=Ranks)
+    on_images: Callable[[str, int], None] = lambda what, images: None
+
+    def named(self, metric: Metric) -> str:
+        """A distance means nothing without the features that it was measured on."""
+        return metric.name if isinstance(metric, MeanScore) else f"{metric.name}_{self.extractor.name}"
+
+    def work(self, *settings: object) -> Path:
+        """The folder of the chunks that depend on these settings and nothing else."""
+        text = json.dumps([self.extractor.name, [each.name for each in self.scorers], *map(str, settings)])
+        return self.folder / "work" / hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def collect(
+        self, what: str, folder: Path, count: int, make: Any, captions: Sequence[str] = ()
+    ) -> tuple[Observed, list[Cost]]:
+        return collect(
+            folder, count, make, self.extractor, self.ranks, self.scorers if captions else (), captions,
+            self.keep_images, lambda images: self.on_images(what, images),
+        )  # fmt: skip
+
+    def all_metrics(self) -> list[Metric]:
+        return [*self.metrics, *(MeanScore(scorer.name) for scorer in self.scorers)]
+
+
+def weights_digest(model: Model) -> str:
+    """Tells one set of weights from another."""
+    digest = hashlib.sha256()
+    for part in (model.pipeline.transformer, model.pipeline.codec):
+        for tensor in part.state_dict().values() if part is not None else ():
+            digest.update(tensor.float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def generate_points(
+    evaluation: Evaluation,
+    model: Model,
+    steps: Sequence[int],
+    prompts: Sequence[str | int],
+    size: tuple[int, int] | None = None,
+    guidance: float | None = None,
+) -> list[Point]:
+    """Image `i` has seed `evaluation.seed + i` and prompt `i` at every number of steps."""
+    width, height = size or (model.pipeline.base_size,) * 2
+    scale = float(model.pipeline.config.guidance_scale if guidance is None else guidance)
+    digest, points = weights_digest(model), []
+    captions = [str(prompt) for prompt in prompts] if evaluation.scorers else []
+    for count in steps:
+
+        def make(chunk: range, count: int = count) -> tuple[Images, Cost]:
+            if torch.cuda.is_available():
+                torch.cuda.reset_peak_memory_stats()
+            begin = time.perf_counter()
+            output: Any = model.pipeline(
+                [prompts[number] for number in chunk], height, width, count, guidance_scale=scale,
+                seeds=[evaluation.seed + number for number in chunk], output_type="pt",
+            )  # fmt: skip
+            images = (output.images * 255).round().to(torch.uint8).cpu()
+            return images, Cost(output.nfe, time.perf_counter() - begin, peak_megabytes())
+
+        folder = evaluation.work(digest, prompts, width, height, count, scale, evaluation.seed)
+        what = f"{model.name}, {count} steps"
+        observed, costs = evaluation.collect(what, folder, len(prompts), make, captions)
+        points.append(
+            Point(
+                count,
+                costs[0].nfe,
+                observed,
+                sum(cost.seconds for cost in costs) / len(prompts),
+                max(cost.megabytes for cost in costs),
+            )
+        )
+    return points
+
+
+def observe_reference(evaluation: Evaluation, reference: Reference) -> tuple[Observed, dict[str, Observed]]:
+    """The real images, and by name the controls: other real ones, and those degraded in two ways."""
+    dice = torch.Generator().manual_seed(evaluation.seed)
+
+    def noisy(image: Image.Image) -> Image.Image:
+        levels = to_uint8(to_tensor(image)[None])[0].float()
+        changed = (levels + NOISE * torch.randn(levels.shape, generator=dice)).clamp(0, 255).round().to(torch.uint8)
+        return Image.fromarray(changed.permute(1, 2, 0).numpy())
+
+    def see(name: str, indices: list[int], change: Callable[[Image.Image], Image.Image] | None = None) -> Observed:
+        folder = evaluation.work(name, reference.size, indices, [reference.source[i].key for i in indices[:20]])
+
+        def make(chunk: range) -> tuple[Images, Cost]:
+            dice.manual_seed(evaluation.seed + chunk.start)  # a chunk does not depend on who made those before
+            return reference.images([indices[number] for number in chunk], change), Cost()
+
+        return evaluation.collect(name, folder, len(indices), make)[0]
+
+    real = see("real", reference.real)
+    controls = {
+        REAL: see("again", reference.again),
+        f"blurred by {BLUR:g} pixels": see(
+            "blurred", reference.again, lambda image: image.filter(ImageFilter.GaussianBlur(BLUR))
+        ),
+        f"with noise of {NOISE:g} levels": see("noisy", reference.again, noisy),
+    }
+    return real, controls
+
+
+def report(
+    evaluation: Evaluation, models: dict[str, list[Point]], real: Observed, controls: dict[str, Observed]
+) -> dict[str, Any]:
+    """Everything measured, as plain values; see docs/evaluate.md for the fields."""
+    metrics = evaluation.all_metrics()
+    for points in models.values():
+        for point in points:
+            for metric in metrics:
+                point.replicates[evaluation.named(metric)] = measure(metric, real, point.observed, evaluation.seed)
+    described = []
+    for name, points in models.items():
+        points = sorted(points, key=lambda point: point.steps)
+        monotone = {}
+        for metric in metrics:
+            drawn = [point.replicates[evaluation.named(metric)] for point in points]
+            chances = [probability_not_worse(fewer, more, metric.better) for fewer, more in pairwise(drawn)]
+            monotone[evaluation.named(metric)] = {
+                "probability": chances,
+                "verdict": verdict([point.steps for point in points], chances) if chances else "one step count only",
+            }
+        described.append(
+            {
+                "name": name,
+                "points": [
+                    {
+                        "steps": point.steps,
+                        "nfe": point.nfe,
+                        "seconds_per_image": point.seconds_per_image,
+                        "images_per_second": 1 / point.seconds_per_image if point.seconds_per_image else None,
+                        "peak_megabytes": point.peak_megabytes or None,
+                        "metrics": {name: asdict(interval(values)) for name, values in point.replicates.items()},
+                    }
+                    for point in points
+                ],
+                "monotone": monotone,
+            }
+        )
+    return {
+        "models": described,
+        "controls": {
+            name: {
+                evaluation.named(metric): asdict(interval(measure(metric, real, seen, evaluation.seed)))
+                for metric in evaluation.metrics
+            }
+            for name, seen in controls.items()
+        },
+        "better": {evaluation.named(metric): metric.better for metric in metrics},
+        "samples": evaluation.samples,
+        "real_images": len(real),
+        "seed": evaluation.seed,
+        "versions": environment(),
+    }
+
+
+def with_reference_statistics(metrics: Sequence[Metric], path: Path | None) -> list[Metric]:
+    """The same metrics, the Fréchet distance measured against statistics in a file."""
+    if path is None:
+        return list(metrics)
+    if not any(isinstance(metric, FrechetDistance) for metric in metrics):
+        raise InputError(f"reference statistics {path} serve frechet_distance only: add it to --metrics")
+    moments = Moments.load(path)
+    return [FrechetDistance(moments) if isinstance(metric, FrechetDistance) else metric for metric in metrics]

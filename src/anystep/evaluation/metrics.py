@@ -1,0 +1,42 @@
+"""The metrics by name."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from anystep.errors import InputError
+from anystep.evaluation.coverage import Coverage, Density, Precision, Recall
+from anystep.evaluation.frechet_distance import FrechetDistance
+from anystep.evaluation.inception_score import InceptionScore
+from anystep.evaluation.kernel_distance import KernelDistance
+from anystep.evaluation.metric import Counts, Metric, Observed
+
+
+class MeanScore:
+    """The mean of a number that every image has by itself, such as its fit to its caption."""
+
+    better: Literal["lower", "higher"] = "higher"
+    least = 2
+    replicates = 200
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, real: Observed, made: Observed, counts: Counts) -> Float[Tensor, " replicates"]:
+        return counts.made @ made.scores[self.name].double() / counts.made.sum(1)
+
+
+METRICS: dict[str, Callable[[], Metric]] = {
+    metric.name: metric
+    for metric in (KernelDistance, FrechetDistance, Precision, Recall, Density, Coverage, InceptionScore)
+}
+
+
+def choose_metrics(names: Sequence[str]) -> list[Metric]:
+    """Raises InputError for a name that is none of `METRICS`."""
+    unknown = [name for name in names if name not in METRICS]
+    if unknown:
+        raise InputError(f"unknown metric {', '.join(unknown)}: expected some of {', '.join(METRICS)}")
+    return [METRICS[name]() for name in names]

@@ -1,0 +1,116 @@
+"""An evaluation to look at: figures, tables and pictures of one report."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from anystep.atomic import replacing, write_text
+from anystep.errors import InputError
+
+NOTES = (
+    "NFE counts network evaluations of one image; a guided step costs two.",
+    "Intervals are 95 %, from redrawing images with replacement. All step counts share their seeds and these draws, "
+    "so that neighbours in a curve are compared on the same images.",
+    "Distances of few images are biased upwards (the Fréchet distance) or noisy (all): compare equal numbers of images "
+    "only, and with the control of real images against real images.",
+    "Figures depend on the extractor that is part of their names; only `inception` figures are the field's FID.",
+)
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """Tables of all figures, the controls, the verdicts, and what to know before reading them."""
+    lines = ["# Quality against network evaluations", ""]
+    lines += [
+        f"{report['samples']} images a step count, {report['real_images']} real images, seed {report['seed']}.",
+        "",
+    ]
+    names = list(report["better"])
+    for model in report["models"]:
+        lines += [f"## {model['name']}", "", _row(["steps", "NFE", "s / image", *(_title(n, report) for n in names)])]
+        lines += [_row(["--:"] * (3 + len(names)))]
+        for point in model["points"]:
+            seconds = f"{point['seconds_per_image']:.3f}" if point["seconds_per_image"] else ""
+            figures = [_figure(point["metrics"][name]) for name in names]
+            lines.append(_row([str(point["steps"]), str(point["nfe"]), seconds, *figures]))
+        lines += ["", "Does quality rise with steps?", ""]
+        for name, monotone in model["monotone"].items():
+            chances = ", ".join(f"{chance:.2f}" for chance in monotone["probability"])
+            lines.append(f"- {name}: {monotone['verdict']} (probability that each next is not worse: {chances or '-'})")
+        lines.append("")
+    controls = report["controls"]
+    measured = [name for name in names if all(name in figures for figures in controls.values())]
+    lines += ["## Controls", "", _row(["", *measured]), _row(["---", *["--:"] * len(measured)])]
+    lines += [_row([what, *(_figure(figures[name]) for name in measured)]) for what, figures in controls.items()]
+    lines += ["", "## Notes", "", *(f"- {note}" for note in NOTES), ""]
+    lines.append(f"Made with {', '.join(f'{k} {v}' for k, v in report['versions'].items() if v is not None)}.")
+    return "\n".join(lines) + "\n"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _title(name: str, report: dict[str, Any]) -> str:
+    return f"{name} {'↓' if report['better'][name] == 'lower' else '↑'}"
+
+
+def _figure(estimate: dict[str, float]) -> str:
+    digits = 3 if abs(estimate["value"]) < 10 else 1
+    return f"{estimate['value']:.{digits}f} ± {estimate['high'] - estimate['value']:.{digits}f}"
+
+
+def curve(report: dict[str, Any], path: Path) -> None:
+    """Each metric against NFE with 95 % bands, a line a model; the controls as level lines."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise InputError("drawing curves needs matplotlib: pip install 'anystep[evaluate]'") from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.ticker import NullFormatter, ScalarFormatter
+
+    names = list(report["better"])
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    figure, grid = pyplot.subplots(rows, columns, figsize=(4.4 * columns, 3.4 * rows), squeeze=False, dpi=150)
+    for place, axes in enumerate(grid.flat):
+        if place >= len(names):
+            axes.axis("off")
+            continue
+        name = names[place]
+        for number, model in enumerate(report["models"]):
+            nfe = [point["nfe"] for point in model["points"]]
+            figures = [point["metrics"][name] for point in model["points"]]
+            line = axes.plot(nfe, [f["value"] for f in figures], "o-", ms=4, color=f"C{number}", label=model["name"])
+            low, high = ([f[end] for f in figures] for end in ("low", "high"))
+            axes.fill_between(nfe, low, high, color=line[0].get_color(), alpha=0.18, lw=0)
+        for (what, controls), style in zip(report["controls"].items(), ("--", ":", "-."), strict=False):
+            if name in controls:
+                axes.axhline(controls[name]["value"], color="0.5", ls=style, lw=0.9, label=what)
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xticks(sorted({point["nfe"] for model in report["models"] for point in model["points"]}))
+        axes.set_xlabel("network evaluations")
+        axes.set_title(_title(name.replace("_", " "), {"better": {name.replace("_", " "): report["better"][name]}}))
+        axes.spines[["top", "right"]].set_visible(False)
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=2, frameon=False, fontsize=8)
+    figure.tight_layout(rect=(0, 0.03 + 0.05 * (-(-len(labels) // 2)) / rows, 1, 1))
+    with replacing(path) as part, part.open("wb") as file:
+        figure.savefig(file, format="png")
+    pyplot.close(figure)
+
+
+def write_report(report: dict[str, Any], folder: Path, sheet: Image.Image | None = None) -> None:
+    """`report.json`, `report.md`, `curve.png` and, where there is one, `sheet.png`."""
+    from anystep.contact_sheet import save_image
+
+    write_text(folder / "report.json", json.dumps(report, indent=1) + "\n")
+    write_text(folder / "report.md", markdown(report))
+    curve(report, folder / "curve.png")
+    if sheet is not None:
+        save_image(sheet, folder / "sheet.png")

@@ -1,0 +1,208 @@
+"""Evaluations: the same bits from one process and two, from one go and two, and every bad input in one line."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from anystep.cli import main
+from anystep.evaluation import collect as collecting
+from anystep.evaluation.collect import Cost, collect
+from anystep.evaluation.features import load_extractor
+from anystep.ranks import Ranks
+
+SMALL = ["--steps", "1", "2", "--samples", "60", "--metrics", "kernel_distance", "precision"]
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A hundred and thirty captioned images of random blocks."""
+    folder = tmp_path_factory.mktemp("colours")
+    generator = np.random.default_rng(0)
+    for number in range(130):
+        blocks = generator.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        Image.fromarray(blocks.repeat(4, 0).repeat(4, 1)).save(folder / f"{number:03d}.png")
+        (folder / f"{number:03d}.txt").write_text(f"blocks number {number}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def command(tiny_model: Path, pooled: Path, colours: Path) -> list[str]:
+    return ["evaluate", "--model", str(tiny_model), "--extractor", str(pooled), "--data", str(colours), *SMALL]
+
+
+def read(folder: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((folder / "report.json").read_text())
+    return report
+
+
+def without_clock(report: dict[str, Any]) -> dict[str, Any]:
+    for model in report["models"]:
+        for point in model["points"]:
+            for name in ("seconds_per_image", "images_per_second", "peak_megabytes"):
+                point.pop(name)
+    return report
+
+
+@pytest.fixture(scope="module")
+def finished(command: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("report")
+    assert main([*command, "--out", str(out), "--keep-images"]) == 0
+    return out
+
+
+def test_a_report_has_the_fields_that_other_programs_read(finished: Path, tiny_model: Path) -> None:
+    report = read(finished)
+    assert (report["samples"], report["real_images"], report["seed"]) == (60, 60, 0)
+    assert "torch" in report["versions"]
+    (model,) = report["models"]
+    assert model["name"] == str(tiny_model)
+    assert [(point["steps"], point["nfe"]) for point in model["points"]] == [(1, 2), (2, 4)]
+    for point in model["points"]:
+        assert point["seconds_per_image"] > 0
+        assert point["peak_megabytes"] > 0
+        assert set(point["metrics"]) == {"kernel_distance_pooled", "precision_pooled"}
+        for figure in point["metrics"].values():
+            assert figure["low"] <= figure["value"] <= figure["high"]
+    monotone = model["monotone"]["kernel_distance_pooled"]
+    assert len(monotone["probability"]) == 1
+    assert 0 <= monotone["probability"][0] <= 1
+    assert "steps" in monotone["verdict"] or "difference" in monotone["verdict"]
+
+
+def test_the_controls_stand_in_order(finished: Path) -> None:
+    same, *degraded = (figures["kernel_distance_pooled"] for figures in read(finished)["controls"].values())
+    assert same["low"] < 0 < same["high"]
+    model = read(finished)["models"][0]["points"][0]["metrics"]["kernel_distance_pooled"]
+    assert len(degraded) == 2
+    assert model["value"] > same["high"]
+
+
+def test_there_are_pictures_and_a_page_to_read(finished: Path) -> None:
+    assert Image.open(finished / "curve.png").width > 400
+    assert Image.open(finished / "sheet.png").width > 2 * 160
+    page = (finished / "report.md").read_text()
+    for word in ("| steps | NFE |", "kernel_distance_pooled ↓", "precision_pooled ↑", "Controls", "biased"):
+        assert word in page
+    kept = [path for path in finished.rglob("*.png") if path.parent.name == "images"]
+    assert len(kept) == 60 * (2 + 4)  # two step counts, the real images and three controls
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_was(
+    command: list[str], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, made = collecting.extract, []
+
+    def failing(*arguments: Any) -> Any:
+        made.append(1)
+        if len(made) == 10:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(collecting, "extract", failing)
+        assert main([*command, "--out", str(tmp_path)]) == 130
+    done = len(list(tmp_path.rglob("*.safetensors")))
+    assert done == 9
+    monkeypatch.setattr(collecting, "extract", lambda *arguments: (made.append(1), real(*arguments))[1])
+    assert main([*command, "--out", str(tmp_path)]) == 0
+    assert len(made) == 10 + (12 - done)
+    assert without_clock(read(tmp_path)) == without_clock(read(finished))
+
+
+def test_two_processes_write_the_same_report_bit_for_bit(command: list[str], finished: Path, tmp_path: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29617"]
+    code = f"import sys; from anystep.cli import main; sys.exit(main({[*command, '--out', str(tmp_path)]!r}))"
+    script = tmp_path / "run.py"
+    script.write_text(code)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([*torchrun, str(script)], check=True, capture_output=True, env=environment)
+    assert without_clock(read(tmp_path)) == without_clock(read(finished))
+
+
+def test_images_of_others_are_measured_like_our_own(
+    finished: Path, pooled: Path, colours: Path, tmp_path: Path
+) -> None:
+    made = [folder for folder in finished.rglob("images") if folder.is_dir()]
+    mine = {point["metrics"]["kernel_distance_pooled"]["value"] for point in read(finished)["models"][0]["points"]}
+    arguments = ["evaluate", "--extractor", str(pooled), "--data", str(colours), *SMALL, "--out", str(tmp_path)]
+    assert main([*arguments, "--images", *(f"{n + 1}:{2 * n + 1}={folder}" for n, folder in enumerate(made))]) == 0
+    points = read(tmp_path)["models"][0]["points"]
+    assert [point["nfe"] for point in points] == [2 * n + 1 for n in range(len(made))]
+    assert mine <= {point["metrics"]["kernel_distance_pooled"]["value"] for point in points}
+    assert all(point["images_per_second"] is None for point in points)
+
+
+def test_reference_statistics_are_written_and_used(command: list[str], tmp_path: Path) -> None:
+    both = [*command, "--metrics", "frechet_distance", "--out", str(tmp_path / "report")]
+    assert main([*both, "--save-reference", str(tmp_path / "real.npz")]) == 0
+    first = without_clock(read(tmp_path / "report"))
+    assert set(np.load(tmp_path / "real.npz")) == {"mu", "sigma"}
+    assert main([*both, "--reference", str(tmp_path / "real.npz")]) == 0
+    again = without_clock(read(tmp_path / "report"))
+    name = "frechet_distance_pooled"
+    for one, other in zip(first["models"][0]["points"], again["models"][0]["points"], strict=True):
+        assert one["metrics"][name]["value"] == pytest.approx(other["metrics"][name]["value"], rel=1e-9)
+
+
+def test_a_chunk_is_made_once_and_by_one_process(pooled: Path, tmp_path: Path) -> None:
+    asked: list[range] = []
+
+    def make(chunk: range) -> tuple[torch.Tensor, Cost]:
+        asked.append(chunk)
+        return torch.full((len(chunk), 3, 8, 8), chunk.start, dtype=torch.uint8), Cost(3, 0.5, 7.0)
+
+    extractor, ranks = load_extractor(str(pooled)), Ranks()
+    seen, costs = collect(tmp_path, 120, make, extractor, ranks)
+    assert asked == [range(50), range(50, 100), range(100, 120)]
+    assert costs == [Cost(3, 0.5, 7.0)] * 3
+    assert seen.features.shape == (120, 48)
+    assert seen.logits is None
+    again, _ = collect(tmp_path, 120, make, extractor, ranks)
+    assert len(asked) == 3
+    assert torch.equal(again.features, seen.features)
+
+
+def test_bad_evaluations_are_one_line(
+    command: list[str], colours: Path, pooled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def line(*options: str) -> str:
+        assert main([*command, "--out", str(tmp_path / "report"), *options]) == 2
+        captured = capsys.readouterr().err
+        assert captured.count("\n") == 1, captured
+        return captured
+
+    assert "kernel_distance needs at least 50 images" in line("--samples", "20")
+    assert "unknown metric fid" in line("--metrics", "fid")
+    assert "steps 0" in line("--steps", "0")
+    assert "no such folder" in line("--data", "nowhere")
+    assert "unknown feature extractor 'vgg'" in line("--extractor", "vgg")
+    assert "no such file" in line("--extractor", "none.onnx")
+    assert "put pt_inception" in line("--extractor", f"inception:{tmp_path}")
+    assert "expected STEPS=FOLDER" in line("--images", "four=x")
+    assert "no such folder" in line("--images", "4=nowhere")
+    assert "no alignment heads" in line("--alignment", "none.safetensors")
+    assert "no CLIP model at 'nowhere'" in line("--clip-score", "nowhere")
+    assert "size 18x16" in line("--size", "18x16")
+    assert "no reference statistics" in line("--metrics", "frechet_distance", "--reference", "none.npz")
+    assert "serve frechet_distance only" in line("--reference", "none.npz")
+    assert "needs an extractor with a classifier" in line("--metrics", "inception_score")
+    np.savez(tmp_path / "other.npz", mu=np.zeros(7), sigma=np.eye(7))
+    other = line("--metrics", "frechet_distance", "--reference", str(tmp_path / "other.npz"))
+    assert "reference statistics of 7 features" in other
+    assert "48" in other
+
+    (tmp_path / "empty").mkdir()
+    assert "no image in it" in line("--images", f"4={tmp_path / 'empty'}")
+    mixed = shutil.copytree(colours, tmp_path / "mixed")
+    Image.new("RGB", (20, 16)).save(mixed / "005.png")
+    assert "20x16, but the first image of its folder is 16x16" in line("--images", f"4={mixed}")
+    assert "130 images, but --samples 200" in line("--images", f"4={colours}", "--samples", "200")
