@@ -12,10 +12,11 @@ PACKAGE = Path(anystep.__file__).parent
 FLOORS = [
     {"errors", "atomic", "environment"},
     {"transport", "device", "ranks"},
-    {"objective", "sampling", "contact_sheet"},
+    {"objective", "objectives", "sampling", "contact_sheet"},
     {"models", "codecs", "conditioning", "data"},
     {"pipelines"},
     {"training", "evaluation"},
+    {"compare"},
     {"cli"},
 ]
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}

@@ -64,6 +64,21 @@ def build_parser() -> argparse.ArgumentParser:
     alignment = commands.add_parser("train-alignment", help="train the offline caption alignment score")
     alignment.add_argument("--out", type=Path, required=True, help="a .safetensors file")
     alignment.set_defaults(run=run_train_alignment)
+    classifier = commands.add_parser("train-classifier", help="train a small feature extractor on labelled data")
+    classifier.add_argument("data", help="classes:FOLDER or idx:FOLDER")
+    classifier.add_argument("--out", type=Path, required=True, help="a .pt file for --extractor")
+    classifier.add_argument("--size", type=int, default=28, help="side of the images in pixels (default: 28)")
+    classifier.add_argument("--epochs", type=int, default=3, help="default: 3")
+    classifier.set_defaults(run=run_train_classifier)
+    compare = commands.add_parser("compare", help="train several objectives alike and draw their curves")
+    compare.add_argument("recipe", type=Path, help="a YAML file, for example configs/compare-fashion-mnist.yaml")
+    compare.add_argument("--out", type=Path, required=True, help="the folder; the same command resumes")
+    compare.add_argument("--only", nargs="+", metavar="NAME", help="some of the variants")
+    compare.add_argument("--vary", nargs="+", default=[], metavar="KEY=VALUES", help="more variants of the first one")
+    compare.add_argument("--jobs", type=int, default=1, help="runs at a time, each in its process (default: 1)")
+    compare.add_argument("--debug", action="store_true", help="the file's laptop size")
+    compare.epilog = "Any value of the file: --section.key VALUE, for example --recipe.data.source idx:FOLDER."
+    compare.set_defaults(run=run_compare)
 
     data = commands.add_parser("data", help="look at data")
     actions = data.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=OneLineParser)
@@ -216,6 +231,31 @@ def run_train_alignment(options: argparse.Namespace) -> None:
     assert recall is not None
     print(f"wrote {options.out}: of {recall.captions} held-out captions the right one is nearest to")
     print(f"{recall.at_1:.1%} of the images, and among the nearest five to {recall.at_5:.1%}")
+
+
+def run_train_classifier(options: argparse.Namespace) -> None:
+    from anystep.evaluation.classifier import save_classifier, train_classifier
+
+    if not options.out.parent.is_dir() or options.out.suffix != ".pt":
+        raise InputError(f"cannot write {options.out}: expected a .pt file in a folder that exists")
+    network, accuracy = train_classifier(options.data, options.size, options.epochs)
+    save_classifier(network, options.out)
+    print(f"wrote {options.out}: right on {accuracy:.1%} of the held-out images")
+
+
+def run_compare(options: argparse.Namespace) -> None:
+    from anystep.compare import Comparison, compare, vary
+    from anystep.training.config import load_recipe
+
+    comparison = vary(load_recipe(options.recipe, Comparison, options.overrides, options.debug), options.vary)
+    if options.only is not None:
+        unknown = sorted(set(options.only) - set(comparison.variants))
+        if unknown:
+            raise InputError(f"--only {unknown[0]!r}: expected some of {', '.join(comparison.variants)}")
+        chosen = {name: comparison.variants[name] for name in options.only}
+        comparison = comparison.model_copy(update={"variants": chosen})
+    compare(comparison, options.out, options.jobs, on_run=lambda what: print(what, flush=True))
+    print(f"wrote {options.out}: report.md, report.json, curve.png, sheet.png")
 
 
 def run_data_show(options: argparse.Namespace) -> None:

@@ -19,6 +19,9 @@ from anystep.transport import Sample, Times, Transport, expand
 
 WeightKind = Literal["sqrt", "constant", "reciprocal", "square", "soft_min_snr"]
 DerivativeKind = Literal["central", "forward_mode", "one_sided"]
+TargetKind = Literal["identity", "self_consistency"]
+# network evaluations that a target of a sample with t > r costs
+TARGET_COST = {"central": 2, "one_sided": 1, "forward_mode": 2, "self_consistency": 2}
 Rows = Int[Tensor, " rows"]
 # evaluate(x_t, t, r, rows) -> F, where rows[i] says which sample of the batch x_t[i] belongs to
 Evaluation = Callable[[Tensor, Tensor, Tensor, Rows], Tensor]
@@ -82,6 +85,21 @@ def derivative(kind: str = "central", eps: float | None = None) -> Derivative:
         return tangent
 
     return {"central": central, "one_sided": one_sided, "forward_mode": forward_mode}[kind]
+
+
+@torch.no_grad()
+def self_consistency(
+    evaluate: Evaluation, transport: Transport, x: Sample, z: Sample, t: Times, r: Times, rows: Rows
+) -> Sample:
+    """The F that makes one step from t to r arrive where two steps of half the length do.
+
+    Shortcut models (arXiv 2410.12557, eq. 5), on any path: with x_r the end of the two steps, F = (x_r - A x_t) / B.
+    """
+    middle, x_t = (t + r) / 2, transport.path(x, z, t)
+    x_s = transport.transition(x_t, evaluate(x_t, t, middle, rows), t, middle)
+    x_r = transport.transition(x_s, evaluate(x_s, middle, r, rows), middle, r)
+    A, B = transport.transition_coefficients(t, r)
+    return (x_r - expand(A, x_t) * x_t) / expand(B, x_t)
 
 
 def forward_dtype(evaluate: Evaluation, value: Tensor) -> torch.dtype:
@@ -163,6 +181,7 @@ class TransitionObjective:
     Args:
         transport: the path.
         estimate: df/dt, from `derivative(...)`.
+        target: `identity` is eq. 10; `self_consistency` the shortcut models' target where t > r.
         diffusion_share: probability that a sample has r = t (plain diffusion).
         consistency_share: probability that a sample has r = t_min (a consistency model).
         weight, tangent: `interval_weight`'s.
@@ -175,6 +194,7 @@ class TransitionObjective:
 
     transport: Transport
     estimate: Derivative = field(default_factory=derivative)
+    target: TargetKind = "identity"
     diffusion_share: float = 0.5
     consistency_share: float = 0.1
     weight: str = "sqrt"
@@ -183,6 +203,11 @@ class TransitionObjective:
     direction: bool = True
     guidance: ModelGuidance | None = None
     alignment: float = 1.0
+
+    @property
+    def cost(self) -> int:
+        """Network evaluations, without gradient, that the target of a sample with t > r takes."""
+        return TARGET_COST[self.estimate.__name__ if self.target == "identity" else self.target]
 
     def draw_times(self, count: int, generator: torch.Generator | None = None) -> tuple[Times, Times]:
         """(t, r) for each sample on its own, so that the shares hold at batch size 1 too."""
@@ -235,11 +260,11 @@ class TransitionObjective:
         # df/dt multiplies B, which is 0 at t = r: those samples need no derivative
         slope = torch.zeros_like(f)
         moving = (t > r).nonzero().squeeze(1)
-        if len(moving):
-            evaluate = BoundNetwork(network, transport, condition, condition_mask)
-            at = (x[moving], z[moving], t[moving], r[moving])
+        evaluate = BoundNetwork(network, transport, condition, condition_mask)
+        at = (x[moving], z[moving], t[moving], r[moving])
+        if len(moving) and self.target == "identity":
             slope[moving] = self.estimate(evaluate, transport, *at, moving, f[moving]).to(slope)
-            evaluations += {"central": 2, "one_sided": 1, "forward_mode": 2}[self.estimate.__name__] * len(moving)
+        evaluations += self.cost * len(moving)
 
         F = transport.prediction(x, z, t)
         if self.guidance is not None:
@@ -253,6 +278,8 @@ class TransitionObjective:
             evaluations += 2 * len(x)
         with torch.no_grad():
             target = transport.target(x, z, t, r, slope, F).to(f)
+            if len(moving) and self.target == "self_consistency":
+                target[moving] = self_consistency(evaluate, transport, *at, moving).to(f)
             valid = valid & target.flatten(1).isfinite().all(1) & f.flatten(1).isfinite().all(1)
             target = torch.where(expand(valid, target).bool(), target, f)
 

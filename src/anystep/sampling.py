@@ -81,6 +81,7 @@ def sample(
     guidance_interval: tuple[float, float] | None = None,
     shift: float = 1.0,
     stochasticity: float = 0.0,
+    instantaneous: bool = False,
     seeds: Sequence[int] | None = None,
     return_trajectory: bool = False,
     on_step: Callable[[int, float, Tensor], Tensor | None] | None = None,
@@ -97,6 +98,8 @@ def sample(
         guidance_interval: closed interval of t in which to guide; all of it by default.
         stochasticity: 0 is deterministic. With c > 0 each step but the last jumps below its target r, to
             r - c (r - t_min), and re-noises to r with fresh noise; 1 is multistep consistency sampling.
+        instantaneous: ask the network for f(x_t, t, t) and carry that to r: an Euler step on straight lines, for
+            networks that know nothing else.
         seeds: of the fresh noise, one an image.
         on_step: called as `on_step(i, r, x_r)` after step i; a tensor it returns takes the place of x_r.
             It may raise `StopSampling`.
@@ -123,7 +126,8 @@ def sample(
     generators = [torch.Generator().manual_seed(seed ^ 0x5EED) for seed in seeds or []]
 
     def evaluate(x: Tensor, t: Tensor, r: Tensor, condition: Any, mask: Tensor | None) -> Tensor:
-        answer: Tensor = network(x, transport.network_time(t), transport.network_time(r), condition, mask)
+        goal = transport.network_time(t if instantaneous else r)
+        answer: Tensor = network(x, transport.network_time(t), goal, condition, mask)
         return answer.float()
 
     batch, nfe, made = len(z), 0, 0

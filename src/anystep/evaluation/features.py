@@ -80,9 +80,10 @@ class EfficientNetLite0:
 
 
 class ScriptedNetwork:
-    """A TorchScript file that takes uint8 images (batch, 3, height, width) and gives (batch, features)."""
+    """A TorchScript file that takes uint8 images (batch, 3, height, width) and gives (batch, features).
 
-    classifies = False
+    A method `classify` of it, from features to logits, is used where there is one.
+    """
 
     def __init__(self, path: Path, device: str | torch.device = "cpu") -> None:
         self.name, self.device = path.stem, torch.device(device)
@@ -90,14 +91,16 @@ class ScriptedNetwork:
             self._network = torch.jit.load(str(path), map_location=device).eval()
         except (RuntimeError, OSError, ValueError) as error:
             raise InputError(f"{path}: not a TorchScript file: {str(error).splitlines()[0]}") from None
+        self.classifies = hasattr(self._network, "classify")
 
     @torch.no_grad()
     def __call__(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
         features: Tensor = self._network(images.to(self.device)).float()
         return features.flatten(1)
 
-    def classify(self, features: Float[Tensor, "batch features"]) -> None:
-        return None
+    @torch.no_grad()
+    def classify(self, features: Float[Tensor, "batch features"]) -> Float[Tensor, "batch classes"] | None:
+        return self._network.classify(features.to(self.device)) if self.classifies else None
 
 
 class OnnxNetwork:

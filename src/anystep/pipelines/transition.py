@@ -17,6 +17,7 @@ from anystep.codecs import AutoencoderCodec, Codec, IdentityCodec, to_uint8
 from anystep.conditioning import Conditioner, LabelEncoder, TextEncoder, load_text_encoder
 from anystep.errors import InputError
 from anystep.models.transformer import TransitionTransformer2DModel
+from anystep.objectives import Sampling
 from anystep.pipelines.scheduler import TransitionScheduler
 from anystep.sampling import StopSampling, noise, sample
 
@@ -42,6 +43,7 @@ class TransitionPipeline(DiffusionPipeline):
         concepts: what the model was shown, for suggestions.
         guidance_scale: used when a call gives none.
         license: of the weights.
+        sampling: how the network was trained to be asked, a word of `anystep.objectives`.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->codec"
@@ -60,6 +62,7 @@ class TransitionPipeline(DiffusionPipeline):
         concepts: list[str] | None = None,
         guidance_scale: float = 1.0,
         license: str | None = None,
+        sampling: Sampling = "transition",
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -71,6 +74,7 @@ class TransitionPipeline(DiffusionPipeline):
             concepts=concepts,
             guidance_scale=guidance_scale,
             license=license,
+            sampling=sampling,
         )
         self._conditioner: Conditioner | None = None
         self._interrupt = False
@@ -164,7 +168,7 @@ class TransitionPipeline(DiffusionPipeline):
         generator: torch.Generator | list[torch.Generator] | None = None,
         seeds: Sequence[int] | None = None,
         latents: Tensor | None = None,
-        stochasticity: float = 0.0,
+        stochasticity: float | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]] | None = None,
@@ -180,7 +184,7 @@ class TransitionPipeline(DiffusionPipeline):
             guidance_interval: closed interval of t in which to guide.
             generator, seeds, latents: where the noise comes from. A seed gives the same image on every device and in
                 every batch.
-            stochasticity: of `anystep.sampling.sample`; needs `seeds`.
+            stochasticity: of `anystep.sampling.sample`; needs `seeds`. By default 1 for a consistency model, else 0.
             output_type: `pil`; `np` (batch, height, width, 3) or `pt` (batch, 3, height, width) in [0, 1]; `latent`.
             callback_on_step_end: called as (pipeline, step, timestep, {"latents": ...}); may return new latents, and
                 may set `pipeline._interrupt` to stop.
@@ -196,6 +200,8 @@ class TransitionPipeline(DiffusionPipeline):
             raise InputError(f"unknown callback tensors {sorted(unknown)}: expected {self._callback_tensor_inputs}")
         if guidance_interval is not None and not guidance_interval[0] <= guidance_interval[1]:
             raise InputError(f"guidance interval {guidance_interval}: expected the lower time first")
+        if stochasticity is None:
+            stochasticity = float(self.config.sampling == "consistency" and num_inference_steps > 1)
         if not 0 <= stochasticity <= 1:
             raise InputError(f"stochasticity {stochasticity}: expected 0 to 1")
         if stochasticity and seeds is None:
@@ -236,6 +242,7 @@ class TransitionPipeline(DiffusionPipeline):
                 guidance=guidance,
                 guidance_interval=guidance_interval,
                 stochasticity=stochasticity,
+                instantaneous=self.config.sampling == "instantaneous",
                 seeds=seeds,
                 on_step=on_step,
             )

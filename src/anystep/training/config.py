@@ -19,9 +19,11 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    model_validator,
 )
 
 from anystep.errors import InputError
+from anystep.objectives import OBJECTIVES, ObjectiveKind
 
 
 class Section(BaseModel):
@@ -102,6 +104,10 @@ class TransportConfig(Section):
 
 
 class ObjectiveConfig(Section):
+    """`kind` sets what is not given here to the values of that objective in `anystep.objectives`."""
+
+    kind: ObjectiveKind = "transition"
+    target: Literal["identity", "self_consistency"] = "identity"
     derivative: Literal["central", "forward_mode", "one_sided"] = "central"
     eps: PositiveFloat | None = None
     diffusion_share: float = Field(0.5, ge=0, le=1)
@@ -114,6 +120,13 @@ class ObjectiveConfig(Section):
     diffusion_phase: float = Field(0.0, ge=0, le=1)
     # model guidance in the target, from the EMA network; none when null
     guidance: dict[Literal["w_gt", "w_cond", "start", "end"], float] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, given: Any) -> Any:
+        if isinstance(given, dict) and (kind := given.get("kind")) in OBJECTIVES:
+            return {**OBJECTIVES[kind].options, **given}
+        return given
 
 
 class ModelConfig(Section):
@@ -143,7 +156,7 @@ class Recipe(Section):
     guidance: PositiveFloat = 1.5
 
 
-R = TypeVar("R", CodecRecipe, Recipe)
+R = TypeVar("R", bound=Section)
 
 
 def load_recipe(path: str | Path, kind: type[R], overrides: Sequence[str] = (), debug: bool = False) -> R:
@@ -166,11 +179,9 @@ def load_recipe(path: str | Path, kind: type[R], overrides: Sequence[str] = (), 
     if debug:
         if not isinstance(laptop, dict):
             raise InputError(f"recipe {str(path)!r} has no debug section")
-        content = _merged(content, laptop)
+        content = merged(content, laptop)
     for key, value in _pairs(overrides):
-        for part in reversed(key.split(".")):
-            value = {part: value}
-        content = _merged(content, value)
+        content = merged(content, set_path(key, value))
     try:
         return kind.model_validate(content)
     except ValidationError as error:
@@ -190,11 +201,19 @@ def _pairs(overrides: Sequence[str]) -> list[tuple[str, Any]]:
     return pairs
 
 
-def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def set_path(key: str, value: Any) -> dict[str, Any]:
+    """`a.b.c` and a value as nested sections."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the entries of `over`, section by section."""
     both = dict(base)
     for key, value in over.items():
         nested = isinstance(value, dict) and isinstance(both.get(key), dict)
-        both[key] = _merged(both[key], value) if nested else value
+        both[key] = merged(both[key], value) if nested else value
     return both
 
 

@@ -22,6 +22,7 @@ from anystep.errors import InputError
 from anystep.models.presets import build_transformer
 from anystep.models.transformer import TransitionTransformer2DModel
 from anystep.objective import ModelGuidance, TransitionObjective, derivative
+from anystep.objectives import OBJECTIVES
 from anystep.pipelines.load import Model
 from anystep.pipelines.scheduler import TransitionScheduler
 from anystep.pipelines.transition import TransitionPipeline
@@ -57,6 +58,7 @@ def make_objective(recipe: Recipe) -> TransitionObjective:
     return TransitionObjective(
         transport=transport,
         estimate=derivative(config.derivative, config.eps),
+        target=config.target,
         diffusion_share=config.diffusion_share,
         consistency_share=config.consistency_share,
         weight=config.weight,
@@ -184,6 +186,7 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
                 "derivative_norm": loss.derivative_norm.item(),
                 "gradient_norm": norm.item(),
                 "learning_rate": optimizer.param_groups[0]["lr"],
+                "evaluations": loss.evaluations,
                 "nonfinite": len(loss.nonfinite),
                 "skipped_steps": skipped,
                 "skipped_examples": len(data.broken),
@@ -259,6 +262,7 @@ def as_pipeline(
         class_names=None if text else data.class_names,
         concepts=(data.class_names or None) if text else None,
         guidance_scale=recipe.guidance,
+        sampling=OBJECTIVES[recipe.objective.kind].sampling,
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

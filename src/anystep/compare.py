@@ -1,0 +1,320 @@
+"""`anystep compare`: variants of one recipe, trained for the same number of network evaluations and measured alike."""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from PIL import Image
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from anystep.atomic import write_text
+from anystep.contact_sheet import contact_sheet, save_image
+from anystep.data.sources import open_source
+from anystep.device import pick_device
+from anystep.environment import environment
+from anystep.errors import InputError
+from anystep.evaluation.evaluate import Evaluation, Point, Reference, generate_points, observe_reference, report
+from anystep.evaluation.features import load_extractor
+from anystep.evaluation.metric import interval
+from anystep.evaluation.metrics import choose_metrics
+from anystep.evaluation.report import curve
+from anystep.objective import TARGET_COST
+from anystep.objectives import OBJECTIVES
+from anystep.pipelines.load import Model, load
+from anystep.training.config import ObjectiveConfig, Recipe, Section, merged, set_path
+from anystep.training.run import LATENTS
+
+# a backward pass is counted as two forward ones
+TRAINING_COST = 3
+# 97.5 % quantiles of Student's t for 1 to 9 degrees of freedom, and the normal's beyond
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+
+
+class Comparison(Section):
+    """What a comparison file holds.
+
+    Attributes:
+        recipe: what all variants share; its `run.steps` and `run.seed` are set by the comparison.
+        variants: name -> what differs, in a recipe's sections. The first is compared with each other one.
+        evaluations: network evaluations that every run spends, in samples, a backward pass counted as two.
+        seeds: every variant is trained with each.
+        steps, samples, metrics, extractor: of the evaluation; without guidance unless `guidance` says so.
+    """
+
+    recipe: Recipe = Recipe()
+    variants: dict[str, dict[str, Any]] = Field(
+        default_factory=lambda: {preset.label: {"objective": {"kind": kind}} for kind, preset in OBJECTIVES.items()}
+    )
+    evaluations: PositiveInt = 1_000_000
+    seeds: tuple[int, ...] = (0,)
+    steps: tuple[PositiveInt, ...] = (1, 2, 4, 8, 16, 32, 64)
+    samples: PositiveInt = 1000
+    metrics: tuple[str, ...] = ("frechet_distance", "kernel_distance")
+    extractor: str = "effnetlite0"
+    guidance: PositiveFloat = 1.0
+
+
+def evaluations_per_sample(config: ObjectiveConfig) -> float:
+    """What a sample costs in a training step, on average over the run."""
+    target = TARGET_COST[config.derivative if config.target == "identity" else config.target]
+    moving = (1 - config.diffusion_phase) * (1 - config.diffusion_share)
+    return TRAINING_COST + moving * target + (2 if config.guidance is not None else 0)
+
+
+def variant_recipe(comparison: Comparison, name: str, seed: int) -> Recipe:
+    """The recipe of one run, with as many steps as its evaluations buy."""
+    content = merged(comparison.recipe.model_dump(exclude_unset=True), comparison.variants[name])
+    try:
+        recipe = Recipe.model_validate(content)
+    except ValueError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"variant {name!r}: {reason}") from None
+    cost = recipe.run.batch_size * evaluations_per_sample(recipe.objective)
+    run = recipe.run.model_copy(update={"seed": seed, "steps": max(1, round(comparison.evaluations / cost))})
+    return recipe.model_copy(update={"run": run})
+
+
+def vary(comparison: Comparison, changes: Sequence[str]) -> Comparison:
+    """With more variants of the first one: `objective.eps=0.001,0.02` makes two.
+
+    Raises:
+        InputError: not KEY=VALUE[,VALUE...].
+    """
+    import yaml
+
+    first = next(iter(comparison.variants.values()))
+    variants = dict(comparison.variants)
+    for change in changes:
+        key, equals, values = change.partition("=")
+        if not (equals and key and values):
+            raise InputError(f"--vary {change!r}: expected KEY=VALUE[,VALUE...], for example objective.eps=0.001,0.02")
+        for value in values.split(","):
+            variants[f"{key.split('.')[-1]} {value}"] = merged(first, set_path(key, yaml.safe_load(value)))
+    return comparison.model_copy(update={"variants": variants})
+
+
+def train_run(recipe: Recipe, folder: Path) -> None:
+    """One run, in a process of its own or in this one; an interrupted one is resumed, a finished one is kept."""
+    from anystep.training.train import train
+
+    if (folder / "done").exists():
+        return
+    torch.set_num_threads(recipe.run.threads or 1)
+    if train(recipe, folder)["step"] < recipe.run.steps:
+        raise KeyboardInterrupt
+    (folder / "done").touch()
+
+
+def compare(
+    comparison: Comparison, out: Path, jobs: int = 1, on_run: Callable[[str], None] = lambda what: None
+) -> dict[str, Any]:
+    """Train what is not trained yet, measure everything, write the report into `out` and return it."""
+    from anystep.training.train import prepare_data
+
+    runs = {
+        (name, seed): (variant_recipe(comparison, name, seed), out / "runs" / f"{_plain(name)}-{seed}")
+        for name in comparison.variants
+        for seed in comparison.seeds
+    }
+    metrics = choose_metrics(comparison.metrics)
+    device = pick_device(comparison.recipe.run.device)
+    extractor = load_extractor(comparison.extractor, device if device.type == "cuda" else "cpu")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write to folder {str(out)!r}: {error.strerror}") from None
+    prepare_data(comparison.recipe, out, device)  # encoded once, linked into every run
+    for _, folder in runs.values():
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / LATENTS).exists():
+            _link(out / LATENTS, folder / LATENTS)
+    if jobs > 1:
+        with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+            waiting = [(name, seed, pool.submit(train_run, *run)) for (name, seed), run in runs.items()]
+            for name, seed, future in waiting:
+                future.result()
+                on_run(f"trained {name}, seed {seed}")
+    else:
+        for (name, seed), run in runs.items():
+            train_run(*run)
+            on_run(f"trained {name}, seed {seed}")
+
+    size = comparison.recipe.data.size
+    evaluation = Evaluation(extractor, metrics, out / "evaluation", comparison.samples)
+    source = open_source(comparison.recipe.data.source, size, **comparison.recipe.data.options)
+    reference = Reference.draw(source, size, comparison.samples, 0)
+    prompts = reference.prompts(comparison.samples, 0)
+    real, controls = observe_reference(evaluation, reference)
+    found: dict[str, list[Point]] = {}
+    models: dict[str, Model] = {}
+    for (name, seed), (_, folder) in runs.items():
+        models[name] = load(folder, device)
+        found[f"{name}, seed {seed}"] = generate_points(
+            evaluation, models[name], sorted(comparison.steps), prompts, None, comparison.guidance
+        )
+        on_run(f"measured {name}, seed {seed}")
+    single = report(evaluation, found, real, controls)
+    figures = {
+        "models": [_over_seeds(comparison, name, runs, single) for name in comparison.variants],
+        "against": _against(comparison, found, single),
+        **{key: single[key] for key in ("controls", "better", "samples", "real_images", "seed")},
+        "runs": single["models"],
+        "seeds": list(comparison.seeds),
+        "evaluations": comparison.evaluations,
+        "comparison": comparison.model_dump(mode="json", exclude_unset=True),
+        "versions": environment(),
+    }
+    write_text(out / "report.json", json.dumps(figures, indent=1) + "\n")
+    write_text(out / "report.md", markdown(figures))
+    curve(figures, out / "curve.png")
+    save_image(_sheet(comparison, models, prompts), out / "sheet.png")
+    return figures
+
+
+def _plain(name: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in ".-" else "-" for letter in name.lower()).strip("-")
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copy(source, target)
+
+
+def _mean(values: Sequence[float], alone: Mapping[str, float]) -> dict[str, float]:
+    """Mean and 95 % interval over seeds; of one seed what its own bootstrap says."""
+    if len(values) == 1:
+        return dict(alone)
+    spread = STUDENT[len(values) - 2] if len(values) - 2 < len(STUDENT) else 1.96
+    half = spread * stdev(values) / math.sqrt(len(values))
+    return {"value": mean(values), "low": mean(values) - half, "high": mean(values) + half}
+
+
+def _over_seeds(
+    comparison: Comparison, name: str, runs: Mapping[tuple[str, int], tuple[Recipe, Path]], single: Mapping[str, Any]
+) -> dict[str, Any]:
+    mine = [model["points"] for model in single["models"] if model["name"].rsplit(", seed ", 1)[0] == name]
+    points = []
+    for same in zip(*mine, strict=True):
+        metrics = {
+            metric: _mean([point["metrics"][metric]["value"] for point in same], same[0]["metrics"][metric])
+            for metric in single["better"]
+        }
+        points.append(
+            {
+                **same[0],
+                "seconds_per_image": mean(point["seconds_per_image"] for point in same),
+                "metrics": metrics,
+                "seeds": {metric: [point["metrics"][metric]["value"] for point in same] for metric in metrics},
+            }
+        )
+    recipe, folder = runs[name, comparison.seeds[0]]
+    last = json.loads((folder / "metrics.jsonl").read_text("utf-8").splitlines()[-1])
+    return {
+        "name": name,
+        "training": {
+            "steps": recipe.run.steps,
+            "evaluations_per_sample": evaluations_per_sample(recipe.objective),
+            "seconds": recipe.run.steps * recipe.run.batch_size / last["images_per_second"],
+        },
+        "points": points,
+    }
+
+
+def _against(comparison: Comparison, found: Mapping[str, list[Point]], single: Mapping[str, Any]) -> list[Any]:
+    """What the first variant gains on each other one at each number of steps: positive where it is better."""
+    first, *others = comparison.variants
+    answers = []
+    for other in others:
+        for place, steps in enumerate(sorted(comparison.steps)):
+            for metric, better in single["better"].items():
+                sign = 1 if better == "lower" else -1
+                gains = [
+                    sign
+                    * (
+                        found[f"{other}, seed {seed}"][place].replicates[metric]
+                        - found[f"{first}, seed {seed}"][place].replicates[metric]
+                    )
+                    for seed in comparison.seeds
+                ]
+                one = interval(gains[0])
+                gain = _mean([each[0].item() for each in gains], vars(one))
+                word = "better" if gain["low"] > 0 else "worse" if gain["high"] < 0 else "level"
+                answers.append({"other": other, "steps": steps, "metric": metric, "gain": gain, "verdict": word})
+    return answers
+
+
+def markdown(figures: Mapping[str, Any]) -> str:
+    """A table a metric, and where the first variant is better than the others."""
+    steps = [point["steps"] for point in figures["models"][0]["points"]]
+    first = figures["models"][0]["name"]
+    lines = [
+        "# Objectives side by side",
+        "",
+        f"Each run spends {figures['evaluations']:,} network evaluations in training (a backward pass counts as two); "
+        f"seeds {', '.join(map(str, figures['seeds']))}. {figures['samples']} images at each number of steps, "
+        f"{figures['real_images']} real ones.",
+        "",
+        "| | training steps | evaluations a sample | minutes a run |",
+        "| --- | --: | --: | --: |",
+    ]
+    for model in figures["models"]:
+        training = model["training"]
+        lines.append(
+            f"| {model['name']} | {training['steps']} | {training['evaluations_per_sample']:.2f} "
+            f"| {training['seconds'] / 60:.1f} |"
+        )
+    for metric, better in figures["better"].items():
+        lines += ["", f"## {metric} ({better} is better)", ""]
+        lines += [f"| steps | {' | '.join(map(str, steps))} |", f"| --- | {' | '.join('--:' for _ in steps)} |"]
+        for model in figures["models"]:
+            cells = []
+            for place, point in enumerate(model["points"]):
+                values = [each["points"][place]["metrics"][metric]["value"] for each in figures["models"]]
+                estimate = point["metrics"][metric]
+                text = f"{estimate['value']:.4g} ± {estimate['high'] - estimate['value']:.2g}"
+                best = min(values) if better == "lower" else max(values)
+                cells.append(f"**{text}**" if estimate["value"] == best else text)
+            lines.append(f"| {model['name']} | {' | '.join(cells)} |")
+        lines += ["", f"{first} against each, at each number of steps:", ""]
+        for other in dict.fromkeys(each["other"] for each in figures["against"]):
+            words = [
+                each["verdict"] for each in figures["against"] if each["other"] == other and each["metric"] == metric
+            ]
+            told = ", ".join(f"{count}: {word}" for count, word in zip(steps, words, strict=True))
+            lines.append(f"- {other}: {told}")
+    lines += ["", "## Controls", ""]
+    for what, controls in figures["controls"].items():
+        lines.append(f"- {what}: " + ", ".join(f"{name} {figure['value']:.4g}" for name, figure in controls.items()))
+    lines += [
+        "",
+        "± is a 95 % interval: of the mean over seeds where there are several, else of the redrawn images. "
+        "`better` and `worse` are differences whose interval excludes zero.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _sheet(comparison: Comparison, models: Mapping[str, Model], prompts: Sequence[str | int]) -> Image.Image:
+    """Variants down, numbers of steps across, three prompts each, one seed along each row."""
+    shown = list(dict.fromkeys(prompts))[:3]
+    rows, labels = [], []
+    for name, model in models.items():
+        columns = [model.generate(shown, steps, 0, None, comparison.guidance).images for steps in comparison.steps]
+        rows += [[column[row] for column in columns] for row in range(len(shown))]
+        labels += [f"{name}: {_called(model, prompt)}" for prompt in shown]
+    return contact_sheet(rows, labels, [f"{steps} step{'s' * (steps > 1)}" for steps in comparison.steps])
+
+
+def _called(model: Model, prompt: str | int) -> str:
+    names = model.pipeline.config.class_names
+    return names[prompt] if names and isinstance(prompt, int) else str(prompt)

@@ -1,0 +1,103 @@
+"""Features of a small classifier of the data itself, for images that ImageNet features say little about."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from anystep.atomic import replacing
+from anystep.codecs import to_uint8
+from anystep.data.example import Source
+from anystep.data.images import to_tensor
+from anystep.data.sources import open_source
+from anystep.errors import InputError
+
+WIDTH = 128
+
+
+class SmallClassifier(nn.Module):
+    """Three convolutions, their mean, a layer of `WIDTH` features and the classes.
+
+    Saved as TorchScript, so that `--extractor FILE.pt` reads it: `forward` gives the features, `classify` the logits.
+    """
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(),
+            nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.BatchNorm2d(64), nn.ReLU(),
+            nn.Conv2d(64, 128, 3, stride=2, padding=1), nn.BatchNorm2d(128), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(512, WIDTH), nn.ReLU(),
+        )  # fmt: skip
+        self.head = nn.Linear(WIDTH, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.body(images.float() / 127.5 - 1)
+        return features
+
+    @torch.jit.export
+    def classify(self, features: Tensor) -> Tensor:
+        logits: Tensor = self.head(features)
+        return logits
+
+
+def train_classifier(
+    spec: str,
+    size: int,
+    epochs: int = 3,
+    batch: int = 128,
+    seed: int = 0,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[SmallClassifier, float]:
+    """A classifier of a labelled source and its accuracy on a held-out part.
+
+    Args:
+        spec: of `open_source`; `idx:` sources are tested on their test files, others on every tenth example.
+        size: side of the images in pixels.
+
+    Raises:
+        InputError: the source has no classes.
+    """
+    source = open_source(spec, size)
+    if not source.class_names or source[0].label is None:
+        raise InputError(f"data {spec!r} has no classes: a classifier needs classes:FOLDER or idx:FOLDER")
+    images, labels = _read(source)
+    if spec.startswith("idx:"):
+        held_images, held_labels = _read(open_source(spec, size, split="test"))
+    else:
+        held = torch.arange(len(labels)) % 10 == 0
+        held_images, held_labels = images[held], labels[held]
+        images, labels = images[~held], labels[~held]
+    torch.manual_seed(seed)
+    network = SmallClassifier(len(source.class_names))
+    steps = max(1, epochs * len(images) // batch)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps + 1)
+    for step in range(steps):
+        rows = torch.randint(len(images), (batch,))
+        loss = cross_entropy(network.classify(network(images[rows])), labels[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        on_progress(step + 1, steps)
+    network.eval()
+    with torch.no_grad():
+        answers = torch.cat([network.classify(network(part)).argmax(1) for part in held_images.split(500)])
+    return network, float((answers == held_labels).float().mean())
+
+
+def save_classifier(network: SmallClassifier, path: Path) -> None:
+    """As TorchScript."""
+    scripted: Any = torch.jit.script(network)
+    with replacing(path) as part:
+        scripted.save(str(part))
+
+
+def _read(source: Source) -> tuple[UInt8[Tensor, "count 3 height width"], Float[Tensor, " count"]]:
+    images = torch.cat([to_uint8(to_tensor(source[index].image)[None]) for index in range(len(source))])
+    return images, torch.tensor([source[index].label for index in range(len(source))])
