@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import warnings
 from pathlib import Path
 
 os.environ["ANYSTEP_CACHE"] = tempfile.mkdtemp(prefix="anystep-test-")
@@ -10,6 +11,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import hypothesis
 import pytest
 import torch
+from torch import Tensor, nn
 
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("anystep", deadline=None, derandomize=True, max_examples=15)
@@ -122,3 +124,20 @@ def tiny_text_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
         for part in parts:
             part.save_pretrained(folders[name])
     return folders
+
+
+class Pooled(nn.Module):
+    """Means over a 4 x 4 grid of each channel, 48 features."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return nn.functional.adaptive_avg_pool2d(images.float() / 255, (4, 4)).flatten(1)
+
+
+@pytest.fixture(scope="session")
+def pooled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A TorchScript file of it."""
+    path = tmp_path_factory.mktemp("extractor") / "pooled.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(Pooled()).save(str(path))
+    return path

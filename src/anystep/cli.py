@@ -114,7 +114,7 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--extractor", default="effnetlite0", help="effnetlite0, inception:PATH, a .pt or .onnx file")
     parser.add_argument("--reference", type=Path, metavar="NPZ", help="mu and sigma for the Frechet distance")
     parser.add_argument("--save-reference", type=Path, metavar="NPZ", help="write mu and sigma of the real images")
-    parser.add_argument("--alignment", type=Path, metavar="HEADS", help="a file that train-alignment wrote")
+    parser.add_argument("--alignment", help="builtin, none, or a file of train-alignment (default: builtin if it fits)")
     parser.add_argument("--clip-score", metavar="MODEL", help="a CLIP model of transformers, by id or folder")
     parser.add_argument("--size", type=size, metavar="WxH", help="in pixels (default: the training size)")
     parser.add_argument("--guidance", type=float, help="guidance scale, 1 is none (default: the model's)")

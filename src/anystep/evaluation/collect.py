@@ -29,9 +29,12 @@ Images = UInt8[Tensor, "batch 3 height width"]
 
 @runtime_checkable
 class Scorer(Protocol):
-    """A number for each image and its caption, under a name of its own."""
+    """A number for each image and its caption, under a name of its own; `note` says what to know before reading it."""
 
     name: str
+
+    @property
+    def note(self) -> str: ...
 
     def __call__(
         self, images: Images, features: Float[Tensor, "batch features"], captions: Sequence[str]

@@ -23,7 +23,7 @@ from anystep.evaluation.evaluate import (
     report,
     with_reference_statistics,
 )
-from anystep.evaluation.features import load_extractor
+from anystep.evaluation.features import EfficientNetLite0, load_extractor
 from anystep.evaluation.frechet_distance import Moments
 from anystep.evaluation.image_folders import folder_points, parse_folder
 from anystep.evaluation.metrics import METRICS, choose_metrics
@@ -48,7 +48,7 @@ class Request:
     extractor: str = "effnetlite0"
     reference: Path | None = None
     save_reference: Path | None = None
-    alignment: Path | None = None
+    alignment: str | None = None
     clip_score: str | None = None
     size: tuple[int, int] | None = None
     guidance: float | None = None
@@ -72,8 +72,11 @@ def evaluate_models(request: Request) -> dict[str, Any]:
         needy = next(metric for metric in metrics if metric.least == least)
         raise InputError(f"--samples {request.samples}: {needy.name} needs at least {least} images")
     scorers: list[Scorer] = []
-    if request.alignment is not None:
-        scorers.append(AlignmentHeads.load(request.alignment))
+    heads = request.alignment
+    if heads is None and request.data == "builtin" and extractor.name == EfficientNetLite0.name:
+        heads = "builtin"
+    if heads not in (None, "none"):
+        scorers.append(AlignmentHeads.load(heads))
     if request.clip_score is not None:
         scorers.append(CLIPScore(request.clip_score, device))
     models = [load(name, device) for name in request.model or ([] if folders else ["builtin"])]

@@ -105,7 +105,7 @@ class Evaluation:
 
     def work(self, *settings: object) -> Path:
         """The folder of the chunks that depend on these settings and nothing else."""
-        text = json.dumps([self.extractor.name, [each.name for each in self.scorers], *map(str, settings)])
+        text = json.dumps([self.extractor.name, [each.note for each in self.scorers], *map(str, settings)])
         return self.folder / "work" / hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def collect(
@@ -249,6 +249,7 @@ def report(
         "samples": evaluation.samples,
         "real_images": len(real),
         "seed": evaluation.seed,
+        "notes": [scorer.note for scorer in evaluation.scorers],
         "versions": environment(),
     }
 

@@ -44,7 +44,7 @@ def markdown(report: dict[str, Any]) -> str:
     measured = [name for name in names if all(name in figures for figures in controls.values())]
     lines += ["## Controls", "", _row(["", *measured]), _row(["---", *["--:"] * len(measured)])]
     lines += [_row([what, *(_figure(figures[name]) for name in measured)]) for what, figures in controls.items()]
-    lines += ["", "## Notes", "", *(f"- {note}" for note in NOTES), ""]
+    lines += ["", "## Notes", "", *(f"- {note}" for note in (*NOTES, *report["notes"])), ""]
     lines.append(f"Made with {', '.join(f'{k} {v}' for k, v in report['versions'].items() if v is not None)}.")
     return "\n".join(lines) + "\n"
 

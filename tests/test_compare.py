@@ -1,0 +1,163 @@
+"""Comparisons spend equal evaluations, resume, and say in one line what is wrong."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from anystep.cli import main
+from anystep.compare import Comparison, evaluations_per_sample, variant_recipe, vary
+from anystep.errors import InputError
+from anystep.training.config import ObjectiveConfig
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+@pytest.fixture(scope="module")
+def fashion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A hundred and sixty images of ten classes of stripes, in the layout of Fashion-MNIST."""
+    folder = tmp_path_factory.mktemp("fashion")
+    generator = np.random.default_rng(0)
+    for prefix, count in (("train", 160), ("t10k", 40)):
+        labels = np.arange(count, dtype=np.uint8) % 10
+        rows = (np.arange(28)[None, :, None] * (labels[:, None, None] + 1) // 7) % 2
+        images = (rows * 200 + generator.integers(0, 50, (count, 28, 28))).astype(np.uint8)
+        for name, array in ((f"{prefix}-images-idx3-ubyte.gz", images), (f"{prefix}-labels-idx1-ubyte.gz", labels)):
+            header = bytes((0, 0, 8, array.ndim)) + b"".join(side.to_bytes(4, "big") for side in array.shape)
+            (folder / name).write_bytes(gzip.compress(header + array.tobytes()))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small(fashion: Path, tmp_path_factory: pytest.TempPathFactory, pooled: Path) -> Path:
+    """A comparison of two objectives that takes seconds."""
+    content = yaml.safe_load((CONFIGS / "compare-fashion-mnist.yaml").read_text())
+    debug = content.pop("debug")
+    content["recipe"]["data"]["source"] = f"idx:{fashion}"
+    content["recipe"]["model"]["options"] |= debug["recipe"]["model"]["options"]
+    content["recipe"]["run"] |= {"batch_size": 8}
+    content |= {"evaluations": 240, "seeds": [0, 1], "steps": [1, 2], "samples": 60, "extractor": str(pooled)}
+    content["variants"] = {
+        "transition": {},
+        "flow matching": {"objective": {"kind": "flow_matching"}},
+    }
+    content["metrics"] = ["kernel_distance", "frechet_distance"]
+    path = tmp_path_factory.mktemp("comparison") / "small.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("compared")
+    assert main(["compare", str(small), "--out", str(out), "--jobs", "2"]) == 0
+    return out
+
+
+def read(folder: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((folder / "report.json").read_text())
+    return report
+
+
+def test_a_comparison_has_a_curve_a_variant_over_all_seeds(finished: Path) -> None:
+    report = read(finished)
+    assert [model["name"] for model in report["models"]] == ["transition", "flow matching"]
+    assert [(point["steps"], point["nfe"]) for point in report["models"][0]["points"]] == [(1, 1), (2, 2)]
+    for model in report["models"]:
+        for point in model["points"]:
+            figure = point["metrics"]["frechet_distance_pooled"]
+            seeds = point["seeds"]["frechet_distance_pooled"]
+            assert len(seeds) == 2
+            assert figure["value"] == pytest.approx(sum(seeds) / 2)
+            assert figure["low"] <= min(seeds)
+            assert figure["high"] >= max(seeds)
+    assert len(report["runs"]) == 4
+    assert len(report["against"]) == 4
+    assert {each["verdict"] for each in report["against"]} <= {"better", "level", "worse"}
+    assert "transition against each" in (finished / "report.md").read_text()
+    assert {"curve.png", "sheet.png"} <= {path.name for path in finished.iterdir()}
+
+
+def test_every_run_spends_the_same_evaluations(finished: Path) -> None:
+    for folder in (finished / "runs").iterdir():
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        # a forward a sample is counted in the log; the backward pass costs two more
+        spent = sum(line["evaluations"] + 2 * 8 for line in lines)
+        assert spent == pytest.approx(240, rel=0.15)
+
+
+def test_finished_runs_are_kept(finished: Path, small: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("step-*.pt")}
+    figures = read(finished)["models"]
+    assert main(["compare", str(small), "--out", str(finished)]) == 0
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("step-*.pt")} == before
+    for old, new in zip(figures, read(finished)["models"], strict=True):
+        assert [point["metrics"] for point in old["points"]] == [point["metrics"] for point in new["points"]]
+
+
+def test_costs_of_a_sample() -> None:
+    def cost(**options: Any) -> float:
+        return evaluations_per_sample(ObjectiveConfig.model_validate(options))
+
+    assert cost(kind="flow_matching") == 3
+    assert cost(kind="transition") == 4
+    assert cost(kind="transition", derivative="one_sided") == 3.5
+    assert cost(kind="transition", diffusion_phase=0.5) == 3.5
+    assert cost(kind="consistency") == 5
+    assert cost(kind="mean_flow") == cost(kind="shortcut") == 3.5
+    assert cost(kind="flow_matching", guidance={"w_cond": 0.5}) == 5
+
+
+def test_ablations_are_variants_of_the_first() -> None:
+    comparison = vary(Comparison(evaluations=4096), ["objective.eps=0.001,0.02", "model.options.interval_condition=r"])
+    assert list(comparison.variants)[-3:] == ["eps 0.001", "eps 0.02", "interval_condition r"]
+    recipe = variant_recipe(comparison, "eps 0.02", 7)
+    assert (recipe.objective.kind, recipe.objective.eps, recipe.run.seed) == ("transition", 0.02, 7)
+    assert recipe.run.steps == 4096 // (64 * 4)
+    assert variant_recipe(comparison, "interval_condition r", 0).model.options == {"interval_condition": "r"}
+    with pytest.raises(InputError, match=r"--vary 'eps': expected KEY=VALUE"):
+        vary(comparison, ["eps"])
+    with pytest.raises(InputError, match=r"variant 'epz 1'.*objective\.epz"):
+        variant_recipe(vary(comparison, ["objective.epz=1"]), "epz 1", 0)
+
+
+@pytest.mark.parametrize(
+    ("extra", "line"),
+    [
+        (["--only", "diffusion"], "--only 'diffusion': expected some of transition, flow matching"),
+        (["--metrics", "[fid]"], "unknown metric fid"),
+        (["--samples", "many"], "samples: "),
+        (["--recipe.data.source", "idx:nowhere"], "no such folder"),
+        (["--extractor", "gone.pt"], "feature extractor 'gone.pt': no such file"),
+    ],
+)
+def test_bad_input_is_one_line(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], extra: list[str], line: str
+) -> None:
+    assert main(["compare", str(small), "--out", str(tmp_path / "out"), *extra]) == 2
+    error = capsys.readouterr().err
+    assert line in error
+    assert error.count("\n") == 1
+
+
+def test_a_classifier_learns_its_classes(fashion: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["train-classifier", f"idx:{fashion}", "--out", str(tmp_path / "f.pt"), "--epochs", "40"]
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert float(shown.split("right on ")[1].split("%")[0]) > 80
+    assert main(["train-classifier", str(fashion), "--out", str(tmp_path / "f.pt")]) == 2
+    assert main(["train-classifier", f"idx:{fashion}", "--out", str(tmp_path / "f.txt")]) == 2
+
+
+@pytest.mark.parametrize("name", ["compare-fashion-mnist.yaml", "compare-emoji.yaml"])
+def test_the_comparisons_that_come_with_the_project_are_sound(name: str) -> None:
+    from anystep.training.config import load_recipe
+
+    comparison = load_recipe(CONFIGS / name, Comparison)
+    assert len(comparison.variants) == 5
+    for variant in comparison.variants:
+        assert variant_recipe(comparison, variant, 0).run.steps > 1000

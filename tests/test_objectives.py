@@ -1,0 +1,131 @@
+"""Each objective asks for the pairs and the targets that its paper writes down."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from anystep.objective import TransitionObjective, self_consistency
+from anystep.objectives import OBJECTIVES
+from anystep.sampling import sample
+from anystep.training.config import ObjectiveConfig, Recipe
+from anystep.training.train import make_objective
+from anystep.transport import make_transport
+
+
+def objective(kind: str, **options: Any) -> TransitionObjective:
+    return make_objective(Recipe(objective=ObjectiveConfig.model_validate({"kind": kind, **options})))
+
+
+def shares(kind: str) -> tuple[float, float]:
+    t, r = objective(kind).draw_times(20_000, torch.Generator().manual_seed(0))
+    return float((t == r).double().mean()), float((r == 0).double().mean())
+
+
+@pytest.mark.parametrize(
+    ("kind", "diffusion", "consistency"),
+    [
+        ("transition", 0.5, 0.1),
+        ("flow_matching", 1.0, 0.0),
+        ("consistency", 0.0, 1.0),
+        ("mean_flow", 0.75, 0.0),
+        ("shortcut", 0.75, 0.03125),
+    ],
+)
+def test_pairs(kind: str, diffusion: float, consistency: float) -> None:
+    assert shares(kind) == (pytest.approx(diffusion, abs=0.015), pytest.approx(consistency, abs=0.01))
+
+
+class Linear(torch.nn.Module):
+    """f(x, t, r) = a x + b t + c r."""
+
+    def forward(self, x: Tensor, t: Tensor, r: Tensor, condition: Any, mask: Any = None) -> Tensor:
+        t, r = (time.view(-1, 1, 1, 1).to(x) for time in (t, r))
+        return 0.3 * x + 0.7 * t - 0.4 * r
+
+
+def residuals(kind: str, target: Tensor, x: Tensor, z: Tensor, t: Tensor, r: Tensor) -> None:
+    """That the residual of the objective is the squared distance to `target`."""
+    made = objective(kind, direction=False)
+    record = made.evaluate(Linear(), x, z, t, r, torch.zeros(len(x)))
+    value = Linear()(made.transport.path(x, z, t), t, r, None)
+    torch.testing.assert_close(record.residual, (value - target).square().flatten(1).mean(1), atol=2e-4, rtol=1e-3)
+
+
+@pytest.fixture
+def draw() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x, z = torch.randn(2, 3, 1, 4, 4, generator=generator)
+    return {"x": x, "z": z, "t": torch.tensor([0.9, 0.6, 0.5]), "r": torch.tensor([0.1, 0.0, 0.3])}
+
+
+def test_mean_flow_is_the_velocity_less_the_interval_times_its_slope(draw: dict[str, Tensor]) -> None:
+    velocity = draw["z"] - draw["x"]
+    slope = 0.3 * velocity + 0.7  # du/dt along the path
+    interval = (draw["t"] - draw["r"]).view(-1, 1, 1, 1)
+    residuals("mean_flow", velocity - interval * slope, **draw)
+
+
+def test_flow_matching_is_the_velocity(draw: dict[str, Tensor]) -> None:
+    residuals("flow_matching", draw["z"] - draw["x"], **{**draw, "r": draw["t"]})
+
+
+def test_a_shortcut_is_the_mean_of_its_two_halves(draw: dict[str, Tensor]) -> None:
+    t, r, network = draw["t"], draw["r"], Linear()
+    middle, x_t = (t + r) / 2, make_transport("ot_fm").path(draw["x"], draw["z"], t)
+    first = network(x_t, t, middle, None)
+    second = network(x_t - (t - middle).view(-1, 1, 1, 1) * first, middle, r, None)
+    residuals("shortcut", (first + second) / 2, **draw)
+
+
+@pytest.mark.parametrize("name", ["ot_fm", "trigflow", "edm", "vp", "ve"])
+def test_one_step_to_the_self_consistent_target_arrives_where_two_do(name: str) -> None:
+    transport = make_transport(name)
+    generator = torch.Generator().manual_seed(0)
+    x, z = torch.randn(2, 2, 1, 4, 4, generator=generator, dtype=torch.float64)
+    low, high = transport.t_min, transport.t_max
+    t, r = (torch.full((2,), low + (high - low) * part, dtype=torch.float64) for part in (0.8, 0.2))
+
+    def evaluate(x_t: Tensor, t: Tensor, r: Tensor, rows: Tensor) -> Tensor:
+        return torch.sin(x_t) + (t - r).view(-1, 1, 1, 1)
+
+    F = self_consistency(evaluate, transport, x, z, t, r, torch.arange(2))
+    x_t, middle = transport.path(x, z, t), (t + r) / 2
+    x_s = transport.transition(x_t, evaluate(x_t, t, middle, torch.arange(2)), t, middle)
+    two = transport.transition(x_s, evaluate(x_s, middle, r, torch.arange(2)), middle, r)
+    torch.testing.assert_close(transport.transition(x_t, F, t, r), two, atol=1e-9, rtol=1e-9)
+
+
+def test_evaluations_are_counted(draw: dict[str, Tensor]) -> None:
+    counted = {
+        kind: objective(kind).evaluate(Linear(), condition=torch.zeros(3), **draw).evaluations
+        for kind in OBJECTIVES
+        if kind != "flow_matching"
+    }
+    assert counted == {"transition": 9, "consistency": 9, "mean_flow": 9, "shortcut": 9}
+    flow = objective("flow_matching").evaluate(Linear(), condition=torch.zeros(3), **{**draw, "r": draw["t"]})
+    assert flow.evaluations == 3
+
+
+def test_what_is_said_goes_before_what_the_kind_says() -> None:
+    assert ObjectiveConfig.model_validate({"kind": "mean_flow", "derivative": "central"}).derivative == "central"
+    assert ObjectiveConfig.model_validate({"kind": "mean_flow"}).derivative == "forward_mode"
+    given = ObjectiveConfig.model_validate({"kind": "shortcut"})
+    assert ObjectiveConfig.model_validate(given.model_dump()) == given
+
+
+def test_an_instantaneous_network_is_never_asked_for_an_interval() -> None:
+    asked: list[tuple[Tensor, Tensor]] = []
+
+    def network(x: Tensor, t: Tensor, r: Tensor, condition: Any, mask: Any = None) -> Tensor:
+        asked.append((t, r))
+        return 0.5 * x
+
+    transport, z = make_transport("ot_fm"), torch.randn(2, 1, 4, 4)
+    made = sample(network, transport, z, torch.zeros(2), 4, instantaneous=True).sample
+    assert all(torch.equal(t, r) for t, r in asked)
+    euler = z
+    for _ in range(4):
+        euler = euler - 0.25 * 0.5 * euler
+    torch.testing.assert_close(made, euler)
