@@ -61,6 +61,12 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("evaluate", help="measure quality against network evaluations")
     add_evaluation(evaluate)
     evaluate.set_defaults(run=run_evaluate)
+    benchmark = commands.add_parser("benchmark", help="GenEval, DPG-Bench, MJHQ-30K, ImageNet samples, scenes")
+    add_benchmarks(benchmark)
+    detector = commands.add_parser("train-scene-detector", help="train the detector that judges scenes")
+    detector.add_argument("--out", type=Path, required=True, help="a .safetensors file")
+    detector.add_argument("--steps", type=int, default=4000, help="default: 4000")
+    detector.set_defaults(run=run_train_scene_detector)
     alignment = commands.add_parser("train-alignment", help="train the offline caption alignment score")
     alignment.add_argument("--out", type=Path, required=True, help="a .safetensors file")
     alignment.set_defaults(run=run_train_alignment)
@@ -121,6 +127,42 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the first image, the next has the next (default: 0)")
     parser.add_argument("--keep-images", action="store_true", help="also write every image as a PNG file")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
+
+
+def add_benchmarks(parser: argparse.ArgumentParser) -> None:
+    kinds = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK", parser_class=OneLineParser)
+    scenes = kinds.add_parser("scenes", help="GenEval's tasks in the built-in art; needs nothing else")
+    scenes.add_argument("--each", type=int, default=50, help="scenes of each of the six tasks (default: 50)")
+    scenes.add_argument("--detector", default="builtin", help="builtin, or a file of train-scene-detector")
+    geneval = kinds.add_parser("geneval", help="object-focused prompts, judged by a detector")
+    geneval.add_argument("--metadata", type=Path, required=True, help="evaluation_metadata.jsonl")
+    geneval.add_argument("--samples", type=int, default=4, help="images of each prompt (default: 4)")
+    geneval.add_argument("--detector", help="transformers object detection model, by id or folder; only draw without")
+    geneval.add_argument("--clip", help="CLIP model that names colours, by id or folder")
+    dpg = kinds.add_parser("dpg", help="long prompts, judged by questions")
+    dpg.add_argument("--prompts", type=Path, required=True, help="folder of ID.txt files")
+    dpg.add_argument("--questions", type=Path, help="dpg_bench.csv")
+    dpg.add_argument("--vqa", help="transformers question answering model, by id or folder; only draw without")
+    mjhq = kinds.add_parser("mjhq", help="FID and CLIP score on high-quality images")
+    mjhq.add_argument("--metadata", type=Path, required=True, help="meta_data.json")
+    mjhq.add_argument("--real", type=Path, help="folder of CATEGORY/ID.jpg; only draw without")
+    mjhq.add_argument("--extractor", default="effnetlite0", help="effnetlite0, inception:PATH, a .pt or .onnx file")
+    mjhq.add_argument("--clip", help="CLIP model for the CLIP score, by id or folder")
+    mjhq.add_argument("--count", type=int, help="the first so many prompts (default: all)")
+    imagenet = kinds.add_parser("imagenet", help="samples in the .npz that ADM's evaluator reads")
+    imagenet.add_argument("--samples", type=int, default=50_000, help="default: 50000")
+    imagenet.add_argument("--classes", default="balanced", help="balanced or random (default: balanced)")
+    for kind in (scenes, geneval, dpg, mjhq, imagenet):
+        add_model(kind)
+        kind.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4, 8], help="default: 1 2 4 8")
+        kind.add_argument("--out", type=Path, required=True, help="folder; the same command resumes")
+        if kind is not imagenet:
+            kind.add_argument("--images", type=Path, help="score this folder, made elsewhere, and generate nothing")
+        if kind not in (imagenet, scenes):
+            kind.add_argument("--size", type=size, metavar="WxH", help="in pixels (default: the training size)")
+        kind.add_argument("--guidance", type=float, help="guidance scale, 1 is none (default: the model's)")
+        kind.add_argument("--seed", type=int, default=0, help="of the first image (default: 0)")
+        kind.set_defaults(run=run_benchmark)
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -218,6 +260,46 @@ def run_evaluate(options: argparse.Namespace) -> None:
         for name, monotone in model["monotone"].items():
             print(f"  {name}: {monotone['verdict']}")
     print(f"wrote {options.out}: report.md, report.json, curve.png, sheet.png")
+
+
+def run_benchmark(options: argparse.Namespace) -> None:
+    from anystep.evaluation.benchmarks import command
+    from anystep.evaluation.benchmarks.scores import table
+
+    given = vars(options)
+    task = command.Task(**{name: given[name] for name in command.Task.__dataclass_fields__ if name in given})
+    if options.benchmark == "imagenet":
+        for path in command.run_imagenet(task, options.samples, options.classes):
+            print(f"wrote {path}")
+        return
+    own = {
+        "scenes": ("each", "detector"),
+        "geneval": ("metadata", "samples", "detector", "clip"),
+        "dpg": ("prompts", "questions", "vqa"),
+        "mjhq": ("metadata", "real", "extractor", "clip", "count"),
+    }[options.benchmark]
+    figures = getattr(command, f"run_{options.benchmark}")(task, *(given[name] for name in own))
+    if figures:
+        print(table(figures))
+    print(f"wrote {options.out}")
+
+
+def run_train_scene_detector(options: argparse.Namespace) -> None:
+    from anystep.evaluation.benchmarks.scene_detector import train_scene_detector
+
+    if not options.out.parent.is_dir() or options.out.is_dir():
+        raise InputError(f"cannot write {options.out}: expected a file name in a folder that exists")
+    if options.steps < 1:
+        raise InputError(f"steps {options.steps}: expected a whole number of at least 1")
+
+    def show(done: int, total: int, loss: float) -> None:
+        if done % 100 == 0 or done == total:
+            print(f"{done}/{total}  loss {loss:.3f}", flush=True)
+
+    train_scene_detector(options.steps, on_progress=show).save(options.out)
+    print(
+        f"wrote {options.out}: `anystep benchmark scenes --detector {options.out}` reports its score on true pictures"
+    )
 
 
 def run_train_alignment(options: argparse.Namespace) -> None:

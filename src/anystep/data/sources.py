@@ -8,13 +8,14 @@ from anystep.data.art import ArtSource
 from anystep.data.example import Source
 from anystep.data.folders import ClassFolderSource, ImageFolderSource
 from anystep.data.idx import IdxSource
+from anystep.data.scenes import SceneSource
 from anystep.errors import InputError
 
 # The empty prefix fits every spec, so it comes last.
 FOLDERS: dict[str, Callable[..., Source]] = {"idx:": IdxSource, "classes:": ClassFolderSource, "": ImageFolderSource}
 POSSIBLE = (
-    "builtin (captioned vector art), FOLDER (captioned images), classes:FOLDER (one subfolder a class) "
-    "or idx:FOLDER (MNIST or Fashion-MNIST)"
+    "builtin (captioned vector art), scenes (composed of it), FOLDER (captioned images), "
+    "classes:FOLDER (one subfolder a class) or idx:FOLDER (MNIST or Fashion-MNIST)"
 )
 
 
@@ -22,7 +23,7 @@ def open_source(spec: str, size: int, **options: Any) -> Source:
     """The source that `spec` names, with images of `size x size`.
 
     Args:
-        spec: `builtin`, the path of a folder of captioned images, `classes:FOLDER` or `idx:FOLDER`.
+        spec: `builtin`, `scenes`, the path of a folder of captioned images, `classes:FOLDER` or `idx:FOLDER`.
         options: of the source itself: `vocabulary`, `split` and `styles` of `builtin`, `split` of `idx`.
 
     Raises:
@@ -30,6 +31,8 @@ def open_source(spec: str, size: int, **options: Any) -> Source:
     """
     if spec == "builtin":
         return ArtSource(size, **options)
+    if spec == "scenes":
+        return SceneSource(size, **options)
     prefix = next(prefix for prefix in FOLDERS if spec.startswith(prefix))
     name = spec.removeprefix(prefix)
     folder = Path(name).expanduser()

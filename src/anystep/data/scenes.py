@@ -1,0 +1,216 @@
+"""Scenes: captions in GenEval's six tasks (arXiv 2310.11513, table 1) drawn from the built-in art, their truth known.
+
+The metadata of a scene are those of a GenEval prompt, so that one scorer serves both.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal, get_args
+
+import numpy as np
+from PIL import Image
+
+from anystep.data.art import STYLES, Drawing, drawings, is_held_out, render, with_article
+from anystep.data.example import Example
+from anystep.errors import InputError
+
+Task = Literal["single_object", "two_object", "counting", "colors", "position", "color_attr"]
+TASKS: tuple[Task, ...] = get_args(Task)
+Relation = Literal["left of", "right of", "above", "below"]
+RELATIONS: tuple[Relation, ...] = get_args(Relation)
+
+CONCEPTS = (
+    "airplane", "ant", "backpack", "balloon", "banana", "bed", "bell", "bicycle", "bird", "camel", "camera", "candle",
+    "car", "carrot", "cat", "chair", "clock", "crab", "crown", "dog", "door", "duck", "egg", "elephant", "frog",
+    "guitar", "hammer", "hat", "helicopter", "horse", "house", "key", "kite", "lemon", "lion", "lobster", "owl",
+    "pear", "pencil", "penguin", "pig", "pineapple", "pumpkin", "rabbit", "rocket", "rose", "sailboat", "snail",
+    "spider", "tent", "tractor", "tree", "truck", "trumpet", "turtle", "umbrella", "whale", "zebra",
+)  # fmt: skip
+COLOURS = {
+    "red": (214, 40, 40),
+    "orange": (245, 140, 30),
+    "yellow": (250, 215, 50),
+    "green": (60, 170, 80),
+    "blue": (50, 110, 230),
+    "purple": (140, 70, 200),
+}
+PAPERS = ((255, 255, 255), (244, 244, 244), (255, 248, 231), (232, 242, 252))
+NUMBERS = ("one", "two", "three", "four")
+# width and height in units of the base size
+CANVASES = ((1.0, 1.0), (1.5, 1.0), (1.0, 1.5), (2.0, 1.0), (1.0, 2.0))
+LEAST_SIDE, LARGEST_SIDE = 0.34, 0.62  # of a drawing, in units of the base size
+
+
+@dataclass(frozen=True)
+class Thing:
+    """A drawing on a canvas: its square's left and top edge and side in pixels, and the colour it was tinted with."""
+
+    concept: str
+    style: str
+    colour: str | None
+    left: int
+    top: int
+    side: int
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """Left, top, right, bottom."""
+        return self.left, self.top, self.left + self.side, self.top + self.side
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One caption and the picture that fits it."""
+
+    task: Task
+    prompt: str
+    width: int
+    height: int
+    paper: tuple[int, int, int]
+    things: tuple[Thing, ...]
+    include: tuple[dict[str, Any], ...]
+    exclude: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """As a line of GenEval's `evaluation_metadata.jsonl`."""
+        content = {"tag": self.task, "include": list(self.include), "prompt": self.prompt}
+        return {**content, "exclude": list(self.exclude)} if self.exclude else content
+
+    def picture(self) -> Image.Image:
+        canvas = Image.new("RGB", (self.width, self.height), self.paper)
+        for thing in self.things:
+            art = render(_drawing(thing.concept, thing.style), thing.side)
+            art = art if thing.colour is None else tint(art, COLOURS[thing.colour])
+            canvas.paste(art, (thing.left, thing.top), art)
+        return canvas
+
+
+@cache
+def concepts() -> tuple[str, ...]:
+    """Those of `CONCEPTS` that both styles draw and that training may see."""
+    known = [{drawing.name for drawing in drawings() if drawing.style == style} for style in STYLES]
+    return tuple(name for name in CONCEPTS if all(name in names for names in known) and not is_held_out(name))
+
+
+@cache
+def _drawing(concept: str, style: str) -> Drawing:
+    return next(drawing for drawing in drawings() if (drawing.name, drawing.style) == (concept, style))
+
+
+def tint(art: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
+    """The drawing in shades of one colour, its transparency as it was."""
+    pixels = np.asarray(art, dtype=np.float32)
+    light = pixels[..., :3] @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+    seen = light[pixels[..., 3] > 128]
+    low, high = np.percentile(seen, [5, 95]) if len(seen) else (0.0, 255.0)
+    shade = np.clip((light - low) / max(1.0, high - low), 0, 1)[..., None]
+    shaded = np.array(colour, dtype=np.float32) * (0.7 + 0.3 * shade) + 40 * np.maximum(0, shade - 0.75)
+    return Image.fromarray(np.concatenate([shaded.clip(0, 255), pixels[..., 3:]], -1).astype(np.uint8), "RGBA")
+
+
+def plural(concept: str) -> str:
+    """ "owls", "foxes"."""
+    return concept + ("es" if concept.endswith(("s", "x", "ch", "sh")) else "s")
+
+
+def draw_scene(task: Task, dice: random.Random, base: int = 64, canvas: tuple[float, float] | None = None) -> Scene:
+    """A scene of a task on a canvas of `base` times a proportion of `CANVASES`, or that of `canvas`."""
+    wide, high = canvas or dice.choice(CANVASES)
+    width, height = round(wide * base), round(high * base)
+    first, second = dice.sample(concepts(), 2)
+    red, blue = dice.sample(list(COLOURS), 2)
+    include: list[dict[str, Any]] = [{"class": first, "count": 1}]
+    exclude: list[dict[str, Any]] = []
+    wanted: list[tuple[str, str | None]] = [(first, None)]
+    relation: Relation | None = None
+    prompt = with_article(first)
+    if task == "counting":
+        count = dice.randint(1, 4)
+        wanted *= count
+        include[0]["count"] = count
+        exclude = [{"class": first, "count": count + 1}]
+        prompt = f"{NUMBERS[count - 1]} {first if count == 1 else plural(first)}"
+    elif task == "colors":
+        wanted = [(first, red)]
+        include[0]["color"] = red
+        prompt = with_article(f"{red} {first}")
+    elif task == "two_object":
+        wanted.append((second, None))
+        include.append({"class": second, "count": 1})
+        prompt += f" and {with_article(second)}"
+    elif task == "color_attr":
+        wanted = [(first, red), (second, blue)]
+        include = [{"class": first, "count": 1, "color": red}, {"class": second, "count": 1, "color": blue}]
+        prompt = f"{with_article(f'{red} {first}')} and {with_article(f'{blue} {second}')}"
+    elif task == "position":
+        relation = dice.choice(RELATIONS)
+        wanted.append((second, None))
+        # the second stands in the named relation to the first, as GenEval writes it
+        include.append({"class": second, "count": 1, "position": [relation, 0]})
+        prompt = f"{with_article(second)} {relation} {with_article(first)}"
+    things = _place(wanted, relation, width, height, base, dice)
+    return Scene(task, prompt, width, height, dice.choice(PAPERS), things, tuple(include), tuple(exclude))
+
+
+def _place(
+    wanted: Sequence[tuple[str, str | None]],
+    relation: Relation | None,
+    width: int,
+    height: int,
+    base: int,
+    dice: random.Random,
+) -> tuple[Thing, ...]:
+    """Squares that do not overlap, smaller ones where larger ones do not fit."""
+    for attempt in range(10_000):
+        most = LARGEST_SIDE + (LEAST_SIDE - LARGEST_SIDE) * min(1.0, attempt / 40) if len(wanted) > 1 else 0.8
+        least = max(0.3, LEAST_SIDE - 0.0002 * attempt)
+        things = []
+        for concept, colour in wanted:
+            side = round(base * dice.uniform(least, max(least, most)))
+            left, top = dice.randint(0, width - side), dice.randint(0, height - side)
+            things.append(Thing(concept, dice.choice(STYLES), colour, left, top, side))
+        if all(_apart(one, two) for place, one in enumerate(things) for two in things[:place]) and (
+            relation is None or _stands(things[1], relation, things[0])
+        ):
+            return tuple(things)
+    raise RuntimeError(f"no room for {len(wanted)} drawings on {width}x{height}")
+
+
+def _apart(one: Thing, two: Thing) -> bool:
+    a, b = one.box, two.box
+    return a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+
+
+def _stands(one: Thing, relation: Relation, two: Thing) -> bool:
+    """Clear of the other on the named side, and more so than on any other axis."""
+    x = (one.left + one.side / 2) - (two.left + two.side / 2)
+    y = (one.top + one.side / 2) - (two.top + two.side / 2)
+    ahead = {"left of": -x, "right of": x, "above": -y, "below": y}[relation]
+    across = abs(y) if relation in ("left of", "right of") else abs(x)
+    return ahead >= (one.side + two.side) / 2 and ahead > 1.5 * across
+
+
+class SceneSource(Sequence[Example]):
+    """Scenes of all tasks in turn, each fixed by its number, on square canvases: what a model trains on."""
+
+    def __init__(self, size: int = 64, count: int = 20_000) -> None:
+        if size < 32:
+            raise InputError(f"scenes of {size} pixels: expected at least 32")
+        self.size, self._count = size, count
+        self.class_names: Sequence[str] = concepts()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def scene(self, index: int) -> Scene:
+        dice = random.Random(f"scene/{index}")
+        return draw_scene(TASKS[index % len(TASKS)], dice, self.size, (1.0, 1.0))
+
+    def __getitem__(self, index: int) -> Example:  # type: ignore[override]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        scene = self.scene(index)
+        return Example(f"scene-{index:06d}", scene.picture(), (scene.prompt,))

@@ -1,0 +1,1 @@
+"""Benchmarks of the field, in their published layouts, at every number of steps."""

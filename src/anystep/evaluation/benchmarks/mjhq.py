@@ -1,0 +1,100 @@
+"""MJHQ-30K (arXiv 2402.17245): FID and CLIP score on high-quality images of ten categories.
+
+`meta_data.json` maps an id to its category and prompt; images are `CATEGORY/ID.jpg`, real and generated alike.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageOps
+
+from anystep.codecs import to_uint8
+from anystep.data.images import to_tensor
+from anystep.errors import InputError
+from anystep.evaluation.benchmarks.draw import Order, open_image
+from anystep.evaluation.collect import Cost, Images, Scorer, collect
+from anystep.evaluation.features import FeatureExtractor
+from anystep.evaluation.frechet_distance import FrechetDistance
+from anystep.evaluation.metric import Observed, interval, measure
+from anystep.evaluation.metrics import MeanScore
+from anystep.ranks import Ranks
+
+
+def read_metadata(path: Path) -> dict[str, dict[str, Any]]:
+    """By id. Raises InputError: not such a file."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"MJHQ-30K metadata {str(path)!r}: {error}") from None
+    wrong = not isinstance(content, dict) or any(
+        not isinstance(entry, dict) or not {"category", "prompt"} <= set(entry) for entry in content.values()
+    )
+    if wrong or not content:
+        raise InputError(f"{path}: expected an object of id -> category and prompt")
+    return content
+
+
+def image_path(folder: Path, name: str, entry: Mapping[str, Any], suffix: str = ".jpg") -> Path:
+    return folder / entry["category"] / f"{name}{suffix}"
+
+
+def orders(entries: Mapping[str, Mapping[str, Any]], folder: Path, seed: int = 0) -> list[Order]:
+    """One image of each prompt, as PNG: compression would be measured too."""
+    return [
+        Order(image_path(folder, name, entry, ".png"), entry["prompt"], seed + number)
+        for number, (name, entry) in enumerate(entries.items())
+    ]
+
+
+def score(
+    folder: Path,
+    real: Path,
+    entries: Mapping[str, Mapping[str, Any]],
+    extractor: FeatureExtractor,
+    scorers: Sequence[Scorer] = (),
+    ranks: Ranks | None = None,
+) -> dict[str, dict[str, float]]:
+    """The Fréchet distance over all images and in each category, and the mean of each scorer.
+
+    Raises:
+        InputError: an image that is missing or damaged, or generated images of several sizes.
+    """
+    names = list(entries)
+    with open_image(image_path(folder, names[0], entries[names[0]], ".png")) as image:
+        size = image.size
+    captions = [entries[name]["prompt"] for name in names]
+
+    def make(place: Path, suffix: str) -> Callable[[range], tuple[Images, Cost]]:
+        def read(chunk: range) -> tuple[Images, Cost]:
+            pictures = []
+            for number in chunk:
+                path = image_path(place, names[number], entries[names[number]], suffix)
+                picture = open_image(path)
+                if suffix == ".png" and picture.size != size:
+                    raise InputError(f"{path}: {picture.width}x{picture.height}, others are {size[0]}x{size[1]}")
+                pictures.append(ImageOps.fit(picture, size, Image.Resampling.LANCZOS) if suffix != ".png" else picture)
+            return to_uint8(torch.stack([to_tensor(picture) for picture in pictures])), Cost()
+
+        return read
+
+    ranks = ranks or Ranks()
+    work = folder / "work" / f"{extractor.name}-{size[0]}x{size[1]}"
+    reals, _ = collect(work / "real", len(names), make(real, ".jpg"), extractor, ranks)
+    made, _ = collect(work / "made", len(names), make(folder, ".png"), extractor, ranks, scorers, captions)
+    metric = FrechetDistance()
+    scores = {}
+    categories = [entries[name]["category"] for name in names]
+    for group in ["overall", *sorted(set(categories))]:
+        rows = torch.tensor([group in ("overall", category) for category in categories])
+        if int(rows.sum()) < metric.least:
+            continue
+        one, other = Observed(reals.features[rows]), Observed(made.features[rows])
+        scores[f"{metric.name}_{extractor.name} {group}"] = vars(interval(measure(metric, one, other)))
+    if not scores:
+        raise InputError(f"{len(names)} images: the Fréchet distance needs at least {metric.least}")
+    for scorer in scorers:
+        scores[scorer.name] = vars(interval(measure(MeanScore(scorer.name), reals, made)))
+    return scores

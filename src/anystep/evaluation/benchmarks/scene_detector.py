@@ -1,0 +1,184 @@
+"""A small detector of the drawings of scenes: class, box and colour of each (centre points, arXiv 1904.07850)."""
+
+import random
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+import torch.nn.functional as functional
+from jaxtyping import Float
+from PIL import Image, ImageFilter
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from anystep.atomic import replacing
+from anystep.data.images import to_tensor
+from anystep.data.scenes import CANVASES, COLOURS, TASKS, Scene, concepts, draw_scene
+from anystep.errors import InputError
+from anystep.evaluation.benchmarks.detections import Detection
+
+STRIDE = 4
+NAMED = (None, *COLOURS)
+BUILTIN = "builtin"
+
+
+class SceneDetector(nn.Module):
+    """On a grid of a quarter of the image's sides: a score a class, a side, the centre within the cell, a colour."""
+
+    name = "scene detector"
+
+    def __init__(self, classes: Sequence[str], width: int = 56, depth: int = 5) -> None:
+        super().__init__()
+        self.classes = tuple(classes)
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 32, 3, stride=2, padding=1), nn.BatchNorm2d(32), nn.SiLU(),
+            nn.Conv2d(32, width, 3, stride=2, padding=1), nn.BatchNorm2d(width), nn.SiLU(),
+        )  # fmt: skip
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.SiLU(),
+                nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width),
+            )
+            for _ in range(depth)
+        )  # fmt: skip
+        self.heat = nn.Conv2d(width, len(self.classes), 1)
+        self.rest = nn.Conv2d(width, 3 + len(NAMED), 1)
+        nn.init.constant_(self.heat.get_parameter("bias"), -4.6)  # a hundredth, so that empty cells cost little
+
+    def forward(
+        self, images: Float[Tensor, "batch 3 height width"]
+    ) -> tuple[Float[Tensor, "batch classes rows columns"], Float[Tensor, "batch rest rows columns"]]:
+        """Logits of the classes; (log side / 32, centre x, centre y, colour logits)."""
+        x = self.stem(images)
+        for block in self.blocks:
+            x = functional.silu(x + block(x))
+        return self.heat(x), self.rest(x)
+
+    @torch.no_grad()
+    def __call__(self, image: Image.Image, least: float = 0.3) -> list[Detection]:
+        """Raises InputError: an image whose sides are no multiples of 4."""
+        if image.width % STRIDE or image.height % STRIDE:
+            raise InputError(f"image of {image.width}x{image.height}: both sides must be multiples of {STRIDE}")
+        heat, rest = (answer[0] for answer in self.forward(to_tensor(image)[None]))
+        scores = heat.sigmoid()
+        # one drawing is one class: the best of a cell, where it is the best of its neighbours
+        best, kinds = scores.max(0)
+        peak = functional.max_pool2d(best[None, None], 3, 1, 1)[0, 0]
+        rows, columns = ((best == peak) & (best >= least)).nonzero(as_tuple=True)
+        found: list[Detection] = []
+        for row, column in sorted(zip(rows.tolist(), columns.tolist(), strict=True), key=lambda at: -best[at].item()):
+            side = 32 * rest[0, row, column].exp().item()
+            x = (column + rest[1, row, column].item()) * STRIDE
+            y = (row + rest[2, row, column].item()) * STRIDE
+            box = (x - side / 2, y - side / 2, x + side / 2, y + side / 2)
+            if any(_overlap(box, other.box) > 0.4 for other in found):
+                continue
+            colour = NAMED[int(rest[3:, row, column].argmax())]
+            found.append(Detection(self.classes[int(kinds[row, column])], best[row, column].item(), box, colour))
+        return found
+
+    def save(self, path: Path) -> None:
+        """Half-precision weights and the classes."""
+        state = {
+            name: value.half() if value.is_floating_point() else value for name, value in self.state_dict().items()
+        }
+        with replacing(path) as part:
+            save_file(state, part, {"classes": "\n".join(self.classes)})
+
+    @classmethod
+    def load(cls, spec: str | Path = BUILTIN) -> "SceneDetector":
+        """`builtin`, or a file of `anystep train-scene-detector`. Raises InputError: a missing or damaged one."""
+        path = Path(str(files("anystep") / "weights" / "scenes.safetensors")) if spec == BUILTIN else Path(spec)
+        if not path.is_file():
+            raise InputError(
+                f"no scene detector at {str(path)!r}: `anystep train-scene-detector --out {path}` makes it"
+            )
+        try:
+            with safe_open(path, "pt") as file:
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                classes = file.metadata()["classes"].split("\n")
+            depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
+            detector = cls(classes, state["heat.weight"].shape[1], depth)
+            detector.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+        except Exception as error:  # safetensors and torch raise many kinds; all mean it is not such a file
+            raise InputError(f"{path}: no scene detector: {str(error).splitlines()[0]}") from None
+        return detector.eval()
+
+
+def _overlap(one: Sequence[float], two: Sequence[float]) -> float:
+    """Shared area over that of both."""
+    width = min(one[2], two[2]) - max(one[0], two[0])
+    height = min(one[3], two[3]) - max(one[1], two[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, two)]
+    return width * height / (sum(areas) - width * height)
+
+
+def train_scene_detector(
+    steps: int = 4000,
+    batch: int = 16,
+    base: int = 64,
+    seed: int = 0,
+    on_progress: Callable[[int, int, float], None] = lambda done, total, loss: None,
+) -> SceneDetector:
+    """On scenes drawn as it goes, blurred and noisy by turns, as generated images are."""
+    torch.manual_seed(seed)
+    dice = random.Random(f"detector/{seed}")
+    detector = SceneDetector(concepts())
+    optimizer = torch.optim.AdamW(detector.parameters(), lr=1e-3, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
+    for step in range(steps):
+        canvas = dice.choice(CANVASES)
+        scenes = [draw_scene(dice.choice(TASKS), dice, base, canvas) for _ in range(batch)]
+        images = torch.stack([_worn(scene, dice) for scene in scenes])
+        loss = detection_loss(detector, images, scenes)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(detector.parameters(), 5.0)
+        optimizer.step()
+        schedule.step()
+        on_progress(step + 1, steps, loss.item())
+    return detector.eval()
+
+
+def _worn(scene: Scene, dice: random.Random) -> Float[Tensor, "3 height width"]:
+    image = scene.picture()
+    if dice.random() < 0.5:
+        image = image.filter(ImageFilter.GaussianBlur(dice.uniform(0.2, 1.0)))
+    tensor = to_tensor(image)
+    return tensor + dice.uniform(0, 0.15) * torch.randn(tensor.shape) if dice.random() < 0.5 else tensor
+
+
+def detection_loss(
+    detector: SceneDetector, images: Float[Tensor, "batch 3 height width"], scenes: Sequence[Scene]
+) -> Tensor:
+    """Focal loss on the centres (arXiv 1904.07850, eq. 1), L1 on side and centre, cross-entropy on the colour."""
+    heat, rest = detector.forward(images)
+    target = torch.zeros_like(heat)
+    rows, columns = torch.arange(heat.shape[2])[:, None], torch.arange(heat.shape[3])[None]
+    places, sides, colours = [], [], []
+    for number, scene in enumerate(scenes):
+        for thing in scene.things:
+            x, y = ((thing.left + thing.side / 2) / STRIDE, (thing.top + thing.side / 2) / STRIDE)
+            spread = max(0.5, thing.side / STRIDE / 8)
+            bump = torch.exp(-((rows + 0.5 - y) ** 2 + (columns + 0.5 - x) ** 2) / (2 * spread**2))
+            kind = detector.classes.index(thing.concept)
+            target[number, kind] = torch.maximum(target[number, kind], bump)
+            row, column = min(int(y), heat.shape[2] - 1), min(int(x), heat.shape[3] - 1)
+            target[number, kind, row, column] = 1
+            places.append((number, row, column))
+            sides.append([torch.tensor(thing.side / 32).log().item(), x - column, y - row])
+            colours.append(NAMED.index(thing.colour))
+    log_yes, log_no = functional.logsigmoid(heat), functional.logsigmoid(-heat)
+    likely = heat.sigmoid()
+    hit = target == 1
+    focal = -torch.where(hit, (1 - likely) ** 2 * log_yes, (1 - target) ** 4 * likely**2 * log_no).sum() / max(
+        1, len(places)
+    )
+    numbers, at_rows, at_columns = torch.tensor(places).T
+    answers = rest[numbers, :, at_rows, at_columns]
+    shape = functional.l1_loss(answers[:, :3], torch.tensor(sides))
+    return focal + shape + 0.5 * functional.cross_entropy(answers[:, 3:], torch.tensor(colours))

@@ -1,0 +1,90 @@
+"""DPG-Bench: questions that hang on others, squares of four, and the published files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from anystep.cli import main
+from anystep.errors import InputError
+from anystep.evaluation.benchmarks import dpg
+from anystep.evaluation.benchmarks.dpg import Question
+
+CSV = """item_id,text,keywords,proposition_id,dependency,category_broad,category_detailed,tuple,question_natural_language
+whale,a whale,,1,0,entity,whole,entity (whale),Is there a whale?
+whale,a whale,,2,1,attribute,color,attribute (blue),Is the whale blue?
+whale,a whale,,3,"1,2",relation,spatial,relation (left),Is the blue whale on the left?
+apple,an apple,,1,0,entity,whole,entity (apple),Is there an apple?
+"""
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> tuple[Path, Path]:
+    prompts, questions = tmp_path / "prompts", tmp_path / "dpg_bench.csv"
+    prompts.mkdir()
+    (prompts / "whale.txt").write_text("a whale\n")
+    (prompts / "apple.txt").write_text("an apple")
+    questions.write_text(CSV)
+    return prompts, questions
+
+
+@pytest.mark.parametrize(
+    ("yes", "expected"),
+    [
+        ([True, True, True], [1, 1, 1]),
+        ([True, False, True], [1, 0, 0]),
+        ([False, True, True], [0, 0, 0]),  # without a whale nothing about it counts
+    ],
+)
+def test_a_question_counts_only_where_its_parents_hold(yes: list[bool], expected: list[float]) -> None:
+    questions = [Question(1, (), "entity", ""), Question(2, (1,), "attribute", ""), Question(3, (1, 2), "relation", "")]
+    assert list(dpg.judge(questions, yes).values()) == expected
+
+
+def test_scores_of_squares(published: tuple[Path, Path], tmp_path: Path) -> None:
+    """An answerer that sees a whale, blue, on the left in bright images, and apples everywhere."""
+    prompts, questions = dpg.read_prompts(published[0]), dpg.read_questions(published[1])
+    assert list(prompts.items()) == [("apple", "an apple"), ("whale", "a whale")]
+    assert questions["whale"][2].parents == (1, 2)
+    folder = tmp_path / "images"
+    orders = dpg.orders(prompts, folder)
+    assert len({order.seed for order in orders}) == 8
+    for order, level in zip(orders, [0, 0, 0, 0, 0, 255, 255, 255], strict=True):
+        order.path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), level).save(order.path)
+    dpg.assemble(prompts, folder)
+    with Image.open(folder / "whale.png") as square:
+        assert square.size == (16, 16)
+        assert [square.convert("L").getpixel(at) for at in [(0, 0), (8, 0), (0, 8), (8, 8)]] == [0, 255, 255, 255]
+
+    def answer(image: Image.Image, asked: Sequence[str]) -> list[bool]:
+        bright = image.convert("L").getpixel((0, 0)) == 255
+        return ["apple" in text or bright for text in asked]
+
+    scores = {name: score["value"] for name, score in dpg.score(folder, prompts, questions, answer).items()}
+    assert scores == {"attribute": 0.75, "entity": 7 / 8, "relation": 0.75, "overall": (1 + 0.75) / 2}
+
+
+def test_images_are_drawn_in_the_layout(published: tuple[Path, Path], tiny_model: Path, tmp_path: Path) -> None:
+    command = ["benchmark", "dpg", "--prompts", str(published[0]), "--model", str(tiny_model), "--steps", "1"]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    with Image.open(tmp_path / "out" / "steps-001" / "whale.png") as square:
+        assert square.size == (32, 32)
+
+
+def test_bad_files_are_one_line(published: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="expected a folder of ID.txt"):
+        dpg.read_prompts(tmp_path / "none")
+    with pytest.raises(InputError, match="DPG-Bench questions"):
+        dpg.read_questions(tmp_path / "none.csv")
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(InputError, match="no column item_id, proposition_id"):
+        dpg.read_questions(tmp_path / "other.csv")
+    (tmp_path / "text.csv").write_text(CSV.replace(",3,", ",three,"))
+    with pytest.raises(InputError, match="line 4"):
+        dpg.read_questions(tmp_path / "text.csv")
+    with pytest.raises(InputError, match="no questions about prompt 'dog'"):
+        dpg.score(tmp_path, {"dog": "a dog"}, {}, lambda image, asked: [])
+    with pytest.raises(InputError, match="no image"):
+        dpg.score(tmp_path, {"whale": "a whale"}, dpg.read_questions(published[1]), lambda image, asked: [])

@@ -1,0 +1,86 @@
+"""ImageNet samples: the array that ADM's evaluator reads, the same from one go and two."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from anystep.cli import main
+from anystep.evaluation.benchmarks import imagenet
+from anystep.models import build_transformer
+from anystep.pipelines.load import load
+from anystep.pipelines.scheduler import TransitionScheduler
+from anystep.pipelines.transition import TransitionPipeline
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a class-conditional pipeline of 8 x 8 pixels and three classes."""
+    torch.manual_seed(0)
+    network = build_transformer("c2i-test", in_channels=3, num_classes=3)
+    for parameter in network.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    folder = tmp_path_factory.mktemp("classes")
+    pipeline = TransitionPipeline(network, TransitionScheduler(base_size=8), class_names=["ant", "bee", "cat"])
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def test_labels() -> None:
+    assert imagenet.draw_labels(7, 3, "balanced") == [0, 1, 2, 0, 1, 2, 0]
+    drawn = imagenet.draw_labels(3000, 3, "random", 1)
+    assert drawn == imagenet.draw_labels(3000, 3, "random", 1)
+    counts = Counter(drawn)
+    assert set(counts) == {0, 1, 2}
+    assert len(set(counts.values())) > 1
+
+
+def test_the_file_holds_images_and_labels(classes: Path, tmp_path: Path) -> None:
+    command = ["benchmark", "imagenet", "--model", str(classes), "--samples", "100", "--steps", "1", "2"]
+    assert main([*command, "--out", str(tmp_path)]) == 0
+    path = tmp_path / "steps-002" / "samples_100x8x8x3.npz"
+    with np.load(path) as content:
+        images, labels = content["arr_0"], content["arr_1"]
+    assert images.shape == (100, 8, 8, 3)
+    assert images.dtype == np.uint8
+    assert labels.tolist() == [number % 3 for number in range(100)]
+    assert not (tmp_path / "steps-002" / "chunks").exists()
+    model = load(classes)
+    alone = model.generate([int(labels[97])], 2, [97]).images[0]
+    np.testing.assert_array_equal(images[97], np.asarray(alone))
+
+
+def test_an_interrupted_run_goes_on(classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, labels = load(classes), imagenet.draw_labels(100, 3, "balanced")
+    whole = imagenet.sample_imagenet(model, tmp_path / "whole", labels, 1)
+
+    def stop(images: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        imagenet.sample_imagenet(model, tmp_path / "parts", labels, 1, on_images=stop)
+    first = tmp_path / "parts" / "chunks" / "000000.npy"
+    made = first.stat().st_mtime_ns
+    seen: list[int] = []
+    parts = imagenet.sample_imagenet(
+        model, tmp_path / "parts", labels, 1, on_images=lambda images: seen.append(first.stat().st_mtime_ns)
+    )
+    assert seen == [made, made]
+    with np.load(whole) as one, np.load(parts) as two:
+        np.testing.assert_array_equal(one["arr_0"], two["arr_0"])
+
+
+def test_bad_input_is_one_line(tmp_path: Path, classes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["benchmark", "imagenet", "--out", str(tmp_path), "--steps", "1"]
+    for extra, message in [
+        (["--model", "builtin"], "is not class-conditional"),
+        (["--model", str(classes), "--classes", "some"], "expected balanced or random"),
+        (["--model", str(classes), "--samples", "0"], "samples 0"),
+    ]:
+        assert main([*base, *extra]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1

@@ -1,0 +1,75 @@
+"""MJHQ-30K: distances over all and in each category, from the published layout."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from anystep.cli import main
+from anystep.evaluation.benchmarks import mjhq
+from anystep.evaluation.features import extract, load_extractor
+from anystep.evaluation.frechet_distance import Moments, frechet_distance
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> tuple[Path, Path]:
+    """A hundred and ten landscape images of blocks in two categories, one of them too small for a distance."""
+    generator = np.random.default_rng(0)
+    entries = {}
+    for number in range(110):
+        category = "people" if number < 20 else "animals"
+        entries[f"id{number:03d}"] = {"category": category, "prompt": f"number {number}"}
+        path = tmp_path / "real" / category / f"id{number:03d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        blocks = generator.integers(0, 256, (4, 6, 3), dtype=np.uint8)
+        Image.fromarray(blocks.repeat(6, 0).repeat(6, 1)).save(path)
+    (tmp_path / "meta_data.json").write_text(json.dumps(entries))
+    return tmp_path / "meta_data.json", tmp_path / "real"
+
+
+def test_scores_by_category_and_overall(
+    published: tuple[Path, Path], tiny_model: Path, pooled: Path, tmp_path: Path
+) -> None:
+    metadata, real = published
+    command = ["benchmark", "mjhq", "--metadata", str(metadata), "--real", str(real), "--model", str(tiny_model)]
+    command += ["--extractor", str(pooled), "--steps", "1", "2", "--out", str(tmp_path / "out")]
+    assert main(command) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [point["nfe"] for point in report["points"]] == [2, 4]
+    assert set(report["points"][0]["scores"]) == {"frechet_distance_pooled overall", "frechet_distance_pooled animals"}
+    entries = mjhq.read_metadata(metadata)
+    made = [Image.open(mjhq.image_path(tmp_path / "out/steps-002", name, e, ".png")) for name, e in entries.items()]
+    extractor = load_extractor(str(pooled))
+    features = extract(extractor, [torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None] for image in made])
+    reals = []
+    for name, entry in entries.items():
+        with Image.open(mjhq.image_path(real, name, entry)) as image:
+            box = (6, 0, 30, 24)  # the middle square
+            reals.append(np.asarray(image.resize((16, 16), Image.Resampling.LANCZOS, box)).copy())
+    real_features = extract(extractor, [torch.from_numpy(image).permute(2, 0, 1)[None] for image in reals])
+    expected = frechet_distance(Moments.of(real_features), Moments.of(features))
+    value = report["points"][1]["scores"]["frechet_distance_pooled overall"]["value"]
+    assert value == pytest.approx(expected, rel=1e-6)
+
+
+def test_bad_input_is_one_line(
+    published: tuple[Path, Path], tiny_model: Path, pooled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metadata, real = published
+    (tmp_path / "list.json").write_text("[1]")
+    (real / "people" / "id003.jpg").write_bytes(b"broken")
+    base = ["benchmark", "mjhq", "--model", str(tiny_model), "--extractor", str(pooled), "--steps", "1"]
+    base += ["--out", str(tmp_path / "out"), "--metadata", str(metadata)]
+    for extra, message in [
+        (["--metadata", str(tmp_path / "list.json")], "expected an object of id"),
+        (["--real", str(tmp_path / "none")], "no such folder"),
+        (["--real", str(real), "--count", "3"], "needs at least 50"),
+        (["--real", str(real)], "id003.jpg: not an image that can be read"),
+    ]:
+        assert main([*base, *extra]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1

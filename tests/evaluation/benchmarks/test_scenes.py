@@ -1,0 +1,107 @@
+"""The detector sees true scenes, blank pictures score nothing, and the command reports both."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from anystep.cli import main
+from anystep.data.images import to_tensor
+from anystep.data.scenes import TASKS, draw_scene
+from anystep.errors import InputError
+from anystep.evaluation.benchmarks import scenes
+from anystep.evaluation.benchmarks.scene_detector import (
+    SceneDetector,
+    detection_loss,
+    train_scene_detector,
+)
+
+
+@pytest.fixture(scope="module")
+def detector() -> SceneDetector:
+    return SceneDetector.load()
+
+
+def test_true_scenes_are_judged_right(detector: SceneDetector) -> None:
+    drawn = scenes.draw_scenes(15, 64, seed=1)
+    scores = scenes.score(drawn, [scene.picture() for scene in drawn], detector)
+    assert list(scores) == [*TASKS, "overall"]
+    assert scores["overall"]["value"] > 0.9
+    assert min(scores[task]["value"] for task in TASKS) > 0.75
+
+
+def test_blank_and_other_pictures_are_judged_wrong(detector: SceneDetector) -> None:
+    drawn = scenes.draw_scenes(5, 64, seed=1)
+    blank = [Image.new("RGB", (scene.width, scene.height), "white") for scene in drawn]
+    assert scenes.score(drawn, blank, detector)["overall"]["value"] == 0
+    others = scenes.draw_scenes(5, 64, seed=2)
+    mixed = scenes.score(drawn, [scene.picture() for scene in others], detector)
+    assert mixed["overall"]["value"] < 0.2
+
+
+def test_boxes_lie_on_the_drawings(detector: SceneDetector) -> None:
+    scene = draw_scene("two_object", random.Random(4))
+    found = {each.name: each.box for each in detector(scene.picture())}
+    for thing in scene.things:
+        assert found[thing.concept] == pytest.approx(thing.box, abs=4)
+
+
+def test_a_detector_is_trained_by_centre_points() -> None:
+    """Logits that put every drawing where it is cost less than any others."""
+    torch.manual_seed(0)
+    detector = SceneDetector(scenes_concepts := sorted({"owl", "whale"}), 8, 1)
+    assert detector.classes == tuple(scenes_concepts)
+    trained = train_scene_detector(steps=3, batch=2)
+    drawn = [draw_scene("single_object", random.Random(place), 64, (1.0, 1.0)) for place in range(2)]
+    images = torch.stack([to_tensor(scene.picture()) for scene in drawn])
+    before = detection_loss(trained, images, drawn)
+    assert before.isfinite()
+    optimizer = torch.optim.Adam(trained.parameters(), 1e-2)
+    for _ in range(10):
+        optimizer.zero_grad()
+        detection_loss(trained, images, drawn).backward()
+        optimizer.step()
+    assert detection_loss(trained, images, drawn) < before / 2
+
+
+def test_weights_round_trip_and_missing_ones_are_one_line(detector: SceneDetector, tmp_path: Path) -> None:
+    detector.save(tmp_path / "d.safetensors")
+    again = SceneDetector.load(tmp_path / "d.safetensors")
+    picture = draw_scene("counting", random.Random(0)).picture()
+    assert again(picture) == detector(picture)
+    with pytest.raises(InputError, match=r"no scene detector at .*train-scene-detector"):
+        SceneDetector.load(tmp_path / "none.safetensors")
+    (tmp_path / "bad.safetensors").write_bytes(b"bad")
+    with pytest.raises(InputError, match="no scene detector"):
+        SceneDetector.load(tmp_path / "bad.safetensors")
+    with pytest.raises(InputError, match="multiples of 4"):
+        detector(Image.new("RGB", (30, 30)))
+
+
+def test_the_command_reports_scores_and_the_detectors_own(tmp_path: Path, tiny_model: Path) -> None:
+    # 32 pixels are few, but enough to go through every part
+    folder = tmp_path / "made"
+    drawn = scenes.draw_scenes(2, 64)
+    for order, scene in zip(scenes.orders(drawn, folder), drawn, strict=True):
+        order.path.parent.mkdir(parents=True, exist_ok=True)
+        scene.picture().save(order.path)
+    command = ["benchmark", "scenes", "--each", "2", "--images", str(folder), "--out", str(tmp_path / "out")]
+    assert main(command) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["points"][0]["scores"] == report["detector"]
+    assert set(report["detector"]) == {*TASKS, "overall"}
+    assert "bounds what it can find" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_images_have_the_canvas_of_their_scene(tmp_path: Path) -> None:
+    assert main(["benchmark", "scenes", "--each", "5", "--steps", "1", "--out", str(tmp_path)]) == 0
+    sizes = set()
+    for path in (tmp_path / "steps-001").glob("*.png"):
+        with Image.open(path) as image:
+            sizes.add(image.size)
+    assert sizes == {(64, 64), (96, 64), (64, 96), (128, 64), (64, 128)}
+    (point,) = json.loads((tmp_path / "report.json").read_text())["points"]
+    assert point["nfe"] == 2
