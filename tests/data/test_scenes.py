@@ -25,7 +25,7 @@ from anystep.evaluation.benchmarks.detections import Detection, by_class, judge
 
 def seen(scene: Scene) -> list[Detection]:
     """What a perfect detector finds."""
-    return [Detection(thing.concept, 1.0, thing.box, thing.colour) for thing in scene.things]
+    return [Detection(thing.concept, 1.0, tuple(map(float, thing.box)), thing.colour) for thing in scene.things]
 
 
 @given(task=st.sampled_from(TASKS), seed=st.integers(0, 10_000), canvas=st.sampled_from(CANVASES))
@@ -71,7 +71,8 @@ def test_a_tint_has_the_hue_it_is_named_for() -> None:
         assert tinted.getchannel("A").tobytes() == art.getchannel("A").tobytes()
         pixels = np.asarray(tinted, dtype=float)
         mean = pixels[..., :3][pixels[..., 3] > 200].mean(0)
-        nearest = min(COLOURS.values(), key=lambda other: np.linalg.norm(mean - np.array(other)))
+        hue = mean / np.linalg.norm(mean)
+        nearest = max(COLOURS.values(), key=lambda other: float(hue @ other / np.linalg.norm(other)))
         assert nearest == colour
 
 

@@ -11,7 +11,8 @@ from anystep.errors import InputError
 from anystep.evaluation.benchmarks import dpg
 from anystep.evaluation.benchmarks.dpg import Question
 
-CSV = """item_id,text,keywords,proposition_id,dependency,category_broad,category_detailed,tuple,question_natural_language
+HEADER = "item_id,text,keywords,proposition_id,dependency,category_broad,category_detailed,tuple"
+CSV = f"""{HEADER},question_natural_language
 whale,a whale,,1,0,entity,whole,entity (whale),Is there a whale?
 whale,a whale,,2,1,attribute,color,attribute (blue),Is the whale blue?
 whale,a whale,,3,"1,2",relation,spatial,relation (left),Is the blue whale on the left?
@@ -74,7 +75,7 @@ def test_images_are_drawn_in_the_layout(published: tuple[Path, Path], tiny_model
 
 
 def test_bad_files_are_one_line(published: tuple[Path, Path], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="expected a folder of ID.txt"):
+    with pytest.raises(InputError, match=r"expected a folder of ID\.txt"):
         dpg.read_prompts(tmp_path / "none")
     with pytest.raises(InputError, match="DPG-Bench questions"):
         dpg.read_questions(tmp_path / "none.csv")

@@ -264,7 +264,7 @@ def test_missing_judges_say_which_file_and_where(
     for extra, message in [
         (["--detector", str(tmp_path / "half"), "--clip", "x"], "there is no model.safetensors in"),
         (["--detector", str(yolos)], "--clip needs a CLIP model"),
-        (["--images", str(tmp_path)], "nothing was given to score them with"),
+        (["--images", str(tmp_path)], "nothing was given to score with"),
         (["--metadata", "none.jsonl"], "GenEval metadata 'none.jsonl'"),
         (["--model", "nowhere"], "unknown model 'nowhere'"),
     ]:

@@ -57,10 +57,10 @@ def test_a_detector_is_trained_by_centre_points() -> None:
     trained = train_scene_detector(steps=3, batch=2)
     drawn = [draw_scene("single_object", random.Random(place), 64, (1.0, 1.0)) for place in range(2)]
     images = torch.stack([to_tensor(scene.picture()) for scene in drawn])
-    before = detection_loss(trained, images, drawn)
+    before = detection_loss(trained.train(), images, drawn)
     assert before.isfinite()
-    optimizer = torch.optim.Adam(trained.parameters(), 1e-2)
-    for _ in range(10):
+    optimizer = torch.optim.Adam(trained.parameters(), 3e-3)
+    for _ in range(20):
         optimizer.zero_grad()
         detection_loss(trained, images, drawn).backward()
         optimizer.step()

@@ -7,7 +7,7 @@ boxes' sizes, the required colour on as many objects as are asked for.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
 
@@ -29,6 +29,7 @@ class Detection:
     colour: str | None = None
 
 
+@runtime_checkable
 class Detector(Protocol):
     """Objects of an image, all that have at least a score of `least`; `name` goes into the report."""
 
@@ -37,6 +38,7 @@ class Detector(Protocol):
     def __call__(self, image: Image.Image, least: float) -> list[Detection]: ...
 
 
+@runtime_checkable
 class ColourClassifier(Protocol):
     """One of `COLOURS` for each detection."""
 

@@ -3,6 +3,7 @@
 `meta_data.json` maps an id to its category and prompt; images are `CATEGORY/ID.jpg`, real and generated alike.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -81,7 +82,8 @@ def score(
         return read
 
     ranks = ranks or Ranks()
-    work = folder / "work" / f"{extractor.name}-{size[0]}x{size[1]}"
+    digest = hashlib.sha256(json.dumps([names, [scorer.note for scorer in scorers]]).encode()).hexdigest()[:12]
+    work = folder / "work" / f"{extractor.name}-{size[0]}x{size[1]}-{digest}"
     reals, _ = collect(work / "real", len(names), make(real, ".jpg"), extractor, ranks)
     made, _ = collect(work / "made", len(names), make(folder, ".png"), extractor, ranks, scorers, captions)
     metric = FrechetDistance()
