@@ -17,7 +17,6 @@ from anystep.codecs import AutoencoderCodec, Codec, IdentityCodec, to_uint8
 from anystep.conditioning import Conditioner, LabelEncoder, TextEncoder, load_text_encoder
 from anystep.errors import InputError
 from anystep.models.transformer import TransitionTransformer2DModel
-from anystep.objectives import Sampling
 from anystep.pipelines.scheduler import TransitionScheduler
 from anystep.sampling import StopSampling, noise, sample
 
@@ -62,7 +61,7 @@ class TransitionPipeline(DiffusionPipeline):
         concepts: list[str] | None = None,
         guidance_scale: float = 1.0,
         license: str | None = None,
-        sampling: Sampling = "transition",
+        sampling: str = "transition",
     ) -> None:
         super().__init__()
         self.register_modules(
