@@ -14,7 +14,7 @@ from anystep.compare import Comparison, evaluations_per_sample, variant_recipe, 
 from anystep.errors import InputError
 from anystep.training.config import ObjectiveConfig
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parent.parent / "configs" / "compare"
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def fashion(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def small(fashion: Path, tmp_path_factory: pytest.TempPathFactory, pooled: Path) -> Path:
     """A comparison of two objectives that takes seconds."""
-    content = yaml.safe_load((CONFIGS / "compare-fashion-mnist.yaml").read_text())
+    content = yaml.safe_load((CONFIGS / "fashion-mnist.yaml").read_text())
     debug = content.pop("debug")
     content["recipe"]["data"]["source"] = f"idx:{fashion}"
     content["recipe"]["model"]["options"] |= debug["recipe"]["model"]["options"]
@@ -153,7 +153,7 @@ def test_a_classifier_learns_its_classes(fashion: Path, tmp_path: Path, capsys: 
     assert main(["train-classifier", f"idx:{fashion}", "--out", str(tmp_path / "f.txt")]) == 2
 
 
-@pytest.mark.parametrize("name", ["compare-fashion-mnist.yaml", "compare-emoji.yaml"])
+@pytest.mark.parametrize("name", ["fashion-mnist.yaml", "emoji.yaml"])
 def test_the_comparisons_that_come_with_the_project_are_sound(name: str) -> None:
     from anystep.training.config import load_recipe
 

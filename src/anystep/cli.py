@@ -77,7 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     classifier.add_argument("--epochs", type=int, default=3, help="default: 3")
     classifier.set_defaults(run=run_train_classifier)
     compare = commands.add_parser("compare", help="train several objectives alike and draw their curves")
-    compare.add_argument("recipe", type=Path, help="a YAML file, for example configs/compare-fashion-mnist.yaml")
+    compare.add_argument("recipe", type=Path, help="a YAML file, for example configs/compare/fashion-mnist.yaml")
     compare.add_argument("--out", type=Path, required=True, help="the folder; the same command resumes")
     compare.add_argument("--only", nargs="+", metavar="NAME", help="some of the variants")
     compare.add_argument("--vary", nargs="+", default=[], metavar="KEY=VALUES", help="more variants of the first one")
