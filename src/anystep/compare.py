@@ -17,7 +17,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from anystep.atomic import write_text
 from anystep.contact_sheet import contact_sheet, save_image
-from anystep.data.sources import open_source
+from anystep.data.sources import JoinedSource
 from anystep.device import pick_device
 from anystep.environment import environment
 from anystep.errors import InputError
@@ -30,7 +30,7 @@ from anystep.objective import TARGET_COST
 from anystep.objectives import OBJECTIVES
 from anystep.pipelines.load import Model, load
 from anystep.training.config import ObjectiveConfig, Recipe, Section, merged, set_path
-from anystep.training.run import LATENTS
+from anystep.training.run import latents_path
 
 # a backward pass is counted as two forward ones
 TRAINING_COST = 3
@@ -134,8 +134,9 @@ def compare(
     prepare_data(comparison.recipe, out, device)  # encoded once, linked into every run
     for _, folder in runs.values():
         folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / LATENTS).exists():
-            _link(out / LATENTS, folder / LATENTS)
+        for place in range(len(comparison.recipe.data.shares)):
+            if not (linked := latents_path(folder, place)).exists():
+                _link(latents_path(out, place), linked)
     if jobs > 1:
         with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
             waiting = [(name, seed, pool.submit(train_run, *run)) for (name, seed), run in runs.items()]
@@ -149,7 +150,7 @@ def compare(
 
     size = comparison.recipe.data.size
     evaluation = Evaluation(extractor, metrics, out / "evaluation", comparison.samples)
-    source = open_source(comparison.recipe.data.source, size, **comparison.recipe.data.options)
+    source = JoinedSource(comparison.recipe.data.open())
     reference = Reference.draw(source, size, comparison.samples, 0)
     prompts = reference.prompts(comparison.samples, 0)
     real, controls = observe_reference(evaluation, reference)

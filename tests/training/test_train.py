@@ -51,16 +51,16 @@ def interrupted_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
     def interruptible() -> Iterator[list[int]]:
         yield caught
 
-    real = module.batch_indices
+    real = module.mixed_indices
 
-    def batch_indices(*arguments: int) -> list[int]:
+    def mixed_indices(*arguments: Any) -> list[int]:
         if arguments[-1] + 1 == steps:
             caught.append(2)
         return real(*arguments)
 
     with monkeypatch.context() as patched:
         patched.setattr(module, "interruptible", interruptible)
-        patched.setattr(module, "batch_indices", batch_indices)
+        patched.setattr(module, "mixed_indices", mixed_indices)
         yield
 
 
@@ -121,6 +121,42 @@ def test_a_broken_image_is_named_skipped_and_counted(
     record = train(recipe(folder, tiny_codec, steps=3), tmp_path / "run")
     assert record["skipped_examples"] == 1
     assert "05.png" in capsys.readouterr().out
+
+
+def test_sources_are_mixed_and_a_run_begins_with_the_weights_of_another(
+    captioned_folder: Path, tiny_codec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("03.png", "03.txt"):
+        (other / name).write_bytes((captioned_folder / name).read_bytes())
+    config = recipe(captioned_folder, tiny_codec, steps=2).model_dump(mode="json")
+    config["data"] |= {"source": {str(captioned_folder): 4, str(other): 1}}
+    seen: list[list[int]] = []
+    real = module.mixed_indices
+    monkeypatch.setattr(module, "mixed_indices", lambda *given: seen.append(real(*given)) or seen[-1])
+    train(Recipe.model_validate(config), tmp_path / "first")
+    assert [[index == 12 for index in indices] for indices in seen] == [[False, False, False, False, True]] * 2
+
+    config["model"] |= {"weights": str(tmp_path / "first")}
+    config["optimizer"] |= {"learning_rate": 1e-30}
+    train(Recipe.model_validate(config), tmp_path / "second")
+    average = {name: value for name, value in weights(tmp_path / "first").items() if name.startswith("ema.")}
+    torch.testing.assert_close({name: weights(tmp_path / "second")[name] for name in average}, average)
+
+    config["model"] |= {"options": {"depth": 1}}
+    with pytest.raises(InputError, match=r"another architecture: \d+ of its tensors differ, for example blocks\.1\."):
+        train(Recipe.model_validate(config), tmp_path / "third")
+
+
+def test_sources_without_captions_are_not_mixed(captioned_folder: Path, tiny_codec: Path, tmp_path: Path) -> None:
+    for name in ("cats", "dogs"):
+        (tmp_path / "classes" / name).mkdir(parents=True)
+        (tmp_path / "classes" / name / "a.png").write_bytes((captioned_folder / "03.png").read_bytes())
+    config = recipe(captioned_folder, tiny_codec).model_dump(mode="json")
+    config["data"] |= {"source": {str(captioned_folder): 1, f"classes:{tmp_path / 'classes'}": 1}}
+    with pytest.raises(InputError, match="sources without captions cannot be mixed"):
+        train(Recipe.model_validate(config), tmp_path / "run")
 
 
 def test_no_readable_image_is_one_line(tiny_codec: Path, tmp_path: Path) -> None:

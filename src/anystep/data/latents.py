@@ -1,6 +1,6 @@
 """A source encoded once: latents, captions and labels of every readable example."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,7 @@ class LatentSet:
         labels: of each, -1 without.
         class_names: of the source.
         broken: why each unreadable example was skipped.
+        sizes: how many examples each source gave, in the order they lie in.
     """
 
     latents: Float[Tensor, "examples channels height width"]
@@ -35,9 +36,33 @@ class LatentSet:
     labels: list[int]
     class_names: list[str]
     broken: list[str]
+    sizes: list[int]
 
     def __len__(self) -> int:
         return len(self.latents)
+
+
+def join(sets: Sequence[LatentSet]) -> LatentSet:
+    """Several sets end to end.
+
+    Raises:
+        InputError: latents of different shapes, or sets of classes: their labels would mean different things.
+    """
+    if len(sets) == 1:
+        return sets[0]
+    shapes = {tuple(each.latents.shape[1:]) for each in sets}
+    if len(shapes) > 1:
+        raise InputError(f"sources with latents of different shapes cannot be mixed: {sorted(shapes)}")
+    if not all(any(each.captions) for each in sets):
+        raise InputError("sources without captions cannot be mixed: the labels of one are not those of another")
+    return LatentSet(
+        torch.cat([each.latents for each in sets]),
+        [captions for each in sets for captions in each.captions],
+        [label for each in sets for label in each.labels],
+        sorted({name for each in sets for name in each.class_names}),
+        [reason for each in sets for reason in each.broken],
+        [size for each in sets for size in each.sizes],
+    )
 
 
 def encode_source(
@@ -62,7 +87,7 @@ def encode_source(
         metadata = file.metadata()
     captions = [tuple(line.split("\x1f")) if line else () for line in metadata["captions"].split("\x1e")]
     broken = metadata["broken"].split("\x1e") if metadata["broken"] else []
-    return LatentSet(latents, captions, labels, list(source.class_names), broken)
+    return LatentSet(latents, captions, labels, list(source.class_names), broken, [len(latents)])
 
 
 def _encode(

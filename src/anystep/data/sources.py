@@ -1,11 +1,13 @@
 """One way to name any source of data."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch.utils.data import ConcatDataset
+
 from anystep.data.art import ArtSource
-from anystep.data.example import Source
+from anystep.data.example import Example, Source
 from anystep.data.folders import ClassFolderSource, ImageFolderSource
 from anystep.data.idx import IdxSource
 from anystep.data.scenes import SceneSource
@@ -17,6 +19,20 @@ POSSIBLE = (
     "builtin (captioned vector art), scenes (composed of it), FOLDER (captioned images), "
     "classes:FOLDER (one subfolder a class) or idx:FOLDER (MNIST or Fashion-MNIST)"
 )
+
+
+class JoinedSource(Sequence[Example]):
+    """Several sources end to end."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self._all: ConcatDataset[Example] = ConcatDataset(sources)  # type: ignore[arg-type]
+        self.class_names = sorted({name for source in sources for name in source.class_names})
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def __getitem__(self, index: int) -> Example:  # type: ignore[override]
+        return self._all[index]
 
 
 def open_source(spec: str, size: int, **options: Any) -> Source:

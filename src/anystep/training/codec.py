@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from anystep.codecs import AutoencoderCodec, load_codec
 from anystep.data.example import BrokenExample, Source
 from anystep.data.images import to_tensor
-from anystep.data.sources import open_source
+from anystep.data.sources import JoinedSource
 from anystep.errors import InputError
 from anystep.training.config import CodecRecipe
-from anystep.training.run import Progress, Run, batch_indices, interruptible, learning_rate, prepare, step_generator
+from anystep.training.run import Progress, Run, interruptible, learning_rate, mixed_indices, prepare, step_generator
 
 MEASURED = 256  # images on which PSNR and latent statistics are taken
 
@@ -79,10 +79,10 @@ def normalise(autoencoder: AutoencoderDC, images: Tensor) -> None:
 def train_codec(recipe: CodecRecipe, out: Path) -> dict[str, Any]:
     """Train, resume or refine; `out/codec` holds the result in diffusers' layout. Returns the last log record."""
     device = prepare(recipe.run)
-    source = open_source(recipe.data.source, recipe.data.size, **recipe.data.options)
-    held_out = source
-    if recipe.data.source == "builtin":
-        held_out = open_source("builtin", recipe.data.size, **{**recipe.data.options, "split": "held_out"})
+    sources, shares = recipe.data.open(), list(recipe.data.shares.values())
+    source = JoinedSource(sources)
+    # judged on what training does not see, where the data has such a part
+    held_out = JoinedSource(recipe.data.model_copy(update={"split": "held_out"}).open())
     broken: dict[int, str] = {}
     spread = torch.linspace(0, len(held_out) - 1, min(MEASURED, len(held_out))).long().tolist()
     judged = load_images(held_out, spread, {}).to(device)
@@ -119,7 +119,9 @@ def train_codec(recipe: CodecRecipe, out: Path) -> dict[str, Any]:
                 group["lr"] = learning_rate(config, step, recipe.run.steps)
             generator = step_generator(recipe.run.seed, step)
             images = load_images(
-                source, batch_indices(len(source), recipe.run.batch_size, recipe.run.seed, step), broken
+                source,
+                mixed_indices([len(each) for each in sources], shares, recipe.run.batch_size, recipe.run.seed, step),
+                broken,
             )
             mirrored = torch.rand(len(images), generator=generator) < 0.5
             images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images).to(device)

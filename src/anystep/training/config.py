@@ -22,6 +22,8 @@ from pydantic import (
     model_validator,
 )
 
+from anystep.data.example import Source
+from anystep.data.sources import open_source
 from anystep.errors import InputError
 from anystep.objectives import OBJECTIVES, ObjectiveKind
 
@@ -33,20 +35,33 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    """Where examples come from: `builtin`, a folder of captioned images, `classes:FOLDER` or `idx:FOLDER`.
+    """Where examples come from: `builtin`, `scenes`, a folder of captioned images, `classes:FOLDER` or `idx:FOLDER`.
 
-    `vocabulary` and `split` choose among the built-in art; a folder is taken whole.
+    Several are given with their shares of every batch: `{builtin: 1, scenes: 2}`. `vocabulary` and `split` choose among
+    the built-in art; the others are taken whole.
     """
 
-    source: str = "builtin"
+    source: str | dict[str, PositiveFloat] = "builtin"
     size: PositiveInt = 64
     vocabulary: Literal["everyday", "all"] = "all"
     split: Literal["train", "held_out", "both"] = "train"
 
+    @model_validator(mode="after")
+    def _some_source(self) -> "DataConfig":
+        if not self.source:
+            raise ValueError("data.source is empty: name a source")
+        return self
+
     @property
-    def options(self) -> dict[str, Any]:
-        """What `open_source` needs beyond the spec and the size."""
-        return {"vocabulary": self.vocabulary, "split": self.split} if self.source == "builtin" else {}
+    def shares(self) -> dict[str, float]:
+        """Each source's share of a batch; they sum to 1."""
+        weights = {self.source: 1.0} if isinstance(self.source, str) else self.source
+        return {spec: weight / sum(weights.values()) for spec, weight in weights.items()}
+
+    def open(self) -> list[Source]:
+        """The sources, in the order of `shares`."""
+        chosen = {"vocabulary": self.vocabulary, "split": self.split}
+        return [open_source(spec, self.size, **(chosen if spec == "builtin" else {})) for spec in self.shares]
 
 
 class OptimizerConfig(Section):
@@ -134,6 +149,8 @@ class ModelConfig(Section):
 
     preset: str = "t2i-emoji"
     options: dict[str, Any] = {}
+    # begin with the transformer of this model (`builtin`, a run, a pipeline's folder or a hub id), not at random
+    weights: str | None = None
     codec: str = "builtin"
     text_encoder: str = "builtin"
     gradient_checkpointing: bool = False

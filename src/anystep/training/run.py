@@ -5,7 +5,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -23,7 +23,10 @@ from anystep.training.config import CodecRecipe, OptimizerConfig, Recipe, RunCon
 # what may change between the two halves of a resumed run without changing what is learned
 FREE_TO_CHANGE = {"steps", "device", "threads", "log_every", "checkpoint_every", "sample_every", "keep", "tensorboard"}
 
-LATENTS = "latents.safetensors"  # of a run folder: its data, encoded
+
+def latents_path(folder: Path, place: int | str) -> Path:
+    """Where a run folder keeps its data encoded, a file a source."""
+    return folder / f"latents-{place}.safetensors"
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
@@ -50,8 +53,32 @@ def batch_indices(count: int, batch_size: int, seed: int, step: int) -> list[int
     return indices
 
 
+def apportion(batch_size: int, shares: Sequence[float]) -> list[int]:
+    """How many of a batch each source gives: the nearest to its share, and at least one."""
+    if batch_size < len(shares):
+        raise InputError(f"run.batch_size {batch_size}: expected at least one for each of {len(shares)} sources")
+    counts = [max(1, int(batch_size * share)) for share in shares]
+    while (lacking := batch_size - sum(counts)) != 0:
+        # the source that the step brings nearest to its share
+        gaps = [batch_size * share - count for share, count in zip(shares, counts, strict=True)]
+        if lacking > 0:
+            counts[gaps.index(max(gaps))] += 1
+        else:
+            counts[gaps.index(min(gap for gap, count in zip(gaps, counts, strict=True) if count > 1))] -= 1
+    return counts
+
+
+def mixed_indices(sizes: Sequence[int], shares: Sequence[float], batch_size: int, seed: int, step: int) -> list[int]:
+    """`batch_indices` of several sources laid end to end, each with its share of every batch and epochs of its own."""
+    indices: list[int] = []
+    for place, (size, count) in enumerate(zip(sizes, apportion(batch_size, shares), strict=True)):
+        first = sum(sizes[:place])
+        indices += [first + index for index in batch_indices(size, count, seed + 104_729 * place, step)]
+    return indices
+
+
 class Run:
-    """A run folder: `config.yaml`, `env.json`, `metrics.jsonl`, `checkpoints/step-N.pt`, `samples/`, `LATENTS`.
+    """A run folder: `config.yaml`, `env.json`, `metrics.jsonl`, `checkpoints/step-N.pt`, `samples/`, `latents-*`.
 
     Opening it on a folder that holds the same recipe resumes; on a checkpoint of another recipe it is an InputError.
     Of several processes one is `writing`; the others only read.
@@ -93,7 +120,8 @@ class Run:
         )
         changed = sorted(key for key in {*there, *here} if there.get(key) != here.get(key))
         if changed and not self._checkpoints():  # a run that failed before it saved anything binds nobody
-            (self.folder / LATENTS).unlink(missing_ok=True)
+            for latents in self.folder.glob(latents_path(Path(), "*").name):
+                latents.unlink()
         elif changed:
             raise InputError(
                 f"{str(self.folder)!r} holds a run that differs in {', '.join(changed)}: "

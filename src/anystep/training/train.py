@@ -16,25 +16,24 @@ from anystep.codecs import AutoencoderCodec, Codec, load_codec
 from anystep.conditioning import CachedTextEncoder, Conditioner, LabelEncoder, load_text_encoder
 from anystep.contact_sheet import contact_sheet, save_image
 from anystep.data.art import cache_folder
-from anystep.data.latents import LatentSet, encode_source
-from anystep.data.sources import open_source
+from anystep.data.latents import LatentSet, encode_source, join
 from anystep.errors import InputError
 from anystep.models.presets import build_transformer
 from anystep.models.transformer import TransitionTransformer2DModel
 from anystep.objective import ModelGuidance, TransitionObjective, derivative
 from anystep.objectives import OBJECTIVES
-from anystep.pipelines.load import Model
+from anystep.pipelines.load import Model, load
 from anystep.pipelines.scheduler import TransitionScheduler
 from anystep.pipelines.transition import TransitionPipeline
 from anystep.ranks import Ranks
 from anystep.training.config import Recipe
 from anystep.training.run import (
-    LATENTS,
     Progress,
     Run,
-    batch_indices,
     interruptible,
+    latents_path,
     learning_rate,
+    mixed_indices,
     prepare,
     step_generator,
 )
@@ -138,6 +137,7 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
     pipeline = as_pipeline(recipe, ema, codec, data)
     record: dict[str, Any] = {"step": start}
     null, _ = conditioner.null(1)
+    shares = list(recipe.data.shares.values())
     wrapped = ranks.wrap(network)
 
     with interruptible() as interrupted, Progress(recipe.run.steps, start, quiet=not ranks.first) as progress:
@@ -145,7 +145,7 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step, recipe.run.steps)
             generator = step_generator(recipe.run.seed, step)
-            indices = batch_indices(len(data), recipe.run.batch_size, recipe.run.seed, step)
+            indices = mixed_indices(data.sizes, shares, recipe.run.batch_size, recipe.run.seed, step)
             prompts = draw_condition(data, indices, recipe.condition_dropout, generator)
             warming = step < recipe.objective.diffusion_phase * recipe.run.steps
             current = replace(objective, diffusion_share=1.0, consistency_share=0.0) if warming else objective
@@ -214,12 +214,16 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
 
 def prepare_data(recipe: Recipe, out: Path, device: torch.device) -> tuple[Codec, LatentSet, Conditioner]:
     """The codec, the encoded examples and what encodes their captions or labels."""
-    source = open_source(recipe.data.source, recipe.data.size, **recipe.data.options)
     codec = load_codec(builtin_codec_folder() if recipe.model.codec == "builtin" else recipe.model.codec)
     if isinstance(codec, AutoencoderCodec):
         codec.autoencoder.to(device)
     with torch.no_grad():
-        data = encode_source(source, lambda images: codec.encode(images.to(device)), out / LATENTS)
+        data = join(
+            [
+                encode_source(source, lambda images: codec.encode(images.to(device)), latents_path(out, place))
+                for place, source in enumerate(recipe.data.open())
+            ]
+        )
     if not any(data.captions):
         return codec, data, LabelEncoder(data.class_names)
     text = load_text_encoder(recipe.model.text_encoder)
@@ -244,7 +248,27 @@ def prepare_network(
     multiple = codec.factor * network.config.patch_size
     if recipe.data.size % multiple:
         raise InputError(f"data.size {recipe.data.size}: must be a multiple of {multiple}")
+    if recipe.model.weights is not None:
+        begin_with(network, recipe.model.weights)
     return network
+
+
+def begin_with(network: TransitionTransformer2DModel, model: str) -> None:
+    """Copy the weights of another model's transformer.
+
+    Raises:
+        InputError: one of another architecture; says what differs first.
+    """
+    state = load(model, "cpu").pipeline.transformer.state_dict()
+    shapes = [{name: tuple(tensor.shape) for name, tensor in each.items()} for each in (state, network.state_dict())]
+    different = sorted(name for name in {*shapes[0], *shapes[1]} if shapes[0].get(name) != shapes[1].get(name))
+    if different:
+        there, here = (each.get(different[0], "not there") for each in shapes)
+        raise InputError(
+            f"model.weights {model!r} has another architecture: {len(different)} of its tensors differ, for example "
+            f"{different[0]}, {there} in the file and {here} in this recipe"
+        )
+    network.load_state_dict(state)
 
 
 def as_pipeline(
