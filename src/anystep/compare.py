@@ -117,7 +117,7 @@ def compare(
     comparison: Comparison, out: Path, jobs: int = 1, on_run: Callable[[str], None] = lambda what: None
 ) -> dict[str, Any]:
     """Train what is not trained yet, measure everything, write the report into `out` and return it."""
-    from anystep.training.train import prepare_data
+    from anystep.training.assemble import prepare_data
 
     runs = {
         (name, seed): (variant_recipe(comparison, name, seed), out / "runs" / f"{_plain(name)}-{seed}")

@@ -190,6 +190,7 @@ class TransitionObjective:
         guidance: model guidance in the target; needs `ema_network` and `null_condition`.
         alignment: coefficient of the representation-alignment term (REPA, arXiv 2410.06940); used when the call gets
             `features`.
+        lockstep: whether processes share the network's weights (FSDP), so that all must evaluate it equally often.
     """
 
     transport: Transport
@@ -203,6 +204,7 @@ class TransitionObjective:
     direction: bool = True
     guidance: ModelGuidance | None = None
     alignment: float = 1.0
+    lockstep: bool = False
 
     @property
     def cost(self) -> int:
@@ -211,10 +213,12 @@ class TransitionObjective:
 
     def draw_times(self, count: int, generator: torch.Generator | None = None) -> tuple[Times, Times]:
         """(t, r) for each sample on its own, so that the shares hold at batch size 1 too."""
-        first = self.transport.draw_times(count, generator)
-        second = self.transport.draw_times(count, generator)
-        category = torch.rand(count, generator=generator)
-        t, r = torch.maximum(first, second), torch.minimum(first, second)
+        return self.times(torch.randn(count, 2, generator=generator), torch.rand(count, 3, generator=generator))
+
+    def times(self, normal: Float[Tensor, "batch 2"], uniform: Float[Tensor, "batch 3"]) -> tuple[Times, Times]:
+        """(t, r) from standard normal and uniform draws."""
+        first, second = (self.transport.times(normal[:, place], uniform[:, place]) for place in (0, 1))
+        t, r, category = torch.maximum(first, second), torch.minimum(first, second), uniform[:, 2]
         r = torch.where(category >= 1 - self.consistency_share, torch.full_like(r, self.transport.t_min), r)
         return t, torch.where(category < self.diffusion_share, t, r)
 
@@ -260,11 +264,15 @@ class TransitionObjective:
         # df/dt multiplies B, which is 0 at t = r: those samples need no derivative
         slope = torch.zeros_like(f)
         moving = (t > r).nonzero().squeeze(1)
+        asked = moving
+        if self.lockstep and not len(moving) and self.diffusion_share < 1:
+            asked = moving.new_zeros(1)  # other processes may have some, and wait
         evaluate = BoundNetwork(network, transport, condition, condition_mask)
-        at = (x[moving], z[moving], t[moving], r[moving])
-        if len(moving) and self.target == "identity":
-            slope[moving] = self.estimate(evaluate, transport, *at, moving, f[moving]).to(slope)
-        evaluations += self.cost * len(moving)
+        at = (x[asked], z[asked], t[asked], r[asked])
+        if len(asked) and self.target == "identity":
+            found = self.estimate(evaluate, transport, *at, asked, f[asked]).to(slope)
+            slope[moving] = found[: len(moving)]
+        evaluations += self.cost * len(asked)
 
         F = transport.prediction(x, z, t)
         if self.guidance is not None:
@@ -278,8 +286,9 @@ class TransitionObjective:
             evaluations += 2 * len(x)
         with torch.no_grad():
             target = transport.target(x, z, t, r, slope, F).to(f)
-            if len(moving) and self.target == "self_consistency":
-                target[moving] = self_consistency(evaluate, transport, *at, moving).to(f)
+            if len(asked) and self.target == "self_consistency":
+                consistent = self_consistency(evaluate, transport, *at, asked).to(f)
+                target[moving] = consistent[: len(moving)]
             valid = valid & target.flatten(1).isfinite().all(1) & f.flatten(1).isfinite().all(1)
             target = torch.where(expand(valid, target).bool(), target, f)
 

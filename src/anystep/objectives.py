@@ -52,6 +52,8 @@ OBJECTIVES: dict[ObjectiveKind, ObjectivePreset] = {
             "diffusion_share": 0.75,
             "consistency_share": 0.03125,
             "weight": "constant",
+            # divided by itself, the tiny residual of the two steps would outweigh all that is learned from data
+            "adaptive": False,
         },
     ),
 }

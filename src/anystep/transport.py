@@ -128,8 +128,10 @@ class Transport:
 
     def draw_times(self, count: int, generator: torch.Generator | None = None) -> Times:
         """`count` independent training times in [t_min, t_max], float32, from a CPU generator."""
-        normal = torch.randn(count, generator=generator)
-        uniform = torch.rand(count, generator=generator)
+        return self.times(torch.randn(count, generator=generator), torch.rand(count, generator=generator))
+
+    def times(self, normal: Times, uniform: Times) -> Times:
+        """Training times in [t_min, t_max] from standard normal and uniform draws."""
         return self.draw(normal, uniform).clamp(self.t_min, self.t_max)
 
     def renoise(self, x_s: Sample, s: Times, r: Times, noise: Sample) -> Sample:

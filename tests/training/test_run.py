@@ -74,38 +74,19 @@ def recipe(**options: int) -> Recipe:
     return Recipe(run=RunConfig(**{"keep": 2, **options}))  # type: ignore[arg-type]
 
 
-def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
-    run = Run(tmp_path, recipe())
-    for step in (1, 2, 3, 10):
-        run.save(step, {"value": torch.tensor(step)})
-    assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == [
-        "step-00000003.pt",
-        "step-00000010.pt",
-    ]
-    state = run.load(torch.device("cpu"))
-    assert state is not None
-    assert (state["step"], state["value"].item()) == (10, 10)
-
-
-@pytest.mark.parametrize("damage", [b"", b"not a checkpoint", None])
-def test_a_damaged_checkpoint_is_passed_over_and_the_log_cut_back(tmp_path: Path, damage: bytes | None) -> None:
+def test_the_log_is_cut_back_to_a_step(tmp_path: Path) -> None:
     run = Run(tmp_path, recipe())
     for step in (1, 2, 3):
         run.log({"step": step, "loss": 0.5})
-        run.save(step, {})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "lo')  # killed while writing
-    newest = tmp_path / "checkpoints" / "step-00000003.pt"
-    newest.write_bytes(newest.read_bytes()[:-100] if damage is None else damage)
-    state = Run(tmp_path, recipe()).load(torch.device("cpu"))
-    assert state is not None
-    assert state["step"] == 2
-    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert steps == [1, 2]
+    run.cut_log(2)
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2]
 
 
 def test_a_folder_of_another_recipe_is_refused_and_harmless_changes_are_not(tmp_path: Path) -> None:
-    Run(tmp_path, recipe(steps=5)).save(1, {})
+    Run(tmp_path, recipe(steps=5))
+    (tmp_path / "checkpoints" / "step-00000001").mkdir()
     Run(tmp_path, recipe(steps=9, log_every=1))
     with pytest.raises(InputError, match=r"differs in run.batch_size"):
         Run(tmp_path, recipe(batch_size=3))
@@ -124,11 +105,12 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
         Run(tmp_path / "file" / "run", recipe())
 
 
-def test_the_first_signal_is_noted_and_the_second_stops() -> None:
+def test_a_second_interrupt_stops_at_once_and_a_second_termination_does_not() -> None:
     before = signal.getsignal(signal.SIGINT)
     with interruptible() as caught:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert caught == [signal.SIGINT]
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert caught == [signal.SIGTERM] * 2
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before

@@ -5,8 +5,6 @@ on the other chunks, so one process and many give the same bits, and a second ca
 """
 
 import json
-import resource
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -48,13 +46,6 @@ class Cost:
     nfe: int = 0
     seconds: float = 0.0
     megabytes: float = 0.0
-
-
-def peak_megabytes() -> float:
-    """On CUDA the most that was allocated, else the most that this process has held so far."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def collect(

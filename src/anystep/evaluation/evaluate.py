@@ -17,9 +17,9 @@ from torch import Tensor
 from anystep.codecs import to_uint8
 from anystep.data.example import BrokenExample, Example, Source
 from anystep.data.images import to_tensor
-from anystep.environment import environment
+from anystep.environment import environment, peak_megabytes
 from anystep.errors import InputError
-from anystep.evaluation.collect import Cost, Images, Scorer, collect, peak_megabytes
+from anystep.evaluation.collect import Cost, Images, Scorer, collect
 from anystep.evaluation.features import FeatureExtractor
 from anystep.evaluation.frechet_distance import FrechetDistance, Moments
 from anystep.evaluation.metric import Metric, Observed, interval, measure, probability_not_worse, verdict

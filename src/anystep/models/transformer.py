@@ -6,6 +6,7 @@ normalisation and a 2-D rotary embedding. Class- and text-conditional models dif
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -188,8 +189,7 @@ class TransitionBlock(nn.Module):
         c: Vector,
         interval: Vector,
         angles: Tensor,
-        keys: Tensor | None = None,
-        values: Tensor | None = None,
+        caption: Float[Tensor, "batch length width"] | tuple[Tensor, Tensor] | None = None,
         mask: Mask | None = None,
     ) -> Tokens:
         dtype = self.mlp.gate.weight.dtype  # the stream x and its modulation stay in float32
@@ -199,6 +199,8 @@ class TransitionBlock(nn.Module):
         if self.caption_attn is not None:
             shift, scale, gate = parts[3:6]
             y = modulate(self.norm(x), shift, scale).to(dtype)
+            assert caption is not None
+            keys, values = caption if isinstance(caption, tuple) else self.caption_attn.keys_values(caption)
             x = x + gate[:, None] * self.caption_attn(y, keys, values, mask, angles)
         shift, scale, gate = parts[-3:]
         return x + gate[:, None] * self.mlp(modulate(self.norm(x), shift, scale).to(dtype))
@@ -226,8 +228,7 @@ class FinalLayer(nn.Module):
 class EncodedCaption:
     """Keys and values of every block for one batch of captions: what does not change from step to step."""
 
-    keys: tuple[Tensor, ...]  # (batch, length, heads, head_dim) a block
-    values: tuple[Tensor, ...]
+    keys_values: tuple[tuple[Tensor, Tensor], ...]  # (batch, length, heads, head_dim) twice, for each block
     mask: Tensor | None
 
 
@@ -354,11 +355,14 @@ class TransitionTransformer2DModel(
         """
         if self.caption_projection is None:
             return condition
-        # without affine, so that this is the same in every block
-        caption = functional.layer_norm(self.caption_projection(condition), (self.config.hidden_size,), eps=1e-6)
-        pairs = [block.caption_attn.keys_values(caption) for block in self.blocks]  # type: ignore[union-attr, operator]
-        mask = condition_mask if self.config.mask_text else None
-        return EncodedCaption(tuple(k for k, _ in pairs), tuple(v for _, v in pairs), mask)
+        caption = self.project_caption(condition)
+        pairs = tuple(block.caption_attn.keys_values(caption) for block in self.blocks)  # type: ignore[union-attr, operator]
+        return EncodedCaption(pairs, condition_mask)
+
+    def project_caption(self, states: Float[Tensor, "batch length text"]) -> Float[Tensor, "batch length width"]:
+        """What every block makes its keys and values of: its norm has no affine part, so it is the same in all."""
+        assert self.caption_projection is not None
+        return functional.layer_norm(self.caption_projection(states), (self.config.hidden_size,), eps=1e-6)
 
     def embed_times(self, t: Tensor, r: Tensor) -> tuple[Vector, Vector]:
         """(emb(t), emb(interval))."""
@@ -390,8 +394,14 @@ class TransitionTransformer2DModel(
         """
         if return_features and self.projector is None:
             raise ValueError("return_features needs a projector: z_dim is 0")
-        if not isinstance(condition, EncodedCaption):
-            condition = self.encode_condition(condition, condition_mask)
+        # a block makes its own keys and values of a caption that was not encoded before: its weights may be sharded
+        captions: Sequence[Any] = [None] * len(self.blocks)
+        mask = condition_mask
+        if isinstance(condition, EncodedCaption):
+            captions, mask = condition.keys_values, condition.mask
+        elif self.caption_projection is not None:
+            captions = [self.project_caption(condition)] * len(self.blocks)
+        mask = mask if self.config.mask_text else None
         patch = self.config.patch_size
         rows, columns = x.shape[-2] // patch, x.shape[-1] // patch
 
@@ -406,14 +416,11 @@ class TransitionTransformer2DModel(
         )  # (N, head_dim / 2)
 
         features = None
-        for index, block in enumerate(self.blocks):
-            caption: tuple[Any, ...] = ()
-            if isinstance(condition, EncodedCaption):
-                caption = (condition.keys[index], condition.values[index], condition.mask)
+        for index, (block, caption) in enumerate(zip(self.blocks, captions, strict=True)):
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                tokens = self._gradient_checkpointing_func(block, tokens, c, interval, angles, *caption)
+                tokens = self._gradient_checkpointing_func(block, tokens, c, interval, angles, caption, mask)
             else:
-                tokens = block(tokens, c, interval, angles, *caption)  # (B, N, D)
+                tokens = block(tokens, c, interval, angles, caption, mask)  # (B, N, D)
             if return_features and self.projector is not None and index + 1 == self.config.encoder_depth:
                 features = self.projector(tokens.to(self.projector[0].weight.dtype))  # (B, N, z_dim)
 

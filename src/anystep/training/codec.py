@@ -12,6 +12,8 @@ from anystep.data.example import BrokenExample, Source
 from anystep.data.images import to_tensor
 from anystep.data.sources import JoinedSource
 from anystep.errors import InputError
+from anystep.ranks import Ranks
+from anystep.training.checkpoints import Checkpoints, TrainingState
 from anystep.training.config import CodecRecipe
 from anystep.training.run import Progress, Run, interruptible, learning_rate, mixed_indices, prepare, step_generator
 
@@ -104,13 +106,11 @@ def train_codec(recipe: CodecRecipe, out: Path) -> dict[str, Any]:
         trained, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
     )
     start = 0
-    if (state := run.load(device)) is not None:
-        autoencoder.load_state_dict(state["autoencoder"])
-        optimizer.load_state_dict(state["optimizer"])
-        start = state["step"]
-
-    def save(step: int) -> None:
-        run.save(step, {"autoencoder": autoencoder.state_dict(), "optimizer": optimizer.state_dict()})
+    state = TrainingState(autoencoder, [], [optimizer])
+    checkpoints = Checkpoints(out / "checkpoints", Ranks(), recipe.run.keep, recipe.run.keep_every)
+    if (facts := checkpoints.load(state)) is not None:
+        start = facts["step"]
+    run.cut_log(start)
 
     record: dict[str, Any] = {"step": start}
     with interruptible() as interrupted, Progress(recipe.run.steps, start) as progress:
@@ -152,9 +152,11 @@ def train_codec(recipe: CodecRecipe, out: Path) -> dict[str, Any]:
                 shown = {"loss": record["loss"], "PSNR": record["psnr"]}
             progress.update(done, shown)
             if done % recipe.run.checkpoint_every == 0 or last:
-                save(done)
+                checkpoints.save(done, state, {})
             if last:
                 break
+        checkpoints.finish()
+    run.close()
     if recipe.refine is None:
         spread = torch.linspace(0, len(source) - 1, min(8 * MEASURED, len(source))).long().tolist()
         normalise(autoencoder, load_images(source, spread, broken).to(device))

@@ -7,7 +7,7 @@ section, merged over the rest by `--debug`, that makes it a laptop-size run.
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
@@ -26,6 +26,9 @@ from anystep.data.example import Source
 from anystep.data.sources import open_source
 from anystep.errors import InputError
 from anystep.objectives import OBJECTIVES, ObjectiveKind
+
+Parallel = Literal["none", "ddp", "fsdp", "hsdp"]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
@@ -65,8 +68,12 @@ class DataConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """AdamW with linear warm-up and cosine decay to `final` of the peak learning rate."""
+    """Linear warm-up, then cosine decay to `final` of the peak learning rate. `name` is one of torch.optim.
 
+    `muon` orthogonalises the updates of the blocks' matrices; AdamW takes all other weights.
+    """
+
+    name: Literal["adamw", "muon", "adafactor"] = "adamw"
     learning_rate: PositiveFloat = 2e-4
     warmup: NonNegativeInt = 100
     final: float = Field(1.0, ge=0, le=1)
@@ -88,18 +95,40 @@ class CodecModelConfig(Section):
 
 
 class RunConfig(Section):
-    """How long, how often, and on what."""
+    """How long, how often, and on what. `batch_size` is that of all processes together, `accumulate` its parts."""
 
     steps: PositiveInt = 1000
     batch_size: PositiveInt = 64
+    accumulate: PositiveInt = 1
     seed: NonNegativeInt = 0
     device: str = "auto"
     threads: PositiveInt | None = None
     log_every: PositiveInt = 10
     checkpoint_every: PositiveInt = 500
     sample_every: NonNegativeInt = 1000
+    # checkpoints: the newest `keep`, and those at multiples of `keep_every` (0: none) for good
     keep: PositiveInt = 2
-    tensorboard: bool = False
+    keep_every: NonNegativeInt = 0
+    # bfloat16 where the device has units for it, or as said
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: bool = False
+    # processes that share one sharded copy under `parallel: hsdp`; those of one machine when null
+    shard_size: PositiveInt | None = None
+    # trackers beside metrics.jsonl, which is always written
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    # write a trace of this many steps into `profile/`
+    profile: NonNegativeInt = 0
+
+
+class GuardConfig(Section):
+    """What ends a run, or turns it back, before its weights are lost."""
+
+    # steps in a row whose loss or gradient is not finite (each is skipped) until the run stops
+    patience: PositiveInt = 10
+    # a gradient norm of more than this many medians of the last 100 is a spike, and is logged
+    spike: PositiveFloat = 10.0
+    # on a spike, go back to the last checkpoint and on with other samples; this many times at most
+    rollbacks: NonNegativeInt = 0
 
 
 class CodecRecipe(Section):
@@ -165,12 +194,19 @@ class Recipe(Section):
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     run: RunConfig = RunConfig()
+    guard: GuardConfig = GuardConfig()
+    parallel: Parallel = "ddp"
     condition_dropout: float = Field(0.1, ge=0, le=1)
-    ema_decay: float = Field(0.9995, ge=0, lt=1)
+    # one, or several: the first is what samples, guides and is exported
+    ema_decay: Decay | tuple[Decay, ...] = 0.9995
     # numbers of steps and captions (or class indices) of the sample grids
     sample_steps: tuple[PositiveInt, ...] = (1, 2, 4, 8)
     sample_prompts: tuple[str, ...] = ()
     guidance: PositiveFloat = 1.5
+
+    @property
+    def ema_decays(self) -> tuple[float, ...]:
+        return self.ema_decay if isinstance(self.ema_decay, tuple) else (self.ema_decay,)
 
 
 R = TypeVar("R", bound=Section)

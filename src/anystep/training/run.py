@@ -3,25 +3,30 @@
 import json
 import math
 import signal
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 import yaml
+from torch import Tensor
 
-from anystep.atomic import replacing, write_text
+from anystep.atomic import write_text
 from anystep.device import pick_device
 from anystep.environment import environment
 from anystep.errors import InputError
 from anystep.training.config import CodecRecipe, OptimizerConfig, Recipe, RunConfig, dump
+from anystep.training.trackers import Tracker, open_tracker
 
 # what may change between the two halves of a resumed run without changing what is learned
-FREE_TO_CHANGE = {"steps", "device", "threads", "log_every", "checkpoint_every", "sample_every", "keep", "tensorboard"}
+FREE_TO_CHANGE = {
+    "steps", "device", "threads", "log_every", "checkpoint_every", "sample_every", "keep", "keep_every", "trackers",
+    "profile", "compile", "accumulate", "shard_size",
+}  # fmt: skip
 
 
 def latents_path(folder: Path, place: int | str) -> Path:
@@ -48,9 +53,14 @@ def batch_indices(count: int, batch_size: int, seed: int, step: int) -> list[int
     indices: list[int] = []
     while len(indices) < batch_size:
         epoch, offset = divmod(first + len(indices), count)
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 7_919 + epoch))
-        indices += order[offset : offset + batch_size - len(indices)].tolist()
+        indices += _order(count, seed, epoch)[offset : offset + batch_size - len(indices)].tolist()
     return indices
+
+
+@lru_cache(maxsize=8)
+def _order(count: int, seed: int, epoch: int) -> Tensor:
+    """Of an epoch; kept, since shuffling millions for every batch would take longer than a step."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 7_919 + epoch))
 
 
 def apportion(batch_size: int, shares: Sequence[float]) -> list[int]:
@@ -78,7 +88,7 @@ def mixed_indices(sizes: Sequence[int], shares: Sequence[float], batch_size: int
 
 
 class Run:
-    """A run folder: `config.yaml`, `env.json`, `metrics.jsonl`, `checkpoints/step-N.pt`, `samples/`, `latents-*`.
+    """A run folder: `config.yaml`, `env.json`, `metrics.jsonl`, `checkpoints/step-N`, `samples/`, `latents-*`.
 
     Opening it on a folder that holds the same recipe resumes; on a checkpoint of another recipe it is an InputError.
     Of several processes one is `writing`; the others only read.
@@ -86,25 +96,19 @@ class Run:
 
     def __init__(self, folder: Path, recipe: Recipe | CodecRecipe, writing: bool = True) -> None:
         self.folder, self.config, self.writing = folder, recipe.run, writing
-        self._board: Any = None
+        self._trackers: list[Tracker] = []
         if not writing:
             return
         try:
             (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
             (folder / "samples").mkdir(exist_ok=True)
-            for left in (folder / "checkpoints").glob(".*.part"):  # of a run that was killed while saving
-                left.unlink()
             self._agree(recipe)
             write_text(folder / "config.yaml", dump(recipe))
             write_text(folder / "env.json", json.dumps(environment(), indent=1))
         except OSError as error:
             raise InputError(f"cannot write run folder {str(folder)!r}: {error.strerror}") from None
-        if self.config.tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                raise InputError("run.tensorboard needs tensorboard: pip install tensorboard") from None
-            self._board = SummaryWriter(str(folder / "tensorboard"))
+        config = recipe.model_dump(mode="json")
+        self._trackers = [open_tracker(name, folder, config) for name in self.config.trackers]
 
     def _agree(self, recipe: Recipe | CodecRecipe) -> None:
         path = self.folder / "config.yaml"
@@ -114,12 +118,12 @@ class Run:
             {
                 key: value
                 for key, value in _flat(content)
-                if key.split(".")[-1] not in FREE_TO_CHANGE or key[:4] != "run."
+                if not (key[:4] == "run." and key[4:] in FREE_TO_CHANGE) and key[:6] != "guard." and key != "parallel"
             }
             for content in (yaml.safe_load(path.read_text("utf-8")), yaml.safe_load(dump(recipe)))
         )
         changed = sorted(key for key in {*there, *here} if there.get(key) != here.get(key))
-        if changed and not self._checkpoints():  # a run that failed before it saved anything binds nobody
+        if changed and not self._begun():  # a run that failed before it saved anything binds nobody
             for latents in self.folder.glob(latents_path(Path(), "*").name):
                 latents.unlink()
         elif changed:
@@ -134,43 +138,25 @@ class Run:
             return
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
-        if self._board is not None:
-            for name, value in record.items():
-                if isinstance(value, int | float) and name != "step":
-                    self._board.add_scalar(name, value, record["step"])
+        figures = {name: value for name, value in record.items() if isinstance(value, int | float) and name != "step"}
+        for tracker in self._trackers:
+            tracker.log(record["step"], figures)
 
-    def save(self, step: int, state: Mapping[str, Any]) -> None:
-        """Write a checkpoint under a temporary name, rename it, and drop the oldest beyond `run.keep`."""
-        if not self.writing:
-            return
-        path = self.folder / "checkpoints" / f"step-{step:08d}.pt"
-        with replacing(path) as part:
-            torch.save({"step": step, **state}, part)
-        for old in self._checkpoints()[: -self.config.keep]:
-            old.unlink()
-
-    def load(self, device: torch.device) -> dict[str, Any] | None:
-        """The newest readable checkpoint, or None; the log is cut back to it."""
-        state: dict[str, Any] | None = None
-        for path in reversed(self._checkpoints()):
-            try:
-                state = torch.load(path, map_location=device, weights_only=True)
-                break
-            except Exception as error:  # damaged in any way: the one before it serves
-                print(
-                    f"checkpoint {path.name} is damaged ({type(error).__name__}), using the one before", file=sys.stderr
-                )
+    def cut_log(self, step: int) -> None:
+        """Drop what the log says of later steps: they are about to be made again."""
         metrics = self.folder / "metrics.jsonl"
         if metrics.exists() and self.writing:
-            step = state["step"] if state else 0
             lines = metrics.read_text("utf-8").splitlines(keepends=True)
-            write_text(
-                metrics, "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step)
-            )
-        return state
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+            write_text(metrics, "".join(kept))
 
-    def _checkpoints(self) -> list[Path]:
-        return sorted((self.folder / "checkpoints").glob("step-*.pt"))
+    def close(self) -> None:
+        for tracker in self._trackers:
+            tracker.close()
+
+    def _begun(self) -> bool:
+        """Whether there is a checkpoint, whole or not."""
+        return any((self.folder / "checkpoints").glob("step-*"))
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -191,11 +177,14 @@ def prepare(config: RunConfig) -> torch.device:
 
 @contextmanager
 def interruptible() -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM append to the list: a loop then finishes its step, saves and leaves. Twice means at once."""
+    """Ctrl-C and SIGTERM append to the list: a loop then finishes its step, saves and leaves.
+
+    A second Ctrl-C means at once. A second SIGTERM does not: launchers send it to a group and to each of its processes.
+    """
     caught: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        if caught:
+        if caught and number == signal.SIGINT:
             raise KeyboardInterrupt
         caught.append(number)
 

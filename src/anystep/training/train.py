@@ -4,7 +4,11 @@ Every draw of a step comes from a generator keyed by (seed, step), so a resumed 
 """
 
 import copy
-from collections.abc import Sequence
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,39 +16,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anystep.codecs import AutoencoderCodec, Codec, load_codec
-from anystep.conditioning import CachedTextEncoder, Conditioner, LabelEncoder, load_text_encoder
-from anystep.contact_sheet import contact_sheet, save_image
-from anystep.data.art import cache_folder
-from anystep.data.latents import LatentSet, encode_source, join
+from anystep.conditioning import Conditioner, LabelEncoder
+from anystep.contact_sheet import save_image
+from anystep.data.latents import LatentSet
+from anystep.environment import peak_megabytes
 from anystep.errors import InputError
-from anystep.models.presets import build_transformer
-from anystep.models.transformer import TransitionTransformer2DModel
-from anystep.objective import ModelGuidance, TransitionObjective, derivative
-from anystep.objectives import OBJECTIVES
-from anystep.pipelines.load import Model, load
-from anystep.pipelines.scheduler import TransitionScheduler
-from anystep.pipelines.transition import TransitionPipeline
+from anystep.objective import LossRecord, ModelGuidance, TransitionObjective, derivative
 from anystep.ranks import Ranks
+from anystep.training.assemble import as_pipeline, export, prepare_data, prepare_network, sample_grid
+from anystep.training.checkpoints import Checkpoints, TrainingState
 from anystep.training.config import Recipe
-from anystep.training.run import (
-    Progress,
-    Run,
-    interruptible,
-    latents_path,
-    learning_rate,
-    mixed_indices,
-    prepare,
-    step_generator,
+from anystep.training.draws import Draws, draw
+from anystep.training.guard import Guard
+from anystep.training.optimizers import make_optimizers
+from anystep.training.parallel import (
+    average,
+    check_parallel,
+    gathered,
+    mesh,
+    shard,
+    sync_gradients,
+    whole,
+    wrap,
 )
+from anystep.training.run import Progress, Run, interruptible, learning_rate, mixed_indices, prepare
 from anystep.transport import make_transport
-
-
-def builtin_codec_folder() -> Path:
-    """Where the codec of the built-in model lies."""
-    from anystep.pipelines.load import find
-
-    return Path(find("builtin")) / "codec"
 
 
 def make_objective(recipe: Recipe) -> TransitionObjective:
@@ -68,17 +64,14 @@ def make_objective(recipe: Recipe) -> TransitionObjective:
     )
 
 
-def draw_condition(
-    data: LatentSet, indices: Sequence[int], dropout: float, generator: torch.Generator
-) -> list[str | int]:
+def choose_prompts(data: LatentSet, indices: Sequence[int], dropout: float, draws: Draws) -> list[str | int]:
     """For each sample one of its captions (or its label), or the empty one with probability `dropout`.
 
-    Drawn once a step, so that every evaluation of the step sees the same.
+    Chosen once a step, so that every evaluation of the step sees the same.
     """
-    choice = torch.rand(len(indices), generator=generator).tolist()
-    dropped = (torch.rand(len(indices), generator=generator) < dropout).tolist()
     prompts: list[str | int] = []
-    for index, share, drop in zip(indices, choice, dropped, strict=True):
+    dropped = (draws.drop < dropout).tolist()
+    for index, share, drop in zip(indices, draws.choice.tolist(), dropped, strict=True):
         captions = data.captions[index]
         if captions:
             prompts.append("" if drop else captions[int(share * len(captions))])
@@ -106,12 +99,32 @@ def interval_residuals(residual: Tensor, t: Tensor, r: Tensor) -> dict[str, floa
     return {name: residual[rows].nanmean().item() for name, rows in groups.items() if rows.any()}
 
 
+def my_rows(batch_size: int, accumulate: int, ranks: Ranks) -> list[range]:
+    """The rows of a batch that this process sees, a range for each part that it accumulates.
+
+    Raises:
+        InputError: the processes do not divide the batch; says what would.
+    """
+    parts = ranks.count * accumulate
+    if batch_size % parts:
+        fits = sorted({max(1, batch_size // parts) * parts, -(-batch_size // parts) * parts})
+        raise InputError(
+            f"run.batch_size {batch_size} does not divide into {ranks.count} processes x {accumulate} parts; "
+            f"{' or '.join(map(str, fits))} would"
+        )
+    each = batch_size // parts
+    return [
+        range((part * ranks.count + ranks.rank) * each, (part * ranks.count + ranks.rank + 1) * each)
+        for part in range(accumulate)
+    ]
+
+
 def train(recipe: Recipe, out: Path) -> dict[str, Any]:
     """Train or resume in the run folder `out`; `out/pipeline` holds the EMA model. Returns the last log record."""
-    ranks = Ranks()
-    mine = ranks.rows(recipe.run.batch_size)
-    objective, config = make_objective(recipe), recipe.optimizer
-    device = prepare(recipe.run)
+    ranks, config = Ranks(), recipe.run
+    rows = my_rows(config.batch_size, config.accumulate, ranks)
+    check_parallel(recipe.parallel, ranks, config.shard_size)
+    objective, device = make_objective(recipe), prepare(config)
     if ranks.first:
         run = Run(out, recipe)
         codec, data, conditioner = prepare_data(recipe, out, device)
@@ -119,199 +132,175 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
     if not ranks.first:
         run = Run(out, recipe, writing=False)
         codec, data, conditioner = prepare_data(recipe, out, device)
+    if len(data) < config.batch_size:
+        raise InputError(f"{len(data)} samples are fewer than one batch of {config.batch_size}: lower run.batch_size")
+
     network = prepare_network(recipe, codec, data, conditioner).to(device)
-    ema = copy.deepcopy(network).eval().requires_grad_(False)
+    averages = [copy.deepcopy(network).eval().requires_grad_(False) for _ in recipe.ema_decays]
     if recipe.model.gradient_checkpointing:
         network.enable_gradient_checkpointing()
-    parameters, averaged = list(network.parameters()), list(ema.parameters())
-    optimizer = torch.optim.AdamW(
-        parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay,
-        fused=device.type != "mps",
-    )  # fmt: skip
-    start, skipped = 0, 0
-    if (state := run.load(device)) is not None:
-        network.load_state_dict(state["network"])
-        ema.load_state_dict(state["ema"])
-        optimizer.load_state_dict(state["optimizer"])
-        start, skipped = state["step"], state["skipped"]
-    pipeline = as_pipeline(recipe, ema, codec, data)
-    record: dict[str, Any] = {"step": start}
+    if config.compile:
+        network.compile_repeated_blocks()
+    over = mesh(recipe.parallel, ranks, device, config.shard_size)
+    for each in (network, *averages):
+        shard(each, over)
+    objective.lockstep = over is not None
+    wrapped = wrap(network, ranks)
+    optimizers = make_optimizers(network, recipe.optimizer, device)
+    state = TrainingState(network, averages, optimizers)
+    checkpoints = Checkpoints(out / "checkpoints", ranks, config.keep, config.keep_every)
+    facts = checkpoints.load(state) or {"step": 0, "ahead": 0, "skipped": 0, "spikes": 0, "rollbacks": 0}
+    run.cut_log(facts["step"])
+    guard = Guard(recipe.guard, facts["skipped"], facts["spikes"])
+    pipeline = as_pipeline(recipe, averages[0], codec, data)
+    precision = pick_precision(config.precision, device)
     null, _ = conditioner.null(1)
-    shares = list(recipe.data.shares.values())
-    wrapped = ranks.wrap(network)
+    shares, shape = list(recipe.data.shares.values()), data.latents.shape[1:]
+    tokens = math.prod(shape[1:]) // network.config.patch_size**2
+    step, record = facts["step"], {"step": facts["step"]}
 
-    with interruptible() as interrupted, Progress(recipe.run.steps, start, quiet=not ranks.first) as progress:
-        for step in range(start, recipe.run.steps):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config, step, recipe.run.steps)
-            generator = step_generator(recipe.run.seed, step)
-            indices = mixed_indices(data.sizes, shares, recipe.run.batch_size, recipe.run.seed, step)
-            prompts = draw_condition(data, indices, recipe.condition_dropout, generator)
-            warming = step < recipe.objective.diffusion_phase * recipe.run.steps
+    with (
+        interruptible() as interrupted,
+        Progress(config.steps, step, quiet=not ranks.first) as progress,
+        profiling(config.profile, out / "profile", ranks) as profiled,
+    ):
+        while step < config.steps:
+            begin = time.perf_counter()
+            rate = learning_rate(recipe.optimizer, step, config.steps)
+            for group in (group for each in optimizers for group in each.param_groups):
+                group["lr"] = rate
+            warming = step < recipe.objective.diffusion_phase * config.steps
             current = replace(objective, diffusion_share=1.0, consistency_share=0.0) if warming else objective
-            t, r = current.draw_times(len(indices), generator)
-            z = torch.randn(len(indices), *data.latents.shape[1:], generator=generator)
-            condition, mask = encode_prompts(conditioner, prompts[mine])
-            guided: dict[str, Any] = {}
-            if current.guidance is not None:
-                guided = {"ema_network": ema, "null_condition": null.expand(len(condition), *null.shape[1:]).to(device)}
+            # samples are numbered on when a run turns back, so that it does not meet the same ones again
+            position = step + facts["ahead"]
+            indices = mixed_indices(data.sizes, shares, config.batch_size, config.seed, position)
 
-            bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                loss = current.evaluate(
-                    wrapped, data.latents[indices[mine]].to(device), z[mine].to(device), t[mine].to(device),
-                    r[mine].to(device), condition.to(device), None if mask is None else mask.to(device), **guided,
-                )  # fmt: skip
-            optimizer.zero_grad()
-            loss.loss.backward()
-            norm = nn.utils.clip_grad_norm_(parameters, config.clip)
-            healthy = not ranks.any(not bool(norm.isfinite() & loss.loss.isfinite()))
-            if healthy:
-                optimizer.step()
-                decay = min(recipe.ema_decay, (1 + step) / (10 + step))
-                torch._foreach_lerp_(averaged, parameters, 1 - decay)
-            if not healthy or loss.nonfinite:
-                skipped += not healthy
-                names = [indices[mine][row] for row in loss.nonfinite] or indices[mine]
-                print(f"step {step + 1}: not finite, samples {names}" + ("" if healthy else ", step skipped"))
+            losses: list[LossRecord] = []
+            waited = 0.0
+            for part in rows:
+                clock = time.perf_counter()
+                draws = draw(config.seed, [position * config.batch_size + row for row in part], shape)
+                mine = [indices[row] for row in part]
+                condition, mask = encode_prompts(
+                    conditioner, choose_prompts(data, mine, recipe.condition_dropout, draws)
+                )
+                t, r = current.times(draws.normal, draws.uniform)
+                guided: dict[str, Any] = {}
+                if current.guidance is not None:
+                    nothing = null.expand(len(condition), *null.shape[1:]).to(device)
+                    guided = {"ema_network": averages[0], "null_condition": nothing}
+                x, z = data.latents[mine].to(device), draws.z.to(device)
+                waited += time.perf_counter() - clock
+                sync_gradients(wrapped, part == rows[-1])
+                with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
+                    loss = current.evaluate(
+                        wrapped, x, z, t.to(device), r.to(device), condition.to(device),
+                        None if mask is None else mask.to(device), **guided,
+                    )  # fmt: skip
+                (loss.loss / len(rows)).backward()
+                losses.append(loss)
+            norm = whole(nn.utils.clip_grad_norm_(network.parameters(), recipe.optimizer.clip)).item()
 
-            done = step + 1
-            last = done == recipe.run.steps or ranks.any(bool(interrupted))
-            residual = ranks.gather(loss.residual)
+            # gradients are shared, so that one process's bad sample makes the norm bad in every one
+            bad = [
+                indices[row]
+                for part, loss in zip(rows, losses, strict=True)
+                for row in (part[place] for place in loss.nonfinite)
+            ]
+            named = sorted({index for some in ranks.tell(bad) for index in some})
+            if guard.accepts(step + 1, norm, named or indices):
+                for each in optimizers:
+                    each.step()
+                decays = [min(decay, (1 + step) / (10 + step)) for decay in recipe.ema_decays]
+                average(averages, network, decays)
+            for each in optimizers:
+                each.zero_grad()
+            if ranks.first and (named or not math.isfinite(norm)):
+                skipped = "" if math.isfinite(norm) else ", step skipped"
+                print(f"step {step + 1}: not finite, samples {named or indices}{skipped}", file=sys.stderr)
+            if math.isfinite(norm) and guard.spiked(norm):
+                turning = facts["rollbacks"] < recipe.guard.rollbacks
+                if ranks.first:
+                    back = "back to the last checkpoint" if turning else "see guard.rollbacks"
+                    print(f"step {step + 1}: the gradient norm {norm:.3g} is a spike, {back}", file=sys.stderr)
+                checkpoints.finish()
+                if turning and (before := checkpoints.load(state)) is not None:
+                    ahead = position + 1 - before["step"]
+                    facts = {**before, "ahead": ahead, "rollbacks": facts["rollbacks"] + 1}
+                    step = facts["step"]
+                    run.cut_log(step)
+                    guard.forget()
+                    continue
+
+            step += 1
+            last = step == config.steps or ranks.any(bool(interrupted))
+            seen = torch.stack([torch.cat([getattr(loss, name) for loss in losses]) for name in ("residual", "t", "r")])
+            residual, t, r = ranks.gather(seen.T.contiguous()).cpu().T
+            seconds = time.perf_counter() - begin
             record = {
-                "step": done,
-                "loss": ranks.gather(loss.loss.detach()[None]).mean().item(),
+                "step": step,
+                "loss": ranks.gather(torch.stack([loss.loss.detach() for loss in losses])).mean().item(),
                 "residual": residual.nanmean().item(),
-                **interval_residuals(residual.cpu(), t, r),
-                "derivative_norm": loss.derivative_norm.item(),
-                "gradient_norm": norm.item(),
-                "learning_rate": optimizer.param_groups[0]["lr"],
-                "evaluations": loss.evaluations,
-                "nonfinite": len(loss.nonfinite),
-                "skipped_steps": skipped,
+                **interval_residuals(residual, t, r),
+                "derivative_norm": losses[-1].derivative_norm.item(),
+                "gradient_norm": norm,
+                "learning_rate": rate,
+                "evaluations": sum(loss.evaluations for loss in losses) * ranks.count,
+                "nonfinite": len(named),
+                "skipped_steps": guard.skipped,
+                "spikes": guard.spikes,
                 "skipped_examples": len(data.broken),
-                "images_per_second": progress.rate * recipe.run.batch_size,
+                "images_per_second": config.batch_size / seconds,
+                "tokens_per_second": config.batch_size * tokens / seconds,
+                "data_wait": waited / seconds,
+                "memory_megabytes": peak_megabytes(),
             }
             run.log(record)
             shown: dict[str, float] = {
                 name: record[name] for name in ("residual", "residual_short", "residual_long") if name in record
             }
-            progress.update(done, shown if done % recipe.run.log_every == 0 or last else None)
-            if done % recipe.run.checkpoint_every == 0 or last:
-                state = {"network": network.state_dict(), "ema": ema.state_dict(), "optimizer": optimizer.state_dict()}
-                run.save(done, {**state, "skipped": skipped})
-            if ranks.first and recipe.run.sample_every and (done % recipe.run.sample_every == 0 or last):
-                save_image(sample_grid(recipe, pipeline, conditioner, data), out / "samples" / f"step-{done:08d}.png")
+            progress.update(step, shown if step % config.log_every == 0 or last else None)
+            if step % config.checkpoint_every == 0 or last:
+                facts = {**facts, "step": step, "skipped": guard.skipped, "spikes": guard.spikes}
+                checkpoints.save(step, state, facts)
+            if config.sample_every and (step % config.sample_every == 0 or last):
+                with gathered(averages[0]) as everywhere:
+                    if ranks.first or everywhere:
+                        grid = sample_grid(recipe, pipeline, conditioner, data)
+                    if ranks.first:
+                        save_image(grid, out / "samples" / f"step-{step:08d}.png")
+            profiled()
             if last:
                 break
+        checkpoints.finish()
+    run.close()
     if ranks.first:
-        save_pipeline(pipeline, out / "pipeline")
+        export(out, recipe, codec, data, conditioner)
     ranks.wait()
     if data.broken and ranks.first:
         print(f"skipped {len(data.broken)} unreadable examples: {'; '.join(data.broken[:5])}")
     return record
 
 
-def prepare_data(recipe: Recipe, out: Path, device: torch.device) -> tuple[Codec, LatentSet, Conditioner]:
-    """The codec, the encoded examples and what encodes their captions or labels."""
-    codec = load_codec(builtin_codec_folder() if recipe.model.codec == "builtin" else recipe.model.codec)
-    if isinstance(codec, AutoencoderCodec):
-        codec.autoencoder.to(device)
-    with torch.no_grad():
-        data = join(
-            [
-                encode_source(source, lambda images: codec.encode(images.to(device)), latents_path(out, place))
-                for place, source in enumerate(recipe.data.open())
-            ]
-        )
-    if not any(data.captions):
-        return codec, data, LabelEncoder(data.class_names)
-    text = load_text_encoder(recipe.model.text_encoder)
-    cached = CachedTextEncoder(text, cache_folder() / "text.sqlite")
-    cached.fill(["", *sorted({caption for captions in data.captions for caption in captions})])
-    return codec, data, cached
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """What the blocks compute in; on CUDA what stays in float32 may use TF32."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return torch.bfloat16 if name == "bfloat16" or (name == "auto" and fast) else torch.float32
 
 
-def prepare_network(
-    recipe: Recipe, codec: Codec, data: LatentSet, conditioner: Conditioner
-) -> TransitionTransformer2DModel:
-    """The preset, fitted to the codec and the condition."""
-    options: dict[str, Any] = {"in_channels": codec.channels, "sample_size": data.latents.shape[-1]}
-    if isinstance(conditioner, CachedTextEncoder):
-        options |= {"text_width": conditioner.encoder.width, "num_classes": None}
-    else:
-        options |= {"text_width": None, "num_classes": len(data.class_names)}
-    try:
-        network = build_transformer(recipe.model.preset, **{**options, **recipe.model.options})
-    except ValueError as error:
-        raise InputError(f"model: {error}") from None
-    multiple = codec.factor * network.config.patch_size
-    if recipe.data.size % multiple:
-        raise InputError(f"data.size {recipe.data.size}: must be a multiple of {multiple}")
-    if recipe.model.weights is not None:
-        begin_with(network, recipe.model.weights)
-    return network
+@contextmanager
+def profiling(steps: int, folder: Path, ranks: Ranks) -> Iterator[Callable[[], None]]:
+    """To be called after every step; the first `steps` after one of warm-up go into a trace, a file a process."""
+    if not steps:
+        yield lambda: None
+        return
+    from torch.profiler import ProfilerActivity, profile, schedule, tensorboard_trace_handler
 
-
-def begin_with(network: TransitionTransformer2DModel, model: str) -> None:
-    """Copy the weights of another model's transformer.
-
-    Raises:
-        InputError: one of another architecture; says what differs first.
-    """
-    state = load(model, "cpu").pipeline.transformer.state_dict()
-    shapes = [{name: tuple(tensor.shape) for name, tensor in each.items()} for each in (state, network.state_dict())]
-    different = sorted(name for name in {*shapes[0], *shapes[1]} if shapes[0].get(name) != shapes[1].get(name))
-    if different:
-        there, here = (each.get(different[0], "not there") for each in shapes)
-        raise InputError(
-            f"model.weights {model!r} has another architecture: {len(different)} of its tensors differ, for example "
-            f"{different[0]}, {there} in the file and {here} in this recipe"
-        )
-    network.load_state_dict(state)
-
-
-def as_pipeline(
-    recipe: Recipe, network: TransitionTransformer2DModel, codec: Codec, data: LatentSet
-) -> TransitionPipeline:
-    """The network as users will load it."""
-    text = any(data.captions)
-    pipeline = TransitionPipeline(
-        transformer=network,
-        scheduler=TransitionScheduler(
-            recipe.transport.name, dict(recipe.transport.options), base_size=recipe.data.size
-        ),
-        codec=codec.autoencoder if isinstance(codec, AutoencoderCodec) else None,
-        text_encoder_name=recipe.model.text_encoder if text else None,
-        class_names=None if text else data.class_names,
-        concepts=(data.class_names or None) if text else None,
-        guidance_scale=recipe.guidance,
-        sampling=OBJECTIVES[recipe.objective.kind].sampling,
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def sample_grid(recipe: Recipe, pipeline: TransitionPipeline, conditioner: Conditioner, data: LatentSet) -> Any:
-    """Prompts down, step counts across, one noise for all."""
-    if isinstance(conditioner, CachedTextEncoder):
-        pipeline._conditioner = conditioner
-    known = [captions[-1] for captions in data.captions[:4]] if any(data.captions) else data.class_names[:4]
-    prompts = list(recipe.sample_prompts or known)
-    columns = [Model("run", pipeline).generate(prompts, steps) for steps in recipe.sample_steps]
-    return contact_sheet(
-        [[column.images[row] for column in columns] for row in range(len(prompts))],
-        prompts,
-        [f"{column.steps} step{'s' * (column.steps > 1)}\n{column.nfe} NFE" for column in columns],
-    )
-
-
-def save_pipeline(pipeline: TransitionPipeline, folder: Path) -> None:
-    """In diffusers' layout, written beside and moved in place."""
-    import shutil
-
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    pipeline.save_pretrained(part)
-    shutil.rmtree(folder, ignore_errors=True)
-    part.replace(folder)
+    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+    trace = tensorboard_trace_handler(str(folder), f"rank-{ranks.rank}")
+    with profile(
+        activities=kinds, schedule=schedule(wait=0, warmup=1, active=steps, repeat=1), on_trace_ready=trace
+    ) as on:
+        yield on.step

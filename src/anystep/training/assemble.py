@@ -1,0 +1,156 @@
+"""What a recipe is put together from: codec, data, conditioner, network, and the pipeline that users load."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from anystep.codecs import AutoencoderCodec, Codec, load_codec
+from anystep.conditioning import CachedTextEncoder, Conditioner, LabelEncoder, load_text_encoder
+from anystep.contact_sheet import contact_sheet
+from anystep.data.art import cache_folder
+from anystep.data.latents import LatentSet, encode_source, join
+from anystep.errors import InputError
+from anystep.models.presets import PRESETS, build_transformer
+from anystep.models.transformer import TransitionTransformer2DModel
+from anystep.objectives import OBJECTIVES
+from anystep.pipelines.load import Model, find, load
+from anystep.pipelines.scheduler import TransitionScheduler
+from anystep.pipelines.transition import TransitionPipeline
+from anystep.training.checkpoints import read_average
+from anystep.training.config import Recipe
+from anystep.training.run import latents_path
+
+
+def builtin_codec_folder() -> Path:
+    """Where the codec of the built-in model lies."""
+    return Path(find("builtin")) / "codec"
+
+
+def prepare_data(recipe: Recipe, out: Path, device: torch.device) -> tuple[Codec, LatentSet, Conditioner]:
+    """The codec, the encoded examples and what encodes their captions or labels."""
+    codec = load_codec(builtin_codec_folder() if recipe.model.codec == "builtin" else recipe.model.codec)
+    if isinstance(codec, AutoencoderCodec):
+        codec.autoencoder.to(device)
+    with torch.no_grad():
+        data = join(
+            [
+                encode_source(source, lambda images: codec.encode(images.to(device)), latents_path(out, place))
+                for place, source in enumerate(recipe.data.open())
+            ]
+        )
+    if not reads_captions(recipe):
+        if min(data.labels) < 0:
+            raise InputError(
+                f"model.preset {recipe.model.preset} is for classes, but the data has none: choose a t2i one"
+            )
+        return codec, replace(data, captions=[()] * len(data)), LabelEncoder(data.class_names)
+    if not all(data.captions):
+        raise InputError(
+            f"model.preset {recipe.model.preset} is for captions, but {data.captions.count(())} of {len(data)} samples "
+            "have none: add captions, or choose a c2i preset"
+        )
+    text = load_text_encoder(recipe.model.text_encoder)
+    cached = CachedTextEncoder(text, cache_folder() / "text.sqlite")
+    cached.fill(["", *sorted({caption for captions in data.captions for caption in captions})])
+    return codec, data, cached
+
+
+def reads_captions(recipe: Recipe) -> bool:
+    """Whether the preset is conditioned on text."""
+    if recipe.model.preset not in PRESETS:
+        raise InputError(f"model: unknown preset {recipe.model.preset!r}: choose one of {', '.join(PRESETS)}")
+    return "text_width" in PRESETS[recipe.model.preset]
+
+
+def prepare_network(
+    recipe: Recipe, codec: Codec, data: LatentSet, conditioner: Conditioner
+) -> TransitionTransformer2DModel:
+    """The preset, fitted to the codec and the condition."""
+    options: dict[str, Any] = {"in_channels": codec.channels, "sample_size": data.latents.shape[-1]}
+    if isinstance(conditioner, CachedTextEncoder):
+        options |= {"text_width": conditioner.encoder.width, "num_classes": None}
+    else:
+        options |= {"text_width": None, "num_classes": len(data.class_names)}
+    try:
+        network = build_transformer(recipe.model.preset, **{**options, **recipe.model.options})
+    except ValueError as error:
+        raise InputError(f"model: {error}") from None
+    multiple = codec.factor * network.config.patch_size
+    if recipe.data.size % multiple:
+        raise InputError(f"data.size {recipe.data.size}: must be a multiple of {multiple}")
+    if recipe.model.weights is not None:
+        begin_with(network, recipe.model.weights)
+    return network
+
+
+def begin_with(network: TransitionTransformer2DModel, model: str) -> None:
+    """Copy the weights of another model's transformer.
+
+    Raises:
+        InputError: one of another architecture; says what differs first.
+    """
+    state = load(model, "cpu").pipeline.transformer.state_dict()
+    shapes = [{name: tuple(tensor.shape) for name, tensor in each.items()} for each in (state, network.state_dict())]
+    different = sorted(name for name in {*shapes[0], *shapes[1]} if shapes[0].get(name) != shapes[1].get(name))
+    if different:
+        there, here = (each.get(different[0], "not there") for each in shapes)
+        raise InputError(
+            f"model.weights {model!r} has another architecture: {len(different)} of its tensors differ, for example "
+            f"{different[0]}, {there} in the file and {here} in this recipe"
+        )
+    network.load_state_dict(state)
+
+
+def as_pipeline(
+    recipe: Recipe, network: TransitionTransformer2DModel, codec: Codec, data: LatentSet
+) -> TransitionPipeline:
+    """The network as users will load it."""
+    text = any(data.captions)
+    pipeline = TransitionPipeline(
+        transformer=network,
+        scheduler=TransitionScheduler(
+            recipe.transport.name, dict(recipe.transport.options), base_size=recipe.data.size
+        ),
+        codec=codec.autoencoder if isinstance(codec, AutoencoderCodec) else None,
+        text_encoder_name=recipe.model.text_encoder if text else None,
+        class_names=None if text else data.class_names,
+        concepts=(data.class_names or None) if text else None,
+        guidance_scale=recipe.guidance,
+        sampling=OBJECTIVES[recipe.objective.kind].sampling,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def sample_grid(recipe: Recipe, pipeline: TransitionPipeline, conditioner: Conditioner, data: LatentSet) -> Any:
+    """Prompts down, step counts across, one noise for all."""
+    if isinstance(conditioner, CachedTextEncoder):
+        pipeline._conditioner = conditioner
+    known = [captions[-1] for captions in data.captions[:4]] if any(data.captions) else data.class_names[:4]
+    prompts = list(recipe.sample_prompts or known)
+    columns = [Model("run", pipeline).generate(prompts, steps) for steps in recipe.sample_steps]
+    return contact_sheet(
+        [[column.images[row] for column in columns] for row in range(len(prompts))],
+        prompts,
+        [f"{column.steps} step{'s' * (column.steps > 1)}\n{column.nfe} NFE" for column in columns],
+    )
+
+
+def export(run: Path, recipe: Recipe, codec: Codec, data: LatentSet, conditioner: Conditioner) -> None:
+    """The average of the newest checkpoint in diffusers' layout, in `run / "pipeline"`; written beside and moved there.
+
+    Read from the shards straight into a network in this process's memory, so no process ever gathers another's.
+    """
+    network = prepare_network(
+        recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": None})}), codec, data, conditioner
+    )
+    read_average(run / "checkpoints", network)
+    folder = run / "pipeline"
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    as_pipeline(recipe, network.eval(), codec, data).save_pretrained(part)
+    shutil.rmtree(folder, ignore_errors=True)
+    part.replace(folder)

@@ -1,0 +1,58 @@
+"""What watches a run: steps that are not finite, and spikes of the gradient."""
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from statistics import median
+
+from anystep.errors import InputError
+from anystep.training.config import GuardConfig
+
+REMEMBERED = 100  # gradient norms that a new one is compared with
+LEAST = 20  # of them, before anything counts as a spike
+
+
+class Guard:
+    """Fed the gradient norm of every step, the same in every process, so that all decide alike.
+
+    Attributes:
+        skipped: steps whose loss or gradient was not finite, in all.
+        spikes: steps whose gradient norm stood out, in all.
+    """
+
+    def __init__(self, config: GuardConfig, skipped: int = 0, spikes: int = 0) -> None:
+        self.config, self.skipped, self.spikes = config, skipped, spikes
+        self._norms: deque[float] = deque(maxlen=REMEMBERED)
+        self._row = 0
+
+    def accepts(self, step: int, norm: float, samples: Sequence[int]) -> bool:
+        """Whether the step may be taken.
+
+        Raises:
+            InputError: `patience` steps in a row may not; says which samples the last of them had.
+        """
+        if math.isfinite(norm):
+            self._row = 0
+            return True
+        self.skipped += 1
+        self._row += 1
+        if self._row >= self.config.patience:
+            raise InputError(
+                f"{self._row} steps in a row, the last of them step {step}, had a loss or gradient that is not finite; "
+                f"the weights are those of the last good one. Samples of this step: {list(samples)}. "
+                "Try a lower learning rate, or float32"
+            )
+        return False
+
+    def spiked(self, norm: float) -> bool:
+        """Whether a finite gradient norm stands out from those before it, with which it is then remembered."""
+        usual = median(self._norms) if len(self._norms) >= LEAST else math.inf
+        if norm > self.config.spike * usual:
+            self.spikes += 1
+            return True
+        self._norms.append(norm)
+        return False
+
+    def forget(self) -> None:
+        """After going back to a checkpoint."""
+        self._norms.clear()

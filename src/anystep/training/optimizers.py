@@ -1,0 +1,36 @@
+"""Optimizers by name, from torch.optim."""
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from anystep.errors import InputError
+from anystep.training.config import OptimizerConfig
+
+
+def make_optimizers(network: nn.Module, config: OptimizerConfig, device: torch.device) -> list[Optimizer]:
+    """One, or for `muon` two: the blocks' matrices, and everything else.
+
+    Raises:
+        InputError: this PyTorch has none of that name.
+    """
+    if config.name == "adafactor":
+        return [torch.optim.Adafactor(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)]
+    matrices: list[nn.Parameter] = []
+    rest = list(network.parameters())
+    if config.name == "muon":
+        matrices = [weight for weight in network.blocks.parameters() if weight.ndim == 2]  # type: ignore[union-attr]
+        chosen = {id(weight) for weight in matrices}
+        rest = [weight for weight in rest if id(weight) not in chosen]
+    adamw = torch.optim.AdamW(
+        rest, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=device.type != "mps"
+    )
+    if not matrices:
+        return [adamw]
+    if not hasattr(torch.optim, "Muon"):
+        raise InputError(f"optimizer muon needs PyTorch 2.9 or newer, this is {torch.__version__}")
+    # its updates scaled to the size of AdamW's, so that one learning rate serves both (arXiv 2502.16982)
+    muon = torch.optim.Muon(
+        matrices, lr=config.learning_rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
+    )
+    return [muon, adamw]
