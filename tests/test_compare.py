@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from anystep.cli import main
-from anystep.compare import Comparison, evaluations_per_sample, variant_recipe, vary
+from anystep.compare import Comparison, evaluations_per_sample, student, variant_recipe, vary
 from anystep.errors import InputError
+from anystep.objective import interval_weight
 from anystep.training.config import ObjectiveConfig
+from anystep.training.train import make_objective
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "compare"
 
@@ -91,12 +94,49 @@ def test_every_run_spends_the_same_evaluations(finished: Path) -> None:
 
 
 def test_finished_runs_are_kept(finished: Path, small: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in finished.rglob("step-*.pt")}
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("manifest.json")}
+    assert before
     figures = read(finished)["models"]
     assert main(["compare", str(small), "--out", str(finished)]) == 0
-    assert {path: path.stat().st_mtime_ns for path in finished.rglob("step-*.pt")} == before
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("manifest.json")} == before
     for old, new in zip(figures, read(finished)["models"], strict=True):
         assert [point["metrics"] for point in old["points"]] == [point["metrics"] for point in new["points"]]
+
+
+def test_finished_runs_of_other_values_are_refused(
+    finished: Path, small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for extra, key in (
+        (["--evaluations", "2400"], "run.steps"),
+        (["--recipe.optimizer.learning_rate", "0.5"], "optim"),
+    ):
+        assert main(["compare", str(small), "--out", str(finished), *extra]) == 2
+        assert key in (error := capsys.readouterr().err)
+        assert "choose another --out" in error
+
+
+def test_only_and_vary_together_keep_the_new_variants(small: Path) -> None:
+    from anystep.cli import build_parser, chosen_comparison
+
+    given = ["compare", str(small), "--out", "x", "--only", "transition", "--vary", "objective.eps=0.01"]
+    options, options_rest = build_parser().parse_known_args(given)
+    options.overrides = options_rest
+    assert list(chosen_comparison(options).variants) == ["transition", "eps 0.01"]
+
+
+@pytest.mark.parametrize("name", ["trigflow", "edm", "vp", "ve"])
+def test_another_transport_starts_from_its_own_options(name: str) -> None:
+    comparison = Comparison.model_validate({"recipe": {"transport": {"options": {"mean": 0.0, "std": 1.2}}}})
+    recipe = variant_recipe(vary(comparison, [f"transport.name={name}"]), f"name {name}", 0)
+    assert recipe.transport.options == {}
+    objective = make_objective(recipe)
+    t, r = objective.draw_times(2000, torch.Generator().manual_seed(0))
+    assert interval_weight(objective.transport, t, r, objective.weight, objective.tangent).isfinite().all()
+
+
+@pytest.mark.parametrize(("freedom", "quantile"), [(1, 12.706), (9, 2.262), (10, 2.2281), (15, 2.1314), (30, 2.0423)])
+def test_students_quantiles(freedom: int, quantile: float) -> None:
+    assert student(freedom) == pytest.approx(quantile, abs=4e-3)
 
 
 def test_costs_of_a_sample() -> None:
@@ -121,6 +161,10 @@ def test_ablations_are_variants_of_the_first() -> None:
     assert variant_recipe(comparison, "interval_condition r", 0).model.options == {"interval_condition": "r"}
     with pytest.raises(InputError, match=r"--vary 'eps': expected KEY=VALUE"):
         vary(comparison, ["eps"])
+    nested = vary(comparison, ["objective.guidance={w_gt: 1, w_cond: 0.5}", "a.std=1", "b.std=1"])
+    assert list(nested.variants)[-3:] == ['guidance {"w_gt": 1, "w_cond": 0.5}', "std 1", "b.std 1"]
+    with pytest.raises(InputError, match="are not values of YAML"):
+        vary(comparison, ["objective.eps={"])
     with pytest.raises(InputError, match=r"variant 'epz 1'.*objective\.epz"):
         variant_recipe(vary(comparison, ["objective.epz=1"]), "epz 1", 0)
 
@@ -132,6 +176,14 @@ def test_ablations_are_variants_of_the_first() -> None:
         (["--metrics", "[fid]"], "unknown metric fid"),
         (["--samples", "many"], "samples: "),
         (["--recipe.data.source", "idx:nowhere"], "no such folder"),
+        (["--samples", "20"], "samples 20: kernel_distance needs at least 50 images"),
+        (["--metrics", "[inception_score]"], "inception_score needs a classifier"),
+        (["--seeds", "[]"], "seeds: "),
+        (["--seeds", "[3, 3]"], "name one twice"),
+        (["--steps", "[]"], "steps: "),
+        (["--vary", "data.size=14"], "variant 'size 14' changes data or model.codec"),
+        (["--vary", "transport.options.sigma=1"], "variant 'sigma 1'"),
+        (["--variants", "{a b: {}, A-B: {}}"], "two names are alike but for signs"),
         (["--extractor", "gone.pt"], "feature extractor 'gone.pt': no such file"),
     ],
 )
@@ -160,4 +212,4 @@ def test_the_comparisons_that_come_with_the_project_are_sound(name: str) -> None
     comparison = load_recipe(CONFIGS / name, Comparison)
     assert len(comparison.variants) == 5
     for variant in comparison.variants:
-        assert variant_recipe(comparison, variant, 0).run.steps > 1000
+        assert variant_recipe(comparison, variant, 0).run.steps > 600

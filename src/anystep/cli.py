@@ -3,13 +3,17 @@
 import argparse
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from anystep import __version__
 from anystep.errors import InputError
+
+if TYPE_CHECKING:
+    from anystep.compare import Comparison
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -325,18 +329,31 @@ def run_train_classifier(options: argparse.Namespace) -> None:
     print(f"wrote {options.out}: right on {accuracy:.1%} of the held-out images")
 
 
-def run_compare(options: argparse.Namespace) -> None:
-    from anystep.compare import Comparison, compare, vary
+def chosen_comparison(options: argparse.Namespace) -> "Comparison":
+    """The variants that were named, and then those that `--vary` makes of the first of them."""
+    from anystep.compare import Comparison, vary
     from anystep.training.config import load_recipe
 
-    comparison = vary(load_recipe(options.recipe, Comparison, options.overrides, options.debug), options.vary)
+    comparison = load_recipe(options.recipe, Comparison, options.overrides, options.debug)
     if options.only is not None:
         unknown = sorted(set(options.only) - set(comparison.variants))
         if unknown:
             raise InputError(f"--only {unknown[0]!r}: expected some of {', '.join(comparison.variants)}")
         chosen = {name: comparison.variants[name] for name in options.only}
         comparison = comparison.model_copy(update={"variants": chosen})
-    compare(comparison, options.out, options.jobs, on_run=lambda what: print(what, flush=True))
+    return vary(comparison, options.vary)
+
+
+def run_compare(options: argparse.Namespace) -> None:
+    from anystep.compare import compare
+
+    compare(
+        chosen_comparison(options),
+        options.out,
+        options.jobs,
+        on_run=lambda what: print(what, flush=True),
+        command=shlex.join(["anystep", *options.typed]),
+    )
     print(f"wrote {options.out}: report.md, report.json, curve.png, sheet.png")
 
 
@@ -376,7 +393,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, rest = parser.parse_known_args(arguments)
     if rest and not hasattr(options, "recipe"):
         parser.error(f"unknown arguments: {' '.join(rest)}")
-    options.overrides = rest
+    options.overrides, options.typed = rest, sys.argv[1:] if arguments is None else arguments
     try:
         options.run(options)
     except InputError as error:

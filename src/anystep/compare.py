@@ -5,15 +5,16 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import torch
+import yaml
 from PIL import Image
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from anystep.atomic import write_text
 from anystep.contact_sheet import contact_sheet, save_image
@@ -24,18 +25,19 @@ from anystep.errors import InputError
 from anystep.evaluation.evaluate import Evaluation, Point, Reference, generate_points, observe_reference, report
 from anystep.evaluation.features import load_extractor
 from anystep.evaluation.metric import interval
-from anystep.evaluation.metrics import choose_metrics
+from anystep.evaluation.metrics import check_measurable, choose_metrics
 from anystep.evaluation.report import curve
 from anystep.objective import TARGET_COST
 from anystep.objectives import OBJECTIVES
 from anystep.pipelines.load import Model, load
 from anystep.training.config import ObjectiveConfig, Recipe, Section, merged, set_path
-from anystep.training.run import latents_path
+from anystep.training.run import differences, latents_path
 
 # a backward pass is counted as two forward ones
 TRAINING_COST = 3
-# 97.5 % quantiles of Student's t for 1 to 9 degrees of freedom, and the normal's beyond
+# 97.5 % quantiles of Student's t for 1 to 9 degrees of freedom
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+PLANNED = "planned.yaml"  # of a run folder, and of the whole: what it was begun for
 
 
 class Comparison(Section):
@@ -54,12 +56,18 @@ class Comparison(Section):
         default_factory=lambda: {preset.label: {"objective": {"kind": kind}} for kind, preset in OBJECTIVES.items()}
     )
     evaluations: PositiveInt = 1_000_000
-    seeds: tuple[int, ...] = (0,)
-    steps: tuple[PositiveInt, ...] = (1, 2, 4, 8, 16, 32, 64)
+    seeds: tuple[NonNegativeInt, ...] = Field((0,), min_length=1)
+    steps: tuple[PositiveInt, ...] = Field((1, 2, 4, 8, 16, 32, 64), min_length=1)
     samples: PositiveInt = 1000
     metrics: tuple[str, ...] = ("frechet_distance", "kernel_distance")
     extractor: str = "effnetlite0"
     guidance: PositiveFloat = 1.0
+
+    @model_validator(mode="after")
+    def _once_each(self) -> "Comparison":
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds {list(self.seeds)} name one twice")
+        return self
 
 
 def evaluations_per_sample(config: ObjectiveConfig) -> float:
@@ -71,12 +79,18 @@ def evaluations_per_sample(config: ObjectiveConfig) -> float:
 
 def variant_recipe(comparison: Comparison, name: str, seed: int) -> Recipe:
     """The recipe of one run, with as many steps as its evaluations buy."""
-    content = merged(comparison.recipe.model_dump(exclude_unset=True), comparison.variants[name])
+    base, change = comparison.recipe.model_dump(exclude_unset=True), comparison.variants[name]
+    transport = change.get("transport", {})
+    if transport.get("name", comparison.recipe.transport.name) != comparison.recipe.transport.name:
+        base = {**base, "transport": {}}  # the options of one transport mean nothing, or something else, in another
+    content = merged(base, change)
     try:
         recipe = Recipe.model_validate(content)
     except ValueError as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"variant {name!r}: {reason}") from None
+    if (recipe.data, recipe.model.codec) != (comparison.recipe.data, comparison.recipe.model.codec):
+        raise InputError(f"variant {name!r} changes data or model.codec: a comparison has one set of data")
     cost = recipe.run.batch_size * evaluations_per_sample(recipe.objective)
     run = recipe.run.model_copy(update={"seed": seed, "steps": max(1, round(comparison.evaluations / cost))})
     return recipe.model_copy(update={"run": run})
@@ -88,16 +102,20 @@ def vary(comparison: Comparison, changes: Sequence[str]) -> Comparison:
     Raises:
         InputError: not KEY=VALUE[,VALUE...].
     """
-    import yaml
-
     first = next(iter(comparison.variants.values()))
     variants = dict(comparison.variants)
     for change in changes:
         key, equals, values = change.partition("=")
         if not (equals and key and values):
             raise InputError(f"--vary {change!r}: expected KEY=VALUE[,VALUE...], for example objective.eps=0.001,0.02")
-        for value in values.split(","):
-            variants[f"{key.split('.')[-1]} {value}"] = merged(first, set_path(key, yaml.safe_load(value)))
+        try:
+            meant = yaml.safe_load(f"[{values}]")
+        except yaml.YAMLError:
+            raise InputError(f"--vary {change!r}: {values!r} are not values of YAML") from None
+        for value in meant:
+            word = json.dumps(value).strip('"')
+            short = f"{key.split('.')[-1]} {word}"
+            variants[f"{key} {word}" if short in variants else short] = merged(first, set_path(key, value))
     return comparison.model_copy(update={"variants": variants})
 
 
@@ -114,35 +132,61 @@ def train_run(recipe: Recipe, folder: Path) -> None:
 
 
 def compare(
-    comparison: Comparison, out: Path, jobs: int = 1, on_run: Callable[[str], None] = lambda what: None
+    comparison: Comparison,
+    out: Path,
+    jobs: int = 1,
+    on_run: Callable[[str], None] = lambda what: None,
+    command: str | None = None,
 ) -> dict[str, Any]:
-    """Train what is not trained yet, measure everything, write the report into `out` and return it."""
+    """Train what is not trained yet, measure everything, write the report into `out` and return it.
+
+    Args:
+        jobs: runs that are trained at once.
+        command: that asked for it, for the report.
+    """
     from anystep.training.assemble import prepare_data
+    from anystep.training.train import make_objective
 
     runs = {
         (name, seed): (variant_recipe(comparison, name, seed), out / "runs" / f"{_plain(name)}-{seed}")
         for name in comparison.variants
         for seed in comparison.seeds
     }
+    if len({folder for _, folder in runs.values()}) < len(runs):
+        raise InputError(f"variants {', '.join(map(repr, comparison.variants))}: two names are alike but for signs")
+    for (name, _), (recipe, _) in runs.items():
+        try:  # what is wrong with the last variant is said before the first is trained
+            make_objective(recipe)
+        except InputError as error:
+            raise InputError(f"variant {name!r}: {error}") from None
     metrics = choose_metrics(comparison.metrics)
     device = pick_device(comparison.recipe.run.device)
     extractor = load_extractor(comparison.extractor, device if device.type == "cuda" else "cpu")
+    check_measurable(metrics, extractor, comparison.samples)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot write to folder {str(out)!r}: {error.strerror}") from None
-    prepare_data(comparison.recipe, out, device)  # encoded once, linked into every run
-    for _, folder in runs.values():
+    shared = comparison.recipe
+    _plan({"data": shared.data.model_dump(mode="json"), "codec": shared.model.codec}, out)
+    for recipe, folder in runs.values():
         folder.mkdir(parents=True, exist_ok=True)
+        _plan(recipe.model_dump(mode="json"), folder)
+    prepare_data(shared, out, device)  # encoded once, linked into every run
+    for _, folder in runs.values():
         for place in range(len(comparison.recipe.data.shares)):
             if not (linked := latents_path(folder, place)).exists():
                 _link(latents_path(out, place), linked)
     if jobs > 1:
         with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
-            waiting = [(name, seed, pool.submit(train_run, *run)) for (name, seed), run in runs.items()]
-            for name, seed, future in waiting:
-                future.result()
-                on_run(f"trained {name}, seed {seed}")
+            waiting = {pool.submit(train_run, *run): what for what, run in runs.items()}
+            try:
+                for future in as_completed(waiting):
+                    future.result()
+                    on_run("trained {}, seed {}".format(*waiting[future]))
+            except BaseException:  # what has not begun shall not begin
+                pool.shutdown(cancel_futures=True)
+                raise
     else:
         for (name, seed), run in runs.items():
             train_run(*run)
@@ -171,6 +215,7 @@ def compare(
         "seeds": list(comparison.seeds),
         "evaluations": comparison.evaluations,
         "comparison": comparison.model_dump(mode="json", exclude_unset=True),
+        "command": command,
         "versions": environment(),
     }
     write_text(out / "report.json", json.dumps(figures, indent=1) + "\n")
@@ -184,6 +229,18 @@ def _plain(name: str) -> str:
     return "".join(letter if letter.isalnum() or letter in ".-" else "-" for letter in name.lower()).strip("-")
 
 
+def _plan(content: Mapping[str, Any], folder: Path) -> None:
+    """Note what a folder is for, or refuse one that was begun for something else."""
+    path = folder / PLANNED
+    if path.exists():
+        changed = differences(yaml.safe_load(path.read_text("utf-8")), content)
+        if changed:
+            raise InputError(
+                f"{str(folder)!r} was begun with other values of {', '.join(changed)}: choose another --out"
+            )
+    write_text(path, yaml.safe_dump(dict(content), sort_keys=False))
+
+
 def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
@@ -191,12 +248,19 @@ def _link(source: Path, target: Path) -> None:
         shutil.copy(source, target)
 
 
+def student(freedom: int) -> float:
+    """The 97.5 % quantile of Student's t: from a table, and beyond it from its expansion about the normal's."""
+    if freedom <= len(STUDENT):
+        return STUDENT[freedom - 1]
+    z = 1.959964
+    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+
+
 def _mean(values: Sequence[float], alone: Mapping[str, float]) -> dict[str, float]:
     """Mean and 95 % interval over seeds; of one seed what its own bootstrap says."""
     if len(values) == 1:
         return dict(alone)
-    spread = STUDENT[len(values) - 2] if len(values) - 2 < len(STUDENT) else 1.96
-    half = spread * stdev(values) / math.sqrt(len(values))
+    half = student(len(values) - 1) * stdev(values) / math.sqrt(len(values))
     return {"value": mean(values), "low": mean(values) - half, "high": mean(values) + half}
 
 
@@ -219,13 +283,13 @@ def _over_seeds(
             }
         )
     recipe, folder = runs[name, comparison.seeds[0]]
-    last = json.loads((folder / "metrics.jsonl").read_text("utf-8").splitlines()[-1])
+    log = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
     return {
         "name": name,
         "training": {
             "steps": recipe.run.steps,
             "evaluations_per_sample": evaluations_per_sample(recipe.objective),
-            "seconds": recipe.run.steps * recipe.run.batch_size / last["images_per_second"],
+            "seconds": sum(json.loads(line)["seconds"] for line in log),
         },
         "points": points,
     }
@@ -277,6 +341,7 @@ def markdown(figures: Mapping[str, Any]) -> str:
     for metric, better in figures["better"].items():
         lines += ["", f"## {metric} ({better} is better)", ""]
         lines += [f"| steps | {' | '.join(map(str, steps))} |", f"| --- | {' | '.join('--:' for _ in steps)} |"]
+        lines += [f"| NFE | {' | '.join(str(point['nfe']) for point in figures['models'][0]['points'])} |"]
         for model in figures["models"]:
             cells = []
             for place, point in enumerate(model["points"]):
@@ -299,9 +364,18 @@ def markdown(figures: Mapping[str, Any]) -> str:
     lines += [
         "",
         "± is a 95 % interval: of the mean over seeds where there are several, else of the redrawn images. "
-        "`better` and `worse` are differences whose interval excludes zero.",
+        "`better` and `worse` are differences whose interval excludes zero; one in twenty such differences does so by "
+        "chance. All runs are measured with the same captions, noise and real images, whose own draw no interval "
+        "includes.",
         "",
     ]
+    if figures["command"]:
+        minutes = sum(model["training"]["seconds"] for model in figures["models"]) / 60
+        lines += [
+            f"Made with `{figures['command']}`: {minutes:.0f} minutes of training for each seed, "
+            f"on {figures['versions']['cuda'] or figures['versions']['cpu']}, torch {figures['versions']['torch']}.",
+            "",
+        ]
     return "\n".join(lines)
 
 

@@ -5,6 +5,7 @@ Equations are those of Transition Models (TiM, arXiv 2509.04394). A network is a
 condition and translates times.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -41,7 +42,7 @@ def derivative(kind: str = "central", eps: float | None = None) -> Derivative:
             `one_sided` reuses the value at t and costs one forward. `forward_mode` is exact (`torch.func.jvp`),
             needs the plain attention kernel, and does not run through DistributedDataParallel.
         eps: half the width of the finite difference in units of t; by default 0.005 for float32 forwards and 0.05
-            for bfloat16 ones. Evaluation times are kept inside [t_min, t_max].
+            for bfloat16 ones. Evaluation times are kept inside [r, t_max]: networks see no negative intervals.
 
     All run without gradient and only through ordinary forwards of the network they are given, wrapped or not.
     """
@@ -58,7 +59,7 @@ def derivative(kind: str = "central", eps: float | None = None) -> Derivative:
         evaluate: Evaluation, transport: Transport, x: Sample, z: Sample, t: Times, r: Times, rows: Rows, value: Sample
     ) -> Sample:
         h = step(forward_dtype(evaluate, value))
-        later, earlier = (t + h).clamp(max=transport.t_max), (t - h).clamp(min=transport.t_min)
+        later, earlier = (t + h).clamp(max=transport.t_max), torch.maximum(t - h, r)
         times = torch.cat([later, earlier])
         points = transport.path(torch.cat([x, x]), torch.cat([z, z]), times)
         ahead, behind = evaluate(points, times, torch.cat([r, r]), torch.cat([rows, rows])).chunk(2)
@@ -69,7 +70,7 @@ def derivative(kind: str = "central", eps: float | None = None) -> Derivative:
         evaluate: Evaluation, transport: Transport, x: Sample, z: Sample, t: Times, r: Times, rows: Rows, value: Sample
     ) -> Sample:
         h = step(forward_dtype(evaluate, value))
-        other = torch.where(t - h >= transport.t_min, t - h, t + h)
+        other = torch.where(t - h >= r, t - h, torch.where(t + h <= transport.t_max, t + h, r))
         there = evaluate(transport.path(x, z, other), other, r, rows)
         return (value.detach() - there) / expand(t - other, there)
 
@@ -114,12 +115,13 @@ def interval_weight(transport: Transport, t: Times, r: Times, kind: str = "sqrt"
     """w(t, r), which favours short intervals (eq. 15 and table 12); 1 where t = r.
 
     With d = tan t - tan r (or t - r without `tangent`) and s = sigma_data: `sqrt` is (s + d)^(-1/2), `reciprocal`
-    1/(s + d), `square` 1/(s + d)^2, `soft_min_snr` 1/(s^2 + d^2), `constant` 1.
+    1/(s + d), `square` 1/(s + d)^2, `soft_min_snr` 1/(s^2 + d^2), `constant` 1. Times beyond pi/2, where the tangent
+    turns over (`edm` and `ve`), are never warped.
     """
     if kind not in get_args(WeightKind):
         raise ValueError(f"unknown interval weight {kind!r}: choose one of {', '.join(get_args(WeightKind))}")
     s = transport.sigma_data
-    d = t.tan() - r.tan() if tangent else t - r
+    d = t.tan() - r.tan() if tangent and transport.t_max < math.pi / 2 else t - r
     weight = {
         "sqrt": lambda: (s + d).rsqrt(),
         "constant": lambda: torch.ones_like(t),

@@ -26,7 +26,7 @@ from anystep.evaluation.evaluate import (
 from anystep.evaluation.features import EfficientNetLite0, load_extractor
 from anystep.evaluation.frechet_distance import Moments
 from anystep.evaluation.image_folders import folder_points, parse_folder
-from anystep.evaluation.metrics import METRICS, choose_metrics
+from anystep.evaluation.metrics import METRICS, check_measurable, choose_metrics
 from anystep.evaluation.report import write_report
 from anystep.pipelines.load import Model, load
 from anystep.ranks import Ranks
@@ -67,10 +67,7 @@ def evaluate_models(request: Request) -> dict[str, Any]:
     extractor = load_extractor(request.extractor, device if device.type == "cuda" else "cpu")
     names = request.metrics or [name for name in METRICS if name != "inception_score" or extractor.classifies]
     metrics = with_reference_statistics(choose_metrics(names), request.reference)
-    least = max(metric.least for metric in metrics)
-    if request.samples < least:
-        needy = next(metric for metric in metrics if metric.least == least)
-        raise InputError(f"--samples {request.samples}: {needy.name} needs at least {least} images")
+    check_measurable(metrics, extractor, request.samples)
     scorers: list[Scorer] = []
     heads = request.alignment
     if heads is None and request.data == "builtin" and extractor.name == EfficientNetLite0.name:

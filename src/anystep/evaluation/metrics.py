@@ -8,6 +8,7 @@ from torch import Tensor
 
 from anystep.errors import InputError
 from anystep.evaluation.coverage import Coverage, Density, Precision, Recall
+from anystep.evaluation.features import FeatureExtractor
 from anystep.evaluation.frechet_distance import FrechetDistance
 from anystep.evaluation.inception_score import InceptionScore
 from anystep.evaluation.kernel_distance import KernelDistance
@@ -32,6 +33,15 @@ METRICS: dict[str, Callable[[], Metric]] = {
     metric.name: metric
     for metric in (KernelDistance, FrechetDistance, Precision, Recall, Density, Coverage, InceptionScore)
 }
+
+
+def check_measurable(metrics: Sequence[Metric], extractor: FeatureExtractor, samples: int) -> None:
+    """Raises InputError, before anything is generated, for too few samples or an extractor that a metric cannot use."""
+    needy = max(metrics, key=lambda metric: metric.least)
+    if samples < needy.least:
+        raise InputError(f"samples {samples}: {needy.name} needs at least {needy.least} images")
+    if any(isinstance(metric, InceptionScore) for metric in metrics) and not extractor.classifies:
+        raise InputError(f"inception_score needs a classifier, which extractor {extractor.name} has not")
 
 
 def choose_metrics(names: Sequence[str]) -> list[Metric]:

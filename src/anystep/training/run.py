@@ -114,15 +114,11 @@ class Run:
         path = self.folder / "config.yaml"
         if not path.exists():
             return
-        there, here = (
-            {
-                key: value
-                for key, value in _flat(content)
-                if not (key[:4] == "run." and key[4:] in FREE_TO_CHANGE) and key[:6] != "guard." and key != "parallel"
-            }
-            for content in (yaml.safe_load(path.read_text("utf-8")), yaml.safe_load(dump(recipe)))
-        )
-        changed = sorted(key for key in {*there, *here} if there.get(key) != here.get(key))
+        changed = [
+            key
+            for key in differences(yaml.safe_load(path.read_text("utf-8")), recipe.model_dump(mode="json"))
+            if not (key[:4] == "run." and key[4:] in FREE_TO_CHANGE) and key[:6] != "guard." and key != "parallel"
+        ]
         if changed and not self._begun():  # a run that failed before it saved anything binds nobody
             for latents in self.folder.glob(latents_path(Path(), "*").name):
                 latents.unlink()
@@ -157,6 +153,12 @@ class Run:
     def _begun(self) -> bool:
         """Whether there is a checkpoint, whole or not."""
         return any((self.folder / "checkpoints").glob("step-*"))
+
+
+def differences(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[str]:
+    """The keys, as `section.key`, in which two recipes differ."""
+    there, here = dict(_flat(one)), dict(_flat(two))
+    return sorted(key for key in {*there, *here} if there.get(key) != here.get(key))
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

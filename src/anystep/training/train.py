@@ -250,6 +250,7 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
                 "skipped_steps": guard.skipped,
                 "spikes": guard.spikes,
                 "skipped_examples": len(data.broken),
+                "seconds": seconds,
                 "images_per_second": config.batch_size / seconds,
                 "tokens_per_second": config.batch_size * tokens / seconds,
                 "data_wait": waited / seconds,
