@@ -26,7 +26,7 @@ class OneLineParser(argparse.ArgumentParser):
 def size(text: str) -> tuple[int, int]:
     """`WIDTHxHEIGHT`."""
     width, cross, height = text.lower().partition("x")
-    if not (cross and width.isdecimal() and height.isdecimal()):
+    if not (cross and width.isdecimal() and height.isdecimal() and int(width) and int(height)):
         raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT, for example 64x64")
     return int(width), int(height)
 
@@ -130,6 +130,10 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance", type=float, help="guidance scale, 1 is none (default: the model's)")
     parser.add_argument("--seed", type=int, default=0, help="of the first image, the next has the next (default: 0)")
     parser.add_argument("--keep-images", action="store_true", help="also write every image as a PNG file")
+    parser.add_argument("--batch", type=int, default=50, help="images drawn at a time (default: 50)")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of each process; other numbers change last bits (default: 1)"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
 
 
@@ -256,14 +260,23 @@ def run_evaluate(options: argparse.Namespace) -> None:
     from anystep.evaluation.command import Request, evaluate_models
 
     fields = {name: value for name, value in vars(options).items() if name in Request.__dataclass_fields__}
-    for model in evaluate_models(Request(**fields)).get("models", []):
+
+    def told(metrics: dict[str, dict[str, float]]) -> str:
+        return ", ".join(f"{name} {figure['value']:.3f}" for name, figure in metrics.items())
+
+    figures = evaluate_models(Request(**fields))
+    if not figures:  # one of several processes speaks
+        return
+    for what, control in figures["controls"].items():
+        print(f"{what}: {told(control)}")
+    for model in figures["models"]:
         print(model["name"])
         for point in model["points"]:
-            figures = (f"{name} {figure['value']:.3f}" for name, figure in point["metrics"].items())
-            print(f"  {point['steps']:4} steps {point['nfe']:4} NFE  {', '.join(figures)}")
+            print(f"  {point['steps']:4} steps {point['nfe']:4} NFE  {told(point['metrics'])}")
         for name, monotone in model["monotone"].items():
             print(f"  {name}: {monotone['verdict']}")
-    print(f"wrote {options.out}: report.md, report.json, curve.png, sheet.png")
+    sheet = ", sheet.png" * (options.out / "sheet.png").exists()
+    print(f"wrote {options.out}: report.md, report.json, curve.png{sheet}")
 
 
 def run_benchmark(options: argparse.Namespace) -> None:
@@ -397,7 +410,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options.run(options)
     except InputError as error:
-        print(f"anystep: error: {' '.join(str(error).split())}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # what stops one process stops all
+            print(f"anystep: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -26,7 +26,7 @@ from anystep.evaluation.evaluate import Evaluation, Point, Reference, generate_p
 from anystep.evaluation.features import load_extractor
 from anystep.evaluation.metric import interval
 from anystep.evaluation.metrics import check_measurable, choose_metrics
-from anystep.evaluation.report import curve
+from anystep.evaluation.report import check_drawing, curve
 from anystep.objective import TARGET_COST
 from anystep.objectives import OBJECTIVES
 from anystep.pipelines.load import Model, load
@@ -163,6 +163,7 @@ def compare(
     device = pick_device(comparison.recipe.run.device)
     extractor = load_extractor(comparison.extractor, device if device.type == "cuda" else "cpu")
     check_measurable(metrics, extractor, comparison.samples)
+    check_drawing()
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

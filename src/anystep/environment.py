@@ -4,6 +4,7 @@ import os
 import platform
 import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,20 @@ def environment() -> dict[str, Any]:
     }
 
 
+def reset_peak() -> None:
+    """Begin to measure `peak_megabytes` anew, where the system can: with CUDA, and on Linux."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_megabytes() -> float:
-    """On CUDA the most that was allocated, else the most that this process has held so far."""
+    """On CUDA the most that was allocated, else the most that this process has held, since `reset_peak`."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

@@ -116,7 +116,7 @@ def sample(
         raise ValueError(f"stochasticity must be in [0, 1], got {stochasticity}")
     if stochasticity and (seeds is None or len(seeds) != len(z)):
         raise ValueError(f"stochastic sampling needs one seed an image, got {seeds}")
-    low, high = guidance_interval or (transport.t_min, transport.t_max)
+    low, high = guidance_interval or (-math.inf, math.inf)
     guided = [guidance != 1.0 and low <= t <= high for t in times[:-1].tolist()]
 
     encode = getattr(network, "encode_condition", lambda condition, mask: condition)

@@ -118,12 +118,13 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(
 
 
 def test_two_processes_write_the_same_report_bit_for_bit(command: list[str], finished: Path, tmp_path: Path) -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29617"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     code = f"import sys; from anystep.cli import main; sys.exit(main({[*command, '--out', str(tmp_path)]!r}))"
     script = tmp_path / "run.py"
     script.write_text(code)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([*torchrun, str(script)], check=True, capture_output=True, env=environment)
+    shown = subprocess.run([*torchrun, str(script)], check=True, capture_output=True, env=environment, text=True)
+    assert shown.stdout.count("wrote") == 1
     assert without_clock(read(tmp_path)) == without_clock(read(finished))
 
 
@@ -150,6 +151,66 @@ def test_reference_statistics_are_written_and_used(command: list[str], tmp_path:
     name = "frechet_distance_pooled"
     for one, other in zip(first["models"][0]["points"], again["models"][0]["points"], strict=True):
         assert one["metrics"][name]["value"] == pytest.approx(other["metrics"][name]["value"], rel=1e-9)
+
+
+def test_what_was_made_is_not_taken_for_something_else(
+    command: list[str], finished: Path, tiny_model: Path, pooled: Path, colours: Path, tmp_path: Path
+) -> None:
+    """Another extractor of the same name, other images of the same names, another way to sample the same weights."""
+
+    def figure(*changes: str) -> float:
+        assert main([*command, "--metrics", "kernel_distance", "--out", str(out), *changes]) == 0
+        return float(read(out)["models"][0]["points"][0]["metrics"]["kernel_distance_pooled"]["value"])
+
+    out = shutil.copytree(finished, tmp_path / "out")
+    before = figure()
+    network = torch.jit.load(str(pooled))
+    (tmp_path / "other").mkdir()
+    with torch.no_grad():
+        for tensor in [*network.parameters(), *network.buffers()]:
+            tensor.mul_(2)
+    torch.jit.save(network, str(tmp_path / "other" / "pooled.pt"))
+    data = tmp_path / "data"
+    shutil.copytree(colours, data)
+    for path in data.glob("*.png"):
+        Image.eval(Image.open(path), lambda level: 255 - level).save(path)
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    settings = json.loads((model / "scheduler" / "scheduler_config.json").read_text())
+    settings["transport"] = "trigflow"
+    (model / "scheduler" / "scheduler_config.json").write_text(json.dumps(settings))
+    assert figure("--data", str(data)) != before
+    assert figure("--model", str(model)) != before
+    if [*network.parameters(), *network.buffers()]:
+        assert figure("--extractor", str(tmp_path / "other" / "pooled.pt")) != before
+    assert figure() == before
+
+
+def test_a_chunk_that_was_cut_off_is_made_again_and_missing_images_too(pooled: Path, tmp_path: Path) -> None:
+    def make(chunk: range) -> tuple[torch.Tensor, Cost]:
+        return torch.full((len(chunk), 3, 8, 8), 7, dtype=torch.uint8), Cost()
+
+    extractor = load_extractor(str(pooled))
+    seen, _ = collect(tmp_path, 60, make, extractor, Ranks())
+    chunk = tmp_path / "00001.safetensors"
+    chunk.write_bytes(chunk.read_bytes()[:-20])
+    assert not (tmp_path / "images").exists()
+    again, _ = collect(tmp_path, 60, make, extractor, Ranks(), keep=True)
+    assert torch.equal(seen.features, again.features)
+    assert len(list((tmp_path / "images").iterdir())) == 60
+
+
+def test_folders_of_several_models_make_a_line_each(
+    finished: Path, pooled: Path, colours: Path, tmp_path: Path
+) -> None:
+    one, two, *_ = (folder for folder in finished.rglob("images") if folder.is_dir())
+    arguments = ["evaluate", "--extractor", str(pooled), "--data", str(colours), *SMALL, "--out", str(tmp_path)]
+    assert main([*arguments, "--images", f"ours@1={one}", f"theirs@1:2={two}", f"theirs@2:4={two}"]) == 0
+    ours, theirs = read(tmp_path)["models"]
+    assert (ours["name"], [point["nfe"] for point in ours["points"]]) == ("ours", [1])
+    assert [point["nfe"] for point in theirs["points"]] == [2, 4]
+    # the same images twice are no gain
+    assert all("gets better" not in monotone["verdict"] for monotone in theirs["monotone"].values())
+    assert not (tmp_path / "sheet.png").exists()
 
 
 def test_a_chunk_is_made_once_and_by_one_process(pooled: Path, tmp_path: Path) -> None:
@@ -179,6 +240,11 @@ def test_bad_evaluations_are_one_line(
         assert captured.count("\n") == 1, captured
         return captured
 
+    few = tmp_path / "few"
+    few.mkdir()
+    for number in range(70):
+        for kind in ("png", "txt"):
+            shutil.copy(colours / f"{number:03d}.{kind}", few)
     assert "kernel_distance needs at least 50 images" in line("--samples", "20")
     assert "unknown metric fid" in line("--metrics", "fid")
     assert "steps 0" in line("--steps", "0")
@@ -187,17 +253,26 @@ def test_bad_evaluations_are_one_line(
     assert "no such file" in line("--extractor", "none.onnx")
     assert "put pt_inception" in line("--extractor", f"inception:{tmp_path}")
     assert "expected STEPS=FOLDER" in line("--images", "four=x")
+    assert "expected STEPS=FOLDER" in line("--images", "1:0=x")
+    assert "real images are square" in line("--size", "32x16")
+    assert "expected a seed below 2^62" in line("--seed", str(2**70))
+    assert "there is no such folder" in line("--save-reference", str(tmp_path / "none" / "x.npz"))
+    assert "half for each side" in line("--samples", "70", "--data", str(few))
+    assert "have no captions" in line("--images", f"4={colours}", "--clip-score", "x")
+    assert "were given twice" in line("--images", f"4={colours}", f"4={colours}")
+    assert not (tmp_path / "report").exists()  # all of that was known before anything was made
     assert "no such folder" in line("--images", "4=nowhere")
     assert "no alignment heads" in line("--alignment", "none.safetensors")
     assert "no CLIP model at 'nowhere'" in line("--clip-score", "nowhere")
     assert "size 18x16" in line("--size", "18x16")
     assert "no reference statistics" in line("--metrics", "frechet_distance", "--reference", "none.npz")
     assert "serve frechet_distance only" in line("--reference", "none.npz")
-    assert "needs an extractor with a classifier" in line("--metrics", "inception_score")
+    assert "inception_score needs a classifier" in line("--metrics", "inception_score")
     np.savez(tmp_path / "other.npz", mu=np.zeros(7), sigma=np.eye(7))
     other = line("--metrics", "frechet_distance", "--reference", str(tmp_path / "other.npz"))
     assert "reference statistics of 7 features" in other
     assert "48" in other
+    assert len(list((tmp_path / "report").rglob("*.safetensors"))) == 8  # the real images and their controls
 
     (tmp_path / "empty").mkdir()
     assert "no image in it" in line("--images", f"4={tmp_path / 'empty'}")

@@ -20,7 +20,7 @@ from anystep.data.art import ArtSource
 from anystep.data.images import to_tensor
 from anystep.errors import InputError
 from anystep.evaluation.collect import Images
-from anystep.evaluation.features import FeatureExtractor, extract, load_extractor
+from anystep.evaluation.features import FeatureExtractor, extract, load_extractor, weights_digest
 
 BUILTIN = "builtin"
 
@@ -46,6 +46,7 @@ class CLIPScore:
             raise InputError(f"no CLIP model at {name_or_path!r}: {reason}") from error
         self.name = f"clip_score_{Path(name_or_path).name}"
         self.note = f"{self.name} is 100 x the cosine of the embeddings of {name_or_path}, not below zero."
+        self.digest = weights_digest(self._model)
 
     @torch.no_grad()
     def __call__(
@@ -97,6 +98,10 @@ class AlignmentHeads(nn.Module):
             f"things they never saw they find the right one first for {recall.at_1:.0%} of the images, among five for "
             f"{recall.at_5:.0%}."
         )
+
+    @property
+    def digest(self) -> str:
+        return weights_digest(self)
 
     def embed_images(self, features: Float[Tensor, "batch image_width"]) -> Float[Tensor, "batch width"]:
         return normalize(self.image((features - self.image_mean) / self.image_std), dim=-1)

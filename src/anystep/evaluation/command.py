@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
+from torch import nn
 
 from anystep.contact_sheet import contact_sheet
 from anystep.data.sources import open_source
@@ -23,11 +25,11 @@ from anystep.evaluation.evaluate import (
     report,
     with_reference_statistics,
 )
-from anystep.evaluation.features import EfficientNetLite0, load_extractor
-from anystep.evaluation.frechet_distance import Moments
-from anystep.evaluation.image_folders import folder_points, parse_folder
+from anystep.evaluation.features import EfficientNetLite0, FeatureExtractor, load_extractor
+from anystep.evaluation.frechet_distance import FrechetDistance, Moments
+from anystep.evaluation.image_folders import check_folders, folder_points, parse_folder
 from anystep.evaluation.metrics import METRICS, check_measurable, choose_metrics
-from anystep.evaluation.report import write_report
+from anystep.evaluation.report import check_drawing, write_report
 from anystep.pipelines.load import Model, load
 from anystep.ranks import Ranks
 
@@ -45,7 +47,7 @@ class Request:
     samples: int
     data: str = "builtin"
     metrics: list[str] | None = None
-    extractor: str = "effnetlite0"
+    extractor: str | nn.Module | FeatureExtractor = "effnetlite0"
     reference: Path | None = None
     save_reference: Path | None = None
     alignment: str | None = None
@@ -54,38 +56,52 @@ class Request:
     guidance: float | None = None
     seed: int = 0
     keep_images: bool = False
+    batch: int = 50
+    threads: int = 1
     device: str = "auto"
 
 
 def evaluate_models(request: Request) -> dict[str, Any]:
-    """Measure everything asked for, write the report and return it."""
+    """Measure everything asked for, write the report and return it; {} in all processes but the first."""
+    torch.set_num_threads(request.threads)
+    check_drawing()
     folders = [parse_folder(text) for text in request.images]
     steps = sorted(set(request.steps))
     if steps[0] < 1:
         raise InputError(f"steps {steps[0]}: expected whole numbers of at least 1")
+    if not 0 <= request.seed < 2**62 or request.batch < 1:
+        raise InputError(
+            f"seed {request.seed}, batch {request.batch}: expected a seed below 2^62 and a batch of 1 or more"
+        )
+    if request.save_reference is not None and not request.save_reference.absolute().parent.is_dir():
+        raise InputError(f"cannot write {request.save_reference}: there is no such folder")
+    theirs = check_folders(folders, request.samples)
+    if folders and (request.clip_score or request.alignment not in (None, "none")):
+        raise InputError("--images have no captions: --clip-score and --alignment serve models only")
     device, ranks = pick_device(request.device), Ranks()
     extractor = load_extractor(request.extractor, device if device.type == "cuda" else "cpu")
     names = request.metrics or [name for name in METRICS if name != "inception_score" or extractor.classifies]
     metrics = with_reference_statistics(choose_metrics(names), request.reference)
     check_measurable(metrics, extractor, request.samples)
-    scorers: list[Scorer] = []
-    heads = request.alignment
-    if heads is None and request.data == "builtin" and extractor.name == EfficientNetLite0.name:
-        heads = "builtin"
-    if heads not in (None, "none"):
-        scorers.append(AlignmentHeads.load(heads))
-    if request.clip_score is not None:
-        scorers.append(CLIPScore(request.clip_score, device))
+    scorers = _scorers(request, extractor, device, bool(folders))
     models = [load(name, device) for name in request.model or ([] if folders else ["builtin"])]
+    side = _side(models, theirs, request.size)
+    options = {"vocabulary": "everyday", "split": "train"} if request.data == "builtin" else {}
+    reference = Reference.draw(open_source(request.data, side, **options), side, request.samples, request.seed)
+    try:
+        check_measurable(metrics, extractor, len(reference.real))
+    except InputError as error:
+        raise InputError(
+            f"data {request.data!r} has {len(reference.source)} images, half for each side: {error}"
+        ) from None
+    prompts = reference.prompts(request.samples, request.seed)
+    for model in models:
+        model.pipeline.check_inputs(prompts, side, side, steps[0], "pt")
     try:
         request.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot write to folder {str(request.out)!r}: {error.strerror}") from None
 
-    side = models[0].pipeline.base_size if models else _side(folders[0][2])
-    options = {"vocabulary": "everyday", "split": "train"} if request.data == "builtin" else {}
-    reference = Reference.draw(open_source(request.data, side, **options), side, request.samples, request.seed)
-    prompts = reference.prompts(request.samples, request.seed)
     quiet = not (ranks.first and sys.stderr.isatty())
     with Progress(transient=True, disable=quiet, console=Console(stderr=True)) as bar:
         tasks: dict[str, Any] = {}
@@ -103,33 +119,66 @@ def evaluate_models(request: Request) -> dict[str, Any]:
             request.seed,
             scorers,
             request.keep_images,
+            request.batch,
             ranks,
             on_images,
         )
         real, controls = observe_reference(evaluation, reference)
+        for metric in metrics:
+            if isinstance(metric, FrechetDistance):
+                metric.check_width(real)
         found = {
             model.name: generate_points(evaluation, model, steps, prompts, request.size, request.guidance)
             for model in models
         }
-        if folders:
-            found["images"] = folder_points(evaluation, folders)
-    if not ranks.first:
-        return {}
-    if request.save_reference is not None:
-        Moments.of(real.features).save(request.save_reference)
-    figures = report(evaluation, found, real, controls)
-    write_report(figures, request.out, _sheet(models, steps, prompts, request) if models else None)
+        found |= folder_points(evaluation, folders)
+        if not ranks.first:
+            return {}
+        if request.save_reference is not None:
+            Moments.of(real.features).save(request.save_reference)
+        bar.add_task("measuring", total=None)
+        figures = report(evaluation, found, real, controls)
+        figures["settings"] = {
+            "data": request.data,
+            "size": list(request.size or (side, side)),
+            "guidance": request.guidance,
+            "extractor": request.extractor if isinstance(request.extractor, str) else extractor.name,
+            "extractor_digest": extractor.digest,
+            "reference": None if request.reference is None else str(request.reference),
+            "device": str(device),
+            "threads": request.threads,
+            "batch": request.batch,
+        }
+        write_report(figures, request.out, _sheet(models, steps, prompts, request) if models else None)
     return figures
 
 
-def _side(folder: Path) -> int:
-    """Of the images of a folder."""
-    from anystep.data.folders import find_images
+def _scorers(request: Request, extractor: FeatureExtractor, device: torch.device, folders: bool) -> list[Scorer]:
+    """CLIP where asked for; alignment where asked for, and with the built-in data where nothing speaks against it."""
+    scorers: list[Scorer] = []
+    fits = request.data == "builtin" and extractor.name == EfficientNetLite0.name and not folders
+    heads = request.alignment or ("builtin" if fits else "none")
+    if heads != "none":
+        scorers.append(AlignmentHeads.load(heads))
+    if request.clip_score is not None:
+        scorers.append(CLIPScore(request.clip_score, device))
+    return scorers
 
-    if not folder.is_dir():
-        raise InputError(f"images {str(folder)!r}: no such folder")
-    with Image.open(folder / find_images(folder)[0]) as image:
-        return min(image.size)
+
+def _side(models: list[Model], theirs: tuple[int, int] | None, size: tuple[int, int] | None) -> int:
+    """Of the real images: as large as those that are compared with them.
+
+    Raises:
+        InputError: images of several sizes, or that are not square, as all real images are.
+    """
+    sizes = {size or (model.pipeline.base_size,) * 2 for model in models} | ({theirs} if theirs else set())
+    if len(sizes) > 1:
+        told = ", ".join(f"{width}x{height}" for width, height in sorted(sizes))
+        raise InputError(f"images of {told} cannot be compared with the same real images: give one --size")
+    width, height = sizes.pop()
+    if width != height:
+        raise InputError(f"size {width}x{height}: real images are square, so compare square ones")
+    return width
 
 
 def _sheet(models: list[Model], steps: list[int], prompts: list[str | int], request: Request) -> Image.Image:

@@ -1,9 +1,10 @@
 """Fidelity and diversity apart, from nearest neighbours.
 
 Precision and recall: arXiv 1904.06991, equations 1 and 2. Density and coverage: arXiv 2002.09797, equations 5 and 7.
-Each is a mean over images of one set; replicates redraw those and leave the neighbourhoods as they are.
+Replicates redraw both sets: a neighbourhood counts as often as its centre was drawn, and keeps its radius.
 """
 
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -13,18 +14,29 @@ from torch import Tensor
 from anystep.evaluation.metric import Counts, Observed
 
 NEIGHBOURS = 5
+ROWS = 1024  # distances of so many images are held at a time
 Features = Float[Tensor, "_ width"]
 
 
 def radii(x: Features) -> Float[Tensor, " count"]:
     """From each image to its fifth nearest neighbour in its own set."""
-    distance = torch.cdist(x.double(), x.double())
-    return distance.kthvalue(NEIGHBOURS + 1, dim=1).values  # the nearest is the image itself
+    x = x.double()
+    # the nearest is the image itself
+    return torch.cat([torch.cdist(rows, x).kthvalue(NEIGHBOURS + 1, dim=1).values for rows in x.split(ROWS)])
 
 
-def within(x: Features, centres: Features) -> Bool[Tensor, "count centres"]:
-    """Whether each image lies in the neighbourhood of each centre."""
-    return torch.cdist(x.double(), centres.double()) <= radii(centres)
+def within(x: Features, centres: Features) -> Iterator[Bool[Tensor, "rows centres"]]:
+    """Whether each image lies in the neighbourhood of each centre, some rows at a time."""
+    reach, centres = radii(centres), centres.double()
+    for rows in x.double().split(ROWS):
+        yield torch.cdist(rows, centres) <= reach
+
+
+def times_within(
+    x: Features, centres: Features, counts: Float[Tensor, "replicates centres"]
+) -> Float[Tensor, "replicates count"]:
+    """In how many of the centres that a replicate has drawn each image lies."""
+    return torch.cat([counts.float() @ rows.T.float() for rows in within(x, centres)], 1).double()
 
 
 class _Share:
@@ -39,7 +51,7 @@ class Precision(_Share):
     name = "precision"
 
     def __call__(self, real: Observed, made: Observed, counts: Counts) -> Float[Tensor, " replicates"]:
-        return _mean(within(made.features, real.features).any(1), counts.made)
+        return _mean(times_within(made.features, real.features, counts.real) > 0, counts.made)
 
 
 class Recall(_Share):
@@ -48,7 +60,7 @@ class Recall(_Share):
     name = "recall"
 
     def __call__(self, real: Observed, made: Observed, counts: Counts) -> Float[Tensor, " replicates"]:
-        return _mean(within(real.features, made.features).any(1), counts.real)
+        return _mean(times_within(real.features, made.features, counts.made) > 0, counts.real)
 
 
 class Density(_Share):
@@ -57,7 +69,7 @@ class Density(_Share):
     name = "density"
 
     def __call__(self, real: Observed, made: Observed, counts: Counts) -> Float[Tensor, " replicates"]:
-        return _mean(within(made.features, real.features).sum(1) / NEIGHBOURS, counts.made)
+        return _mean(times_within(made.features, real.features, counts.real) / NEIGHBOURS, counts.made)
 
 
 class Coverage(_Share):
@@ -66,8 +78,15 @@ class Coverage(_Share):
     name = "coverage"
 
     def __call__(self, real: Observed, made: Observed, counts: Counts) -> Float[Tensor, " replicates"]:
-        return _mean(within(made.features, real.features).any(0), counts.real)
+        hits = torch.zeros_like(counts.real, dtype=torch.float32)
+        rows = counts.made.float().split(ROWS, dim=1)
+        for drawn, inside in zip(rows, within(made.features, real.features), strict=True):
+            hits += drawn @ inside.float()
+        return _mean(hits > 0, counts.real)
 
 
-def _mean(values: Tensor, counts: Float[Tensor, "replicates count"]) -> Float[Tensor, " replicates"]:
-    return counts @ values.double() / counts.sum(1)
+def _mean(
+    values: Float[Tensor, "replicates count"] | Bool[Tensor, "replicates count"],
+    counts: Float[Tensor, "replicates count"],
+) -> Float[Tensor, " replicates"]:
+    return (counts * values).sum(1) / counts.sum(1)

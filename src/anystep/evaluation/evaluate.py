@@ -14,21 +14,31 @@ import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 
+from anystep import __version__
 from anystep.codecs import to_uint8
 from anystep.data.example import BrokenExample, Example, Source
 from anystep.data.images import to_tensor
-from anystep.environment import environment, peak_megabytes
+from anystep.environment import environment, peak_megabytes, reset_peak
 from anystep.errors import InputError
 from anystep.evaluation.collect import Cost, Images, Scorer, collect
-from anystep.evaluation.features import FeatureExtractor
+from anystep.evaluation.features import FeatureExtractor, weights_digest
 from anystep.evaluation.frechet_distance import FrechetDistance, Moments
-from anystep.evaluation.metric import Metric, Observed, interval, measure, probability_not_worse, verdict
+from anystep.evaluation.metric import Metric, Observed, interval, measure, probability_not_worse, tied, verdict
 from anystep.evaluation.metrics import MeanScore
 from anystep.pipelines.load import Model
 from anystep.ranks import Ranks
 
+NOTES = (
+    "NFE counts network evaluations of one image; a guided step costs two.",
+    "Intervals are 95 %, from redrawing images with replacement. All step counts share their seeds and these draws, "
+    "so that neighbours in a curve are compared on the same images. The Fréchet distance redraws the made images only.",
+    "Distances of few images are biased upwards (the Fréchet distance) or noisy (all): compare equal numbers of images "
+    "only, and with the control of real images against real images.",
+    "Figures depend on the extractor that is part of their names; only `inception` figures are the field's FID.",
+)
 BLUR = 1.0  # standard deviation in pixels, of the degraded control
 NOISE = 25.0  # standard deviation in levels, of the other
+FINGERPRINTED = 100  # images whose pixels tell one set of real images from another
 REAL = "real images against real images"
 
 
@@ -51,7 +61,7 @@ class Reference:
         return cls(source, size, order[:half], order[half : 2 * half])
 
     def prompts(self, count: int, seed: int) -> list[str | int]:
-        """A caption (or class) for each of `count` images, those of `again` in turn."""
+        """A caption (or class) for each of `count` images: that of each of `again`, in turn."""
         dice = random.Random(seed + 1)
         asked: list[str | int] = []
         for number in range(count):
@@ -62,6 +72,16 @@ class Reference:
     def images(self, indices: Sequence[int], change: Callable[[Image.Image], Image.Image] | None = None) -> Images:
         pictures = [self._readable(index).image for index in indices]
         return to_uint8(torch.stack([to_tensor(change(picture) if change else picture) for picture in pictures]))
+
+    def fingerprint(self, indices: Sequence[int]) -> str:
+        """Of the names of these examples, and of the pixels of some of them."""
+        digest = hashlib.sha256(f"{self.size} {len(self.source)}".encode())
+        for place, index in enumerate(indices):
+            if place % max(1, len(indices) // FINGERPRINTED) == 0:
+                example = self._readable(index)
+                digest.update(example.key.encode() + example.image.tobytes())
+        digest.update(str(list(indices)).encode())
+        return digest.hexdigest()[:16]
 
     def _readable(self, index: int) -> Example:
         """The example, or the next that can be read."""
@@ -96,6 +116,7 @@ class Evaluation:
     seed: int = 0
     scorers: Sequence[Scorer] = ()
     keep_images: bool = False
+    batch: int = 50
     ranks: Ranks = field(default_factory=Ranks)
     on_images: Callable[[str, int], None] = lambda what, images: None
 
@@ -103,9 +124,10 @@ class Evaluation:
         """A distance means nothing without the features that it was measured on."""
         return metric.name if isinstance(metric, MeanScore) else f"{metric.name}_{self.extractor.name}"
 
-    def work(self, *settings: object) -> Path:
+    def work(self, *settings: object, scored: bool = False) -> Path:
         """The folder of the chunks that depend on these settings and nothing else."""
-        text = json.dumps([self.extractor.name, [each.note for each in self.scorers], *map(str, settings)])
+        scorers = [(each.name, each.digest) for each in self.scorers] if scored else []
+        text = json.dumps([self.extractor.name, self.extractor.digest, scorers, __version__, *map(str, settings)])
         return self.folder / "work" / hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def collect(
@@ -120,13 +142,15 @@ class Evaluation:
         return [*self.metrics, *(MeanScore(scorer.name) for scorer in self.scorers)]
 
 
-def weights_digest(model: Model) -> str:
-    """Tells one set of weights from another."""
-    digest = hashlib.sha256()
-    for part in (model.pipeline.transformer, model.pipeline.codec):
-        for tensor in part.state_dict().values() if part is not None else ():
-            digest.update(tensor.float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+def model_digest(model: Model) -> str:
+    """Tells one model from another: weights, and the configuration of every part."""
+    pipeline = model.pipeline
+    said: list[Any] = [dict(pipeline.config), dict(pipeline.transformer.config), dict(pipeline.scheduler.config)]
+    said.append(weights_digest(pipeline.transformer))
+    if pipeline.codec is not None:
+        said += [dict(pipeline.codec.config), weights_digest(pipeline.codec)]
+    said.append(getattr(pipeline.conditioner, "fingerprint", None))
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def generate_points(
@@ -137,25 +161,41 @@ def generate_points(
     size: tuple[int, int] | None = None,
     guidance: float | None = None,
 ) -> list[Point]:
-    """Image `i` has seed `evaluation.seed + i` and prompt `i` at every number of steps."""
+    """Image `i` has seed `evaluation.seed + i` and prompt `i` at every number of steps.
+
+    Raises:
+        InputError: prompts of a kind that the model does not read.
+    """
     width, height = size or (model.pipeline.base_size,) * 2
     scale = float(model.pipeline.config.guidance_scale if guidance is None else guidance)
-    digest, points = weights_digest(model), []
+    if model.pipeline.config.class_names is None and not all(isinstance(prompt, str) for prompt in prompts):
+        raise InputError(f"model {model.name!r} draws captions, but the data has classes only")
+    digest, points = model_digest(model), []
     captions = [str(prompt) for prompt in prompts] if evaluation.scorers else []
+    warm = False
+
+    def draw(numbers: Sequence[int], count: int) -> Any:
+        return model.pipeline(
+            [prompts[number] for number in numbers], height, width, count, guidance_scale=scale,
+            seeds=[evaluation.seed + number for number in numbers], output_type="pt",
+        )  # fmt: skip
+
     for count in steps:
 
         def make(chunk: range, count: int = count) -> tuple[Images, Cost]:
-            if torch.cuda.is_available():
-                torch.cuda.reset_peak_memory_stats()
+            nonlocal warm
+            if not warm:  # loading the text encoder, for one, is no part of what an image costs
+                draw(chunk[:1], 1)
+                warm = True
+            reset_peak()
             begin = time.perf_counter()
-            output: Any = model.pipeline(
-                [prompts[number] for number in chunk], height, width, count, guidance_scale=scale,
-                seeds=[evaluation.seed + number for number in chunk], output_type="pt",
-            )  # fmt: skip
-            images = (output.images * 255).round().to(torch.uint8).cpu()
-            return images, Cost(output.nfe, time.perf_counter() - begin, peak_megabytes())
+            parts = [chunk[first : first + evaluation.batch] for first in range(0, len(chunk), evaluation.batch)]
+            outputs = [draw(part, count) for part in parts]
+            images = torch.cat([(output.images * 255).round().to(torch.uint8).cpu() for output in outputs])
+            return images, Cost(outputs[0].nfe, time.perf_counter() - begin, peak_megabytes())
 
-        folder = evaluation.work(digest, prompts, width, height, count, scale, evaluation.seed)
+        settings = (digest, prompts, width, height, count, scale, evaluation.seed, evaluation.batch)
+        folder = evaluation.work(*settings, scored=bool(captions))
         what = f"{model.name}, {count} steps"
         observed, costs = evaluation.collect(what, folder, len(prompts), make, captions)
         points.append(
@@ -179,14 +219,17 @@ def observe_reference(evaluation: Evaluation, reference: Reference) -> tuple[Obs
         changed = (levels + NOISE * torch.randn(levels.shape, generator=dice)).clamp(0, 255).round().to(torch.uint8)
         return Image.fromarray(changed.permute(1, 2, 0).numpy())
 
+    captions = list(map(str, reference.prompts(len(reference.again), evaluation.seed))) if evaluation.scorers else []
+
     def see(name: str, indices: list[int], change: Callable[[Image.Image], Image.Image] | None = None) -> Observed:
-        folder = evaluation.work(name, reference.size, indices, [reference.source[i].key for i in indices[:20]])
+        told = captions if indices is reference.again else []
+        folder = evaluation.work(name, reference.fingerprint(indices), evaluation.seed, told, scored=bool(told))
 
         def make(chunk: range) -> tuple[Images, Cost]:
             dice.manual_seed(evaluation.seed + chunk.start)  # a chunk does not depend on who made those before
             return reference.images([indices[number] for number in chunk], change), Cost()
 
-        return evaluation.collect(name, folder, len(indices), make)[0]
+        return evaluation.collect(name, folder, len(indices), make, told)[0]
 
     real = see("real", reference.real)
     controls = {
@@ -215,9 +258,11 @@ def report(
         for metric in metrics:
             drawn = [point.replicates[evaluation.named(metric)] for point in points]
             chances = [probability_not_worse(fewer, more, metric.better) for fewer, more in pairwise(drawn)]
+            level = [place for place, pair in enumerate(pairwise(drawn)) if tied(*pair)]
+            counts = [point.steps for point in points]
             monotone[evaluation.named(metric)] = {
                 "probability": chances,
-                "verdict": verdict([point.steps for point in points], chances) if chances else "one step count only",
+                "verdict": verdict(counts, chances, level) if chances else "one step count only",
             }
         described.append(
             {
@@ -241,7 +286,7 @@ def report(
         "controls": {
             name: {
                 evaluation.named(metric): asdict(interval(measure(metric, real, seen, evaluation.seed)))
-                for metric in evaluation.metrics
+                for metric in metrics
             }
             for name, seen in controls.items()
         },
@@ -249,7 +294,7 @@ def report(
         "samples": evaluation.samples,
         "real_images": len(real),
         "seed": evaluation.seed,
-        "notes": [scorer.note for scorer in evaluation.scorers],
+        "notes": [*NOTES, *(scorer.note for scorer in evaluation.scorers)],
         "versions": environment(),
     }
 

@@ -1,5 +1,6 @@
 """Images to features that distances are measured in."""
 
+import hashlib
 from collections.abc import Iterable
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 import torch.nn.functional as functional
 from jaxtyping import Float, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from anystep.errors import InputError
 from anystep.evaluation.inception import FIDInception
@@ -18,10 +19,11 @@ from anystep.evaluation.inception import FIDInception
 class FeatureExtractor(Protocol):
     """`name` goes into the name of every metric computed with it: a distance means nothing without it.
 
-    `classifies` says whether `classify` answers.
+    `digest` tells one set of weights from another; `classifies` says whether `classify` answers.
     """
 
     name: str
+    digest: str
     classifies: bool
 
     def __call__(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]: ...
@@ -56,6 +58,7 @@ class EfficientNetLite0:
         with redirect_stdout(None):  # it announces itself
             network: Any = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
         self._network = network.eval().to(device)
+        self.digest = weights_digest(self._network)
 
     @torch.no_grad()
     def __call__(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
@@ -79,28 +82,57 @@ class EfficientNetLite0:
         return logits
 
 
-class ScriptedNetwork:
-    """A TorchScript file that takes uint8 images (batch, 3, height, width) and gives (batch, features).
+class ModuleExtractor:
+    """Any network that takes uint8 images (batch, 3, height, width) and gives (batch, features).
 
     A method `classify` of it, from features to logits, is used where there is one.
     """
 
-    def __init__(self, path: Path, device: str | torch.device = "cpu") -> None:
-        self.name, self.device = path.stem, torch.device(device)
-        try:
-            self._network = torch.jit.load(str(path), map_location=device).eval()
-        except (RuntimeError, OSError, ValueError) as error:
-            raise InputError(f"{path}: not a TorchScript file: {str(error).splitlines()[0]}") from None
-        self.classifies = hasattr(self._network, "classify")
+    def __init__(self, network: nn.Module, name: str, device: str | torch.device = "cpu") -> None:
+        self.name, self.device = name, torch.device(device)
+        self._network: Any = network.eval().to(device)
+        self.digest = weights_digest(network)
+        self.classifies = hasattr(network, "classify")
 
     @torch.no_grad()
     def __call__(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
-        features: Tensor = self._network(images.to(self.device)).float()
-        return features.flatten(1)
+        """Raises InputError for images that the network cannot take, or an answer that is no tensor."""
+        try:
+            features = self._network(images.to(self.device))
+        except (RuntimeError, ValueError) as error:
+            raise cannot_take(self.name, images, error) from None
+        if not isinstance(features, Tensor) or len(features) != len(images):
+            raise InputError(
+                f"extractor {self.name} must give one tensor, a row an image, not {type(features).__name__}"
+            )
+        return features.float().flatten(1)
 
     @torch.no_grad()
     def classify(self, features: Float[Tensor, "batch features"]) -> Float[Tensor, "batch classes"] | None:
         return self._network.classify(features.to(self.device)) if self.classifies else None
+
+
+def scripted_extractor(path: Path, device: str | torch.device = "cpu") -> ModuleExtractor:
+    """From a TorchScript file, named as it is."""
+    try:
+        network = torch.jit.load(str(path), map_location=device)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise InputError(f"{path}: not a TorchScript file: {str(error).splitlines()[0]}") from None
+    return ModuleExtractor(network, path.stem, device)
+
+
+def cannot_take(name: str, images: Tensor, error: Exception) -> InputError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    return InputError(f"extractor {name} cannot take uint8 images of shape {tuple(images.shape)}: {reason}")
+
+
+def weights_digest(network: nn.Module) -> str:
+    """Of all tensors of a network and their names."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 class OnnxNetwork:
@@ -116,7 +148,7 @@ class OnnxNetwork:
             import onnxruntime
         except ImportError:
             raise InputError("an ONNX feature extractor needs onnxruntime: pip install onnxruntime") from None
-        self.name = path.stem
+        self.name, self.digest = path.stem, hashlib.sha256(path.read_bytes()).hexdigest()[:16]
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         try:
@@ -125,25 +157,44 @@ class OnnxNetwork:
             raise InputError(f"{path}: not an ONNX file: {str(error).splitlines()[0]}") from None
         self._input = self._session.get_inputs()[0]
         self._size = [side for side in self._input.shape[2:] if isinstance(side, int)]
+        self._batch = self._input.shape[0] if isinstance(self._input.shape[0], int) else None
 
     def __call__(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
         ready = images.float()
         if len(self._size) == 2 and list(images.shape[2:]) != self._size:
             ready = functional.interpolate(ready, self._size, mode="bicubic", antialias=True).clamp(0, 255)
         ready = ready.round().to(torch.uint8) if self._input.type == "tensor(uint8)" else ready / 255
-        (features, *_) = self._session.run(None, {self._input.name: ready.cpu().numpy()})
-        return torch.from_numpy(features).float().flatten(1)
+        if self._batch not in (None, 1):
+            raise InputError(
+                f"{self.name}: made for batches of {self._batch}; export it with a free batch, or one of 1"
+            )
+        try:
+            parts = [
+                self._session.run(None, {self._input.name: part.cpu().numpy()})[0]
+                for part in ready.split(self._batch or len(ready))
+            ]
+        except Exception as error:  # onnxruntime's exceptions share no base but this
+            raise cannot_take(self.name, images, error) from None
+        return torch.cat([torch.from_numpy(part) for part in parts]).float().flatten(1)
 
     def classify(self, features: Float[Tensor, "batch features"]) -> None:
         return None
 
 
-def load_extractor(spec: str = "effnetlite0", device: str | torch.device = "cpu") -> FeatureExtractor:
+def load_extractor(
+    spec: str | nn.Module | FeatureExtractor = "effnetlite0", device: str | torch.device = "cpu"
+) -> FeatureExtractor:
     """`effnetlite0`, `inception:PATH` (a file or its folder), or the path of a TorchScript (.pt) or ONNX (.onnx) file.
 
+    From Python also a torch module, as `ModuleExtractor` reads it, or an extractor of your own.
+
     Raises:
-        InputError: none of these, or a file that is missing or something else.
+        InputError: none of these, or a file that is missing, something else, or named as one that it is not.
     """
+    if isinstance(spec, nn.Module):
+        return ModuleExtractor(spec, type(spec).__name__.lower(), device)
+    if not isinstance(spec, str):
+        return spec
     if spec == EfficientNetLite0.name:
         return EfficientNetLite0(device)
     if spec.startswith("inception:"):
@@ -155,7 +206,9 @@ def load_extractor(spec: str = "effnetlite0", device: str | torch.device = "cpu"
         )
     if not path.is_file():
         raise InputError(f"feature extractor {spec!r}: no such file")
-    return OnnxNetwork(path) if path.suffix == ".onnx" else ScriptedNetwork(path, device)
+    if path.stem in (FIDInception.name, EfficientNetLite0.name):
+        raise InputError(f"feature extractor {spec!r}: {path.stem} is the name of another; rename the file")
+    return OnnxNetwork(path) if path.suffix == ".onnx" else scripted_extractor(path, device)
 
 
 def extract(extractor: FeatureExtractor, images: Iterable[Tensor], batch: int = 4) -> Float[Tensor, "count features"]:

@@ -33,7 +33,7 @@ class Moments:
         return cls(mean, centred.T @ centred / (weight.sum() - 1))
 
     def save(self, path: Path) -> None:
-        """As `mu` and `sigma` in an `.npz`, the layout of pytorch-fid and of ADM's evaluator."""
+        """As `mu` and `sigma` in an `.npz`, the layout of pytorch-fid; ADM's has these two and more."""
         with replacing(path) as part, part.open("wb") as file:
             np.savez(file, mu=self.mean.numpy(), sigma=self.covariance.numpy())
 
@@ -92,15 +92,28 @@ class FrechetDistance:
     def __init__(self, reference: Moments | None = None) -> None:
         self.reference = reference
 
-    def __call__(self, real: Observed, made: Observed, counts: Counts) -> Float[Tensor, " replicates"]:
-        reference = self.reference or Moments.of(real.features)
-        if len(reference.mean) != made.features.shape[1]:
+    def check_width(self, seen: Observed) -> None:
+        """Raises InputError for images of another feature size than the reference statistics."""
+        if self.reference is not None and len(self.reference.mean) != seen.features.shape[1]:
             raise InputError(
-                f"reference statistics of {len(reference.mean)} features, but the images have "
-                f"{made.features.shape[1]}: use the extractor that made them"
+                f"reference statistics of {len(self.reference.mean)} features, but the images have "
+                f"{seen.features.shape[1]}: use the extractor that made them"
             )
+
+    def __call__(self, real: Observed, made: Observed, counts: Counts) -> Float[Tensor, " replicates"]:
+        self.check_width(made)
+        reference = self.reference or Moments.of(real.features)
         root = square_root(reference.covariance)
-        return torch.tensor(
-            [frechet_distance(reference, Moments.of(made.features, row), root) for row in counts.made],
-            dtype=torch.float64,
-        )
+        x, distances = made.features.double(), []
+        for count in counts.made:
+            drawn = count > 0
+            weight = count[drawn]
+            mean = weight @ x[drawn] / weight.sum()
+            spread = (x[drawn] - mean) * (weight / (weight.sum() - 1)).sqrt()[:, None]  # covariance: spread^T spread
+            # (C1 C2)^(1/2) has the singular values of spread C1^(1/2), whose smaller side is often the images'
+            turned = spread @ root
+            gram = turned @ turned.T if len(turned) < turned.shape[1] else turned.T @ turned
+            cross = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt().sum()
+            traces = reference.covariance.trace() + spread.square().sum()
+            distances.append((reference.mean - mean).square().sum() + traces - 2 * cross)
+        return torch.stack(distances)

@@ -1,6 +1,8 @@
 """Images that somebody else generated: one folder a number of steps, paired by the order of their names."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -14,29 +16,61 @@ from anystep.evaluation.collect import Cost, Images
 from anystep.evaluation.evaluate import Evaluation, Point
 
 
-def parse_folder(text: str) -> tuple[int, int, Path]:
-    """`STEPS=FOLDER` or `STEPS:NFE=FOLDER` as steps, evaluations and folder; without NFE they are as many as steps."""
-    numbers, equals, folder = text.partition("=")
+class ImageFolder(NamedTuple):
+    """Images of one model at one number of steps."""
+
+    model: str
+    steps: int
+    nfe: int
+    path: Path
+
+
+def parse_folder(text: str) -> ImageFolder:
+    """`[MODEL@]STEPS[:NFE]=FOLDER`; the model is "images" where none is named, and NFE as many as steps."""
+    told, equals, folder = text.partition("=")
+    model, at, numbers = told.rpartition("@")
     steps, _, nfe = numbers.partition(":")
-    if not (equals and folder and steps.isdecimal() and (nfe or steps).isdecimal() and int(steps)):
-        raise InputError(f"images {text!r}: expected STEPS=FOLDER or STEPS:NFE=FOLDER, for example 4:8=out/four")
-    return int(steps), int(nfe or steps), Path(folder)
+    whole = all(number.isdecimal() and int(number) for number in (steps, nfe or steps))
+    if not (equals and folder and whole) or (at and not model):
+        raise InputError(
+            f"images {text!r}: expected STEPS=FOLDER, STEPS:NFE=FOLDER or MODEL@STEPS=FOLDER, for example 4:8=out/four"
+        )
+    return ImageFolder(model or "images", int(steps), int(nfe or steps), Path(folder))
 
 
-def folder_points(evaluation: Evaluation, folders: list[tuple[int, int, Path]]) -> list[Point]:
-    """The first `evaluation.samples` images of each folder.
+def check_folders(folders: Sequence[ImageFolder], samples: int) -> tuple[int, int] | None:
+    """The size of their images; None without folders.
 
     Raises:
-        InputError: no folder, an empty one, too few images, one that cannot be read, or images of several sizes.
+        InputError: no folder, an empty one, too few images, different sizes, or one number of steps twice.
     """
-    points = []
-    for steps, nfe, folder in folders:
-        if not folder.is_dir():
-            raise InputError(f"images {str(folder)!r}: no such folder")
-        names = find_images(folder)
-        if len(names) < evaluation.samples:
-            raise InputError(f"{folder}: {len(names)} images, but --samples {evaluation.samples} were asked for")
-        names = names[: evaluation.samples]
+    seen: set[tuple[str, int]] = set()
+    size = None
+    for folder in folders:
+        if not folder.path.is_dir():
+            raise InputError(f"images {str(folder.path)!r}: no such folder")
+        names = find_images(folder.path)
+        if len(names) < samples:
+            raise InputError(f"{folder.path}: {len(names)} images, but --samples {samples} were asked for")
+        if folder[:2] in seen:
+            raise InputError(f"images of {folder.model!r} at {folder.steps} steps were given twice")
+        seen.add(folder[:2])
+        mine = _size(folder.path / names[0])
+        if size not in (None, mine):
+            raise InputError(f"{folder.path}: images of {mine[0]}x{mine[1]}, others are {size[0]}x{size[1]}")
+        size = mine
+    return size
+
+
+def folder_points(evaluation: Evaluation, folders: Sequence[ImageFolder]) -> dict[str, list[Point]]:
+    """By model, of the first `evaluation.samples` images of each folder.
+
+    Raises:
+        InputError: an image that cannot be read, or of another size than the first of its folder.
+    """
+    points: dict[str, list[Point]] = {}
+    for model, steps, nfe, folder in folders:
+        names = find_images(folder)[: evaluation.samples]
         size = _size(folder / names[0])
 
         def make(
@@ -46,7 +80,7 @@ def folder_points(evaluation: Evaluation, folders: list[tuple[int, int, Path]]) 
 
         stamps = [(name, (folder / name).stat().st_mtime_ns) for name in names]
         observed, _ = evaluation.collect(str(folder), evaluation.work(folder.resolve(), stamps), len(names), make)
-        points.append(Point(steps, nfe, observed))
+        points.setdefault(model, []).append(Point(steps, nfe, observed))
     return points
 
 

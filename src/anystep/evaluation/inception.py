@@ -4,6 +4,7 @@ The file is `pt_inception-2015-12-05-6726825d.pth`, also distributed as `weights
 Images are resized as that graph does, which is neither of PyTorch's bilinear conventions.
 """
 
+import hashlib
 import pickle
 from pathlib import Path
 
@@ -195,6 +196,7 @@ class FIDInception:
             ) from None
         self.device = torch.device(device)
         self._network = network.eval().requires_grad_(False).to(device)
+        self.digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
     @torch.no_grad()
     def __call__(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 2048"]:

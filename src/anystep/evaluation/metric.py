@@ -6,7 +6,7 @@ that share their seeds share these draws, so that their differences are paired.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -126,12 +126,22 @@ def probability_not_worse(
     return 0.5 * (1 + math.erf(value / deviation / math.sqrt(2)))
 
 
-def verdict(steps: list[int], probability: list[float]) -> str:
-    """Monotonicity in words. `probability[i]` is that steps[i + 1] is not worse than steps[i]."""
+def tied(fewer: Float[Tensor, " replicates"], more: Float[Tensor, " replicates"]) -> bool:
+    """Whether both are the same, in every replicate: then neither is better."""
+    return torch.equal(fewer, more)
+
+
+def verdict(steps: list[int], probability: list[float], level: Sequence[int] = ()) -> str:
+    """Monotonicity in words.
+
+    Args:
+        probability: that steps[i + 1] is not worse than steps[i], for each i.
+        level: where both are the same.
+    """
     worse = [place for place, chance in enumerate(probability) if chance < 0.05]
     if worse:
         return "gets worse " + ", ".join(f"from {steps[i]} to {steps[i + 1]} steps" for i in worse)
-    better = [place for place, chance in enumerate(probability) if chance > 0.95]
+    better = [place for place, chance in enumerate(probability) if chance > 0.95 and place not in level]
     if len(better) == len(probability):
         return "gets better with every increase of steps"
     if not better:

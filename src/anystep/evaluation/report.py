@@ -10,15 +10,6 @@ from PIL import Image
 from anystep.atomic import replacing, write_text
 from anystep.errors import InputError
 
-NOTES = (
-    "NFE counts network evaluations of one image; a guided step costs two.",
-    "Intervals are 95 %, from redrawing images with replacement. All step counts share their seeds and these draws, "
-    "so that neighbours in a curve are compared on the same images.",
-    "Distances of few images are biased upwards (the Fréchet distance) or noisy (all): compare equal numbers of images "
-    "only, and with the control of real images against real images.",
-    "Figures depend on the extractor that is part of their names; only `inception` figures are the field's FID.",
-)
-
 
 def markdown(report: dict[str, Any]) -> str:
     """Tables of all figures, the controls, the verdicts, and what to know before reading them."""
@@ -44,7 +35,7 @@ def markdown(report: dict[str, Any]) -> str:
     measured = [name for name in names if all(name in figures for figures in controls.values())]
     lines += ["## Controls", "", _row(["", *measured]), _row(["---", *["--:"] * len(measured)])]
     lines += [_row([what, *(_figure(figures[name]) for name in measured)]) for what, figures in controls.items()]
-    lines += ["", "## Notes", "", *(f"- {note}" for note in (*NOTES, *report["notes"])), ""]
+    lines += ["", "## Notes", "", *(f"- {note}" for note in report["notes"]), ""]
     lines.append(f"Made with {', '.join(f'{k} {v}' for k, v in report['versions'].items() if v is not None)}.")
     return "\n".join(lines) + "\n"
 
@@ -62,13 +53,18 @@ def _figure(estimate: dict[str, float]) -> str:
     return f"{estimate['value']:.{digits}f} ± {estimate['high'] - estimate['value']:.{digits}f}"
 
 
-def curve(report: dict[str, Any], path: Path) -> None:
-    """Each metric against NFE with 95 % bands, a line a model; the controls as level lines."""
+def check_drawing() -> None:
+    """Raises InputError where curves cannot be drawn: better known before anything is measured."""
     try:
         import matplotlib
     except ImportError:
         raise InputError("drawing curves needs matplotlib: pip install 'anystep[evaluate]'") from None
     matplotlib.use("Agg")
+
+
+def curve(report: dict[str, Any], path: Path) -> None:
+    """Each metric against NFE with 95 % bands, a line a model; the controls as level lines."""
+    check_drawing()
     from matplotlib import pyplot
     from matplotlib.ticker import NullFormatter, ScalarFormatter
 
@@ -112,5 +108,7 @@ def write_report(report: dict[str, Any], folder: Path, sheet: Image.Image | None
     write_text(folder / "report.json", json.dumps(report, indent=1) + "\n")
     write_text(folder / "report.md", markdown(report))
     curve(report, folder / "curve.png")
-    if sheet is not None:
+    if sheet is None:
+        (folder / "sheet.png").unlink(missing_ok=True)  # of an earlier report
+    else:
         save_image(sheet, folder / "sheet.png")

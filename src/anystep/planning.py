@@ -1,0 +1,140 @@
+"""What a network costs before it runs: operations, memory and time, counted on tensors without data.
+
+The real network is run on fake tensors, which have shapes but no memory, while its operations and its living storages
+are counted. All blocks are alike, so it is built with one and with two of them, and the difference is multiplied.
+"""
+
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from anystep.models.presets import PRESETS, build_transformer
+
+# dense operations a second with bfloat16 inputs, from the makers' data sheets, by part of the device's name
+PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12, "B200": 2250e12}
+
+
+class LivingStorages(TorchDispatchMode):
+    """Bytes of the storages that operations inside make and nobody has let go of; those of `known` are not counted."""
+
+    def __init__(self, known: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._seen = {tensor.untyped_storage()._cdata for tensor in known}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for each in tree_leaves(out):
+            if isinstance(each, Tensor):
+                self._note(each.untyped_storage())
+        return out
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._seen:
+            return
+        self._seen.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._gone, key, size)
+
+    def _gone(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.now -= size
+
+
+@dataclass(frozen=True)
+class NetworkCost:
+    """Of one network on one batch.
+
+    Attributes:
+        parameters: of the whole network.
+        flops: operations of one forward; a multiplication and an addition are two.
+        forward_bytes: most that a forward without gradient holds beside the weights.
+        training_bytes: most that forward and backward hold beside weights and gradients.
+    """
+
+    parameters: int
+    flops: int
+    forward_bytes: int
+    training_bytes: int
+
+
+def count_parameters(preset: str, **options: Any) -> int:
+    """Of a preset, without making it."""
+    with torch.device("meta"):
+        return sum(weight.numel() for weight in build_transformer(preset, **options).parameters())
+
+
+def network_cost(
+    preset: str,
+    batch: int,
+    rows: int,
+    columns: int,
+    text_length: int = 256,
+    precision: torch.dtype = torch.float32,
+    checkpointing: bool = False,
+    **options: Any,
+) -> NetworkCost:
+    """What a preset costs on `batch` latents of rows x columns.
+
+    Args:
+        text_length: tokens of a caption, of a network that reads them.
+        precision: of the blocks, by autocast.
+        checkpointing: whether blocks are computed again in the backward pass instead of being remembered.
+        options: of the network, over the preset's.
+
+    Raises:
+        ValueError: unknown preset or option.
+    """
+    depth = int({**PRESETS.get(preset, {}), **options}.get("depth", 28))
+    one, two = (
+        _measure(preset, batch, rows, columns, text_length, precision, checkpointing, {**options, "depth": blocks})
+        for blocks in (1, 2)
+    )
+    whole = [first + (second - first) * (depth - 1) for first, second in zip(one, two, strict=True)]
+    return NetworkCost(count_parameters(preset, **options), *whole)
+
+
+def _measure(
+    preset: str, batch: int, rows: int, columns: int, text_length: int, precision: torch.dtype, checkpointing: bool,
+    options: dict[str, Any],
+) -> list[int]:  # fmt: skip
+    """Operations of a forward; peaks of a forward and of a forward with backward."""
+    with FakeTensorMode():
+        network = build_transformer(preset, **options)
+        if checkpointing:
+            network.enable_gradient_checkpointing()
+        config = network.config
+        x = torch.empty(batch, config.in_channels, rows, columns)
+        t = torch.empty(batch)
+        condition = (
+            torch.zeros(batch, dtype=torch.long)
+            if config.text_width is None
+            else torch.empty(batch, text_length, config.text_width)
+        )
+
+        def forward() -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+                answer: Tensor = network(x, t, t, condition)
+            return answer
+
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            forward()
+        known = [*network.parameters(), x, t, condition]
+        with torch.no_grad(), LivingStorages(known) as evaluating:
+            forward()
+        for weight in network.parameters():
+            weight.grad = torch.empty_like(weight)  # counted by whoever counts weights
+            known.append(weight.grad)
+        with LivingStorages(known) as learning:
+            forward().sum().backward()
+        return [counter.get_total_flops(), evaluating.peak, learning.peak]
