@@ -14,7 +14,7 @@ FLOORS = [
     {"transport", "device", "ranks"},
     {"objective", "objectives", "sampling", "contact_sheet"},
     {"models", "codecs", "conditioning", "data"},
-    {"pipelines"},
+    {"pipelines", "planning"},
     {"training", "evaluation"},
     {"compare"},
     {"cli"},
