@@ -11,9 +11,10 @@ import torch
 import yaml
 
 from anystep.cli import main
-from anystep.compare import Comparison, evaluations_per_sample, student, variant_recipe, vary
+from anystep.compare import Comparison, student, variant_recipe, vary
 from anystep.errors import InputError
 from anystep.objective import interval_weight
+from anystep.training.budget import evaluations_per_sample
 from anystep.training.config import ObjectiveConfig
 from anystep.training.train import make_objective
 

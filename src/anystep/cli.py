@@ -14,6 +14,7 @@ from anystep.errors import InputError
 
 if TYPE_CHECKING:
     from anystep.compare import Comparison
+    from anystep.training.config import Recipe
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -56,7 +57,15 @@ def build_parser() -> argparse.ArgumentParser:
     generate.set_defaults(run=run_generate)
 
     train = commands.add_parser("train", help="train a transition model from a recipe")
-    add_recipe(train)
+    add_recipe(train, out_required=False)
+    train.add_argument("--dry-run", action="store_true", help="print what it takes, and train nothing")
+    train.add_argument(
+        "--on",
+        choices=("B200", "H200", "H100", "A100", "L40S", "4090"),
+        help="dry run: devices (default: this machine)",
+    )
+    train.add_argument("--devices", type=int, default=1, help="dry run: how many (default: 1)")
+    train.add_argument("--utilisation", type=float, default=0.4, help="dry run: of their peak rate (default: 0.4)")
     train.set_defaults(run=run_train)
     codec = commands.add_parser("train-codec", help="train a latent autoencoder from a recipe")
     add_recipe(codec)
@@ -173,9 +182,9 @@ def add_benchmarks(parser: argparse.ArgumentParser) -> None:
         kind.set_defaults(run=run_benchmark)
 
 
-def add_recipe(parser: argparse.ArgumentParser) -> None:
+def add_recipe(parser: argparse.ArgumentParser, out_required: bool = True) -> None:
     parser.add_argument("recipe", type=Path, help="a YAML file, for example configs/emoji.yaml")
-    parser.add_argument("--out", type=Path, required=True, help="the run folder; an existing run is resumed")
+    parser.add_argument("--out", type=Path, required=out_required, help="the run folder; an existing run is resumed")
     parser.add_argument("--debug", action="store_true", help="the recipe's laptop size")
     parser.epilog = "Any value of the recipe: --section.key VALUE, for example --run.steps 2000."
 
@@ -235,9 +244,35 @@ def run_train(options: argparse.Namespace) -> None:
     from anystep.training.config import Recipe, load_recipe
 
     recipe = load_recipe(options.recipe, Recipe, options.overrides, options.debug)
+    if options.dry_run:
+        dry_run(recipe, options.on, options.devices, options.utilisation)
+        return
+    if options.out is None:
+        raise InputError("--out is missing: the run folder; or --dry-run")
     from anystep.training.train import train
 
     report(train(recipe, options.out), recipe.run.steps, options.out)
+
+
+def dry_run(recipe: "Recipe", on: str | None, devices: int, utilisation: float) -> None:
+    """Print what the recipe takes, on this machine or on devices that are named."""
+    import torch
+
+    from anystep.device import pick_device
+    from anystep.planning import DEVICES
+    from anystep.training.budget import describe, flops_of, memory_of
+    from anystep.training.train import make_objective, pick_precision
+
+    make_objective(recipe)
+    if on is None:
+        device = pick_device(recipe.run.device)
+        memory, flops = memory_of(device), flops_of(device)
+        precision = pick_precision(recipe.run.precision, device)
+    else:
+        memory, flops = DEVICES[on].memory, DEVICES[on].flops
+        precision = torch.float32 if recipe.run.precision == "float32" else torch.bfloat16
+    for name, told in describe(recipe, devices, memory, utilisation * flops, precision).items():
+        print(f"{name:22}{told}")
 
 
 def run_train_codec(options: argparse.Namespace) -> None:

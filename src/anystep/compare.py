@@ -27,14 +27,12 @@ from anystep.evaluation.features import load_extractor
 from anystep.evaluation.metric import interval
 from anystep.evaluation.metrics import check_measurable, choose_metrics
 from anystep.evaluation.report import check_drawing, curve
-from anystep.objective import TARGET_COST
 from anystep.objectives import OBJECTIVES
 from anystep.pipelines.load import Model, load
-from anystep.training.config import ObjectiveConfig, Recipe, Section, merged, set_path
+from anystep.training.budget import evaluations_per_sample
+from anystep.training.config import Recipe, Section, merged, set_path
 from anystep.training.run import differences, latents_path
 
-# a backward pass is counted as two forward ones
-TRAINING_COST = 3
 # 97.5 % quantiles of Student's t for 1 to 9 degrees of freedom
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 PLANNED = "planned.yaml"  # of a run folder, and of the whole: what it was begun for
@@ -68,13 +66,6 @@ class Comparison(Section):
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds {list(self.seeds)} name one twice")
         return self
-
-
-def evaluations_per_sample(config: ObjectiveConfig) -> float:
-    """What a sample costs in a training step, on average over the run."""
-    target = TARGET_COST[config.derivative if config.target == "identity" else config.target]
-    moving = (1 - config.diffusion_phase) * (1 - config.diffusion_share)
-    return TRAINING_COST + moving * target + (2 if config.guidance is not None else 0)
 
 
 def variant_recipe(comparison: Comparison, name: str, seed: int) -> Recipe:

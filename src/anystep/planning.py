@@ -18,8 +18,29 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from anystep.models.presets import PRESETS, build_transformer
 
-# dense operations a second with bfloat16 inputs, from the makers' data sheets, by part of the device's name
-PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12, "B200": 2250e12}
+
+@dataclass(frozen=True)
+class DeviceKind:
+    """Dense operations a second with bfloat16 inputs, and bytes of memory, from the maker's data sheet."""
+
+    flops: float
+    memory: float
+
+
+# by part of the name that the device gives itself
+DEVICES = {
+    "B200": DeviceKind(2250e12, 180e9),
+    "H200": DeviceKind(989e12, 141e9),
+    "H100": DeviceKind(989e12, 80e9),
+    "A100": DeviceKind(312e12, 80e9),
+    "L40S": DeviceKind(362e12, 48e9),
+    "4090": DeviceKind(165e12, 24e9),
+}
+
+
+def device_kind(name: str) -> DeviceKind | None:
+    """Of a device by its name, where it is known."""
+    return next((kind for part, kind in DEVICES.items() if part in name.upper()), None)
 
 
 class LivingStorages(TorchDispatchMode):
@@ -59,12 +80,14 @@ class NetworkCost:
         parameters: of the whole network.
         flops: operations of one forward; a multiplication and an addition are two.
         forward_bytes: most that a forward without gradient holds beside the weights.
+        saved_bytes: what a forward leaves for the backward pass.
         training_bytes: most that forward and backward hold beside weights and gradients.
     """
 
     parameters: int
     flops: int
     forward_bytes: int
+    saved_bytes: int
     training_bytes: int
 
 
@@ -108,7 +131,7 @@ def _measure(
     preset: str, batch: int, rows: int, columns: int, text_length: int, precision: torch.dtype, checkpointing: bool,
     options: dict[str, Any],
 ) -> list[int]:  # fmt: skip
-    """Operations of a forward; peaks of a forward and of a forward with backward."""
+    """Operations of a forward and its peak; what it leaves for the backward pass, and the peak of both."""
     with FakeTensorMode():
         network = build_transformer(preset, **options)
         if checkpointing:
@@ -136,5 +159,7 @@ def _measure(
             weight.grad = torch.empty_like(weight)  # counted by whoever counts weights
             known.append(weight.grad)
         with LivingStorages(known) as learning:
-            forward().sum().backward()
-        return [counter.get_total_flops(), evaluating.peak, learning.peak]
+            answer = forward()
+            saved = learning.now
+            answer.sum().backward()
+        return [counter.get_total_flops(), evaluating.peak, saved, learning.peak]

@@ -16,22 +16,18 @@ from anystep.errors import InputError
 from anystep.models.presets import PRESETS, build_transformer
 from anystep.models.transformer import TransitionTransformer2DModel
 from anystep.objectives import OBJECTIVES
-from anystep.pipelines.load import Model, find, load
+from anystep.pipelines.load import Model, load
 from anystep.pipelines.scheduler import TransitionScheduler
 from anystep.pipelines.transition import TransitionPipeline
+from anystep.training.budget import codec_spec
 from anystep.training.checkpoints import read_average
 from anystep.training.config import Recipe
 from anystep.training.run import latents_path
 
 
-def builtin_codec_folder() -> Path:
-    """Where the codec of the built-in model lies."""
-    return Path(find("builtin")) / "codec"
-
-
 def prepare_data(recipe: Recipe, out: Path, device: torch.device) -> tuple[Codec, LatentSet, Conditioner]:
     """The codec, the encoded examples and what encodes their captions or labels."""
-    codec = load_codec(builtin_codec_folder() if recipe.model.codec == "builtin" else recipe.model.codec)
+    codec = load_codec(codec_spec(recipe))
     if isinstance(codec, AutoencoderCodec):
         codec.autoencoder.to(device)
     with torch.no_grad():

@@ -23,7 +23,8 @@ from anystep.environment import peak_megabytes
 from anystep.errors import InputError
 from anystep.objective import LossRecord, ModelGuidance, TransitionObjective, derivative
 from anystep.ranks import Ranks
-from anystep.training.assemble import as_pipeline, export, prepare_data, prepare_network, sample_grid
+from anystep.training.assemble import as_pipeline, export, prepare_data, prepare_network, reads_captions, sample_grid
+from anystep.training.budget import check_fits
 from anystep.training.checkpoints import Checkpoints, TrainingState
 from anystep.training.config import Recipe
 from anystep.training.draws import Draws, draw
@@ -125,6 +126,9 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
     rows = my_rows(config.batch_size, config.accumulate, ranks)
     check_parallel(recipe.parallel, ranks, config.shard_size)
     objective, device = make_objective(recipe), prepare(config)
+    precision = pick_precision(config.precision, device)
+    reads_captions(recipe)  # an unknown preset is said before anything is loaded
+    check_fits(recipe, out, ranks.count, device, precision)
     if ranks.first:
         run = Run(out, recipe)
         codec, data, conditioner = prepare_data(recipe, out, device)
@@ -153,7 +157,6 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
     run.cut_log(facts["step"])
     guard = Guard(recipe.guard, facts["skipped"], facts["spikes"])
     pipeline = as_pipeline(recipe, averages[0], codec, data)
-    precision = pick_precision(config.precision, device)
     null, _ = conditioner.null(1)
     shares, shape = list(recipe.data.shares.values()), data.latents.shape[1:]
     tokens = math.prod(shape[1:]) // network.config.patch_size**2

@@ -1,0 +1,106 @@
+"""Budgets: exact counts, memory against a real step, and one line for what cannot fit."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from anystep.cli import build_parser, main
+from anystep.errors import InputError
+from anystep.models.presets import build_transformer
+from anystep.planning import DEVICES, LivingStorages, count_parameters, network_cost
+from anystep.training.budget import budget, check_fits, check_memory
+from anystep.training.config import Recipe, load_recipe
+
+CONFIGS = Path(__file__).parent.parent.parent / "configs"
+
+
+@pytest.mark.parametrize(
+    ("preset", "count"), [("t2i-xl", 864_978_080), ("c2i-xl-2", 664_128_016), ("c2i-b-4", 128_828_224)]
+)
+def test_parameters_are_those_published(preset: str, count: int) -> None:
+    assert count_parameters(preset) == count
+
+
+def test_living_storages_are_counted_until_they_are_let_go() -> None:
+    with LivingStorages([]) as living:
+        one = torch.ones(256)
+        view = one.view(16, 16)
+        two = one + 1
+        assert living.now == 2 * 1024
+        del one
+        assert living.now == 2 * 1024  # the view holds it
+        del view, two
+        assert (living.now, living.peak) == (0, 2 * 1024)
+
+
+def test_costs_grow_with_depth_and_batch_as_they_must() -> None:
+    sizes = {"hidden_size": 32, "num_heads": 2, "text_width": 16}
+    small, deep = (network_cost("t2i-test", 2, 8, 8, 5, depth=depth, **sizes) for depth in (2, 4))
+    wide = network_cost("t2i-test", 4, 8, 8, 5, depth=2, **sizes)
+    assert wide.flops == 2 * small.flops
+    assert deep.forward_bytes == small.forward_bytes
+    assert deep.saved_bytes > 1.7 * small.saved_bytes
+    real = build_transformer("t2i-test", depth=4, **sizes)
+    assert deep.parameters == sum(weight.numel() for weight in real.parameters())
+
+
+def test_the_extended_peak_is_that_of_a_real_step() -> None:
+    """Counted on two blocks and extended to five, against five blocks that really run."""
+    sizes = {"hidden_size": 32, "num_heads": 2, "text_width": 16, "depth": 5}
+    cost = network_cost("t2i-test", 3, 8, 8, 5, **sizes)
+    network = build_transformer("t2i-test", **sizes)
+    for weight in network.parameters():
+        weight.grad = torch.zeros_like(weight)
+    x, t, condition = torch.randn(3, 4, 8, 8), torch.rand(3), torch.randn(3, 5, 16)
+    known = [*network.parameters(), *(weight.grad for weight in network.parameters()), x, t, condition]
+    with LivingStorages(known) as living:  # type: ignore[arg-type]
+        network(x, t, t, condition).sum().backward()
+    assert cost.training_bytes == pytest.approx(living.peak, rel=0.02)
+
+
+def test_checkpointing_saves_memory_and_costs_a_forward() -> None:
+    recipe = Recipe.model_validate({"model": {"gradient_checkpointing": True}, "objective": {"diffusion_share": 1.0}})
+    plain = Recipe.model_validate({"objective": {"diffusion_share": 1.0}})
+    assert budget(recipe).activation_bytes < 0.5 * budget(plain).activation_bytes
+    assert budget(recipe).flops_per_step == pytest.approx(4 / 3 * budget(plain).flops_per_step)
+
+
+def test_shards_share_the_state() -> None:
+    recipe = Recipe.model_validate({"parallel": "fsdp", "run": {"batch_size": 8}})
+    one, four = budget(recipe), budget(recipe, 4)
+    assert four.state_bytes == one.state_bytes / 4
+    assert one.state_bytes == 4 * one.parameters * 5  # weights, gradients, two moments, one average
+
+
+def test_what_cannot_fit_is_refused_with_the_number_and_what_would(tmp_path: Path) -> None:
+    recipe = load_recipe(CONFIGS / "t2i-865m.yaml", Recipe)
+    check_memory(recipe, 16, DEVICES["A100"].memory, torch.bfloat16)
+    with pytest.raises(InputError, match=r"a step takes \d+\.\d GB on each device .* \d+ images at a time would fit"):
+        check_memory(recipe, 1, DEVICES["4090"].memory, torch.bfloat16)
+    with pytest.raises(InputError, match="parallel fsdp on more devices"):
+        check_memory(recipe, 1, 8e9, torch.bfloat16)
+
+
+def test_a_full_disk_is_foreseen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+    from types import SimpleNamespace
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1e6))
+    with pytest.raises(InputError, match=r"3 checkpoints take up to 0\.4 GB, .* has 0\.0 GB left: make room"):
+        check_fits(Recipe(), tmp_path / "run", 1, torch.device("cpu"), torch.float32)
+
+
+def test_a_dry_run_tells_and_trains_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(CONFIGS / "t2i-865m.yaml"), "--dry-run", "--on", "A100", "--devices", "16"]) == 0
+    shown = capsys.readouterr().out
+    for part in ("864,978,080", "1,024 an image, 262,144 a step", "4.00 a sample", "GB on each of 16 devices", "days"):
+        assert part in shown
+    assert main(["train", str(CONFIGS / "t2i-865m.yaml"), "--dry-run", "--on", "4090"]) == 2
+    assert main(["train", str(CONFIGS / "emoji.yaml")]) == 2
+    assert "--out is missing" in capsys.readouterr().err
+
+
+def test_the_command_knows_the_devices_of_the_plan() -> None:
+    for name in DEVICES:
+        build_parser().parse_args(["train", "x.yaml", "--dry-run", "--on", name])
