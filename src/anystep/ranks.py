@@ -37,6 +37,13 @@ class Ranks:
             dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         self.host_group = _host_group()
 
+    @classmethod
+    def alone(cls) -> "Ranks":
+        """This process by itself, whatever others there are."""
+        ranks = cls.__new__(cls)
+        ranks.count, ranks.rank = 1, 0
+        return ranks
+
     @property
     def first(self) -> bool:
         """Whether this process writes the log, the checkpoints and the pictures."""

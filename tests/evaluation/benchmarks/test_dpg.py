@@ -43,6 +43,11 @@ def test_a_question_counts_only_where_its_parents_hold(yes: list[bool], expected
     assert list(dpg.judge(questions, yes).values()) == expected
 
 
+def test_a_no_travels_down_the_chain() -> None:
+    chain = [Question(1, (), "entity", ""), Question(2, (1,), "attribute", ""), Question(3, (2,), "relation", "")]
+    assert list(dpg.judge(chain, [False, True, True]).values()) == [0, 0, 0]
+
+
 def test_scores_of_squares(published: tuple[Path, Path], tmp_path: Path) -> None:
     """An answerer that sees a whale, blue, on the left in bright images, and apples everywhere."""
     prompts, questions = dpg.read_prompts(published[0]), dpg.read_questions(published[1])
@@ -85,6 +90,9 @@ def test_bad_files_are_one_line(published: tuple[Path, Path], tmp_path: Path) ->
     (tmp_path / "text.csv").write_text(CSV.replace(",3,", ",three,"))
     with pytest.raises(InputError, match="line 4"):
         dpg.read_questions(tmp_path / "text.csv")
+    (tmp_path / "short.csv").write_text(CSV + "apple,an apple\n")
+    with pytest.raises(InputError, match=r"short\.csv, line 6: fewer fields than columns"):
+        dpg.read_questions(tmp_path / "short.csv")
     with pytest.raises(InputError, match="no questions about prompt 'dog'"):
         dpg.score(tmp_path, {"dog": "a dog"}, {}, lambda image, asked: [])
     with pytest.raises(InputError, match="no image"):

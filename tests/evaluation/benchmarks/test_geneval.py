@@ -14,7 +14,7 @@ from torch import Tensor
 from anystep.cli import main
 from anystep.errors import InputError
 from anystep.evaluation.benchmarks import geneval
-from anystep.evaluation.benchmarks.detections import Detection, by_class, examine, judge, relations
+from anystep.evaluation.benchmarks.detections import COLOURS, Detection, by_class, examine, judge, relations
 from anystep.evaluation.benchmarks.judges import CLIPColours, TransformersDetector, VisualQuestions
 
 
@@ -141,7 +141,7 @@ def test_scores_by_task_and_overall(metadata: Path, tmp_path: Path) -> None:
     for order, level in zip(orders, [0, 255, 0, 0, 0, 100], strict=True):
         Image.new("L", (8, 8), level).save(order.path)
     detector = Fake()
-    scores = geneval.score(tmp_path / "images", detector, detector)
+    scores = geneval.score(tmp_path / "images", detector, detector, tmp_path / "results.jsonl")
     assert {name: score["value"] for name, score in scores.items()} == {
         "single_object": 0.5,
         "colors": 1.0,
@@ -149,9 +149,15 @@ def test_scores_by_task_and_overall(metadata: Path, tmp_path: Path) -> None:
         "overall": pytest.approx(2 / 3),
     }
     assert detector.asked == [0.3] * 4 + [0.9] * 2
-    lines = [json.loads(line) for line in (tmp_path / "images" / "results.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert [line["correct"] for line in lines] == [True, False, True, True, True, False]
-    assert set(lines[0]) == {"filename", "tag", "prompt", "correct", "reason"}
+    assert set(lines[0]) == {"filename", "tag", "prompt", "metadata", "correct", "reason"}
+    assert json.loads(lines[2]["metadata"]) == ENTRIES[1]
+    with pytest.raises(InputError, match="asks for a colour, and nothing is there to name it"):
+        geneval.score(tmp_path / "images", detector, None, tmp_path / "results.jsonl")
+    (tmp_path / "images" / "00001" / "metadata.jsonl").write_text("\n".join(map(json.dumps, ENTRIES)))
+    with pytest.raises(InputError, match="3 lines, expected one"):
+        geneval.read_folder(tmp_path / "images")
 
 
 def test_images_are_drawn_once_in_the_layout(metadata: Path, tiny_model: Path, tmp_path: Path) -> None:
@@ -194,25 +200,31 @@ def test_a_detector_of_transformers(yolos: Path) -> None:
         assert -1 <= each.box[1] <= each.box[3] <= 51
     assert detector(Image.new("RGB", (40, 50), "red"), 1.0) == []
     assert not examine(Image.new("RGB", (40, 50)), ENTRIES[0], detector, None, 0.3).correct
+    detector.check_knows({"cat", "computer mouse"})
+    with pytest.raises(InputError, match="does not know dog: choose one of COCO's classes"):
+        detector.check_knows(geneval.classes(ENTRIES))
 
 
 def test_colours_by_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The best of ten phrases about the crop; a stand-in for CLIP answers the mean of the crop's green."""
+    """The nearest of ten colours, three phrases each; a stand-in for CLIP has a direction for each colour."""
     crops: list[Image.Image] = []
+    asked: list[str] = []
 
     class Answer(torch.nn.Module):
         device = torch.device("cpu")
 
-        def forward(self, scores: Tensor) -> Any:
-            return transformers.utils.ModelOutput(logits_per_image=scores)
+        def get_text_features(self, colours: Tensor) -> Tensor:
+            return torch.eye(10)[colours]
 
-    def process(text: Sequence[str], images: list[Image.Image], **options: Any) -> Any:
-        assert text[3] == "a photo of a green dog"
+        def get_image_features(self, colours: Tensor) -> Any:
+            return transformers.utils.ModelOutput(pooler_output=torch.eye(10)[colours])
+
+    def process(text: Sequence[str] = (), images: Sequence[Image.Image] = (), **options: Any) -> Any:
         crops.extend(images)
-        green = images[0].getpixel((0, 0)) == (0, 255, 0)
-        scores = torch.zeros(1, 10)
-        scores[0, 3 if green else 0] = 1
-        return transformers.BatchEncoding({"scores": scores})
+        asked.extend(text)
+        seen = [3 if image.getpixel((0, 0)) == (0, 255, 0) else 0 for image in images]
+        named = [next(place for place, colour in enumerate(COLOURS) if colour in phrase) for phrase in text]
+        return transformers.BatchEncoding({"colours": torch.tensor([*seen, *named])})
 
     monkeypatch.setattr(transformers.AutoModel, "from_pretrained", lambda name: Answer())
     monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", lambda name: process)
@@ -220,6 +232,8 @@ def test_colours_by_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     image.paste((0, 255, 0), (0, 0, 20, 20))
     named = CLIPColours("clip")(image, [thing("dog", 10, 10), thing("dog", 30, 30)])
     assert named == ["green", "red"]
+    assert asked[9:12] == ["a photo of a green dog", "a photo of a green-colored dog", "a photo of a green object"]
+    assert len(asked) == 30  # of one class once
     assert [crop.size for crop in crops] == [(10, 10), (10, 10)]
 
 
@@ -246,6 +260,12 @@ def test_questions_by_a_model_of_transformers(tmp_path: Path, tiny_text_models: 
         ("{", "line 1"),
         ('{"tag": "colors", "prompt": "a dog"}', "expected tag, prompt and include"),
         ('{"tag": "colors", "prompt": "a dog", "include": [{"class": "dog"}]}', "needs class and count"),
+        ('{"tag": "a", "prompt": "b", "include": [{"class": "dog", "count": "two"}]}', "count 'two': expected a whole"),
+        ('{"tag": "a", "prompt": "b", "include": [], "exclude": [{"class": "dog"}]}', "needs class and count"),
+        (
+            '{"tag": "a", "prompt": "b", "include": [{"class": "dog", "count": 1, "position": ["above", 4]}]}',
+            "expected the number of an object before it",
+        ),
         ("", "no prompts"),
     ],
 )
@@ -264,6 +284,9 @@ def test_missing_judges_say_which_file_and_where(
     for extra, message in [
         (["--detector", str(tmp_path / "half"), "--clip", "x"], "there is no model.safetensors in"),
         (["--detector", str(yolos)], "--clip needs a CLIP model"),
+        (["--detector", "/nowhere/det", "--clip", "x"], "no such folder; it should hold config.json, preproc"),
+        (["--detector", "owner/name", "--clip", "x"], "not in the cache and not to be had; download it, or"),
+        (["--samples", "0"], "samples 0: expected a whole number of at least 1"),
         (["--images", str(tmp_path)], "nothing was given to score with"),
         (["--metadata", "none.jsonl"], "GenEval metadata 'none.jsonl'"),
         (["--model", "nowhere"], "unknown model 'nowhere'"),

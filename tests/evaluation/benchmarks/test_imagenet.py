@@ -1,5 +1,6 @@
 """ImageNet samples: the array that ADM's evaluator reads, the same from one go and two."""
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -48,6 +49,10 @@ def test_the_file_holds_images_and_labels(classes: Path, tmp_path: Path) -> None
     assert images.dtype == np.uint8
     assert labels.tolist() == [number % 3 for number in range(100)]
     assert not (tmp_path / "steps-002" / "chunks").exists()
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [(point["steps"], point["nfe"]) for point in report["points"]] == [(1, 1), (2, 2)]
+    assert (report["seed"], report["points"][1]["file"]) == (0, "steps-002/samples_100x8x8x3.npz")
+    assert main([*command, "--seed", "5", "--out", str(tmp_path)]) == 2  # others than those that are there
     model = load(classes)
     alone = model.generate([int(labels[97])], 2, [97]).images[0]
     np.testing.assert_array_equal(images[97], np.asarray(alone))
@@ -79,6 +84,7 @@ def test_bad_input_is_one_line(tmp_path: Path, classes: Path, capsys: pytest.Cap
         (["--model", "builtin"], "is not class-conditional"),
         (["--model", str(classes), "--classes", "some"], "expected balanced or random"),
         (["--model", str(classes), "--samples", "0"], "samples 0"),
+        (["--model", str(classes), "--steps", "-3"], "steps -3"),
     ]:
         assert main([*base, *extra]) == 2
         error = capsys.readouterr().err

@@ -55,6 +55,24 @@ def test_scores_by_category_and_overall(
     assert value == pytest.approx(expected, rel=1e-6)
 
 
+def test_other_real_images_are_other_features_and_published_names_are_read(
+    published: tuple[Path, Path], pooled: Path, tmp_path: Path
+) -> None:
+    metadata, real = published
+    entries = mjhq.read_metadata(metadata)
+    other, extractor = tmp_path / "other", load_extractor(str(pooled))
+    for name, entry in entries.items():
+        path = mjhq.image_path(other, name, entry)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(mjhq.image_path(real, name, entry)) as image:
+            Image.eval(image, lambda level: level // 2).save(path)
+    same, darker = (mjhq.score(real, place, entries, extractor, tmp_path / "work") for place in (real, other))
+    name = "frechet_distance_pooled overall"
+    assert same[name]["value"] == pytest.approx(0, abs=1e-6)
+    assert darker[name]["value"] > 1
+    assert not (real / "work").exists()
+
+
 def test_bad_input_is_one_line(
     published: tuple[Path, Path], tiny_model: Path, pooled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -67,6 +85,8 @@ def test_bad_input_is_one_line(
         (["--metadata", str(tmp_path / "list.json")], "expected an object of id"),
         (["--real", str(tmp_path / "none")], "no such folder"),
         (["--real", str(real), "--count", "3"], "needs at least 50"),
+        (["--count", "-5"], "count -5: expected a whole number"),
+        (["--real", str(real / "people")], "110 of 110 real images are missing"),
         (["--real", str(real)], "id003.jpg: not an image that can be read"),
     ]:
         assert main([*base, *extra]) == 2

@@ -1,7 +1,10 @@
 """The detector sees true scenes, blank pictures score nothing, and the command reports both."""
 
 import json
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,7 +29,7 @@ def detector() -> SceneDetector:
 
 
 def test_true_scenes_are_judged_right(detector: SceneDetector) -> None:
-    drawn = scenes.draw_scenes(15, 64, seed=1)
+    drawn = scenes.draw_scenes(15, seed=1)
     scores = scenes.score(drawn, [scene.picture() for scene in drawn], detector)
     assert list(scores) == [*TASKS, "overall"]
     assert scores["overall"]["value"] > 0.9
@@ -34,10 +37,10 @@ def test_true_scenes_are_judged_right(detector: SceneDetector) -> None:
 
 
 def test_blank_and_other_pictures_are_judged_wrong(detector: SceneDetector) -> None:
-    drawn = scenes.draw_scenes(5, 64, seed=1)
+    drawn = scenes.draw_scenes(5, seed=1)
     blank = [Image.new("RGB", (scene.width, scene.height), "white") for scene in drawn]
     assert scenes.score(drawn, blank, detector)["overall"]["value"] == 0
-    others = scenes.draw_scenes(5, 64, seed=2)
+    others = scenes.draw_scenes(5, seed=2)
     mixed = scenes.score(drawn, [scene.picture() for scene in others], detector)
     assert mixed["overall"]["value"] < 0.2
 
@@ -84,16 +87,50 @@ def test_weights_round_trip_and_missing_ones_are_one_line(detector: SceneDetecto
 def test_the_command_reports_scores_and_the_detectors_own(tmp_path: Path, tiny_model: Path) -> None:
     # 32 pixels are few, but enough to go through every part
     folder = tmp_path / "made"
-    drawn = scenes.draw_scenes(2, 64)
-    for order, scene in zip(scenes.orders(drawn, folder), drawn, strict=True):
+    drawn = scenes.draw_scenes(2)
+    for number, (order, scene) in enumerate(zip(scenes.orders(drawn, folder), drawn, strict=True)):
         order.path.parent.mkdir(parents=True, exist_ok=True)
-        scene.picture().save(order.path)
+        picture = scene.picture()  # of any size: every other one is three times as large
+        larger = (picture.width * (1 + 2 * (number % 2)), picture.height * (1 + 2 * (number % 2)))
+        picture.resize(larger, Image.Resampling.BICUBIC).save(order.path)
     command = ["benchmark", "scenes", "--each", "2", "--images", str(folder), "--out", str(tmp_path / "out")]
     assert main(command) == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert report["points"][0]["scores"] == report["detector"]
-    assert set(report["detector"]) == {*TASKS, "overall"}
-    assert "bounds what it can find" in (tmp_path / "out" / "report.md").read_text()
+    assert report["points"][0]["scores"] == report["truth"]
+    assert set(report["truth"]) == {*TASKS, "overall"}
+    assert "| true pictures |" in (tmp_path / "out" / "report.md").read_text()
+    Image.new("RGB", (100, 64)).save(order.path)
+    with pytest.raises(InputError, match="100x64, but its scene is"):
+        scenes.read_images(drawn, scenes.orders(drawn, folder))
+    assert main([*command, "--each", "0"]) == 2
+
+
+def test_images_of_something_else_are_not_taken_for_these(
+    tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["benchmark", "scenes", "--model", str(tiny_model), "--each", "1", "--steps", "1", "--out", str(tmp_path)]
+    assert main(command) == 0
+    assert main([*command, "--steps", "1", "2"]) == 0  # more step counts may join
+    for change, key in (
+        (["--each", "2"], "prompts"),
+        (["--seed", "7"], "prompts, seed"),
+        (["--guidance", "3"], "guidance"),
+    ):
+        assert main([*command, *change]) == 2
+        assert f"images that differ in {key}: choose another --out" in capsys.readouterr().err
+    assert main([*command, "--model", "builtin"]) == 2
+    assert "differ in model" in capsys.readouterr().err.replace("guidance, ", "")
+
+
+def test_two_processes_make_the_same_images_and_report(tmp_path: Path, tiny_model: Path) -> None:
+    command = ["benchmark", "scenes", "--model", str(tiny_model), "--each", "2", "--steps", "1", "--out"]
+    assert main([*command, str(tmp_path / "one")]) == 0
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    both = [*torchrun, "-m", "anystep.cli", *command, str(tmp_path / "two")]
+    subprocess.run(both, check=True, capture_output=True, env=environment)
+    for path in (tmp_path / "one").rglob("*.*"):
+        assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes(), path
 
 
 def test_images_have_the_canvas_of_their_scene(tmp_path: Path) -> None:

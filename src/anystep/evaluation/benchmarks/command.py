@@ -1,6 +1,8 @@
 """`anystep benchmark`: generate what a benchmark asks for at every number of steps, and score what can be scored."""
 
+import json
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,14 +13,17 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
+from anystep.atomic import write_text
 from anystep.device import pick_device
+from anystep.environment import environment
 from anystep.errors import InputError
 from anystep.evaluation.alignment import CLIPScore
 from anystep.evaluation.benchmarks import dpg, geneval, imagenet, mjhq, scenes
-from anystep.evaluation.benchmarks.draw import Drawing, Order, draw, steps_folder
+from anystep.evaluation.benchmarks.draw import Drawing, Order, claim, digest, draw, steps_folder
 from anystep.evaluation.benchmarks.judges import CLIPColours, TransformersDetector, VisualQuestions
 from anystep.evaluation.benchmarks.scene_detector import SceneDetector
 from anystep.evaluation.benchmarks.scores import write_scores
+from anystep.evaluation.evaluate import model_digest
 from anystep.evaluation.features import load_extractor
 from anystep.pipelines.load import Model, load
 from anystep.ranks import Ranks
@@ -49,27 +54,37 @@ def run(
     task: Task,
     benchmark: str,
     orders: Callable[[Path, Model | None], Sequence[Order]],
-    score: Callable[[Path], Scores] | None,
+    judge: Callable[[Ranks], Callable[[Path], Scores]] | None,
     notes: Sequence[str],
+    content: Any,
     finish: Callable[[Path], None] = lambda folder: None,
     **facts: Any,
 ) -> dict[str, Any]:
-    """Generate at every number of steps what is not there yet, then score each; the report, or {} without a score."""
+    """Generate at every number of steps what is not there yet, then score each; the report, or {} without a score.
+
+    Args:
+        judge: makes what scores a folder of images; called before anything is generated, by the first process only.
+        content: what is asked for; images of something else in `task.out` are refused.
+        finish: what to do with the images of one number of steps before they are scored.
+    """
     ranks = Ranks()
     if task.images is not None:
-        if score is None:
+        if judge is None:
             raise InputError(
                 f"nothing to do: --images {task.images} are to be scored, but nothing was given to score with"
             )
         if not task.images.is_dir():
             raise InputError(f"images {str(task.images)!r}: no such folder")
-        only = {"steps": None, "nfe": None, "scores": score(task.images)}
-        return write_scores(_made(task.out), benchmark, str(task.images), [only], notes, **facts)
-    for steps in task.steps:
-        if steps < 1:
-            raise InputError(f"steps {steps}: expected a whole number of at least 1")
+        if not ranks.first:
+            return {}
+        made = _made(task.out)
+        only = {"steps": None, "nfe": None, "scores": judge(ranks)(task.images)}
+        return write_scores(made, benchmark, str(task.images), [only], notes, seed=None, **facts)
+    check_steps(task)
+    score = judge(ranks) if judge is not None and ranks.first else None
     model = load(task.model, pick_device(task.device))
-    _made(task.out)
+    scale = float(model.pipeline.config.guidance_scale if task.guidance is None else task.guidance)
+    claim(task.out, settings(task, benchmark, model, scale, content), ranks)
     with _progress(ranks) as bar:
         for steps in sorted(set(task.steps)):
             folder = steps_folder(task.out, steps)
@@ -80,131 +95,189 @@ def run(
             draw(model, asked, steps, replace(drawing, on_images=advance))
             if ranks.first:
                 finish(folder)
-            ranks.wait()
     if score is None:
         return {}
-    scale = float(model.pipeline.config.guidance_scale if task.guidance is None else task.guidance)
     points: list[dict[str, Any]] = [
         {"steps": steps, "nfe": steps * (1 + (scale != 1.0)), "scores": score(steps_folder(task.out, steps))}
         for steps in sorted(set(task.steps))
     ]
-    if not ranks.first:
-        return {}
-    return write_scores(task.out, benchmark, model.name, points, notes, guidance=scale, **facts)
+    return write_scores(task.out, benchmark, model.name, points, notes, guidance=scale, seed=task.seed, **facts)
+
+
+def check_steps(task: Task) -> None:
+    for steps in task.steps:
+        if steps < 1:
+            raise InputError(f"steps {steps}: expected a whole number of at least 1")
+
+
+def settings(task: Task, benchmark: str, model: Model, guidance: float, content: Any) -> dict[str, Any]:
+    """What fixes an image beside the number of steps."""
+    return {
+        "benchmark": benchmark,
+        "model": model_digest(model),
+        "guidance": guidance,
+        "seed": task.seed,
+        "size": list(task.size) if task.size else None,
+        "prompts": digest(content),
+    }
+
+
+def at_least_one(what: str, count: int | None) -> None:
+    if count is not None and count < 1:
+        raise InputError(f"{what} {count}: expected a whole number of at least 1")
 
 
 def run_geneval(task: Task, metadata: Path, samples: int, detector: str | None, clip: str | None) -> dict[str, Any]:
+    at_least_one("samples", samples)
     entries = geneval.read_metadata(metadata)
-    coloured = any("color" in wanted for entry in entries for wanted in entry["include"])
-    judge = None
-    if detector is not None:
-        if coloured and clip is None:
+    if (
+        detector and task.images is not None and task.images.is_dir()
+    ):  # what was asked for is what lies beside the images
+        entries = [entry for _, entry in geneval.read_folder(task.images)]
+
+    def judge(ranks: Ranks) -> Callable[[Path], Scores]:
+        assert detector is not None
+        if geneval.coloured(entries) and clip is None:
             raise InputError("these prompts ask for colours: --clip needs a CLIP model, by id or folder")
         device = pick_device(task.device)
         found, colours = TransformersDetector(detector, device), CLIPColours(clip, device) if clip else None
+        found.check_knows(geneval.classes(entries))
 
-        def judge(folder: Path) -> Scores:
-            return geneval.score(folder, found, colours)
+        def score(folder: Path) -> Scores:
+            name = "results.jsonl" if folder == task.images else f"results-{folder.name}.jsonl"
+            return geneval.score(folder, found, colours, task.out / name)
 
+        return score
+
+    drawn = f"{samples} images of each of {len(entries)} prompts" if task.images is None else f"{len(entries)} prompts"
     notes = (
-        f"{samples} images of each of {len(entries)} prompts; overall is the mean over tasks.",
+        f"{drawn}; overall is the mean over tasks.",
         f"Objects by {detector}, colours of cropped boxes by {clip}: scores of other judges are not comparable.",
     )
-    return run(task, "GenEval", lambda folder, model: geneval.orders(entries, folder, samples, task.seed), judge, notes)
+    return run(
+        task,
+        "GenEval",
+        lambda folder, model: geneval.orders(entries, folder, samples, task.seed),
+        None if detector is None else judge,
+        notes,
+        [entries, samples],
+    )
 
 
 def run_dpg(task: Task, prompts: Path, questions: Path | None, vqa: str | None) -> dict[str, Any]:
     asked = dpg.read_prompts(prompts)
-    judge = None
-    if vqa is not None:
-        if questions is None:
-            raise InputError("scoring needs --questions, the published dpg_bench.csv")
-        known, answer = dpg.read_questions(questions), VisualQuestions(vqa, pick_device(task.device))
+    if vqa is not None and questions is None:
+        raise InputError("scoring needs --questions, the published dpg_bench.csv")
 
-        def judge(folder: Path) -> Scores:
-            return dpg.score(folder, asked, known, answer)
+    def judge(ranks: Ranks) -> Callable[[Path], Scores]:
+        assert vqa is not None
+        assert questions is not None
+        known = dpg.read_questions(questions)
+        dpg.check_questions(asked, known)
+        answer = VisualQuestions(vqa, pick_device(task.device))
+        return lambda folder: dpg.score(folder, asked, known, answer)
 
     notes = (
         f"{len(asked)} prompts, four images each; overall is the mean over prompts of the share of questions answered "
-        "with yes, a question counting only where those it depends on are.",
+        "with yes, a question counting only where those it depends on do. Categories take each answer as it was given.",
         f"Questions answered by {vqa}: scores of other models are not comparable.",
     )
     return run(
-        task, "DPG-Bench", lambda folder, model: dpg.orders(asked, folder, task.seed), judge, notes,
+        task,
+        "DPG-Bench",
+        lambda folder, model: dpg.orders(asked, folder, task.seed),
+        None if vqa is None else judge,
+        notes,
+        asked,
         lambda folder: dpg.assemble(asked, folder),
-    )  # fmt: skip
+    )
 
 
 def run_mjhq(
     task: Task, metadata: Path, real: Path | None, extractor: str, clip: str | None, count: int | None
 ) -> dict[str, Any]:
+    at_least_one("count", count)
     entries = dict(list(mjhq.read_metadata(metadata).items())[:count])
-    judge = None
-    if real is not None:
-        if not real.is_dir():
-            raise InputError(f"real images {str(real)!r}: no such folder")
+
+    def judge(ranks: Ranks) -> Callable[[Path], Scores]:
+        assert real is not None
+        mjhq.check_real(real, entries)
         device = pick_device(task.device)
         features = load_extractor(extractor, device if device.type == "cuda" else "cpu")
         scorers = [] if clip is None else [CLIPScore(clip, device)]
-
-        def judge(folder: Path) -> Scores:
-            return mjhq.score(folder, real, entries, features, scorers)
+        return lambda folder: mjhq.score(folder, real, entries, features, task.out / "work", scorers, Ranks.alone())
 
     notes = (
-        f"{len(entries)} images. Real images are resized to the generated ones' size, with a minimal centre crop.",
+        f"{len(entries)} images. Real images are resized to the generated ones' size, with a minimal centre crop; the "
+        "published figures are taken at 1024x1024 with another resize, and only `inception` at that size is near them.",
         "Fréchet distances in single categories rest on few images and are biased upwards. Only `inception` is FID.",
     )
-    return run(task, "MJHQ-30K", lambda folder, model: mjhq.orders(entries, folder, task.seed), judge, notes)
+    return run(
+        task,
+        "MJHQ-30K",
+        lambda folder, model: mjhq.orders(entries, folder, task.seed),
+        None if real is None else judge,
+        notes,
+        entries,
+    )
 
 
 def run_scenes(task: Task, each: int, detector: str) -> dict[str, Any]:
+    at_least_one("each", each)
     judge = SceneDetector.load(detector)
-    base = 64 if task.images is not None else load(task.model, "cpu").pipeline.base_size
-    drawn = scenes.draw_scenes(each, base, task.seed)
+    base = scenes.BASE if task.images is not None else load(task.model, "cpu").pipeline.base_size
+    drawn = scenes.draw_scenes(each, task.seed)
     truth = scenes.score(drawn, [scene.picture() for scene in drawn], judge)
 
     def score(folder: Path) -> Scores:
-        return scenes.score(drawn, scenes.read_images(scenes.orders(drawn, folder)), judge)
+        return scenes.score(drawn, scenes.read_images(drawn, scenes.orders(drawn, folder)), judge)
 
     notes = (
         f"{each} scenes of each task on canvases of {len(scenes.CANVASES)} shapes, {base} pixels on the shorter side.",
-        "The detector's own score on the true pictures of the same scenes, which bounds what it can find: "
-        + ", ".join(f"{name} {value['value']:.3f}" for name, value in truth.items())
-        + ".",
+        "`true pictures` is what the detector makes of the scenes as they are: what it misses there is its own error.",
     )
     return run(
         task,
         "Scenes",
-        lambda folder, model: scenes.orders(drawn, folder, task.seed),
-        score,
+        lambda folder, model: scenes.orders(drawn, folder, task.seed, base),
+        lambda ranks: score,
         notes,
-        detector=truth,
+        [scene.metadata for scene in drawn],
+        truth=truth,
     )
 
 
 def run_imagenet(task: Task, samples: int, classes: str) -> list[Path]:
+    """Also writes `report.json`: what each `.npz` took."""
     if classes not in ("balanced", "random"):
         raise InputError(f"classes {classes!r}: expected balanced or random")
-    if samples < 1:
-        raise InputError(f"samples {samples}: expected a whole number of at least 1")
+    at_least_one("samples", samples)
+    check_steps(task)
     ranks, model = Ranks(), load(task.model, pick_device(task.device))
     names = model.pipeline.config.class_names
     if not names:
         raise InputError(f"model {task.model!r} is not class-conditional")
     labels = imagenet.draw_labels(samples, len(names), classes, task.seed)  # type: ignore[arg-type]
-    _made(task.out)
-    written = []
+    scale = float(model.pipeline.config.guidance_scale if task.guidance is None else task.guidance)
+    claim(task.out, settings(task, "ImageNet", model, scale, labels), ranks)
+    points = []
     with _progress(ranks) as bar:
         for steps in sorted(set(task.steps)):
             line = bar.add_task(f"{steps} steps", total=samples)
             advance = partial(_advance, bar, line, ranks.count)
-            written.append(
-                imagenet.sample_imagenet(
-                    model, steps_folder(task.out, steps), labels, steps, task.seed, task.guidance, ranks,
-                    advance,
-                )
-            )  # fmt: skip
-    return written
+            begin = time.perf_counter()
+            path = imagenet.sample_imagenet(
+                model, steps_folder(task.out, steps), labels, steps, task.seed, task.guidance, ranks, advance
+            )
+            nfe, seconds = steps * (1 + (scale != 1.0)), time.perf_counter() - begin
+            points.append({"steps": steps, "nfe": nfe, "seconds": seconds, "file": str(path.relative_to(task.out))})
+    if ranks.first:
+        report = {
+            "benchmark": "ImageNet", "model": model.name, "samples": samples, "classes": classes, "guidance": scale,
+            "seed": task.seed, "points": points, "versions": environment(),
+        }  # fmt: skip
+        write_text(task.out / "report.json", json.dumps(report, indent=1) + "\n")
+    return [task.out / str(point["file"]) for point in points]
 
 
 def _made(folder: Path) -> Path:

@@ -11,6 +11,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
 
+from anystep.errors import InputError
+
 POSITION_THRESHOLD = 0.1  # of the summed sizes of two boxes: nearer centres stand in no relation
 MOST_OBJECTS = 16  # of a class, the surest first
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
@@ -20,7 +22,7 @@ COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown"
 class Detection:
     """One object: its class, how sure the detector is, and its box (left, top, right, bottom) in pixels.
 
-    `colour` is known beforehand to detectors that tell it themselves.
+    `colour` is given by detectors that tell it themselves, else None.
     """
 
     name: str
@@ -134,6 +136,10 @@ def examine(
     for wanted in metadata.get("include", []):
         objects = found.get(wanted["class"], [])[: wanted["count"]]
         if "color" in wanted and objects:
+            if colour_of is None and any(each.colour is None for each in objects):
+                raise InputError(
+                    f"{metadata.get('prompt')!r} asks for a colour, and nothing is there to name it: --clip"
+                )
             named = colour_of(image, objects) if colour_of is not None else [each.colour or "" for each in objects]
             colours |= dict(zip(objects, named, strict=True))
     return judge(metadata, found, colours)

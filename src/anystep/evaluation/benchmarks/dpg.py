@@ -51,6 +51,8 @@ def read_questions(path: Path) -> dict[str, list[Question]]:
     questions: dict[str, list[Question]] = {}
     for number, row in enumerate(rows, 2):
         try:
+            if None in row.values():
+                raise ValueError("fewer fields than columns")
             parents = tuple(int(each) for each in row["dependency"].split(",") if int(each) != 0)
             question = Question(
                 int(row["proposition_id"]), parents, row["category_broad"].strip(), row["question_natural_language"]
@@ -82,12 +84,18 @@ def assemble(prompts: Mapping[str, str], folder: Path) -> None:
 
 
 def judge(questions: Sequence[Question], yes: Sequence[bool]) -> dict[int, float]:
-    """1 for a yes whose parents are all yes, by question; an answer whose premise fails counts as no."""
-    plain = {question.number: answer for question, answer in zip(questions, yes, strict=True)}
-    return {
-        question.number: float(plain[question.number] and all(plain.get(parent, False) for parent in question.parents))
-        for question in questions
-    }
+    """1 for a yes whose parents count too, by question: a no travels down the chain of those that rest on it."""
+    counts: dict[int, float] = {}
+    for question, answer in zip(questions, yes, strict=True):
+        counts[question.number] = float(answer and all(counts.get(parent, 0.0) for parent in question.parents))
+    return counts
+
+
+def check_questions(prompts: Mapping[str, str], questions: Mapping[str, Sequence[Question]]) -> None:
+    """Raises InputError for a prompt that nothing is asked about."""
+    for name in prompts:
+        if name not in questions:
+            raise InputError(f"no questions about prompt {name!r}: the prompts and the CSV file belong together")
 
 
 def score(
@@ -95,25 +103,30 @@ def score(
 ) -> dict[str, dict[str, float]]:
     """By broad category, and `overall`: the mean over prompts of the share of questions answered with yes.
 
+    In a category each answer counts as it was given, whatever it rests on, as in the published scores.
+
     Raises:
         InputError: a prompt without questions, or an image that is missing or cannot be cut in four.
     """
+    check_questions(prompts, questions)
     categories: dict[str, list[float]] = {}
     overall = []
     for name in prompts:
-        if name not in questions:
-            raise InputError(f"no questions about prompt {name!r}: the prompts and the CSV file belong together")
         square = open_image(folder / f"{name}.png")
         width, height = square.width // GRID, square.height // GRID
         if square.width % GRID or square.height % GRID:
             raise InputError(f"{folder / name}.png: {square.width}x{square.height} is no square of four images")
         means = []
+        plain: dict[str, list[float]] = {}
         for place in range(GRID**2):
             left, top = place % GRID * width, place // GRID * height
             part = square.crop((left, top, left + width, top + height))
-            right = judge(questions[name], answer(part, [question.text for question in questions[name]]))
+            yes = answer(part, [question.text for question in questions[name]])
+            right = judge(questions[name], yes)
             means.append(sum(right.values()) / len(right))
-            for question in questions[name]:
-                categories.setdefault(question.category, []).append(right[question.number])
+            for question, said in zip(questions[name], yes, strict=True):
+                plain.setdefault(question.category, []).append(float(said))
         overall.append(sum(means) / len(means))
+        for category, values in plain.items():  # one figure a prompt: its answers are not independent
+            categories.setdefault(category, []).append(sum(values) / len(values))
     return {**{name: share(values) for name, values in sorted(categories.items())}, "overall": share(overall)}

@@ -1,13 +1,15 @@
 """Prompts to image files in a benchmark's layout: resumable, and shared among processes."""
 
-from collections.abc import Callable, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from anystep.atomic import replacing
+from anystep.atomic import replacing, write_text
 from anystep.errors import InputError
 from anystep.pipelines.load import Model
 from anystep.ranks import Ranks
@@ -32,6 +34,34 @@ class Drawing:
     batch: int = 8
     ranks: Ranks = field(default_factory=Ranks)
     on_images: Callable[[int], None] = lambda images: None
+
+
+def claim(out: Path, settings: Mapping[str, Any], ranks: Ranks) -> None:
+    """Note what the images in `out` are made with, or refuse a folder whose images were made with something else.
+
+    Raises:
+        InputError: it cannot be written, or holds others.
+    """
+    path, problem = out / "settings.json", ""
+    if ranks.first:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            known = json.loads(path.read_text("utf-8")) if path.exists() else settings
+            changed = sorted(key for key in {*known, *settings} if known.get(key) != settings.get(key))
+            if changed:
+                problem = f"{str(out)!r} holds images that differ in {', '.join(changed)}: choose another --out"
+            else:
+                write_text(path, json.dumps(settings, indent=1) + "\n")
+        except OSError as error:
+            problem = f"cannot write to folder {str(out)!r}: {error.strerror}"
+    (problem, *_) = ranks.tell(problem)
+    if problem:
+        raise InputError(problem)
+
+
+def digest(content: Any) -> str:
+    """Of prompts and the like, short."""
+    return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()[:16]
 
 
 def steps_folder(out: Path, steps: int) -> Path:

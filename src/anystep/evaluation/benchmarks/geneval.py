@@ -5,7 +5,7 @@ Images lie as GenEval's own scripts expect them, so either side's scorer reads t
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +33,56 @@ def read_metadata(path: Path) -> list[dict[str, Any]]:
             entry = json.loads(line)
             if not {"tag", "prompt", "include"} <= set(entry):
                 raise ValueError("expected tag, prompt and include")
-            if any(not {"class", "count"} <= set(wanted) for wanted in entry["include"]):
-                raise ValueError("every entry of include needs class and count")
+            check_entry(entry)
         except (ValueError, TypeError) as error:
             raise InputError(f"{path}, line {number}: {error}") from None
         entries.append(entry)
     if not entries:
         raise InputError(f"{path}: no prompts in it")
     return entries
+
+
+def check_entry(entry: Mapping[str, Any]) -> None:
+    """Raises ValueError for objects that cannot be judged."""
+    for wanted in [*entry["include"], *entry.get("exclude", [])]:
+        if not {"class", "count"} <= set(wanted):
+            raise ValueError("every object needs class and count")
+        if not isinstance(wanted["count"], int) or wanted["count"] < 1:
+            raise ValueError(f"count {wanted['count']!r}: expected a whole number of at least 1")
+    for place, wanted in enumerate(entry["include"]):
+        if "position" not in wanted:
+            continue
+        relation, other = wanted["position"]
+        if not isinstance(other, int) or not 0 <= other < place:
+            raise ValueError(f"position {[relation, other]}: expected the number of an object before it")
+
+
+def coloured(entries: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether any prompt asks for a colour."""
+    return any("color" in wanted for entry in entries for wanted in entry["include"])
+
+
+def classes(entries: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Everything that the prompts ask for, or not to show."""
+    return {wanted["class"] for entry in entries for wanted in [*entry["include"], *entry.get("exclude", [])]}
+
+
+def read_folder(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """The prompt folders of images that lie in GenEval's layout.
+
+    Raises:
+        InputError: none, or one whose metadata are not one line.
+    """
+    places = sorted(path.parent for path in folder.glob("*/metadata.jsonl"))
+    if not places:
+        raise InputError(f"{folder}: no NNNNN/metadata.jsonl in it; expected GenEval's layout")
+    found = []
+    for place in places:
+        entries = read_metadata(place / "metadata.jsonl")
+        if len(entries) != 1:
+            raise InputError(f"{place / 'metadata.jsonl'}: {len(entries)} lines, expected one")
+        found.append((place, entries[0]))
+    return found
 
 
 def orders(entries: Sequence[dict[str, Any]], folder: Path, samples: int, seed: int = 0) -> list[Order]:
@@ -57,19 +99,20 @@ def orders(entries: Sequence[dict[str, Any]], folder: Path, samples: int, seed: 
     return asked
 
 
-def score(folder: Path, detector: Detector, colour_of: ColourClassifier | None) -> dict[str, dict[str, float]]:
-    """By task and overall: the share of right images, averaged over prompts; every judgement goes to `results.jsonl`.
+def score(
+    folder: Path, detector: Detector, colour_of: ColourClassifier | None, results: Path
+) -> dict[str, dict[str, float]]:
+    """By task and overall: the share of right images, averaged over prompts.
+
+    Args:
+        results: a file for every judgement, a line an image, as GenEval's own summary reads them.
 
     Raises:
-        InputError: no prompt folders, or one without images.
+        InputError: no prompt folders, one without images, or an object whose colour nobody can name.
     """
-    places = sorted(path.parent for path in folder.glob("*/metadata.jsonl"))
-    if not places:
-        raise InputError(f"{folder}: no NNNNN/metadata.jsonl in it; expected GenEval's layout")
     groups: dict[str, list[float]] = {task: [] for task in TASKS}
     lines = []
-    for place in places:
-        (entry,) = read_metadata(place / "metadata.jsonl")
+    for place, entry in read_folder(folder):
         paths = sorted((place / "samples").glob("*.png"))
         if not paths:
             raise InputError(f"{place / 'samples'}: no images in it")
@@ -84,11 +127,12 @@ def score(folder: Path, detector: Detector, colour_of: ColourClassifier | None) 
                         "filename": str(path.relative_to(folder)),
                         "tag": entry["tag"],
                         "prompt": entry["prompt"],
+                        "metadata": json.dumps(entry),
                         "correct": judgement.correct,
                         "reason": judgement.reason,
                     }
                 )
             )
         groups.setdefault(entry["tag"], []).append(sum(right) / len(right))
-    write_text(folder / "results.jsonl", "\n".join(lines) + "\n")
+    write_text(results, "\n".join(lines) + "\n")
     return over_groups(groups)

@@ -49,6 +49,7 @@ def sample_imagenet(
     side = model.pipeline.base_size
     target = folder / f"samples_{len(labels)}x{side}x{side}x3.npz"
     if target.exists():
+        on_images(len(labels) // ranks.count)
         return target
     chunks = folder / "chunks"
     chunks.mkdir(parents=True, exist_ok=True)

@@ -5,13 +5,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from PIL import Image
+from torch import Tensor
+from torch.nn.functional import normalize
 
 from anystep.errors import InputError
 from anystep.evaluation.benchmarks.detections import COLOURS, Detection
 
-# GenEval's names of COCO's classes, where they differ
-GENEVAL_NAMES = {"remote": "tv remote", "mouse": "computer mouse", "keyboard": "computer keyboard"}
+# GenEval's names of COCO's classes, where detectors call them otherwise: COCO's own, and those of Pascal VOC
+GENEVAL_NAMES = {
+    "remote": "tv remote", "mouse": "computer mouse", "keyboard": "computer keyboard", "aeroplane": "airplane",
+    "motorbike": "motorcycle", "sofa": "couch", "tvmonitor": "tv", "pottedplant": "potted plant",
+    "diningtable": "dining table",
+}  # fmt: skip
+NEEDED = "config.json, preprocessor_config.json and model.safetensors"
 
 
 def pretrained(kind: Any, name_or_path: str, purpose: str) -> Any:
@@ -21,8 +29,12 @@ def pretrained(kind: Any, name_or_path: str, purpose: str) -> Any:
     except Exception as error:  # transformers raises many kinds; all mean it is not usable
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         folder = Path(name_or_path)
-        if folder.is_dir() and not list(folder.glob("*.safetensors")):
+        if folder.is_dir() and not [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
             reason = f"there is no model.safetensors in {folder}; put the weights there"
+        elif not folder.exists() and (name_or_path.count("/") != 1 or name_or_path[0] in "./~"):
+            reason = f"no such folder; it should hold {NEEDED}"
+        elif not folder.exists():
+            reason = f"not in the cache and not to be had; download it, or give a folder that holds {NEEDED}"
         raise InputError(f"no {purpose} at {name_or_path!r}: {reason}") from error
 
 
@@ -35,6 +47,13 @@ class TransformersDetector:
         self.name = name_or_path
         self._model = pretrained(AutoModelForObjectDetection, name_or_path, "object detector").eval().to(device)
         self._processor = pretrained(AutoImageProcessor, name_or_path, "image processor of the object detector")
+        self.classes = {GENEVAL_NAMES.get(name, name) for name in self._model.config.id2label.values()}
+
+    def check_knows(self, wanted: set[str]) -> None:
+        """Raises InputError for classes that it can never find: they would all count as missing."""
+        unknown = sorted(wanted - self.classes)
+        if unknown:
+            raise InputError(f"detector {self.name!r} does not know {', '.join(unknown)}: choose one of COCO's classes")
 
     @torch.no_grad()
     def __call__(self, image: Image.Image, least: float) -> list[Detection]:
@@ -53,7 +72,10 @@ class CLIPColours:
     """The nearest of GenEval's ten colours to a cropped object, by a CLIP model of transformers.
 
     GenEval masks the background with the detector's segmentation; a detector of boxes has none, so the box is cropped.
+    As there, a colour is the mean of the embeddings of three phrases.
     """
+
+    TEMPLATES = ("a photo of a {colour} {name}", "a photo of a {colour}-colored {name}", "a photo of a {colour} object")
 
     def __init__(self, name_or_path: str, device: str | torch.device = "cpu") -> None:
         from transformers import AutoModel, AutoProcessor
@@ -61,6 +83,16 @@ class CLIPColours:
         self.name = name_or_path
         self._model = pretrained(AutoModel, name_or_path, "CLIP model").eval().to(device)
         self._processor = pretrained(AutoProcessor, name_or_path, "processor of the CLIP model")
+        self._known: dict[str, Tensor] = {}
+
+    def _embed_colours(self, name: str) -> Float[Tensor, "colours width"]:
+        """Of each colour of such an object; kept, since objects come back."""
+        if name not in self._known:
+            phrases = [form.format(colour=colour, name=name) for colour in COLOURS for form in self.TEMPLATES]
+            inputs = self._processor(text=phrases, return_tensors="pt", padding=True).to(self._model.device)
+            each = normalize(pooled(self._model.get_text_features(**inputs)), dim=-1)
+            self._known[name] = normalize(each.unflatten(0, (len(COLOURS), -1)).mean(1), dim=-1)
+        return self._known[name]
 
     @torch.no_grad()
     def __call__(self, image: Image.Image, found: Sequence[Detection]) -> list[str]:
@@ -68,11 +100,16 @@ class CLIPColours:
         for each in found:
             left, top, right, bottom = (round(value) for value in each.box)
             crop = image.crop((left, top, max(left + 1, right), max(top + 1, bottom)))
-            phrases = [f"a photo of a {colour} {each.name}" for colour in COLOURS]
-            inputs = self._processor(text=phrases, images=[crop], return_tensors="pt", padding=True)
-            scores = self._model(**inputs.to(self._model.device)).logits_per_image[0]
-            named.append(COLOURS[int(scores.argmax())])
+            inputs = self._processor(images=[crop], return_tensors="pt").to(self._model.device)
+            seen = normalize(pooled(self._model.get_image_features(**inputs)), dim=-1)
+            named.append(COLOURS[int((self._embed_colours(each.name) @ seen[0]).argmax())])
         return named
+
+
+def pooled(features: Any) -> Tensor:
+    """The embedding, from a transformers that gives it plainly or with everything else."""
+    embedding: Tensor = features if isinstance(features, Tensor) else features.pooler_output
+    return embedding
 
 
 class VisualQuestions:

@@ -3,7 +3,6 @@
 `meta_data.json` maps an id to its category and prompt; images are `CATEGORY/ID.jpg`, real and generated alike.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from PIL import Image, ImageOps
 from anystep.codecs import to_uint8
 from anystep.data.images import to_tensor
 from anystep.errors import InputError
-from anystep.evaluation.benchmarks.draw import Order, open_image
+from anystep.evaluation.benchmarks.draw import Order, digest, open_image
 from anystep.evaluation.collect import Cost, Images, Scorer, collect
 from anystep.evaluation.features import FeatureExtractor
 from anystep.evaluation.frechet_distance import FrechetDistance
@@ -50,42 +49,65 @@ def orders(entries: Mapping[str, Mapping[str, Any]], folder: Path, seed: int = 0
     ]
 
 
+def check_real(real: Path, entries: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises InputError for real images that are not there, or too few."""
+    if len(entries) < FrechetDistance.least:
+        raise InputError(f"{len(entries)} images: the Fréchet distance needs at least {FrechetDistance.least}")
+    if not real.is_dir():
+        raise InputError(f"real images {str(real)!r}: no such folder")
+    missing = [path for name, entry in entries.items() if not (path := image_path(real, name, entry)).exists()]
+    if missing:
+        raise InputError(f"{len(missing)} of {len(entries)} real images are missing, for example {missing[0]}")
+
+
 def score(
     folder: Path,
     real: Path,
     entries: Mapping[str, Mapping[str, Any]],
     extractor: FeatureExtractor,
+    work: Path,
     scorers: Sequence[Scorer] = (),
     ranks: Ranks | None = None,
 ) -> dict[str, dict[str, float]]:
     """The Fréchet distance over all images and in each category, and the mean of each scorer.
 
+    Args:
+        folder: of generated images, PNG or, as published, JPEG.
+        work: a folder for features, kept for the next time.
+
     Raises:
         InputError: an image that is missing or damaged, or generated images of several sizes.
     """
     names = list(entries)
-    with open_image(image_path(folder, names[0], entries[names[0]], ".png")) as image:
+    ending = next(
+        (end for end in (".png", ".jpg") if image_path(folder, names[0], entries[names[0]], end).exists()), ".png"
+    )
+    with open_image(image_path(folder, names[0], entries[names[0]], ending)) as image:
         size = image.size
     captions = [entries[name]["prompt"] for name in names]
 
-    def make(place: Path, suffix: str) -> Callable[[range], tuple[Images, Cost]]:
+    def make(place: Path, suffix: str, fit: bool) -> Callable[[range], tuple[Images, Cost]]:
         def read(chunk: range) -> tuple[Images, Cost]:
             pictures = []
             for number in chunk:
                 path = image_path(place, names[number], entries[names[number]], suffix)
                 picture = open_image(path)
-                if suffix == ".png" and picture.size != size:
+                if not fit and picture.size != size:
                     raise InputError(f"{path}: {picture.width}x{picture.height}, others are {size[0]}x{size[1]}")
-                pictures.append(ImageOps.fit(picture, size, Image.Resampling.LANCZOS) if suffix != ".png" else picture)
+                pictures.append(ImageOps.fit(picture, size, Image.Resampling.LANCZOS) if fit else picture)
             return to_uint8(torch.stack([to_tensor(picture) for picture in pictures])), Cost()
 
         return read
 
     ranks = ranks or Ranks()
-    digest = hashlib.sha256(json.dumps([names, [scorer.note for scorer in scorers]]).encode()).hexdigest()[:12]
-    work = folder / "work" / f"{extractor.name}-{size[0]}x{size[1]}-{digest}"
-    reals, _ = collect(work / "real", len(names), make(real, ".jpg"), extractor, ranks)
-    made, _ = collect(work / "made", len(names), make(folder, ".png"), extractor, ranks, scorers, captions)
+
+    def features_of(place: Path, suffix: str, fit: bool, scored: Sequence[Scorer]) -> Observed:
+        paths = [image_path(place, name, entries[name], suffix) for name in names]
+        stamps = [(str(path.resolve()), path.stat().st_mtime_ns if path.exists() else 0) for path in paths]
+        told = [extractor.name, extractor.digest, size, stamps, [(each.name, each.digest) for each in scored], captions]
+        return collect(work / digest(told), len(names), make(place, suffix, fit), extractor, ranks, scored, captions)[0]
+
+    reals, made = features_of(real, ".jpg", True, ()), features_of(folder, ending, False, scorers)
     metric = FrechetDistance()
     scores = {}
     categories = [entries[name]["category"] for name in names]
@@ -95,8 +117,6 @@ def score(
             continue
         one, other = Observed(reals.features[rows]), Observed(made.features[rows])
         scores[f"{metric.name}_{extractor.name} {group}"] = vars(interval(measure(metric, one, other)))
-    if not scores:
-        raise InputError(f"{len(names)} images: the Fréchet distance needs at least {metric.least}")
     for scorer in scorers:
         scores[scorer.name] = vars(interval(measure(MeanScore(scorer.name), reals, made)))
     return scores

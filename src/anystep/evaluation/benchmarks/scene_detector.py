@@ -75,7 +75,7 @@ class SceneDetector(nn.Module):
             box = (x - side / 2, y - side / 2, x + side / 2, y + side / 2)
             if any(_overlap(box, other.box) > 0.4 for other in found):
                 continue
-            colour = NAMED[int(rest[3:, row, column].argmax())]
+            colour = NAMED[int(rest[3:, row, column].argmax())] or "as drawn"
             found.append(Detection(self.classes[int(kinds[row, column])], best[row, column].item(), box, colour))
         return found
 

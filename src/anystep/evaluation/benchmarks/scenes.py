@@ -7,27 +7,34 @@ from pathlib import Path
 from PIL import Image
 
 from anystep.data.scenes import CANVASES, TASKS, Scene, draw_scene
+from anystep.errors import InputError
 from anystep.evaluation.benchmarks.detections import examine
 from anystep.evaluation.benchmarks.draw import Order, open_image
 from anystep.evaluation.benchmarks.scene_detector import SceneDetector
 from anystep.evaluation.benchmarks.scores import over_groups
 
 THRESHOLD = 0.3
+BASE = 64  # pixels on the shorter side of a canvas, as the detector was trained
 
 
-def draw_scenes(each: int, base: int, seed: int = 0) -> list[Scene]:
+def draw_scenes(each: int, seed: int = 0) -> list[Scene]:
     """`each` scenes of every task, the canvases in turn; none that a detector or a model was trained on."""
     return [
-        draw_scene(task, random.Random(f"benchmark/{seed}/{task}/{number}"), base, CANVASES[number % len(CANVASES)])
+        draw_scene(task, random.Random(f"benchmark/{seed}/{task}/{number}"), BASE, CANVASES[number % len(CANVASES)])
         for task in TASKS
         for number in range(each)
     ]
 
 
-def orders(scenes: Sequence[Scene], folder: Path, seed: int = 0) -> list[Order]:
-    """One image of each scene's prompt, on its canvas."""
+def orders(scenes: Sequence[Scene], folder: Path, seed: int = 0, base: int = BASE) -> list[Order]:
+    """One image of each scene's prompt, on its canvas at `base` pixels."""
     return [
-        Order(folder / f"{number:05d}.png", scene.prompt, seed + number, (scene.width, scene.height))
+        Order(
+            folder / f"{number:05d}.png",
+            scene.prompt,
+            seed + number,
+            (scene.width * base // BASE, scene.height * base // BASE),
+        )
         for number, scene in enumerate(scenes)
     ]
 
@@ -42,5 +49,19 @@ def score(
     return over_groups(groups)
 
 
-def read_images(placed: Sequence[Order]) -> list[Image.Image]:
-    return [open_image(order.path) for order in placed]
+def read_images(scenes: Sequence[Scene], placed: Sequence[Order]) -> list[Image.Image]:
+    """Each at the size of its scene, which is what the detector knows; the rules do not depend on it.
+
+    Raises:
+        InputError: an image that is missing, or whose sides are not in its scene's proportion.
+    """
+    images = []
+    for scene, order in zip(scenes, placed, strict=True):
+        image = open_image(order.path)
+        if image.width * scene.height != image.height * scene.width:
+            raise InputError(
+                f"{order.path}: {image.width}x{image.height}, but its scene is {scene.width}x{scene.height}"
+            )
+        whole = image.size == (scene.width, scene.height)
+        images.append(image if whole else image.resize((scene.width, scene.height), Image.Resampling.LANCZOS))
+    return images

@@ -4,26 +4,38 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 from anystep.atomic import write_text
 from anystep.environment import environment
+from anystep.errors import InputError
+
+Z = 1.96
 
 
 def share(values: Sequence[float]) -> dict[str, float]:
-    """Mean of values in 0..1 with 1.96 standard errors on each side, from independent prompts."""
-    half = 1.96 * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.inf
-    return {"value": mean(values), "low": max(0.0, mean(values) - half), "high": min(1.0, mean(values) + half)}
+    """Mean of values in 0..1 of independent prompts with its 95 % interval (Wilson's, which holds at 0 and 1 too)."""
+    count, value = len(values), mean(values)
+    middle, widen = value + Z**2 / (2 * count), 1 + Z**2 / count
+    half = Z * math.sqrt(value * (1 - value) / count + Z**2 / (4 * count**2))
+    return {"value": value, "low": max(0.0, (middle - half) / widen), "high": min(1.0, (middle + half) / widen)}
 
 
 def over_groups(groups: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
-    """Each group's share, and `overall`, the mean over groups, as GenEval averages its tasks."""
+    """Each group's share, and `overall`, the mean over groups, as GenEval averages its tasks.
+
+    Its interval adds the squares of the groups' distances to their ends, below and above.
+    """
     scores = {name: share(values) for name, values in groups.items() if values}
-    halves = [(score["high"] - score["low"]) / 2 for score in scores.values()]
+    if not scores:
+        raise InputError("nothing to score: no prompts")
     value = mean(score["value"] for score in scores.values())
-    half = math.sqrt(sum(each**2 for each in halves)) / len(halves)
-    return {**scores, "overall": {"value": value, "low": max(0.0, value - half), "high": min(1.0, value + half)}}
+
+    def reach(end: str) -> float:
+        return math.sqrt(sum((score[end] - score["value"]) ** 2 for score in scores.values())) / len(scores)
+
+    return {**scores, "overall": {"value": value, "low": value - reach("low"), "high": value + reach("high")}}
 
 
 def write_scores(
@@ -48,18 +60,28 @@ def write_scores(
     return report
 
 
+def _figure(score: Mapping[str, float]) -> str:
+    return f"{score['value']:.3f} ({score['low']:.3f} to {score['high']:.3f})"
+
+
 def table(report: Mapping[str, Any]) -> str:
     """Groups down, numbers of steps across."""
     points = report["points"]
-    heads = [f"{point['steps']} steps" if point["steps"] else "images" for point in points]
+    truth = report.get("truth")  # what a judge makes of pictures that are right
+    columns = [] if truth is None else ["true pictures"]
+    heads = [f"{point['steps']} steps" if point["steps"] else "images" for point in points] + columns
     lines = [f"# {report['benchmark']}: {report['model']}", "", f"| | {' | '.join(heads)} |"]
-    lines.append(f"| --- | {' | '.join('--:' for _ in points)} |")
+    lines.append(f"| --- | {' | '.join('--:' for _ in heads)} |")
     if any(point["nfe"] for point in points):
-        lines.append(f"| NFE | {' | '.join(str(point['nfe'] or '') for point in points)} |")
+        lines.append(
+            f"| NFE | {' | '.join([*(str(point['nfe'] or '') for point in points), *('' for _ in columns)])} |"
+        )
     for name in points[0]["scores"] if points else ():
         cells = []
         for point in points:
             score = point["scores"].get(name)
-            cells.append("" if score is None else f"{score['value']:.3f} ± {(score['high'] - score['low']) / 2:.3f}")
+            cells.append("" if score is None else _figure(score))
+        if truth is not None:
+            cells.append(_figure(truth[name]) if name in truth else "")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", *(f"- {note}" for note in report["notes"]), ""])
