@@ -210,7 +210,7 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
                 for part, loss in zip(rows, losses, strict=True)
                 for row in (part[place] for place in loss.nonfinite)
             ]
-            named = sorted({index for some in ranks.tell(bad) for index in some})
+            named = sorted({index for some in ranks.tell(bad) for index in some}) if ranks.any(bool(bad)) else []
             if guard.accepts(step + 1, norm, named or indices):
                 for each in optimizers:
                     each.step()
