@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from anystep import __version__
@@ -179,6 +180,7 @@ def add_benchmarks(parser: argparse.ArgumentParser) -> None:
             kind.add_argument("--size", type=size, metavar="WxH", help="in pixels (default: the training size)")
         kind.add_argument("--guidance", type=float, help="guidance scale, 1 is none (default: the model's)")
         kind.add_argument("--seed", type=int, default=0, help="of the first image (default: 0)")
+        kind.add_argument("--threads", type=int, default=1, help="of each process (default: 1)")
         kind.set_defaults(run=run_benchmark)
 
 
@@ -341,6 +343,11 @@ def run_train_scene_detector(options: argparse.Namespace) -> None:
 
     if not options.out.parent.is_dir() or options.out.is_dir():
         raise InputError(f"cannot write {options.out}: expected a file name in a folder that exists")
+    try:  # half an hour of training must not end here
+        with TemporaryFile(dir=options.out.parent):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot write {options.out}: {error.strerror}") from None
     if options.steps < 1:
         raise InputError(f"steps {options.steps}: expected a whole number of at least 1")
 

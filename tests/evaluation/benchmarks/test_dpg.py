@@ -48,6 +48,31 @@ def test_a_no_travels_down_the_chain() -> None:
     assert list(dpg.judge(chain, [False, True, True]).values()) == [0, 0, 0]
 
 
+def test_what_rests_on_a_later_question_sees_its_plain_answer() -> None:
+    later = [Question(1, (2,), "attribute", ""), Question(2, (3,), "entity", ""), Question(3, (), "entity", "")]
+    assert list(dpg.judge(later, [True, True, False]).values()) == [1, 0, 0]
+
+
+def test_categories_take_each_answer_as_it_was_given(published: tuple[Path, Path], tmp_path: Path) -> None:
+    """Without a whale its colour counts for nothing overall, but a yes about it is a yes of its category."""
+    questions = dpg.read_questions(published[1])
+    Image.new("RGB", (16, 16)).save(tmp_path / "whale.png")
+    scores = dpg.score(tmp_path, {"whale": ""}, questions, lambda image, asked: ["there" not in text for text in asked])
+    assert {name: score["value"] for name, score in scores.items()} == {
+        "attribute": 1, "entity": 0, "relation": 1, "overall": 0,
+    }  # fmt: skip
+
+
+def test_questions_are_known_to_fit_before_anything_is_drawn(
+    published: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (published[0] / "dog.txt").write_text("a dog")
+    command = ["benchmark", "dpg", "--prompts", str(published[0]), "--questions", str(published[1]), "--vqa", "x"]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 2
+    assert "no questions about prompt 'dog'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_scores_of_squares(published: tuple[Path, Path], tmp_path: Path) -> None:
     """An answerer that sees a whale, blue, on the left in bright images, and apples everywhere."""
     prompts, questions = dpg.read_prompts(published[0]), dpg.read_questions(published[1])

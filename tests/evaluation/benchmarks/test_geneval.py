@@ -13,7 +13,7 @@ from torch import Tensor
 
 from anystep.cli import main
 from anystep.errors import InputError
-from anystep.evaluation.benchmarks import geneval
+from anystep.evaluation.benchmarks import geneval, judges
 from anystep.evaluation.benchmarks.detections import COLOURS, Detection, by_class, examine, judge, relations
 from anystep.evaluation.benchmarks.judges import CLIPColours, TransformersDetector, VisualQuestions
 
@@ -141,7 +141,11 @@ def test_scores_by_task_and_overall(metadata: Path, tmp_path: Path) -> None:
     for order, level in zip(orders, [0, 255, 0, 0, 0, 100], strict=True):
         Image.new("L", (8, 8), level).save(order.path)
     detector = Fake()
-    scores = geneval.score(tmp_path / "images", detector, detector, tmp_path / "results.jsonl")
+    stray = tmp_path / "images" / "00009"
+    stray.mkdir()
+    (stray / "metadata.jsonl").write_text(json.dumps(ENTRIES[0]))  # nobody ordered this one
+    placed = geneval.places(entries, tmp_path / "images")
+    scores = geneval.score(placed, detector, detector, tmp_path / "results.jsonl")
     assert {name: score["value"] for name, score in scores.items()} == {
         "single_object": 0.5,
         "colors": 1.0,
@@ -154,7 +158,9 @@ def test_scores_by_task_and_overall(metadata: Path, tmp_path: Path) -> None:
     assert set(lines[0]) == {"filename", "tag", "prompt", "metadata", "correct", "reason"}
     assert json.loads(lines[2]["metadata"]) == ENTRIES[1]
     with pytest.raises(InputError, match="asks for a colour, and nothing is there to name it"):
-        geneval.score(tmp_path / "images", detector, None, tmp_path / "results.jsonl")
+        geneval.score(placed, detector, None, tmp_path / "results.jsonl")
+    with pytest.raises(InputError, match="no images in it"):
+        geneval.score(geneval.read_folder(tmp_path / "images"), detector, detector, tmp_path / "results.jsonl")
     (tmp_path / "images" / "00001" / "metadata.jsonl").write_text("\n".join(map(json.dumps, ENTRIES)))
     with pytest.raises(InputError, match="3 lines, expected one"):
         geneval.read_folder(tmp_path / "images")
@@ -203,6 +209,39 @@ def test_a_detector_of_transformers(yolos: Path) -> None:
     detector.check_knows({"cat", "computer mouse"})
     with pytest.raises(InputError, match="does not know dog: choose one of COCO's classes"):
         detector.check_knows(geneval.classes(ENTRIES))
+
+
+def test_classes_of_other_data_sets_have_their_names_here(yolos: Path, tmp_path: Path) -> None:
+    names = ["aeroplane", "motorbike", "sofa", "tvmonitor", "pottedplant", "diningtable"]
+    for file in yolos.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = transformers.YolosConfig.from_pretrained(yolos, id2label=dict(enumerate(names)))
+    transformers.YolosForObjectDetection(config).save_pretrained(tmp_path)
+    detector = TransformersDetector(str(tmp_path))
+    assert detector.classes == {"airplane", "motorcycle", "couch", "tv", "potted plant", "dining table"}
+    assert {each.name for each in detector(Image.new("RGB", (32, 32)), 0.0)} <= detector.classes
+
+
+def test_prompts_of_a_folder_are_those_that_lie_in_it(
+    metadata: Path, yolos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not those of --metadata, which ask for dogs and colours."""
+    place = tmp_path / "theirs" / "00000"
+    (place / "samples").mkdir(parents=True)
+    Image.new("RGB", (16, 16)).save(place / "samples" / "0000.png")
+    command = ["benchmark", "geneval", "--metadata", str(metadata), "--detector", str(yolos)]
+    command += ["--images", str(tmp_path / "theirs"), "--out", str(tmp_path / "out")]
+    cat: dict[str, Any] = {"tag": "single_object", "include": [{"class": "cat", "count": 1}], "prompt": "a cat"}
+    (place / "metadata.jsonl").write_text(json.dumps(cat))
+    assert main(command) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert set(report["points"][0]["scores"]) == {"single_object", "overall"}
+    assert (tmp_path / "out" / "results.jsonl").exists()
+    assert not (tmp_path / "theirs" / "results.jsonl").exists()
+    cat["include"][0]["color"] = "red"
+    (place / "metadata.jsonl").write_text(json.dumps(cat))
+    assert main(command) == 2
+    assert "--clip needs a CLIP model" in capsys.readouterr().err
 
 
 def test_colours_by_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,14 +314,28 @@ def test_bad_metadata_is_one_line(tmp_path: Path, line: str, message: str) -> No
         geneval.read_metadata(tmp_path / "m.jsonl")
 
 
+def test_what_is_in_the_cache_but_does_not_fit_is_not_called_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(name: str) -> Any:
+        raise ValueError("a whale is\nno detector")
+
+    monkeypatch.setattr(transformers.AutoModelForObjectDetection, "from_pretrained", wrong)
+    monkeypatch.setattr(judges, "try_to_load_from_cache", lambda name, file: "/cache/config.json")
+    with pytest.raises(InputError, match="no object detector at 'owner/whale': a whale is no detector"):
+        TransformersDetector("owner/whale")
+
+
 def test_missing_judges_say_which_file_and_where(
     metadata: Path, yolos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "config.json").write_text((yolos / "config.json").read_text())
+    (tmp_path / "most").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "most" / name).write_bytes((yolos / name).read_bytes())
     base = ["benchmark", "geneval", "--metadata", str(metadata), "--out", str(tmp_path / "out")]
     for extra, message in [
-        (["--detector", str(tmp_path / "half"), "--clip", "x"], "there is no model.safetensors in"),
+        (["--detector", str(tmp_path / "half"), "--clip", "x"], "config.json and no model.safetensors in"),
+        (["--detector", str(tmp_path / "most"), "--clip", "x"], "there is no preprocessor_config.json in"),
         (["--detector", str(yolos)], "--clip needs a CLIP model"),
         (["--detector", "/nowhere/det", "--clip", "x"], "no such folder; it should hold config.json, preproc"),
         (["--detector", "owner/name", "--clip", "x"], "not in the cache and not to be had; download it, or"),

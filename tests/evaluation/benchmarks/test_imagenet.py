@@ -53,6 +53,8 @@ def test_the_file_holds_images_and_labels(classes: Path, tmp_path: Path) -> None
     assert [(point["steps"], point["nfe"]) for point in report["points"]] == [(1, 1), (2, 2)]
     assert (report["seed"], report["points"][1]["file"]) == (0, "steps-002/samples_100x8x8x3.npz")
     assert main([*command, "--seed", "5", "--out", str(tmp_path)]) == 2  # others than those that are there
+    assert main([*command, "--out", str(tmp_path)]) == 0
+    assert json.loads((tmp_path / "report.json").read_text())["points"] == report["points"]  # seconds are when drawn
     model = load(classes)
     alone = model.generate([int(labels[97])], 2, [97]).images[0]
     np.testing.assert_array_equal(images[97], np.asarray(alone))

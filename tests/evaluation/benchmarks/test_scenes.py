@@ -98,6 +98,7 @@ def test_the_command_reports_scores_and_the_detectors_own(tmp_path: Path, tiny_m
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["points"][0]["scores"] == report["truth"]
     assert set(report["truth"]) == {*TASKS, "overall"}
+    assert report["seed"] == 0
     assert "| true pictures |" in (tmp_path / "out" / "report.md").read_text()
     Image.new("RGB", (100, 64)).save(order.path)
     with pytest.raises(InputError, match="100x64, but its scene is"):
@@ -120,6 +121,31 @@ def test_images_of_something_else_are_not_taken_for_these(
         assert f"images that differ in {key}: choose another --out" in capsys.readouterr().err
     assert main([*command, "--model", "builtin"]) == 2
     assert "differ in model" in capsys.readouterr().err.replace("guidance, ", "")
+
+
+def test_nothing_is_assumed_of_images_that_nothing_is_known_of(
+    tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["benchmark", "scenes", "--model", str(tiny_model), "--each", "1", "--steps", "1", "--out", str(tmp_path)]
+    (tmp_path / "steps-001").mkdir()
+    assert main(command) == 2
+    assert "differ in benchmark, guidance, model" in capsys.readouterr().err
+    (tmp_path / "settings.json").write_text("{")
+    assert main(command) == 2
+    assert "settings.json: damaged" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.png"))
+
+
+def test_a_missing_detector_stops_before_anything_is_drawn(tmp_path: Path) -> None:
+    assert main(["benchmark", "scenes", "--detector", "none.safetensors", "--out", str(tmp_path / "out")]) == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_detector_that_cannot_be_written_is_not_trained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        main(["train-scene-detector", "--steps", "1", "--out", "/proc/detector.safetensors"]) == 2
+    )  # where not even root may
+    assert "cannot write /proc/detector.safetensors" in capsys.readouterr().err
 
 
 def test_two_processes_make_the_same_images_and_report(tmp_path: Path, tiny_model: Path) -> None:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import Progress
 
@@ -19,7 +20,7 @@ from anystep.environment import environment
 from anystep.errors import InputError
 from anystep.evaluation.alignment import CLIPScore
 from anystep.evaluation.benchmarks import dpg, geneval, imagenet, mjhq, scenes
-from anystep.evaluation.benchmarks.draw import Drawing, Order, claim, digest, draw, steps_folder
+from anystep.evaluation.benchmarks.draw import Drawing, Order, claim, digest, draw, in_first, steps_folder
 from anystep.evaluation.benchmarks.judges import CLIPColours, TransformersDetector, VisualQuestions
 from anystep.evaluation.benchmarks.scene_detector import SceneDetector
 from anystep.evaluation.benchmarks.scores import write_scores
@@ -47,29 +48,38 @@ class Task:
     guidance: float | None = None
     size: tuple[int, int] | None = None
     batch: int = 8
+    threads: int = 1
     device: str = "auto"
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What scores a folder of images, and what it makes of pictures that are right, where that is known."""
+
+    score: Callable[[Path], Scores]
+    truth: Scores | None = None
 
 
 def run(
     task: Task,
     benchmark: str,
-    orders: Callable[[Path, Model | None], Sequence[Order]],
-    judge: Callable[[Ranks], Callable[[Path], Scores]] | None,
+    orders: Callable[[Path, Model], Sequence[Order]],
+    load_judge: Callable[[], Judge] | None,
     notes: Sequence[str],
     content: Any,
     finish: Callable[[Path], None] = lambda folder: None,
-    **facts: Any,
 ) -> dict[str, Any]:
     """Generate at every number of steps what is not there yet, then score each; the report, or {} without a score.
 
     Args:
-        judge: makes what scores a folder of images; called before anything is generated, by the first process only.
+        load_judge: called before anything is generated, by the first process only.
         content: what is asked for; images of something else in `task.out` are refused.
         finish: what to do with the images of one number of steps before they are scored.
     """
+    check(task)
     ranks = Ranks()
     if task.images is not None:
-        if judge is None:
+        if load_judge is None:
             raise InputError(
                 f"nothing to do: --images {task.images} are to be scored, but nothing was given to score with"
             )
@@ -77,14 +87,14 @@ def run(
             raise InputError(f"images {str(task.images)!r}: no such folder")
         if not ranks.first:
             return {}
-        made = _made(task.out)
-        only = {"steps": None, "nfe": None, "scores": judge(ranks)(task.images)}
-        return write_scores(made, benchmark, str(task.images), [only], notes, seed=None, **facts)
-    check_steps(task)
-    score = judge(ranks) if judge is not None and ranks.first else None
+        judge, made = load_judge(), _made(task.out)
+        only = {"steps": None, "nfe": None, "scores": judge.score(task.images)}
+        return write_scores(made, benchmark, str(task.images), [only], notes, seed=task.seed, truth=judge.truth)
+    judged = None if load_judge is None else in_first(ranks, load_judge)
     model = load(task.model, pick_device(task.device))
     scale = float(model.pipeline.config.guidance_scale if task.guidance is None else task.guidance)
-    claim(task.out, settings(task, benchmark, model, scale, content), ranks)
+    asked_for = settings(task, benchmark, model, scale, content)
+    in_first(ranks, lambda: claim(task.out, asked_for))
     with _progress(ranks) as bar:
         for steps in sorted(set(task.steps)):
             folder = steps_folder(task.out, steps)
@@ -95,19 +105,22 @@ def run(
             draw(model, asked, steps, replace(drawing, on_images=advance))
             if ranks.first:
                 finish(folder)
-    if score is None:
+    if judged is None:
         return {}
     points: list[dict[str, Any]] = [
-        {"steps": steps, "nfe": steps * (1 + (scale != 1.0)), "scores": score(steps_folder(task.out, steps))}
+        {"steps": steps, "nfe": steps * (1 + (scale != 1.0)), "scores": judged.score(steps_folder(task.out, steps))}
         for steps in sorted(set(task.steps))
     ]
-    return write_scores(task.out, benchmark, model.name, points, notes, guidance=scale, seed=task.seed, **facts)
+    facts = {"guidance": scale, "seed": task.seed, "truth": judged.truth}
+    return write_scores(task.out, benchmark, model.name, points, notes, **facts)
 
 
-def check_steps(task: Task) -> None:
+def check(task: Task) -> None:
+    """Raises InputError for what no benchmark takes; other numbers of threads change last bits."""
     for steps in task.steps:
-        if steps < 1:
-            raise InputError(f"steps {steps}: expected a whole number of at least 1")
+        at_least_one("steps", steps)
+    at_least_one("threads", task.threads)
+    torch.set_num_threads(task.threads)
 
 
 def settings(task: Task, benchmark: str, model: Model, guidance: float, content: Any) -> dict[str, Any]:
@@ -130,12 +143,11 @@ def at_least_one(what: str, count: int | None) -> None:
 def run_geneval(task: Task, metadata: Path, samples: int, detector: str | None, clip: str | None) -> dict[str, Any]:
     at_least_one("samples", samples)
     entries = geneval.read_metadata(metadata)
-    if (
-        detector and task.images is not None and task.images.is_dir()
-    ):  # what was asked for is what lies beside the images
-        entries = [entry for _, entry in geneval.read_folder(task.images)]
+    theirs = geneval.read_folder(task.images) if detector and task.images and task.images.is_dir() else None
+    if theirs is not None:  # what was asked for is what lies beside the images
+        entries = [entry for _, entry in theirs]
 
-    def judge(ranks: Ranks) -> Callable[[Path], Scores]:
+    def judge() -> Judge:
         assert detector is not None
         if geneval.coloured(entries) and clip is None:
             raise InputError("these prompts ask for colours: --clip needs a CLIP model, by id or folder")
@@ -144,10 +156,10 @@ def run_geneval(task: Task, metadata: Path, samples: int, detector: str | None, 
         found.check_knows(geneval.classes(entries))
 
         def score(folder: Path) -> Scores:
-            name = "results.jsonl" if folder == task.images else f"results-{folder.name}.jsonl"
-            return geneval.score(folder, found, colours, task.out / name)
+            name = "results.jsonl" if theirs else f"results-{folder.name}.jsonl"
+            return geneval.score(theirs or geneval.places(entries, folder), found, colours, task.out / name)
 
-        return score
+        return Judge(score)
 
     drawn = f"{samples} images of each of {len(entries)} prompts" if task.images is None else f"{len(entries)} prompts"
     notes = (
@@ -169,13 +181,13 @@ def run_dpg(task: Task, prompts: Path, questions: Path | None, vqa: str | None) 
     if vqa is not None and questions is None:
         raise InputError("scoring needs --questions, the published dpg_bench.csv")
 
-    def judge(ranks: Ranks) -> Callable[[Path], Scores]:
+    def judge() -> Judge:
         assert vqa is not None
         assert questions is not None
         known = dpg.read_questions(questions)
         dpg.check_questions(asked, known)
         answer = VisualQuestions(vqa, pick_device(task.device))
-        return lambda folder: dpg.score(folder, asked, known, answer)
+        return Judge(lambda folder: dpg.score(folder, asked, known, answer))
 
     notes = (
         f"{len(asked)} prompts, four images each; overall is the mean over prompts of the share of questions answered "
@@ -199,13 +211,14 @@ def run_mjhq(
     at_least_one("count", count)
     entries = dict(list(mjhq.read_metadata(metadata).items())[:count])
 
-    def judge(ranks: Ranks) -> Callable[[Path], Scores]:
+    def judge() -> Judge:
         assert real is not None
         mjhq.check_real(real, entries)
         device = pick_device(task.device)
         features = load_extractor(extractor, device if device.type == "cuda" else "cpu")
         scorers = [] if clip is None else [CLIPScore(clip, device)]
-        return lambda folder: mjhq.score(folder, real, entries, features, task.out / "work", scorers, Ranks.alone())
+        work, alone = task.out / "work", Ranks.alone()
+        return Judge(lambda folder: mjhq.score(folder, real, entries, features, work, scorers, alone))
 
     notes = (
         f"{len(entries)} images. Real images are resized to the generated ones' size, with a minimal centre crop; the "
@@ -224,27 +237,25 @@ def run_mjhq(
 
 def run_scenes(task: Task, each: int, detector: str) -> dict[str, Any]:
     at_least_one("each", each)
-    judge = SceneDetector.load(detector)
-    base = scenes.BASE if task.images is not None else load(task.model, "cpu").pipeline.base_size
     drawn = scenes.draw_scenes(each, task.seed)
-    truth = scenes.score(drawn, [scene.picture() for scene in drawn], judge)
 
-    def score(folder: Path) -> Scores:
-        return scenes.score(drawn, scenes.read_images(drawn, scenes.orders(drawn, folder)), judge)
+    def judge() -> Judge:
+        found = SceneDetector.load(detector)
+
+        def score(folder: Path) -> Scores:
+            return scenes.score(drawn, scenes.read_images(drawn, scenes.orders(drawn, folder)), found)
+
+        return Judge(score, scenes.score(drawn, [scene.picture() for scene in drawn], found))
+
+    def orders(folder: Path, model: Model) -> list[Order]:
+        return scenes.orders(drawn, folder, task.seed, model.pipeline.base_size)
 
     notes = (
-        f"{each} scenes of each task on canvases of {len(scenes.CANVASES)} shapes, {base} pixels on the shorter side.",
+        f"{each} scenes of each task on canvases of {len(scenes.CANVASES)} shapes, judged at {scenes.BASE} pixels on "
+        "the shorter side.",
         "`true pictures` is what the detector makes of the scenes as they are: what it misses there is its own error.",
     )
-    return run(
-        task,
-        "Scenes",
-        lambda folder, model: scenes.orders(drawn, folder, task.seed, base),
-        lambda ranks: score,
-        notes,
-        [scene.metadata for scene in drawn],
-        truth=truth,
-    )
+    return run(task, "Scenes", orders, judge, notes, [scene.metadata for scene in drawn])
 
 
 def run_imagenet(task: Task, samples: int, classes: str) -> list[Path]:
@@ -252,25 +263,27 @@ def run_imagenet(task: Task, samples: int, classes: str) -> list[Path]:
     if classes not in ("balanced", "random"):
         raise InputError(f"classes {classes!r}: expected balanced or random")
     at_least_one("samples", samples)
-    check_steps(task)
+    check(task)
     ranks, model = Ranks(), load(task.model, pick_device(task.device))
     names = model.pipeline.config.class_names
     if not names:
         raise InputError(f"model {task.model!r} is not class-conditional")
     labels = imagenet.draw_labels(samples, len(names), classes, task.seed)  # type: ignore[arg-type]
     scale = float(model.pipeline.config.guidance_scale if task.guidance is None else task.guidance)
-    claim(task.out, settings(task, "ImageNet", model, scale, labels), ranks)
-    points = []
+    asked_for = settings(task, "ImageNet", model, scale, labels)
+    in_first(ranks, lambda: claim(task.out, asked_for))
+    points, earlier = [], imagenet.read_points(task.out / "report.json")
     with _progress(ranks) as bar:
         for steps in sorted(set(task.steps)):
             line = bar.add_task(f"{steps} steps", total=samples)
             advance = partial(_advance, bar, line, ranks.count)
-            begin = time.perf_counter()
+            begin, there = time.perf_counter(), any(steps_folder(task.out, steps).glob("*.npz"))
             path = imagenet.sample_imagenet(
                 model, steps_folder(task.out, steps), labels, steps, task.seed, task.guidance, ranks, advance
             )
             nfe, seconds = steps * (1 + (scale != 1.0)), time.perf_counter() - begin
-            points.append({"steps": steps, "nfe": nfe, "seconds": seconds, "file": str(path.relative_to(task.out))})
+            point = {"steps": steps, "nfe": nfe, "seconds": seconds, "file": str(path.relative_to(task.out))}
+            points.append(earlier.get(steps, point) if there else point)  # what is there took its time back then
     if ranks.first:
         report = {
             "benchmark": "ImageNet", "model": model.name, "samples": samples, "classes": classes, "guidance": scale,

@@ -84,10 +84,14 @@ def assemble(prompts: Mapping[str, str], folder: Path) -> None:
 
 
 def judge(questions: Sequence[Question], yes: Sequence[bool]) -> dict[int, float]:
-    """1 for a yes whose parents count too, by question: a no travels down the chain of those that rest on it."""
-    counts: dict[int, float] = {}
-    for question, answer in zip(questions, yes, strict=True):
-        counts[question.number] = float(answer and all(counts.get(parent, 0.0) for parent in question.parents))
+    """1 for a yes whose parents count too, by question: a no travels down the chain of those that rest on it.
+
+    Struck out in the order of the questions, as published: what rests on a later one sees its plain answer.
+    """
+    counts = {question.number: float(answer) for question, answer in zip(questions, yes, strict=True)}
+    for question in questions:
+        if not all(counts.get(parent, 0.0) for parent in question.parents):
+            counts[question.number] = 0.0
     return counts
 
 

@@ -4,8 +4,9 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 
@@ -13,6 +14,8 @@ from anystep.atomic import replacing, write_text
 from anystep.errors import InputError
 from anystep.pipelines.load import Model
 from anystep.ranks import Ranks
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -36,27 +39,41 @@ class Drawing:
     on_images: Callable[[int], None] = lambda images: None
 
 
-def claim(out: Path, settings: Mapping[str, Any], ranks: Ranks) -> None:
+def in_first(ranks: Ranks, act: Callable[[], T]) -> T | None:
+    """What the first process makes while the others wait. What is wrong there is raised in all: they would wait on."""
+    made, problem = None, ""
+    if ranks.first:
+        try:
+            made = act()
+        except InputError as error:
+            problem = str(error)
+    (problem, *_) = ranks.tell(problem)
+    if problem:
+        raise InputError(problem)
+    return made
+
+
+def claim(out: Path, settings: Mapping[str, Any]) -> None:
     """Note what the images in `out` are made with, or refuse a folder whose images were made with something else.
 
     Raises:
         InputError: it cannot be written, or holds others.
     """
-    path, problem = out / "settings.json", ""
-    if ranks.first:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            known = json.loads(path.read_text("utf-8")) if path.exists() else settings
-            changed = sorted(key for key in {*known, *settings} if known.get(key) != settings.get(key))
-            if changed:
-                problem = f"{str(out)!r} holds images that differ in {', '.join(changed)}: choose another --out"
-            else:
-                write_text(path, json.dumps(settings, indent=1) + "\n")
-        except OSError as error:
-            problem = f"cannot write to folder {str(out)!r}: {error.strerror}"
-    (problem, *_) = ranks.tell(problem)
-    if problem:
-        raise InputError(problem)
+    path = out / "settings.json"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        # images that nothing is known of may be of anything
+        known = json.loads(path.read_text("utf-8")) if path.exists() else {} if any(out.glob("steps-*")) else settings
+        changed = sorted(key for key in {*known, *settings} if known.get(key) != settings.get(key))
+        if changed:
+            raise InputError(f"{str(out)!r} holds images that differ in {', '.join(changed)}: choose another --out")
+        write_text(path, json.dumps(settings, indent=1) + "\n")
+    except OSError as error:
+        raise InputError(f"cannot write to folder {str(out)!r}: {error.strerror}") from None
+    except json.JSONDecodeError:
+        raise InputError(
+            f"{path}: damaged, so nobody knows what the images beside it are: choose another --out"
+        ) from None
 
 
 def digest(content: Any) -> str:
@@ -70,22 +87,27 @@ def steps_folder(out: Path, steps: int) -> Path:
 
 
 def draw(model: Model, orders: Sequence[Order], steps: int, drawing: Drawing) -> None:
-    """Make every image that is not there yet. A seed fixes an image, whatever batch or process makes it."""
-    mine = orders[drawing.ranks.rank :: drawing.ranks.count]
-    missing = [order for order in mine if not order.path.exists()]
-    drawing.on_images(len(mine) - len(missing))
+    """Make every image that is not there yet.
+
+    Batches are the same whoever makes them and whatever is there already: other batch mates change last bits.
+    """
     by_size: dict[tuple[int, int] | None, list[Order]] = {}
-    for order in missing:
+    for order in orders:
         by_size.setdefault(order.size or drawing.size, []).append(order)
-    for size, alike in by_size.items():
-        for start in range(0, len(alike), drawing.batch):
-            some = alike[start : start + drawing.batch]
+    batches = [
+        (size, alike[start : start + drawing.batch])
+        for size, alike in by_size.items()
+        for start in range(0, len(alike), drawing.batch)
+    ]
+    for size, batch in batches[drawing.ranks.rank :: drawing.ranks.count]:
+        missing = [not order.path.exists() for order in batch]
+        if any(missing):
             made = model.generate(
-                [order.prompt for order in some], steps, [order.seed for order in some], size, drawing.guidance
+                [order.prompt for order in batch], steps, [order.seed for order in batch], size, drawing.guidance
             )
-            for order, image in zip(some, made.images, strict=True):
+            for order, image in compress(zip(batch, made.images, strict=True), missing):
                 write_image(image, order.path)
-            drawing.on_images(len(some))
+        drawing.on_images(len(batch))
     drawing.ranks.wait()
 
 

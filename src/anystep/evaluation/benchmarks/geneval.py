@@ -85,11 +85,15 @@ def read_folder(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     return found
 
 
+def places(entries: Sequence[dict[str, Any]], folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """A prompt folder for each prompt."""
+    return [(folder / f"{number:05d}", entry) for number, entry in enumerate(entries)]
+
+
 def orders(entries: Sequence[dict[str, Any]], folder: Path, samples: int, seed: int = 0) -> list[Order]:
     """`samples` images of each prompt; writes the metadata beside them."""
     asked = []
-    for number, entry in enumerate(entries):
-        place = folder / f"{number:05d}"
+    for number, (place, entry) in enumerate(places(entries, folder)):
         (place / "samples").mkdir(parents=True, exist_ok=True)
         write_text(place / "metadata.jsonl", json.dumps(entry) + "\n")
         asked += [
@@ -100,19 +104,23 @@ def orders(entries: Sequence[dict[str, Any]], folder: Path, samples: int, seed: 
 
 
 def score(
-    folder: Path, detector: Detector, colour_of: ColourClassifier | None, results: Path
+    placed: Sequence[tuple[Path, Mapping[str, Any]]],
+    detector: Detector,
+    colour_of: ColourClassifier | None,
+    results: Path,
 ) -> dict[str, dict[str, float]]:
     """By task and overall: the share of right images, averaged over prompts.
 
     Args:
+        placed: prompt folders, each with its prompt.
         results: a file for every judgement, a line an image, as GenEval's own summary reads them.
 
     Raises:
-        InputError: no prompt folders, one without images, or an object whose colour nobody can name.
+        InputError: a folder without images, or an object whose colour nobody can name.
     """
     groups: dict[str, list[float]] = {task: [] for task in TASKS}
     lines = []
-    for place, entry in read_folder(folder):
+    for place, entry in placed:
         paths = sorted((place / "samples").glob("*.png"))
         if not paths:
             raise InputError(f"{place / 'samples'}: no images in it")
@@ -124,7 +132,7 @@ def score(
             lines.append(
                 json.dumps(
                     {
-                        "filename": str(path.relative_to(folder)),
+                        "filename": str(path.relative_to(place.parent)),
                         "tag": entry["tag"],
                         "prompt": entry["prompt"],
                         "metadata": json.dumps(entry),

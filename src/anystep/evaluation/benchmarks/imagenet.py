@@ -4,6 +4,7 @@ Images are made in chunks that appear whole, so that a run of 50,000 resumes, an
 them all.
 """
 
+import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,13 @@ def draw_labels(count: int, classes: int, kind: Literal["balanced", "random"], s
     if kind == "balanced":
         return [number % classes for number in range(count)]
     return torch.randint(classes, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def read_points(report: Path) -> dict[int, dict[str, Any]]:
+    """What an earlier call reported, by number of steps."""
+    if not report.exists():
+        return {}
+    return {point["steps"]: point for point in json.loads(report.read_text("utf-8"))["points"]}
 
 
 def sample_imagenet(

@@ -19,7 +19,8 @@ def share(values: Sequence[float]) -> dict[str, float]:
     count, value = len(values), mean(values)
     middle, widen = value + Z**2 / (2 * count), 1 + Z**2 / count
     half = Z * math.sqrt(value * (1 - value) / count + Z**2 / (4 * count**2))
-    return {"value": value, "low": max(0.0, (middle - half) / widen), "high": min(1.0, (middle + half) / widen)}
+    low, high = (middle - half) / widen, (middle + half) / widen
+    return {"value": value, "low": max(0.0, min(value, low)), "high": min(1.0, max(value, high))}  # whatever is rounded
 
 
 def over_groups(groups: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
@@ -35,7 +36,8 @@ def over_groups(groups: Mapping[str, Sequence[float]]) -> dict[str, dict[str, fl
     def reach(end: str) -> float:
         return math.sqrt(sum((score[end] - score["value"]) ** 2 for score in scores.values())) / len(scores)
 
-    return {**scores, "overall": {"value": value, "low": value - reach("low"), "high": value + reach("high")}}
+    low, high = max(0.0, value - reach("low")), min(1.0, value + reach("high"))
+    return {**scores, "overall": {"value": value, "low": low, "high": high}}
 
 
 def write_scores(
@@ -45,13 +47,13 @@ def write_scores(
 
     Args:
         points: `steps`, `nfe` (None where unknown) and `scores`: group -> value, low and high.
-        facts: further entries of the report.
+        facts: further entries of the report, where they are known.
     """
     report = {
         "benchmark": benchmark,
         "model": model,
         "points": list(points),
-        **facts,
+        **{name: value for name, value in facts.items() if value is not None},
         "notes": list(notes),
         "versions": environment(),
     }
@@ -69,7 +71,9 @@ def table(report: Mapping[str, Any]) -> str:
     points = report["points"]
     truth = report.get("truth")  # what a judge makes of pictures that are right
     columns = [] if truth is None else ["true pictures"]
-    heads = [f"{point['steps']} steps" if point["steps"] else "images" for point in points] + columns
+    heads = [
+        f"{point['steps']} step{'s' * (point['steps'] > 1)}" if point["steps"] else "images" for point in points
+    ] + columns
     lines = [f"# {report['benchmark']}: {report['model']}", "", f"| | {' | '.join(heads)} |"]
     lines.append(f"| --- | {' | '.join('--:' for _ in heads)} |")
     if any(point["nfe"] for point in points):
