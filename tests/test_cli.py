@@ -80,7 +80,7 @@ def test_generate_takes_a_seed_and_guidance(tiny_model: Path, tmp_path: Path) ->
         (["a whale", "--steps", "ten"], "--steps: invalid int value: 'ten'"),
         (["a whale", "--steps", "2.5"], "invalid int value: '2.5'"),
         (["a whale", "--size", "18x16"], "size 18x16: both sides must be multiples of 4"),
-        (["a whale", "--size", "0x16"], "size 0x16"),
+        (["a whale", "--size", "0x16"], "'0x16' is not WIDTHxHEIGHT"),
         (["a whale", "--size", "large"], "'large' is not WIDTHxHEIGHT"),
         (["a whale", "--seed", "x"], "invalid int value: 'x'"),
         (["a whale", "--guidance", "nan"], "guidance nan"),
