@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers.models.attention_dispatch import AttentionBackendName
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -134,6 +135,9 @@ def _measure(
     """Operations of a forward and its peak; what it leaves for the backward pass, and the peak of both."""
     with FakeTensorMode():
         network = build_transformer(preset, **options)
+        for part in network.modules():  # whatever backend a program has chosen for all, none may store N x N
+            if hasattr(part, "processor"):
+                part.processor._attention_backend = AttentionBackendName.NATIVE
         if checkpointing:
             network.enable_gradient_checkpointing()
         config = network.config
