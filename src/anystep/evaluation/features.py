@@ -118,7 +118,9 @@ def scripted_extractor(path: Path, device: str | torch.device = "cpu") -> Module
         network = torch.jit.load(str(path), map_location=device)
     except (RuntimeError, OSError, ValueError) as error:
         raise InputError(f"{path}: not a TorchScript file: {str(error).splitlines()[0]}") from None
-    return ModuleExtractor(network, path.stem, device)
+    extractor = ModuleExtractor(network, path.stem, device)
+    extractor.digest = file_digest(path)  # what it computes is in its code as much as in its weights
+    return extractor
 
 
 def cannot_take(name: str, images: Tensor, error: Exception) -> InputError:
@@ -135,6 +137,11 @@ def weights_digest(network: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+def file_digest(path: Path) -> str:
+    """Of all that a file says."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
 class OnnxNetwork:
     """An ONNX file that takes images (batch, 3, height, width), uint8 or float32 in [0, 1], and gives features.
 
@@ -148,7 +155,7 @@ class OnnxNetwork:
             import onnxruntime
         except ImportError:
             raise InputError("an ONNX feature extractor needs onnxruntime: pip install onnxruntime") from None
-        self.name, self.digest = path.stem, hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        self.name, self.digest = path.stem, file_digest(path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         try:
