@@ -10,7 +10,7 @@ import anystep
 PACKAGE = Path(anystep.__file__).parent
 # a room may import from itself and from rooms of lower floors
 FLOORS = [
-    {"errors", "atomic", "environment"},
+    {"allocator", "atomic", "environment", "errors", "fingerprint"},
     {"transport", "device", "ranks"},
     {"objective", "objectives", "sampling", "contact_sheet"},
     {"models", "codecs", "conditioning", "data"},

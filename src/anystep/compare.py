@@ -167,8 +167,9 @@ def compare(
     prepare_data(shared, out, device)  # encoded once, linked into every run
     for _, folder in runs.values():
         for place in range(len(comparison.recipe.data.shares)):
-            if not (linked := latents_path(folder, place)).exists():
-                _link(latents_path(out, place), linked)
+            encoded = latents_path(out, place)
+            if encoded.exists() and not (linked := latents_path(folder, place)).exists():
+                shutil.copytree(encoded, linked, copy_function=_link)
     if jobs > 1:
         with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
             waiting = {pool.submit(train_run, *run): what for what, run in runs.items()}
@@ -233,7 +234,7 @@ def _plan(content: Mapping[str, Any], folder: Path) -> None:
     write_text(path, yaml.safe_dump(dict(content), sort_keys=False))
 
 
-def _link(source: Path, target: Path) -> None:
+def _link(source: str, target: str) -> None:
     try:
         os.link(source, target)
     except OSError:  # another file system, or one without links

@@ -1,7 +1,8 @@
-"""A source encoded once, and its contact sheet."""
+"""A source encoded once, in shards; what training reads of it."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,9 +10,11 @@ from PIL import Image
 from torch import Tensor
 
 from anystep.data.example import BrokenExample, Example
-from anystep.data.latents import encode_source
+from anystep.data.latents import LatentSet, LatentShards
 from anystep.data.overview import overview
+from anystep.data.prepare import Encoders, prepare
 from anystep.errors import InputError
+from anystep.ranks import Ranks
 
 
 class Colours(Sequence[Example]):
@@ -26,51 +29,116 @@ class Colours(Sequence[Example]):
         if index % 10 == 9:
             raise BrokenExample(f"{index}.png: broken")
         captions = () if index == 4 else (f"number {index}", f"{index}, a comma\tand a tab")
-        return Example(str(index), Image.new("RGB", (4, 4), (index, 0, 255)), captions, index % 2)
+        image = Image.new("RGB", (4, 4), (index, 0, 255))
+        image.putpixel((0, 0), (200, 0, 0))
+        return Example(str(index), image, captions, index % 2)
 
 
 def encode(images: Tensor) -> Tensor:
-    return images[:, :2, ::2, ::2]
+    return images[:, :2, ::3, ::3]
+
+
+def encoders(**options: Any) -> Encoders:
+    return Encoders(encode, {"codec": "every third"}, **options)
+
+
+def folder_bytes(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def test_latents_captions_and_labels_stay_together(tmp_path: Path) -> None:
     heard: list[tuple[int, int]] = []
-    made = encode_source(Colours(), encode, tmp_path / "latents.safetensors", lambda *place: heard.append(place))
+    made = prepare(Colours(), tmp_path, encoders(), shard_size=15, on_progress=lambda *place: heard.append(place))
     kept = [index for index in range(40) if index % 10 != 9]
     assert len(made) == len(kept) == 36
-    torch.testing.assert_close(made.latents[:, 0, 0, 0], torch.tensor(kept) / 127.5 - 1)
-    assert made.labels == [index % 2 for index in kept]
-    assert made.captions[0] == ("number 0", "0, a comma\tand a tab")
-    assert made.captions[4] == ()
-    assert made.class_names == ["even", "odd"]
+    latents = torch.stack([made[place].latent for place in range(36)])
+    torch.testing.assert_close(latents[:, 0, 1, 1], torch.tensor(kept) / 127.5 - 1)
+    assert made.labels.tolist() == [made[place].label for place in range(36)] == [index % 2 for index in kept]
+    assert made[0].captions == ("number 0", "0, a comma\tand a tab")
+    assert made[4].captions == ()
+    assert (made.captioned, made.class_names, made.shape) == (35, ["even", "odd"], (2, 2, 2))
     assert made.broken == [f"{index}.png: broken" for index in (9, 19, 29, 39)]
-    assert heard[-1][1] == 40
+    assert heard[-1] == (40, 40)
 
 
-def test_they_are_encoded_once_and_left_whole(tmp_path: Path) -> None:
-    path = tmp_path / "latents.safetensors"
-    made = encode_source(Colours(), encode, path)
-    again = encode_source(Colours(), lambda images: pytest.fail("encoded twice"), path)
-    assert torch.equal(again.latents, made.latents)
-    assert (again.captions, again.labels, again.broken) == (made.captions, made.labels, made.broken)
-    assert [file.name for file in tmp_path.iterdir()] == ["latents.safetensors"]
+def test_they_are_encoded_once_and_nothing_else_is_left(tmp_path: Path) -> None:
+    prepare(Colours(), tmp_path, encoders(), shard_size=20)
+    before = folder_bytes(tmp_path)
+    assert list(before) == ["000000.tar", "000001.tar", "dataset.json", "index.safetensors"]
+
+    def twice(images: Tensor) -> Tensor:
+        raise AssertionError("encoded twice")
+
+    prepare(Colours(), tmp_path, Encoders(twice, {"codec": "every third"}), shard_size=20)
+    assert folder_bytes(tmp_path) == before
 
 
-def test_an_interrupted_encoding_leaves_nothing_half(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_an_interrupted_encoding_goes_on_at_its_shard_to_the_same_bytes(tmp_path: Path, stop: int) -> None:
+    calls = 0
+
     def interrupted(images: Tensor) -> Tensor:
-        raise KeyboardInterrupt
+        nonlocal calls
+        calls += 1
+        if calls == stop:
+            raise KeyboardInterrupt
+        return encode(images)
 
     with pytest.raises(KeyboardInterrupt):
-        encode_source(Colours(), interrupted, tmp_path / "latents.safetensors")
-    assert not (tmp_path / "latents.safetensors").exists()
+        prepare(Colours(), tmp_path / "b", Encoders(interrupted, {"codec": "every third"}), shard_size=10)
+    with pytest.raises(InputError, match="not finished"):
+        LatentShards(str(tmp_path / "b"))
+    calls = -10
+    prepare(Colours(), tmp_path / "b", Encoders(interrupted, {"codec": "every third"}), shard_size=10)
+    assert calls == -10 + 4 - (stop - 1)
+    prepare(Colours(), tmp_path / "a", encoders(), shard_size=10)
+    assert folder_bytes(tmp_path / "a") == folder_bytes(tmp_path / "b")
 
 
-def test_broken_examples_at_the_end_do_not_swallow_those_before(tmp_path: Path) -> None:
-    class Tail(Colours):
-        def __len__(self) -> int:
-            return 10  # 0 to 8 are whole, 9 is broken
+def test_processes_share_the_shards(tmp_path: Path) -> None:
+    from anystep.data.prepare import _encode, _finish
 
-    assert len(encode_source(Tail(), encode, tmp_path / "latents.safetensors")) == 9
+    about = {"made_by": {}, "class_names": [], "complete": False}
+    for rank in (1, 0):
+        ranks = Ranks.alone()
+        ranks.count, ranks.rank = 2, rank
+        (tmp_path / "two").mkdir(exist_ok=True)
+        _encode(Colours(), tmp_path / "two", encoders(), ranks, 10, lambda done, total: None)
+    _finish(tmp_path / "two", about, 4)
+    prepare(Colours(), tmp_path / "one", encoders(), shard_size=10)
+    assert all(
+        (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+        for name in ("000000.tar", "000001.tar", "000003.tar", "index.safetensors")
+    )
+
+
+def test_mirrored_images_states_of_captions_and_features_are_kept(tmp_path: Path) -> None:
+    made = prepare(
+        Colours(), tmp_path,
+        encoders(
+            mirror=True, dtype="float16",
+            text=lambda captions: [torch.full((len(caption), 3), 1.5) for caption in captions] or [torch.zeros(1, 3)],
+            features=lambda images: images.mean((2, 3))[:, None],
+        ),
+    )  # fmt: skip
+    one = made[2]
+    assert one.mirrored is not None
+    assert torch.equal(one.mirrored, one.latent.flip(2))
+    assert not torch.equal(one.mirrored, one.latent)
+    assert one.text is not None
+    assert [tuple(states.shape) for states in one.text] == [(len(caption), 3) for caption in one.captions]
+    assert one.features is not None
+    assert one.features.shape == (1, 3)
+
+
+def test_what_something_else_made_is_refused(tmp_path: Path) -> None:
+    prepare(Colours(), tmp_path, encoders())
+    with pytest.raises(InputError, match="was made with codec 'every third', not 'other'"):
+        prepare(Colours(), tmp_path, Encoders(encode, {"codec": "other"}))
+    with pytest.raises(InputError, match="made with dtype 'float32', not 'float16'"):
+        prepare(Colours(), tmp_path, encoders(dtype="float16"))
+    with pytest.raises(InputError, match="were made with codec 'every third', this recipe has 'other'"):
+        LatentShards(str(tmp_path)).check({"codec": "other"})
 
 
 def test_nothing_readable_is_one_line(tmp_path: Path) -> None:
@@ -79,7 +147,41 @@ def test_nothing_readable_is_one_line(tmp_path: Path) -> None:
             return super().__getitem__(9)
 
     with pytest.raises(InputError, match=r"no example could be read; the first failure: 9\.png: broken"):
-        encode_source(Broken(), encode, tmp_path / "latents.safetensors")
+        prepare(Broken(), tmp_path, encoders())
+
+
+def damage(folder: Path, numbers: Sequence[int]) -> None:
+    shards = LatentShards(str(folder)).shards
+    for number in numbers:
+        path = folder / list(shards.index.shards)[int(shards.index.shard[number])]
+        content = bytearray(path.read_bytes())
+        content[int(shards.index.offsets[number, 0]) + 130] ^= 1
+        path.write_bytes(content)
+
+
+def test_a_damaged_record_is_replaced_by_its_neighbour_and_too_many_stop_the_run(tmp_path: Path) -> None:
+    made = prepare(Colours(), tmp_path, encoders(), shard_size=10)
+    damage(tmp_path, [5, 6, 35])
+    data = LatentSet([LatentShards(str(tmp_path)), made])
+    read = data.read([4, 5, 35, 41])
+    assert [int((one.latent[0, 1, 1] + 1) * 127.5 + 0.5) for one in read] == [4, 7, 0, 7]
+    assert set(data.broken) == {5, 6, 35, 41, 42}
+    assert "damaged" in data.broken[5]
+    data.check_broken()
+    damage(tmp_path, range(10, 25))
+    data.read(range(10, 25))
+    with pytest.raises(InputError, match=r"\d+ of 72 examples cannot be read, more than data.broken_limit 0.01"):
+        data.check_broken()
+    damage(tmp_path, [*range(5), *range(7, 10), *range(25, 35)])
+    with pytest.raises(InputError, match="36 examples in a row cannot be read"):
+        LatentSet([LatentShards(str(tmp_path))]).read([3])
+
+
+def test_sets_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
+    one = prepare(Colours(), tmp_path / "one", encoders())
+    two = prepare(Colours(), tmp_path / "two", Encoders(lambda images: images, {}))
+    with pytest.raises(InputError, match="different shapes cannot be mixed"):
+        LatentSet([one, two])
 
 
 def test_overview_of_a_folder_leaves_broken_images_out(captioned_folder: Path, tmp_path: Path) -> None:

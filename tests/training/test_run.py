@@ -94,7 +94,7 @@ def test_a_folder_of_another_recipe_is_refused_and_harmless_changes_are_not(tmp_
 
 def test_a_folder_in_which_nothing_was_saved_binds_nobody(tmp_path: Path) -> None:
     Run(tmp_path, recipe())
-    latents_path(tmp_path, 0).write_bytes(b"of the first recipe")
+    latents_path(tmp_path, 0).mkdir()
     Run(tmp_path, recipe(batch_size=3))
     assert not latents_path(tmp_path, 0).exists()
 

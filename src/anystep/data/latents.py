@@ -1,122 +1,200 @@
-"""A source encoded once: latents, captions and labels of every readable example."""
+"""Encoded examples: what training reads, by number, from shards that `anystep.data.prepare` wrote."""
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
-from safetensors import safe_open
-from safetensors.torch import save_file
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from anystep.atomic import replacing
-from anystep.data.example import BrokenExample, Source
-from anystep.data.images import to_tensor
+from anystep.data.example import BrokenExample
+from anystep.data.shards import Shards, from_npy, read_beside
 from anystep.errors import InputError
 
-BATCH = 32
+DATASET = "dataset.json"  # beside the shards: what they hold and what made them
+LATENT, MIRRORED, TEXT, FEATURES, ABOUT = "latent.npy", "mirrored.npy", "text.npy", "features.npy", "json"
+REMOTE_READERS = 16
+SUBSTITUTES = 100  # records tried in the place of a broken one
 
 
 @dataclass(frozen=True)
-class LatentSet:
-    """What training reads.
+class Encoded:
+    """One example as training sees it.
 
     Attributes:
-        latents: of the readable examples, all of one shape.
-        captions: of each of them; empty tuples for class-conditional data.
-        labels: of each, -1 without.
-        class_names: of the source.
-        broken: why each unreadable example was skipped.
-        sizes: how many examples each source gave, in the order they lie in.
+        latent: of the image.
+        captions: equally good ones; empty for class-conditional data.
+        label: -1 without.
+        mirrored: the latent of the image turned left to right, where it was made.
+        text: the token states of each caption, where they were made.
+        features: of a frozen image encoder, one for each token of the network, where they were made.
     """
 
-    latents: Float[Tensor, "examples channels height width"]
-    captions: list[tuple[str, ...]]
-    labels: list[int]
-    class_names: list[str]
-    broken: list[str]
-    sizes: list[int]
-
-    def __len__(self) -> int:
-        return len(self.latents)
+    latent: Float[Tensor, "channels height width"]
+    captions: tuple[str, ...] = ()
+    label: int = -1
+    mirrored: Float[Tensor, "channels height width"] | None = None
+    text: tuple[Tensor, ...] | None = None
+    features: Float[Tensor, "tokens depth"] | None = None
 
 
-def join(sets: Sequence[LatentSet]) -> LatentSet:
-    """Several sets end to end.
-
-    Raises:
-        InputError: latents of different shapes, or sets of classes: their labels would mean different things.
-    """
-    if len(sets) == 1:
-        return sets[0]
-    shapes = {tuple(each.latents.shape[1:]) for each in sets}
-    if len(shapes) > 1:
-        raise InputError(f"sources with latents of different shapes cannot be mixed: {sorted(shapes)}")
-    if not all(any(each.captions) for each in sets):
-        raise InputError("sources without captions cannot be mixed: the labels of one are not those of another")
-    return LatentSet(
-        torch.cat([each.latents for each in sets]),
-        [captions for each in sets for captions in each.captions],
-        [label for each in sets for label in each.labels],
-        sorted({name for each in sets for name in each.class_names}),
-        [reason for each in sets for reason in each.broken],
-        [size for each in sets for size in each.sizes],
-    )
-
-
-def encode_source(
-    source: Source,
-    encode: Callable[[Tensor], Tensor],
-    path: Path,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> LatentSet:
-    """Encode every example, or read `path` if it was written before. Unreadable examples are skipped and named.
+class LatentShards:
+    """The examples of one prepared folder.
 
     Args:
-        encode: images (batch, 3, height, width) in [-1, 1] to latents.
-        path: a `.safetensors` file; written under a temporary name and renamed.
+        url: of the folder: a path, or whatever fsspec opens.
+
+    Attributes:
+        made_by: fingerprints of what made them.
+        shape: of a latent.
+        broken: why examples of the source were left out.
+        captioned: how many have a caption.
 
     Raises:
-        InputError: no example can be read.
+        InputError: nothing there, not finished, or not latents.
     """
-    if not path.exists():
-        _encode(source, encode, path, on_progress)
-    with safe_open(path, "pt") as file:
-        latents, labels = file.get_tensor("latents"), file.get_tensor("labels").tolist()
-        metadata = file.metadata()
-    captions = [tuple(line.split("\x1f")) if line else () for line in metadata["captions"].split("\x1e")]
-    broken = metadata["broken"].split("\x1e") if metadata["broken"] else []
-    return LatentSet(latents, captions, labels, list(source.class_names), broken, [len(latents)])
 
+    def __init__(self, url: str) -> None:
+        about = read_beside(url, DATASET)
+        if about is None:
+            raise InputError(f"shards {url!r} hold no latents: make some with `anystep data prepare`")
+        said: dict[str, Any] = json.loads(about)
+        if not said["complete"]:
+            raise InputError(f"shards {url!r} are not finished: run the same `anystep data prepare` again")
+        self.shards = Shards(url)
+        self.url = url
+        self.made_by: dict[str, Any] = said["made_by"]
+        self.class_names: list[str] = said["class_names"]
+        self.broken: list[str] = said["broken"]
+        self.captioned: int = said["captioned"]
+        self.shape = tuple(said["shape"])
 
-def _encode(
-    source: Source, encode: Callable[[Tensor], Tensor], path: Path, on_progress: Callable[[int, int], None]
-) -> None:
-    latents: list[Tensor] = []
-    waiting: list[Tensor] = []
-    captions: list[str] = []
-    labels: list[int] = []
-    broken: list[str] = []
-    for index in range(len(source)):
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    @property
+    def labels(self) -> Int[Tensor, " examples"]:
+        return self.shards.index.labels
+
+    def check(self, wanted: Mapping[str, Any]) -> None:
+        """Refuse latents, captions or features that something else made than the run works with.
+
+        Raises:
+            InputError: names the first thing that differs.
+        """
+        for name, value in wanted.items():
+            if self.made_by.get(name) != value:
+                raise InputError(
+                    f"shards {self.url!r} were made with {name.replace('_', ' ')} {self.made_by.get(name)!r}, this "
+                    f"recipe has {value!r}: prepare them again, or change the recipe"
+                )
+
+    def __getitem__(self, number: int) -> Encoded:
+        """Raises BrokenExample."""
+        found = self.shards.read(number)
         try:
-            example = source[index]
-            waiting.append(to_tensor(example.image))
-            captions.append("\x1f".join(example.captions))
-            labels.append(-1 if example.label is None else example.label)
-        except BrokenExample as error:
-            broken.append(str(error))
-        if len(waiting) == BATCH or (waiting and index + 1 == len(source)):
-            latents.append(encode(torch.stack(waiting)).float().cpu())
-            waiting.clear()
-            on_progress(index + 1, len(source))
-    if not labels:
-        raise InputError(
-            f"no example could be read; the first failure: {broken[0] if broken else 'the source is empty'}"
+            about: dict[str, Any] = json.loads(found[ABOUT])
+            arrays = {name: _tensor(found[name]) for name in (LATENT, MIRRORED, FEATURES) if name in found}
+            text = None
+            if TEXT in found:
+                text = torch.from_numpy(from_npy(found[TEXT])).split(about["lengths"])
+        except (KeyError, ValueError, EOFError) as error:
+            raise BrokenExample(f"{self.url}, record {number}: {error}") from None
+        return Encoded(
+            arrays[LATENT], tuple(about["captions"]), about["label"], arrays.get(MIRRORED), text, arrays.get(FEATURES)
         )
-    with replacing(path) as part:
-        save_file(
-            {"latents": torch.cat(latents), "labels": torch.tensor(labels)},
-            part,
-            metadata={"captions": "\x1e".join(captions), "broken": "\x1e".join(broken)},
-        )
+
+
+def holds_latents(url: str) -> bool:
+    """Whether a folder of shards was prepared, and is not one of images."""
+    return read_beside(url, DATASET) is not None
+
+
+def _tensor(content: bytes) -> Tensor:
+    array = from_npy(content)
+    return torch.from_numpy(array.astype(np.float32, copy=False))
+
+
+class LatentSet:
+    """Several prepared folders end to end.
+
+    Args:
+        sets: of one shape. Several must all have captions: their labels would mean different things.
+        broken_limit: the share of examples that may turn out unreadable.
+
+    Attributes:
+        sizes: examples of each.
+        broken: why each example that was met could not be read.
+
+    Raises:
+        InputError: sets that do not go together.
+    """
+
+    def __init__(self, sets: Sequence[LatentShards], broken_limit: float = 0.01) -> None:
+        shapes = {each.shape for each in sets}
+        if len(shapes) > 1:
+            raise InputError(f"sources with latents of different shapes cannot be mixed: {sorted(shapes)}")
+        if len(sets) > 1 and not all(each.captioned for each in sets):
+            raise InputError("sources without captions cannot be mixed: the labels of one are not those of another")
+        self.sets, self.broken_limit = list(sets), broken_limit
+        self.shape = sets[0].shape
+        self.sizes = [len(each) for each in sets]
+        self.class_names = sorted({name for each in sets for name in each.class_names}) if len(sets) > 1 else (
+            sets[0].class_names
+        )  # fmt: skip
+        self.broken: dict[int, str] = {}
+        self._readers = None if all(each.shards.local for each in sets) else ThreadPoolExecutor(REMOTE_READERS)
+
+    def __len__(self) -> int:
+        return sum(self.sizes)
+
+    @property
+    def captioned(self) -> int:
+        return sum(each.captioned for each in self.sets)
+
+    @property
+    def labels(self) -> list[Int[Tensor, " examples"]]:
+        """Of the examples of each set."""
+        return [each.labels for each in self.sets]
+
+    @property
+    def left_out(self) -> list[str]:
+        """Why examples were left out when the sets were made."""
+        return [reason for each in self.sets for reason in each.broken]
+
+    def read(self, numbers: Sequence[int]) -> list[Encoded]:
+        """These examples. One that cannot be read is noted in `broken`, and one of its neighbours stands in for it.
+
+        Raises:
+            InputError: none of many neighbours can be read either.
+        """
+        return list((map if self._readers is None else self._readers.map)(self._one, numbers))
+
+    def _one(self, number: int) -> Encoded:
+        place, first = 0, 0
+        while number >= first + self.sizes[place]:
+            first += self.sizes[place]
+            place += 1
+        size = self.sizes[place]
+        for step in range(min(size, SUBSTITUTES)):
+            index = first + (number - first + step) % size
+            if index in self.broken:
+                continue
+            try:
+                return self.sets[place][index - first]
+            except BrokenExample as error:
+                self.broken[index] = str(error)
+        last = next(reversed(self.broken.values()))
+        raise InputError(f"{min(size, SUBSTITUTES)} examples in a row cannot be read, the last: {last}")
+
+    def check_broken(self) -> None:
+        """Raises InputError when more are broken than a run may bear."""
+        if len(self.broken) > max(10, self.broken_limit * len(self)):
+            raise InputError(
+                f"{len(self.broken)} of {len(self)} examples cannot be read, more than data.broken_limit "
+                f"{self.broken_limit:g}; the last: {next(reversed(self.broken.values()))}"
+            )

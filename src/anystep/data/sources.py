@@ -10,14 +10,23 @@ from anystep.data.art import ArtSource
 from anystep.data.example import Example, Source
 from anystep.data.folders import ClassFolderSource, ImageFolderSource
 from anystep.data.idx import IdxSource
+from anystep.data.parquet import ParquetSource
 from anystep.data.scenes import SceneSource
+from anystep.data.webdataset import WebDatasetSource
 from anystep.errors import InputError
 
 # The empty prefix fits every spec, so it comes last.
-FOLDERS: dict[str, Callable[..., Source]] = {"idx:": IdxSource, "classes:": ClassFolderSource, "": ImageFolderSource}
+FOLDERS: dict[str, Callable[..., Source]] = {
+    "idx:": IdxSource,
+    "classes:": ClassFolderSource,
+    "parquet:": ParquetSource,
+    "": ImageFolderSource,
+}
+SHARDS = "shards:"
 POSSIBLE = (
     "builtin (captioned vector art), scenes (composed of it), FOLDER (captioned images), "
-    "classes:FOLDER (one subfolder a class) or idx:FOLDER (MNIST or Fashion-MNIST)"
+    "classes:FOLDER (one subfolder a class), idx:FOLDER (MNIST or Fashion-MNIST), parquet:FOLDER (Hugging Face) or "
+    "shards:FOLDER_OR_URL (WebDataset tars)"
 )
 
 
@@ -39,8 +48,9 @@ def open_source(spec: str, size: int, **options: Any) -> Source:
     """The source that `spec` names, with images of `size x size`.
 
     Args:
-        spec: `builtin`, `scenes`, the path of a folder of captioned images, `classes:FOLDER` or `idx:FOLDER`.
-        options: of the source itself: `vocabulary`, `split` and `styles` of `builtin`, `split` of `idx`.
+        spec: `builtin`, `scenes`, the path of a folder of captioned images, `classes:FOLDER`, `idx:FOLDER`,
+            `parquet:FOLDER` or `shards:FOLDER_OR_URL`.
+        options: of the source itself: `vocabulary`, `split` and `styles` of `builtin`, `split` of `idx` and `parquet`.
 
     Raises:
         InputError: for an unknown spec, a missing folder, or what the source finds wrong in it.
@@ -49,6 +59,8 @@ def open_source(spec: str, size: int, **options: Any) -> Source:
         return ArtSource(size, **options)
     if spec == "scenes":
         return SceneSource(size, **options)
+    if spec.startswith(SHARDS):
+        return WebDatasetSource(spec.removeprefix(SHARDS), size)
     prefix = next(prefix for prefix in FOLDERS if spec.startswith(prefix))
     name = spec.removeprefix(prefix)
     folder = Path(name).expanduser()

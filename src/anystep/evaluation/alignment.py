@@ -20,7 +20,8 @@ from anystep.data.art import ArtSource
 from anystep.data.images import to_tensor
 from anystep.errors import InputError
 from anystep.evaluation.collect import Images
-from anystep.evaluation.features import FeatureExtractor, extract, load_extractor, weights_digest
+from anystep.evaluation.features import FeatureExtractor, extract, load_extractor
+from anystep.fingerprint import weights_digest
 
 BUILTIN = "builtin"
 

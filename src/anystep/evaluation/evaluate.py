@@ -21,10 +21,11 @@ from anystep.data.images import to_tensor
 from anystep.environment import environment, peak_megabytes, reset_peak
 from anystep.errors import InputError
 from anystep.evaluation.collect import Cost, Images, Scorer, collect
-from anystep.evaluation.features import FeatureExtractor, weights_digest
+from anystep.evaluation.features import FeatureExtractor
 from anystep.evaluation.frechet_distance import FrechetDistance, Moments
 from anystep.evaluation.metric import Metric, Observed, interval, measure, probability_not_worse, tied, verdict
 from anystep.evaluation.metrics import MeanScore
+from anystep.fingerprint import weights_digest
 from anystep.pipelines.load import Model
 from anystep.ranks import Ranks
 

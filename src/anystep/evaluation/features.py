@@ -1,6 +1,5 @@
 """Images to features that distances are measured in."""
 
-import hashlib
 from collections.abc import Iterable
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from anystep.errors import InputError
 from anystep.evaluation.inception import FIDInception
+from anystep.fingerprint import file_digest, weights_digest
 
 
 @runtime_checkable
@@ -126,20 +126,6 @@ def scripted_extractor(path: Path, device: str | torch.device = "cpu") -> Module
 def cannot_take(name: str, images: Tensor, error: Exception) -> InputError:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
     return InputError(f"extractor {name} cannot take uint8 images of shape {tuple(images.shape)}: {reason}")
-
-
-def weights_digest(network: nn.Module) -> str:
-    """Of all tensors of a network and their names."""
-    digest = hashlib.sha256()
-    for name, tensor in network.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def file_digest(path: Path) -> str:
-    """Of all that a file says."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 class OnnxNetwork:

@@ -1,7 +1,6 @@
 """What a recipe is put together from: codec, data, conditioner, network, and the pipeline that users load."""
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,9 @@ from anystep.codecs import AutoencoderCodec, Codec, load_codec
 from anystep.conditioning import CachedTextEncoder, Conditioner, LabelEncoder, load_text_encoder
 from anystep.contact_sheet import contact_sheet
 from anystep.data.art import cache_folder
-from anystep.data.latents import LatentSet, encode_source, join
+from anystep.data.latents import TEXT, LatentSet, LatentShards, holds_latents
+from anystep.data.prepare import Encoders, prepare
+from anystep.data.sources import SHARDS
 from anystep.errors import InputError
 from anystep.models.presets import PRESETS, build_transformer
 from anystep.models.transformer import TransitionTransformer2DModel
@@ -19,38 +20,59 @@ from anystep.objectives import OBJECTIVES
 from anystep.pipelines.load import Model, load
 from anystep.pipelines.scheduler import TransitionScheduler
 from anystep.pipelines.transition import TransitionPipeline
+from anystep.ranks import Ranks
 from anystep.training.budget import codec_spec
 from anystep.training.checkpoints import read_average
 from anystep.training.config import Recipe
 from anystep.training.run import latents_path
 
 
-def prepare_data(recipe: Recipe, out: Path, device: torch.device) -> tuple[Codec, LatentSet, Conditioner]:
-    """The codec, the encoded examples and what encodes their captions or labels."""
+def prepare_data(
+    recipe: Recipe, out: Path, device: torch.device, ranks: Ranks | None = None
+) -> tuple[Codec, LatentSet, Conditioner]:
+    """The codec, the encoded examples and what encodes their captions or labels.
+
+    Sources that are not encoded yet are, into `out / "latents-N"`, by all processes together.
+    """
     codec = load_codec(codec_spec(recipe))
     if isinstance(codec, AutoencoderCodec):
         codec.autoencoder.to(device)
-    with torch.no_grad():
-        data = join(
-            [
-                encode_source(source, lambda images: codec.encode(images.to(device)), latents_path(out, place))
-                for place, source in enumerate(recipe.data.open())
-            ]
-        )
-    if not reads_captions(recipe):
-        if min(data.labels) < 0:
+    text = load_text_encoder(recipe.model.text_encoder) if reads_captions(recipe) else None
+    cached = None if text is None else CachedTextEncoder(text, cache_folder() / "text.sqlite")
+    made_by = {"codec": codec.fingerprint, "size": recipe.data.size}
+    if cached is not None:
+        cached.fill([""])
+    encoders = Encoders(
+        lambda images: codec.encode(images.to(device)),
+        made_by,
+        mirror=recipe.data.mirror,
+        captions=(lambda captions: None) if cached is None else cached.fill,
+    )
+    sets = []
+    for place, spec in enumerate(recipe.data.shares):
+        url = spec.removeprefix(SHARDS)
+        if url != spec and holds_latents(url):
+            prepared = LatentShards(url)
+            prepared.check(made_by)
+            if TEXT in prepared.shards.fields and text is not None:
+                prepared.check({"text_encoder": text.fingerprint})
+            if recipe.data.mirror:
+                prepared.check({"mirror": True})
+        else:
+            prepared = prepare(recipe.data.open_one(spec), latents_path(out, place), encoders, ranks)
+        sets.append(prepared)
+    data = LatentSet(sets, recipe.data.broken_limit)
+    if cached is None:
+        if min(int(labels.min()) for labels in data.labels) < 0:
             raise InputError(
                 f"model.preset {recipe.model.preset} is for classes, but the data has none: choose a t2i one"
             )
-        return codec, replace(data, captions=[()] * len(data)), LabelEncoder(data.class_names)
-    if not all(data.captions):
+        return codec, data, LabelEncoder(data.class_names)
+    if data.captioned < len(data):
         raise InputError(
-            f"model.preset {recipe.model.preset} is for captions, but {data.captions.count(())} of {len(data)} samples "
-            "have none: add captions, or choose a c2i preset"
+            f"model.preset {recipe.model.preset} is for captions, but {len(data) - data.captioned} of {len(data)} "
+            "samples have none: add captions, or choose a c2i preset"
         )
-    text = load_text_encoder(recipe.model.text_encoder)
-    cached = CachedTextEncoder(text, cache_folder() / "text.sqlite")
-    cached.fill(["", *sorted({caption for captions in data.captions for caption in captions})])
     return codec, data, cached
 
 
@@ -65,7 +87,7 @@ def prepare_network(
     recipe: Recipe, codec: Codec, data: LatentSet, conditioner: Conditioner
 ) -> TransitionTransformer2DModel:
     """The preset, fitted to the codec and the condition."""
-    options: dict[str, Any] = {"in_channels": codec.channels, "sample_size": data.latents.shape[-1]}
+    options: dict[str, Any] = {"in_channels": codec.channels, "sample_size": data.shape[-1]}
     if isinstance(conditioner, CachedTextEncoder):
         options |= {"text_width": conditioner.encoder.width, "num_classes": None}
     else:
@@ -104,7 +126,7 @@ def as_pipeline(
     recipe: Recipe, network: TransitionTransformer2DModel, codec: Codec, data: LatentSet
 ) -> TransitionPipeline:
     """The network as users will load it."""
-    text = any(data.captions)
+    text = reads_captions(recipe)
     pipeline = TransitionPipeline(
         transformer=network,
         scheduler=TransitionScheduler(
@@ -125,7 +147,7 @@ def sample_grid(recipe: Recipe, pipeline: TransitionPipeline, conditioner: Condi
     """Prompts down, step counts across, one noise for all."""
     if isinstance(conditioner, CachedTextEncoder):
         pipeline._conditioner = conditioner
-    known = [captions[-1] for captions in data.captions[:4]] if any(data.captions) else data.class_names[:4]
+    known = [example.captions[-1] for example in data.read(range(4))] if data.captioned else data.class_names[:4]
     prompts = list(recipe.sample_prompts or known)
     columns = [Model("run", pipeline).generate(prompts, steps) for steps in recipe.sample_steps]
     return contact_sheet(

@@ -38,7 +38,7 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    """Where examples come from: `builtin`, `scenes`, a folder of captioned images, `classes:FOLDER` or `idx:FOLDER`.
+    """Where examples come from: a spec of `anystep.data.sources.open_source`, or `shards:URL` of prepared latents.
 
     Several are given with their shares of every batch: `{builtin: 1, scenes: 2}`. `vocabulary` and `split` choose among
     the built-in art; the others are taken whole.
@@ -48,6 +48,12 @@ class DataConfig(Section):
     size: PositiveInt = 64
     vocabulary: Literal["everyday", "all"] = "all"
     split: Literal["train", "held_out", "both"] = "train"
+    # every class equally often, whatever its number of examples
+    balanced: bool = False
+    # turn half of the images left to right
+    mirror: bool = False
+    # share of the examples that may turn out unreadable before the run stops
+    broken_limit: float = Field(0.01, ge=0, le=1)
 
     @model_validator(mode="after")
     def _some_source(self) -> "DataConfig":
@@ -63,8 +69,11 @@ class DataConfig(Section):
 
     def open(self) -> list[Source]:
         """The sources, in the order of `shares`."""
+        return [self.open_one(spec) for spec in self.shares]
+
+    def open_one(self, spec: str) -> Source:
         chosen = {"vocabulary": self.vocabulary, "split": self.split}
-        return [open_source(spec, self.size, **(chosen if spec == "builtin" else {})) for spec in self.shares]
+        return open_source(spec, self.size, **(chosen if spec == "builtin" else {}))
 
 
 class OptimizerConfig(Section):

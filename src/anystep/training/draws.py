@@ -14,20 +14,23 @@ from torch import Tensor
 
 
 class Draws(NamedTuple):
-    """Of each sample: noise `z`, what its times come from, and uniform numbers that choose and drop its caption."""
+    """Of each sample: noise `z`, what its times come from, and uniform numbers that choose and drop its caption and
+    mirror it.
+    """
 
     z: Float[Tensor, "batch *shape"]
     normal: Float[Tensor, "batch 2"]
     uniform: Float[Tensor, "batch 3"]
     choice: Float[Tensor, " batch"]
     drop: Float[Tensor, " batch"]
+    mirror: Float[Tensor, " batch"]
 
 
 def draw(seed: int, numbers: Sequence[int], shape: Sequence[int]) -> Draws:
     """The draws of these samples, on the CPU, float32."""
     size = int(np.prod(shape))
     normal = np.empty((len(numbers), 2 + size), np.float32)
-    uniform = np.empty((len(numbers), 5), np.float32)
+    uniform = np.empty((len(numbers), 6), np.float32)
     for row, number in enumerate(numbers):
         # counter-based (Philox): every key is a stream of its own
         dice = np.random.Generator(np.random.Philox(key=[seed, number]))
@@ -40,4 +43,5 @@ def draw(seed: int, numbers: Sequence[int], shape: Sequence[int]) -> Draws:
         uniforms[:, :3],
         uniforms[:, 3],
         uniforms[:, 4],
+        uniforms[:, 5],
     )

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,8 +31,8 @@ FREE_TO_CHANGE = {
 
 
 def latents_path(folder: Path, place: int | str) -> Path:
-    """Where a run folder keeps its data encoded, a file a source."""
-    return folder / f"latents-{place}.safetensors"
+    """Where a run folder keeps its data encoded, a folder a source."""
+    return folder / f"latents-{place}"
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
@@ -78,12 +79,43 @@ def apportion(batch_size: int, shares: Sequence[float]) -> list[int]:
     return counts
 
 
-def mixed_indices(sizes: Sequence[int], shares: Sequence[float], batch_size: int, seed: int, step: int) -> list[int]:
-    """`batch_indices` of several sources laid end to end, each with its share of every batch and epochs of its own."""
+def class_members(labels: Tensor) -> list[Tensor]:
+    """The numbers of the examples of each class that has some."""
+    return [torch.nonzero(labels == label).squeeze(1) for label in labels.unique().tolist()]
+
+
+def balanced_indices(members: Sequence[Tensor], batch_size: int, seed: int, step: int) -> list[int]:
+    """As `batch_indices`, but every class once in each round of all classes, each in a shuffle of its own."""
+    indices = []
+    for slot in range(step * batch_size, (step + 1) * batch_size):
+        turn, place = divmod(slot, len(members))
+        chosen = members[int(_order(len(members), seed, turn)[place])]
+        epoch, offset = divmod(turn, len(chosen))
+        indices.append(int(chosen[_order(len(chosen), seed, epoch)[offset]]))
+    return indices
+
+
+def mixed_indices(
+    sizes: Sequence[int],
+    shares: Sequence[float],
+    batch_size: int,
+    seed: int,
+    step: int,
+    members: Sequence[Sequence[Tensor]] | None = None,
+) -> list[int]:
+    """`batch_indices` of several sources laid end to end, each with its share of every batch and epochs of its own.
+
+    With the `class_members` of each source, `balanced_indices`.
+    """
     indices: list[int] = []
     for place, (size, count) in enumerate(zip(sizes, apportion(batch_size, shares), strict=True)):
-        first = sum(sizes[:place])
-        indices += [first + index for index in batch_indices(size, count, seed + 104_729 * place, step)]
+        first, own = sum(sizes[:place]), seed + 104_729 * place
+        found = (
+            batch_indices(size, count, own, step)
+            if members is None
+            else balanced_indices(members[place], count, own, step)
+        )
+        indices += [first + index for index in found]
     return indices
 
 
@@ -121,7 +153,7 @@ class Run:
         ]
         if changed and not self._begun():  # a run that failed before it saved anything binds nobody
             for latents in self.folder.glob(latents_path(Path(), "*").name):
-                latents.unlink()
+                shutil.rmtree(latents)
         elif changed:
             raise InputError(
                 f"{str(self.folder)!r} holds a run that differs in {', '.join(changed)}: "

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from anystep.conditioning import Conditioner, LabelEncoder
 from anystep.contact_sheet import save_image
-from anystep.data.latents import LatentSet
+from anystep.data.latents import Encoded
 from anystep.environment import peak_megabytes
 from anystep.errors import InputError
 from anystep.objective import LossRecord, ModelGuidance, TransitionObjective, derivative
@@ -27,7 +27,8 @@ from anystep.training.assemble import as_pipeline, export, prepare_data, prepare
 from anystep.training.budget import check_fits
 from anystep.training.checkpoints import Checkpoints, TrainingState
 from anystep.training.config import Recipe
-from anystep.training.draws import Draws, draw
+from anystep.training.draws import Draws
+from anystep.training.feed import Feed
 from anystep.training.guard import Guard
 from anystep.training.optimizers import make_optimizers
 from anystep.training.parallel import (
@@ -40,7 +41,15 @@ from anystep.training.parallel import (
     whole,
     wrap,
 )
-from anystep.training.run import Progress, Run, interruptible, learning_rate, mixed_indices, prepare
+from anystep.training.run import (
+    Progress,
+    Run,
+    class_members,
+    interruptible,
+    learning_rate,
+    mixed_indices,
+    prepare,
+)
 from anystep.transport import make_transport
 
 
@@ -65,27 +74,33 @@ def make_objective(recipe: Recipe) -> TransitionObjective:
     )
 
 
-def choose_prompts(data: LatentSet, indices: Sequence[int], dropout: float, draws: Draws) -> list[str | int]:
-    """For each sample one of its captions (or its label), or the empty one with probability `dropout`.
+def choose_captions(examples: Sequence[Encoded], dropout: float, draws: Draws) -> list[int | None]:
+    """For each sample which of its captions it is given, or None for the empty one, with probability `dropout`.
 
-    Chosen once a step, so that every evaluation of the step sees the same.
+    Chosen once a step, so that every evaluation of the step sees the same. Classes are dropped alike.
     """
-    prompts: list[str | int] = []
     dropped = (draws.drop < dropout).tolist()
-    for index, share, drop in zip(indices, draws.choice.tolist(), dropped, strict=True):
-        captions = data.captions[index]
-        if captions:
-            prompts.append("" if drop else captions[int(share * len(captions))])
-        else:
-            prompts.append(len(data.class_names) if drop else data.labels[index])
-    return prompts
+    return [
+        None if drop else int(share * max(1, len(example.captions)))
+        for example, share, drop in zip(examples, draws.choice.tolist(), dropped, strict=True)
+    ]
 
 
-def encode_prompts(conditioner: Conditioner, prompts: Sequence[str | int]) -> tuple[Tensor, Tensor | None]:
-    """Labels pass as they are, the null label included; captions go through the text encoder."""
+def encode_conditions(
+    conditioner: Conditioner, examples: Sequence[Encoded], chosen: Sequence[int | None]
+) -> tuple[Tensor, Tensor | None]:
+    """Labels pass as they are, the null label included; captions are read from the data, or encoded."""
+    pairs = list(zip(examples, chosen, strict=True))
     if isinstance(conditioner, LabelEncoder):
-        return torch.tensor(prompts), None
-    return conditioner(prompts)
+        null = len(conditioner.class_names)
+        return torch.tensor([null if choice is None else example.label for example, choice in pairs]), None
+    if any(example.text is None for example in examples):
+        return conditioner(["" if choice is None else example.captions[choice] for example, choice in pairs])
+    nothing = conditioner.null(1)[0][0]
+    rows = [nothing if choice is None else (example.text or ())[choice].float() for example, choice in pairs]
+    states = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    mask = torch.arange(states.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
+    return states, None if bool(mask.all()) else mask
 
 
 def interval_residuals(residual: Tensor, t: Tensor, r: Tensor) -> dict[str, float]:
@@ -129,13 +144,9 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
     precision = pick_precision(config.precision, device)
     reads_captions(recipe)  # an unknown preset is said before anything is loaded
     check_fits(recipe, out, ranks.count, device, precision)
-    if ranks.first:
-        run = Run(out, recipe)
-        codec, data, conditioner = prepare_data(recipe, out, device)
+    run = Run(out, recipe, writing=ranks.first)
     ranks.wait()
-    if not ranks.first:
-        run = Run(out, recipe, writing=False)
-        codec, data, conditioner = prepare_data(recipe, out, device)
+    codec, data, conditioner = prepare_data(recipe, out, device, ranks)
     if len(data) < config.batch_size:
         raise InputError(f"{len(data)} samples are fewer than one batch of {config.batch_size}: lower run.batch_size")
 
@@ -158,14 +169,21 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
     guard = Guard(recipe.guard, facts["skipped"], facts["spikes"])
     pipeline = as_pipeline(recipe, averages[0], codec, data)
     null, _ = conditioner.null(1)
-    shares, shape = list(recipe.data.shares.values()), data.latents.shape[1:]
-    tokens = math.prod(shape[1:]) // network.config.patch_size**2
+    shares = list(recipe.data.shares.values())
+    members = [class_members(labels) for labels in data.labels] if recipe.data.balanced else None
+    tokens = math.prod(data.shape[1:]) // network.config.patch_size**2
+
+    def order(position: int) -> list[int]:
+        return mixed_indices(data.sizes, shares, config.batch_size, config.seed, position, members)
+
     step, record = facts["step"], {"step": facts["step"]}
+    announced = 0  # unreadable examples that all processes know of
 
     with (
         interruptible() as interrupted,
         Progress(config.steps, step, quiet=not ranks.first) as progress,
         profiling(config.profile, out / "profile", ranks) as profiled,
+        Feed(data, order, rows, config.batch_size, config.seed, recipe.data.mirror) as feed,
     ):
         while step < config.steps:
             begin = time.perf_counter()
@@ -176,42 +194,43 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
             current = replace(objective, diffusion_share=1.0, consistency_share=0.0) if warming else objective
             # samples are numbered on when a run turns back, so that it does not meet the same ones again
             position = step + facts["ahead"]
-            indices = mixed_indices(data.sizes, shares, config.batch_size, config.seed, position)
+            clock = time.perf_counter()
+            parts = feed.take(position)
+            waited = time.perf_counter() - clock
 
             losses: list[LossRecord] = []
-            waited = 0.0
-            for part in rows:
+            for part in parts:
                 clock = time.perf_counter()
-                draws = draw(config.seed, [position * config.batch_size + row for row in part], shape)
-                mine = [indices[row] for row in part]
-                condition, mask = encode_prompts(
-                    conditioner, choose_prompts(data, mine, recipe.condition_dropout, draws)
-                )
-                t, r = current.times(draws.normal, draws.uniform)
+                chosen = choose_captions(part.examples, recipe.condition_dropout, part.draws)
+                condition, mask = encode_conditions(conditioner, part.examples, chosen)
+                t, r = current.times(part.draws.normal, part.draws.uniform)
                 guided: dict[str, Any] = {}
                 if current.guidance is not None:
                     nothing = null.expand(len(condition), *null.shape[1:]).to(device)
                     guided = {"ema_network": averages[0], "null_condition": nothing}
-                x, z = data.latents[mine].to(device), draws.z.to(device)
+                x, z = part.x.to(device), part.draws.z.to(device)
                 waited += time.perf_counter() - clock
-                sync_gradients(wrapped, part == rows[-1])
+                sync_gradients(wrapped, part is parts[-1])
                 with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
                     loss = current.evaluate(
                         wrapped, x, z, t.to(device), r.to(device), condition.to(device),
                         None if mask is None else mask.to(device), **guided,
                     )  # fmt: skip
-                (loss.loss / len(rows)).backward()
+                (loss.loss / len(parts)).backward()
                 losses.append(loss)
             norm = whole(nn.utils.clip_grad_norm_(network.parameters(), recipe.optimizer.clip)).item()
 
             # gradients are shared, so that one process's bad sample makes the norm bad in every one
-            bad = [
-                indices[row]
-                for part, loss in zip(rows, losses, strict=True)
-                for row in (part[place] for place in loss.nonfinite)
-            ]
-            named = sorted({index for some in ranks.tell(bad) for index in some}) if ranks.any(bool(bad)) else []
-            if guard.accepts(step + 1, norm, named or indices):
+            bad = [part.indices[row] for part, loss in zip(parts, losses, strict=True) for row in loss.nonfinite]
+            named: list[int] = []
+            if ranks.any(bool(bad) or len(data.broken) > announced):
+                told = ranks.tell((bad, dict(data.broken)))
+                named = sorted({index for some, _ in told for index in some})
+                for _, broken in told:
+                    data.broken.update(broken)
+                announced = len(data.broken)
+                data.check_broken()
+            if guard.accepts(step + 1, norm, named or order(position)):
                 for each in optimizers:
                     each.step()
                 decays = [min(decay, (1 + step) / (10 + step)) for decay in recipe.ema_decays]
@@ -220,7 +239,7 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
                 each.zero_grad()
             if ranks.first and (named or not math.isfinite(norm)):
                 skipped = "" if math.isfinite(norm) else ", step skipped"
-                print(f"step {step + 1}: not finite, samples {named or indices}{skipped}", file=sys.stderr)
+                print(f"step {step + 1}: not finite, samples {named or order(position)}{skipped}", file=sys.stderr)
             if math.isfinite(norm) and guard.spiked(norm):
                 turning = facts["rollbacks"] < recipe.guard.rollbacks
                 if ranks.first:
@@ -252,7 +271,7 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
                 "nonfinite": len(named),
                 "skipped_steps": guard.skipped,
                 "spikes": guard.spikes,
-                "skipped_examples": len(data.broken),
+                "skipped_examples": len(data.left_out) + len(data.broken),
                 "seconds": seconds,
                 "images_per_second": config.batch_size / seconds,
                 "tokens_per_second": config.batch_size * tokens / seconds,
@@ -281,8 +300,8 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
     if ranks.first:
         export(out, recipe, codec, data, conditioner)
     ranks.wait()
-    if data.broken and ranks.first:
-        print(f"skipped {len(data.broken)} unreadable examples: {'; '.join(data.broken[:5])}")
+    if (reasons := [*data.left_out, *data.broken.values()]) and ranks.first:
+        print(f"skipped {len(reasons)} unreadable examples: {'; '.join(reasons[:5])}")
     return record
 
 
