@@ -101,7 +101,7 @@ def build_parser() -> argparse.ArgumentParser:
     compare.epilog = "Any value of the file: --section.key VALUE, for example --recipe.data.source idx:FOLDER."
     compare.set_defaults(run=run_compare)
 
-    data = commands.add_parser("data", help="look at data")
+    data = commands.add_parser("data", help="look at data, and prepare them for training")
     actions = data.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=OneLineParser)
     show = actions.add_parser("show", help="a contact sheet of a source")
     show.add_argument("source", help="builtin, a folder of captioned images, classes:FOLDER or idx:FOLDER")
@@ -109,6 +109,20 @@ def build_parser() -> argparse.ArgumentParser:
     show.add_argument("--count", type=int, default=120, help="examples, spread over the source (default: 120)")
     show.add_argument("--size", type=int, default=96, help="side of an image in pixels (default: 96)")
     show.set_defaults(run=run_data_show)
+
+    prepare = actions.add_parser("prepare", help="encode a source once, into tar shards that training reads")
+    prepare.add_argument("source", help="a folder, classes:FOLDER, parquet:FOLDER, shards:URL of images, ...")
+    prepare.add_argument("--out", type=Path, required=True, help="the folder; the same command resumes")
+    prepare.add_argument("--size", type=int, required=True, help="side of the images in pixels")
+    prepare.add_argument("--codec", default="builtin", help="builtin, identity, a folder or a hub id")
+    prepare.add_argument("--text-encoder", help="also keep the token states of captions: builtin, a folder or hub id")
+    prepare.add_argument("--features", help="also keep features for alignment: DINOv2, SigLIP by id, or radio:VERSION")
+    prepare.add_argument("--patch-size", type=int, default=1, help="of the network that the features are for")
+    prepare.add_argument("--mirror", action="store_true", help="also keep every image turned left to right")
+    prepare.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="default: float16")
+    prepare.add_argument("--shard-size", type=int, default=1000, help="examples in a tar (default: 1000)")
+    prepare.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
+    prepare.set_defaults(run=run_data_prepare)
 
     info = commands.add_parser("info", help="versions, device, and what a model is and knows")
     add_model(info)
@@ -421,6 +435,53 @@ def run_data_show(options: argparse.Namespace) -> None:
     picture, shown, total = overview(options.source, options.size, options.count)
     save_image(picture, options.out)
     print(f"wrote {options.out}: {shown} of {total} examples")
+
+
+def run_data_prepare(options: argparse.Namespace) -> None:
+    for name in ("size", "patch_size", "shard_size"):
+        if getattr(options, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(options, name)}: expected at least 1")
+    from anystep.conditioning import load_text_encoder
+    from anystep.data.prepare import prepare
+    from anystep.data.sources import open_source
+    from anystep.device import pick_device
+    from anystep.ranks import Ranks
+    from anystep.training.alignment import load_image_encoder
+    from anystep.training.assemble import make_encoders, named_codec
+
+    ranks, device = Ranks(), pick_device(options.device)
+    source = open_source(options.source, options.size)
+    codec = named_codec(options.codec, device)
+    if options.size % (multiple := codec.factor * options.patch_size):
+        raise InputError(f"--size {options.size}: must be a multiple of {multiple}")
+    encoders = make_encoders(
+        codec,
+        options.size,
+        device,
+        None if options.text_encoder is None else load_text_encoder(options.text_encoder),
+        None if options.features is None else load_image_encoder(options.features),
+        options.patch_size,
+        dtype=options.dtype,
+        mirror=options.mirror,
+    )
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(transient=True, disable=not sys.stderr.isatty(), console=Console(stderr=True)) as bar:
+        task = bar.add_task("encoding", total=None)
+        made = prepare(
+            source, options.out, encoders, ranks, options.shard_size,
+            on_progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )  # fmt: skip
+    if ranks.first:
+        for reason in made.broken[:10]:
+            print(f"left out {reason}")
+        print(
+            f"wrote {options.out}: {len(made):,} examples in {len(made.shards.index.shards)} shards, "
+            f"latents {'x'.join(map(str, made.shape))}, {made.captioned:,} with captions, "
+            f"{len(made.class_names)} classes, {len(made.broken)} left out"
+        )
+        print(f"train with --data.source shards:{options.out} --data.size {options.size}")
 
 
 def run_info(options: argparse.Namespace) -> None:

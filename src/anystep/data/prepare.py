@@ -185,15 +185,17 @@ def _encoded(examples: Sequence[tuple[int, Example]], encoders: Encoders, note: 
     arrays = {name: rows.float().cpu().numpy().astype(kind) for name, rows in columns.items()}
     note["shape"] = list(arrays[LATENT].shape[1:])
     note["captioned"] += sum(bool(example.captions) for _, example in examples)
-    encoders.captions([caption for _, example in examples for caption in example.captions])
+    spoken = [caption for _, example in examples for caption in example.captions]
+    encoders.captions(spoken)
+    states = iter(encoders.text(spoken) if encoders.text is not None and spoken else ())
     for row, (number, example) in enumerate(examples):
         label = -1 if example.label is None else example.label
         about: dict[str, Any] = {"key": example.key, "captions": list(example.captions), "label": label}
         fields = {name: to_npy(array[row]) for name, array in arrays.items()}
         if encoders.text is not None:
-            states = encoders.text(example.captions)
-            about["lengths"] = [len(each) for each in states]
-            fields[TEXT] = to_npy(torch.cat(states).half().cpu().numpy())
+            mine = [next(states).half().cpu() for _ in example.captions]
+            about["lengths"] = [len(each) for each in mine]
+            fields[TEXT] = to_npy(torch.cat(mine or [torch.zeros(0, 0).half()]).numpy())
         fields[ABOUT] = json.dumps(about, ensure_ascii=False).encode()
         yield Record(f"{number:09d}", fields, label)
 

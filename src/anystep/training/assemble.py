@@ -1,13 +1,16 @@
 """What a recipe is put together from: codec, data, conditioner, network, and the pipeline that users load."""
 
 import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from anystep.codecs import AutoencoderCodec, Codec, load_codec
-from anystep.conditioning import CachedTextEncoder, Conditioner, LabelEncoder, load_text_encoder
+from anystep.conditioning import CachedTextEncoder, Conditioner, LabelEncoder, TextEncoder, load_text_encoder
 from anystep.contact_sheet import contact_sheet
 from anystep.data.art import cache_folder
 from anystep.data.latents import TEXT, LatentSet, LatentShards, holds_latents
@@ -21,6 +24,7 @@ from anystep.pipelines.load import Model, load
 from anystep.pipelines.scheduler import TransitionScheduler
 from anystep.pipelines.transition import TransitionPipeline
 from anystep.ranks import Ranks
+from anystep.training.alignment import ImageEncoder, load_image_encoder
 from anystep.training.budget import codec_spec
 from anystep.training.checkpoints import read_average
 from anystep.training.config import Recipe
@@ -34,26 +38,23 @@ def prepare_data(
 
     Sources that are not encoded yet are, into `out / "latents-N"`, by all processes together.
     """
-    codec = load_codec(codec_spec(recipe))
-    if isinstance(codec, AutoencoderCodec):
-        codec.autoencoder.to(device)
+    codec = named_codec(recipe.model.codec, device)
     text = load_text_encoder(recipe.model.text_encoder) if reads_captions(recipe) else None
     cached = None if text is None else CachedTextEncoder(text, cache_folder() / "text.sqlite")
-    made_by = {"codec": codec.fingerprint, "size": recipe.data.size}
     if cached is not None:
         cached.fill([""])
-    encoders = Encoders(
-        lambda images: codec.encode(images.to(device)),
-        made_by,
-        mirror=recipe.data.mirror,
-        captions=(lambda captions: None) if cached is None else cached.fill,
+    patch = int({**PRESETS[recipe.model.preset], **recipe.model.options}["patch_size"])
+    features = None if recipe.alignment is None else load_image_encoder(recipe.alignment.encoder)
+    encoders = make_encoders(codec, recipe.data.size, device, features=features, patch=patch)
+    encoders = replace(
+        encoders, mirror=recipe.data.mirror, captions=(lambda captions: None) if cached is None else cached.fill
     )
     sets = []
     for place, spec in enumerate(recipe.data.shares):
         url = spec.removeprefix(SHARDS)
         if url != spec and holds_latents(url):
             prepared = LatentShards(url)
-            prepared.check(made_by)
+            prepared.check(encoders.made_by)
             if TEXT in prepared.shards.fields and text is not None:
                 prepared.check({"text_encoder": text.fingerprint})
             if recipe.data.mirror:
@@ -76,6 +77,52 @@ def prepare_data(
     return codec, data, cached
 
 
+def named_codec(name: str, device: torch.device) -> Codec:
+    """`builtin`, or what `load_codec` takes, on a device."""
+    codec = load_codec(codec_spec(name))
+    if isinstance(codec, AutoencoderCodec):
+        codec.autoencoder.to(device)
+    return codec
+
+
+def make_encoders(
+    codec: Codec,
+    size: int,
+    device: torch.device,
+    text: TextEncoder | None = None,
+    features: ImageEncoder | None = None,
+    patch: int = 1,
+    **options: Any,
+) -> Encoders:
+    """What prepares images of `size x size` for training; `text` and `features` only where they shall be kept.
+
+    Args:
+        patch: latent pixels along one side of a token of the network, whose grid `features` are for.
+        options: of `Encoders`.
+    """
+    made_by: dict[str, Any] = {"codec": codec.fingerprint, "size": size}
+    tokens = size // codec.factor // patch
+    if text is not None:
+        made_by["text_encoder"] = text.fingerprint
+    if features is not None:
+        made_by["features"] = f"{features.fingerprint} {tokens}x{tokens}"
+        features.model.to(device)
+
+    def states(captions: Sequence[str]) -> list[Tensor]:
+        assert text is not None
+        found, mask = text(captions)
+        lengths = [found.shape[1]] * len(found) if mask is None else mask.sum(1).tolist()
+        return [row[:length] for row, length in zip(found, lengths, strict=True)]
+
+    return Encoders(
+        latent=lambda images: codec.encode(images.to(device)),
+        made_by=made_by,
+        text=None if text is None else states,
+        features=None if features is None else lambda images: features(images.to(device), tokens, tokens),
+        **options,
+    )
+
+
 def reads_captions(recipe: Recipe) -> bool:
     """Whether the preset is conditioned on text."""
     if recipe.model.preset not in PRESETS:
@@ -92,6 +139,14 @@ def prepare_network(
         options |= {"text_width": conditioner.encoder.width, "num_classes": None}
     else:
         options |= {"text_width": None, "num_classes": len(data.class_names)}
+    if recipe.alignment is not None:
+        width = data.read([0])[0].features
+        assert width is not None
+        options |= {
+            "z_dim": width.shape[-1],
+            "encoder_depth": recipe.alignment.depth,
+            "projector_dim": recipe.alignment.projector_dim,
+        }
     try:
         network = build_transformer(recipe.model.preset, **{**options, **recipe.model.options})
     except ValueError as error:

@@ -61,17 +61,17 @@ def latent_side(recipe: Recipe) -> int:
     Where the codec cannot be asked because it is not on this machine, the preset's size is believed.
     """
     try:
-        return recipe.data.size // load_codec(codec_spec(recipe)).factor
+        return recipe.data.size // load_codec(codec_spec(recipe.model.codec)).factor
     except InputError:
         side = {**PRESETS[recipe.model.preset], **recipe.model.options}["sample_size"]
         return int(side)
 
 
-def codec_spec(recipe: Recipe) -> str:
-    """What `load_codec` is to load."""
+def codec_spec(name: str) -> str:
+    """What `load_codec` is to load for it."""
     from anystep.pipelines.load import find
 
-    return str(Path(find("builtin")) / "codec") if recipe.model.codec == "builtin" else recipe.model.codec
+    return str(Path(find("builtin")) / "codec") if name == "builtin" else name
 
 
 def weight_copies(recipe: Recipe) -> int:

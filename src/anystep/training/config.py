@@ -194,6 +194,18 @@ class ModelConfig(Section):
     gradient_checkpointing: bool = False
 
 
+class AlignmentConfig(Section):
+    """Representation alignment: tokens after block `depth` are drawn towards the features of a frozen image encoder."""
+
+    # a vision model of transformers by id or folder, or radio:VERSION
+    encoder: str
+    coefficient: PositiveFloat = 1.0
+    # share of the run after which it is switched off
+    until: float = Field(1.0, gt=0, le=1)
+    depth: PositiveInt = 8
+    projector_dim: PositiveInt = 2048
+
+
 class Recipe(Section):
     """`anystep train`."""
 
@@ -204,6 +216,7 @@ class Recipe(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     run: RunConfig = RunConfig()
     guard: GuardConfig = GuardConfig()
+    alignment: AlignmentConfig | None = None
     parallel: Parallel = "ddp"
     condition_dropout: float = Field(0.1, ge=0, le=1)
     # one, or several: the first is what samples, guides and is exported

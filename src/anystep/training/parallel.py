@@ -59,11 +59,15 @@ def shard(network: nn.Module, over: DeviceMesh | None) -> None:
     fully_shard(network, mesh=over)
 
 
-def wrap(network: nn.Module, ranks: Ranks) -> nn.Module:
-    """What the objective is given: a sharded network as it is, else one whose gradients are averaged."""
+def wrap(network: nn.Module, ranks: Ranks, find_unused: bool = False) -> nn.Module:
+    """What the objective is given: a sharded network as it is, else one whose gradients are averaged.
+
+    Args:
+        find_unused: whether some weights may take no part in a step.
+    """
     if ranks.count == 1 or isinstance(network, FSDPModule):
         return network
-    return DistributedDataParallel(network)
+    return DistributedDataParallel(network, find_unused_parameters=find_unused)
 
 
 def sync_gradients(wrapped: nn.Module, now: bool) -> None:

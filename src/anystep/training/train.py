@@ -71,6 +71,7 @@ def make_objective(recipe: Recipe) -> TransitionObjective:
         adaptive=config.adaptive,
         direction=config.direction,
         guidance=None if config.guidance is None else ModelGuidance(**config.guidance),
+        alignment=1.0 if recipe.alignment is None else recipe.alignment.coefficient,
     )
 
 
@@ -160,7 +161,8 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
     for each in (network, *averages):
         shard(each, over)
     objective.lockstep = over is not None
-    wrapped = wrap(network, ranks)
+    aligned_until = 0.0 if recipe.alignment is None else recipe.alignment.until
+    wrapped = wrap(network, ranks, find_unused=0 < aligned_until < 1)
     optimizers = make_optimizers(network, recipe.optimizer, device)
     state = TrainingState(network, averages, optimizers)
     checkpoints = Checkpoints(out / "checkpoints", ranks, config.keep, config.keep_every)
@@ -204,17 +206,19 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
                 chosen = choose_captions(part.examples, recipe.condition_dropout, part.draws)
                 condition, mask = encode_conditions(conditioner, part.examples, chosen)
                 t, r = current.times(part.draws.normal, part.draws.uniform)
-                guided: dict[str, Any] = {}
+                extra: dict[str, Any] = {}
                 if current.guidance is not None:
                     nothing = null.expand(len(condition), *null.shape[1:]).to(device)
-                    guided = {"ema_network": averages[0], "null_condition": nothing}
+                    extra = {"ema_network": averages[0], "null_condition": nothing}
+                if part.features is not None and step < aligned_until * config.steps:
+                    extra["features"] = part.features.to(device)
                 x, z = part.x.to(device), part.draws.z.to(device)
                 waited += time.perf_counter() - clock
                 sync_gradients(wrapped, part is parts[-1])
                 with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
                     loss = current.evaluate(
                         wrapped, x, z, t.to(device), r.to(device), condition.to(device),
-                        None if mask is None else mask.to(device), **guided,
+                        None if mask is None else mask.to(device), **extra,
                     )  # fmt: skip
                 (loss.loss / len(parts)).backward()
                 losses.append(loss)
@@ -264,6 +268,7 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
                 "loss": ranks.gather(torch.stack([loss.loss.detach() for loss in losses])).mean().item(),
                 "residual": residual.nanmean().item(),
                 **interval_residuals(residual, t, r),
+                **({"alignment": losses[-1].alignment.item()} if aligned_until else {}),
                 "derivative_norm": losses[-1].derivative_norm.item(),
                 "gradient_norm": norm,
                 "learning_rate": rate,

@@ -1,0 +1,109 @@
+"""Features of frozen image encoders, which representation alignment (REPA, arXiv 2410.06940) draws tokens towards.
+
+They are made once, when data are prepared, and read with the latents: no encoder runs beside training.
+"""
+
+import hashlib
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as functional
+from jaxtyping import Float
+from torch import Tensor
+
+from anystep.errors import InputError
+
+RADIO = "radio:"
+RADIO_REPOSITORY = "NVlabs/RADIO"
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+class ImageEncoder:
+    """Images to one vector for each token of a grid.
+
+    Args:
+        model: DINOv2, SigLIP, CLIP or another vision transformer of transformers; or a RADIO model.
+        name: what it was loaded from.
+        patch: pixels along one side of its own tokens.
+        mean, std: what its images are normalised with, of values in [0, 1].
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        name: str,
+        patch: int,
+        mean: tuple[float, ...] = (0.0,) * 3,
+        std: tuple[float, ...] = (1.0,) * 3,
+    ) -> None:
+        self.model, self.name, self.patch = model.eval().requires_grad_(False), name, patch
+        self._mean, self._std = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
+        takes = inspect.signature(model.forward).parameters
+        self._options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in takes else {}
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the features would: of the sizes and a few of the weights."""
+        weights = next(iter(self.model.parameters())).flatten()[:1024].float().cpu().numpy().tobytes()
+        return hashlib.sha256(f"{self.patch} {self._mean} {self._std}".encode() + weights).hexdigest()[:16]
+
+    @torch.no_grad()
+    def __call__(
+        self, images: Float[Tensor, "batch 3 height width"], rows: int, columns: int
+    ) -> Float[Tensor, "batch tokens depth"]:
+        """Features of images in [-1, 1], resized so that the encoder's tokens are those of a rows x columns grid."""
+        size = (rows * self.patch, columns * self.patch)
+        pixels = functional.interpolate((images + 1) / 2, size, mode="bicubic", antialias=True).clamp(0, 1)
+        pixels = (pixels - self._mean.to(pixels)) / self._std.to(pixels)
+        answer = self.model(pixels, **self._options)
+        # RADIO gives (summary, features)
+        states: Tensor = answer[1] if isinstance(answer, tuple) else answer.last_hidden_state
+        if states.shape[1] < rows * columns:
+            raise InputError(
+                f"image encoder {self.name!r} gives {states.shape[1]} tokens for {size[1]}x{size[0]} pixels, "
+                f"fewer than {rows * columns}"
+            )
+        return states[:, states.shape[1] - rows * columns :]  # class and register tokens come first
+
+
+def load_image_encoder(spec: str) -> ImageEncoder:
+    """A vision model of transformers by id or folder (DINOv2, SigLIP, CLIP), or `radio:VERSION` through RADIO's loader.
+
+    `radio:FOLDER` is a checkout of RADIO's repository.
+
+    Raises:
+        InputError: nothing there, or not such a model.
+    """
+    try:
+        return _radio(spec.removeprefix(RADIO)) if spec.startswith(RADIO) else _transformers(spec)
+    except InputError:
+        raise
+    except Exception as error:  # transformers, torch.hub and what they run raise many kinds; all mean it is not usable
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"no image encoder at {spec!r}: {reason}") from error
+
+
+def _radio(version: str) -> ImageEncoder:
+    if Path(version).is_dir():
+        model = torch.hub.load(version, "radio_model", source="local")
+    else:
+        model = torch.hub.load(RADIO_REPOSITORY, "radio_model", version=version, progress=False, skip_validation=True)
+    return ImageEncoder(model, f"{RADIO}{version}", int(model.patch_size))
+
+
+def _transformers(name: str) -> ImageEncoder:
+    from transformers import AutoImageProcessor, AutoModel
+
+    model = AutoModel.from_pretrained(name)
+    model = getattr(model, "vision_model", model)  # of SigLIP and CLIP
+    patch = getattr(model.config, "patch_size", None)
+    if not isinstance(patch, int):
+        raise InputError(f"image encoder {name!r} is a {type(model).__name__}, which has no patches")
+    try:
+        processor = AutoImageProcessor.from_pretrained(name)
+        mean, std = tuple(processor.image_mean), tuple(processor.image_std)
+    except (OSError, ValueError, ImportError, AttributeError, TypeError):
+        mean, std = IMAGENET
+    return ImageEncoder(model, name, patch, mean, std)
