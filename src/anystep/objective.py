@@ -34,7 +34,7 @@ Derivative = Callable[[Evaluation, Transport, Tensor, Tensor, Tensor, Tensor, Ro
 EPS = {torch.float64: 0.005, torch.float32: 0.005, torch.float16: 0.02, torch.bfloat16: 0.05}
 
 
-def derivative(kind: str = "central", eps: float | None = None) -> Derivative:
+def derivative(kind: str = "central", eps: float | None = None, widened: float = 1.0) -> Derivative:
     """An estimator of df/dt, the total derivative of f(x_t, t, r) along x_t = alpha x + sigma z at fixed r.
 
     Args:
@@ -42,7 +42,8 @@ def derivative(kind: str = "central", eps: float | None = None) -> Derivative:
             `one_sided` reuses the value at t and costs one forward. `forward_mode` is exact (`torch.func.jvp`),
             needs the plain attention kernel, and does not run through DistributedDataParallel.
         eps: half the width of the finite difference in units of t; by default 0.005 for float32 forwards and 0.05
-            for bfloat16 ones. Evaluation times are kept inside [r, t_max]: networks see no negative intervals.
+            for bfloat16 ones; `widened` multiplies it. Evaluation times are kept inside [r, t_max]: networks see no
+            negative intervals.
 
     All run without gradient and only through ordinary forwards of the network they are given, wrapped or not.
     """
@@ -52,7 +53,7 @@ def derivative(kind: str = "central", eps: float | None = None) -> Derivative:
         raise ValueError(f"eps must be positive, got {eps}")
 
     def step(dtype: torch.dtype) -> float:
-        return EPS[dtype] if eps is None else eps
+        return widened * (EPS[dtype] if eps is None else eps)
 
     @torch.no_grad()
     def central(
@@ -163,6 +164,7 @@ class LossRecord:
         alignment: the representation-alignment term before its coefficient; 0 without one.
         nonfinite: indices of the samples that were left out.
         evaluations: network evaluations spent, in samples, those without gradient counted too.
+        derivative_noise: how far `probe` is from the estimate, as a share of it; None without one.
     """
 
     loss: Tensor
@@ -174,6 +176,7 @@ class LossRecord:
     alignment: Tensor
     nonfinite: list[int] = field(default_factory=list)
     evaluations: int = 0
+    derivative_noise: Tensor | None = None
 
 
 @dataclass
@@ -193,6 +196,7 @@ class TransitionObjective:
         alignment: coefficient of the representation-alignment term (REPA, arXiv 2410.06940); used when the call gets
             `features`.
         lockstep: whether processes share the network's weights (FSDP), so that all must evaluate it equally often.
+        probe: a second estimate of df/dt to compare the first with, for the log alone.
     """
 
     transport: Transport
@@ -207,6 +211,7 @@ class TransitionObjective:
     guidance: ModelGuidance | None = None
     alignment: float = 1.0
     lockstep: bool = False
+    probe: Derivative | None = None
 
     @property
     def cost(self) -> int:
@@ -264,7 +269,7 @@ class TransitionObjective:
             )  # fmt: skip
 
         # df/dt multiplies B, which is 0 at t = r: those samples need no derivative
-        slope = torch.zeros_like(f)
+        slope, noise = torch.zeros_like(f), None
         moving = (t > r).nonzero().squeeze(1)
         asked = moving
         if self.lockstep and not len(moving) and self.diffusion_share < 1:
@@ -274,6 +279,9 @@ class TransitionObjective:
         if len(asked) and self.target == "identity":
             found = self.estimate(evaluate, transport, *at, asked, f[asked]).to(slope)
             slope[moving] = found[: len(moving)]
+            if self.probe is not None:
+                other = self.probe(evaluate, transport, *at, asked, f[asked]).to(slope)
+                noise = (other - found).square().mean().sqrt() / found.square().mean().sqrt().clamp(min=1e-12)
         evaluations += self.cost * len(asked)
 
         F = transport.prediction(x, z, t)
@@ -319,6 +327,7 @@ class TransitionObjective:
             alignment=alignment.detach(),
             nonfinite=(~valid).nonzero().squeeze(1).tolist(),
             evaluations=evaluations,
+            derivative_noise=noise,
         )
 
 

@@ -128,42 +128,70 @@ def network_cost(
     return NetworkCost(count_parameters(preset, **options), *whole)
 
 
+def forward_flops(preset: str, rows: int, columns: int, text_length: int = 256, **options: Any) -> int:
+    """Operations of one forward on one latent of rows x columns."""
+    depth = int({**PRESETS.get(preset, {}), **options}.get("depth", 28))
+    one, two = (
+        _Fake(preset, 1, rows, columns, text_length, torch.float32, {**options, "depth": blocks}).flops()
+        for blocks in (1, 2)
+    )
+    return one + (two - one) * (depth - 1)
+
+
 def _measure(
     preset: str, batch: int, rows: int, columns: int, text_length: int, precision: torch.dtype, checkpointing: bool,
     options: dict[str, Any],
 ) -> list[int]:  # fmt: skip
     """Operations of a forward and its peak; what it leaves for the backward pass, and the peak of both."""
-    with FakeTensorMode():
-        network = build_transformer(preset, **options)
-        for part in network.modules():  # whatever backend a program has chosen for all, none may store N x N
-            if hasattr(part, "processor"):
-                part.processor._attention_backend = AttentionBackendName.NATIVE
-        if checkpointing:
-            network.enable_gradient_checkpointing()
-        config = network.config
-        x = torch.empty(batch, config.in_channels, rows, columns)
-        t = torch.empty(batch)
-        condition = (
-            torch.zeros(batch, dtype=torch.long)
-            if config.text_width is None
-            else torch.empty(batch, text_length, config.text_width)
-        )
+    fake = _Fake(preset, batch, rows, columns, text_length, precision, options, checkpointing)
+    return [fake.flops(), *fake.memory()]
 
-        def forward() -> Tensor:
-            with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
-                answer: Tensor = network(x, t, t, condition)
-            return answer
 
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            forward()
-        known = [*network.parameters(), x, t, condition]
-        with torch.no_grad(), LivingStorages(known) as evaluating:
-            forward()
-        for weight in network.parameters():
-            weight.grad = torch.empty_like(weight)  # counted by whoever counts weights
-            known.append(weight.grad)
-        with LivingStorages(known) as learning:
-            answer = forward()
-            saved = learning.now
-            answer.sum().backward()
-        return [counter.get_total_flops(), evaluating.peak, saved, learning.peak]
+class _Fake:
+    """A network and its inputs without data."""
+
+    def __init__(
+        self, preset: str, batch: int, rows: int, columns: int, text_length: int, precision: torch.dtype,
+        options: dict[str, Any], checkpointing: bool = False,
+    ) -> None:  # fmt: skip
+        self._mode, self._precision = FakeTensorMode(), precision
+        with self._mode:
+            self._network = build_transformer(preset, **options)
+            for part in self._network.modules():  # whatever backend a program has chosen, none may store N x N
+                if hasattr(part, "processor"):
+                    part.processor._attention_backend = AttentionBackendName.NATIVE
+            if checkpointing:
+                self._network.enable_gradient_checkpointing()
+            config = self._network.config
+            condition = (
+                torch.zeros(batch, dtype=torch.long)
+                if config.text_width is None
+                else torch.empty(batch, text_length, config.text_width)
+            )
+            self._inputs = (torch.empty(batch, config.in_channels, rows, columns), torch.empty(batch), condition)
+
+    def _forward(self) -> Tensor:
+        x, t, condition = self._inputs
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._precision == torch.bfloat16):
+            answer: Tensor = self._network(x, t, t, condition)
+        return answer
+
+    def flops(self) -> int:
+        with self._mode, torch.no_grad(), FlopCounterMode(display=False) as counter:
+            self._forward()
+        return int(counter.get_total_flops())
+
+    def memory(self) -> list[int]:
+        """Peak of a forward without gradient, what one with gradient leaves, and the peak of it and its backward."""
+        known = [*self._network.parameters(), *self._inputs]
+        with self._mode:
+            with torch.no_grad(), LivingStorages(known) as evaluating:
+                self._forward()
+            for weight in self._network.parameters():
+                weight.grad = torch.empty_like(weight)  # counted by whoever counts weights
+                known.append(weight.grad)
+            with LivingStorages(known) as learning:
+                answer = self._forward()
+                saved = learning.now
+                answer.sum().backward()
+        return [evaluating.peak, saved, learning.peak]

@@ -104,3 +104,13 @@ def test_a_dry_run_tells_and_trains_nothing(capsys: pytest.CaptureFixture[str]) 
 def test_the_command_knows_the_devices_of_the_plan() -> None:
     for name in DEVICES:
         build_parser().parse_args(["train", "x.yaml", "--dry-run", "--on", name])
+
+
+def test_operations_of_a_forward_are_those_of_its_matrices_and_scale_with_the_steps_evaluations() -> None:
+    from anystep.planning import forward_flops, network_cost
+    from anystep.training.train import utilisation
+
+    assert forward_flops("c2i-test", 8, 8) == network_cost("c2i-test", 1, 8, 8).flops
+    assert forward_flops("t2i-test", 8, 8, 40) > forward_flops("t2i-test", 8, 8, 10)
+    # 4 samples forward, 2 of them on both sides, 4 backward at twice the price: 16 forwards in half a second
+    assert utilisation(100, 8, 4, 0.5, 6400.0) == pytest.approx(16 * 100 / 0.5 / 6400)

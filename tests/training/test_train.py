@@ -92,12 +92,19 @@ def test_an_interrupted_run_continues_exactly(
 def test_a_run_folder_holds_what_is_promised_and_its_model_draws(
     captioned_folder: Path, tiny_codec: Path, tmp_path: Path
 ) -> None:
-    train(recipe(captioned_folder, tiny_codec, sample_every=3), tmp_path)
+    train(recipe(captioned_folder, tiny_codec, sample_every=3, peak_tflops=1e-3), tmp_path)
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
     assert "residual_long" not in records[0]  # the first 0.3 of the run is plain diffusion
     logged = {name for record in records for name in record}
-    assert {"residual", "residual_diffusion", "derivative_norm", "gradient_norm", "data_wait"} <= logged
+    assert {"residual", "residual_diffusion", "derivative_norm", "gradient_norm", "data_wait", "mfu"} <= logged
+    noted = [record for record in records if "derivative_noise" in record]
+    assert [record["step"] for record in noted] == [3, 6]  # the steps that are shown
+    assert all(0 < record["derivative_noise"] < 1 for record in noted)
+    for record in records:
+        means, counts = np.array(record["residual_bins"], float), np.array(record["bin_counts"])
+        assert counts.sum() == 5
+        assert np.nansum(means * counts) / 5 == pytest.approx(record["residual"], rel=1e-4)
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["step-00000003.png", "step-00000006.png"]
     model = anystep.load(tmp_path)
     assert model("colour number 3", steps=2)[0].size == (16, 16)

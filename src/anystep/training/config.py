@@ -125,6 +125,8 @@ class RunConfig(Section):
     shard_size: PositiveInt | None = None
     # trackers beside metrics.jsonl, which is always written
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    # 10^12 operations a second that one device could do, for the utilisation in the log; known for common GPUs
+    peak_tflops: PositiveFloat | None = None
     # write a trace of this many steps into `profile/`
     profile: NonNegativeInt = 0
 

@@ -26,7 +26,7 @@ from anystep.training.trackers import Tracker, open_tracker
 # what may change between the two halves of a resumed run without changing what is learned
 FREE_TO_CHANGE = {
     "steps", "device", "threads", "log_every", "checkpoint_every", "sample_every", "keep", "keep_every", "trackers",
-    "profile", "compile", "accumulate", "shard_size",
+    "profile", "compile", "accumulate", "shard_size", "peak_tflops",
 }  # fmt: skip
 
 

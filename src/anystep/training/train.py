@@ -21,12 +21,13 @@ from anystep.contact_sheet import save_image
 from anystep.data.latents import Encoded
 from anystep.environment import peak_megabytes
 from anystep.errors import InputError
-from anystep.objective import LossRecord, ModelGuidance, TransitionObjective, derivative
+from anystep.objective import LossRecord, ModelGuidance, TransitionObjective, derivative, residual_by_bin
+from anystep.planning import device_kind, forward_flops
 from anystep.ranks import Ranks
 from anystep.training.assemble import as_pipeline, export, prepare_data, prepare_network, reads_captions, sample_grid
 from anystep.training.budget import check_fits
 from anystep.training.checkpoints import Checkpoints, TrainingState
-from anystep.training.config import Recipe
+from anystep.training.config import Recipe, RunConfig
 from anystep.training.draws import Draws
 from anystep.training.feed import Feed
 from anystep.training.guard import Guard
@@ -50,7 +51,7 @@ from anystep.training.run import (
     mixed_indices,
     prepare,
 )
-from anystep.transport import make_transport
+from anystep.transport import Transport, make_transport
 
 
 def make_objective(recipe: Recipe) -> TransitionObjective:
@@ -116,6 +117,35 @@ def interval_residuals(residual: Tensor, t: Tensor, r: Tensor) -> dict[str, floa
     return {name: residual[rows].nanmean().item() for name, rows in groups.items() if rows.any()}
 
 
+def residual_bins(transport: Transport, t: Tensor, r: Tensor, residual: Tensor) -> dict[str, list[list[Any]]]:
+    """Mean unweighted residual on a grid over (t, r), null where there was none, and how many samples each has."""
+    sums, counts = residual_by_bin(transport, t, r, residual)
+    means = [
+        [total / count if count else None for total, count in zip(*pair, strict=True)]
+        for pair in zip(sums.tolist(), counts.tolist(), strict=True)
+    ]
+    return {"residual_bins": means, "bin_counts": counts.tolist()}
+
+
+def peak_flops(config: RunConfig, device: torch.device) -> float | None:
+    """Operations a second of one device, if they are known."""
+    if config.peak_tflops is not None:
+        return 1e12 * config.peak_tflops
+    kind = device_kind(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    return None if kind is None else kind.flops
+
+
+def utilisation(flops: int, evaluations: int, batch_size: int, seconds: float, peak: float) -> float:
+    """Model FLOPs utilisation (PaLM, arXiv 2204.02311, appendix B): what the mathematics needs against the peak.
+
+    Args:
+        flops: of one evaluation of the network.
+        evaluations: forwards of the step, with and without gradient; a backward pass counts as two.
+        peak: operations a second of all devices together.
+    """
+    return flops * (evaluations + 2 * batch_size) / seconds / peak
+
+
 def my_rows(batch_size: int, accumulate: int, ranks: Ranks) -> list[range]:
     """The rows of a batch that this process sees, a range for each part that it accumulates.
 
@@ -179,6 +209,8 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
         return mixed_indices(data.sizes, shares, config.batch_size, config.seed, position, members)
 
     step, record = facts["step"], {"step": facts["step"]}
+    probe = derivative(recipe.objective.derivative, recipe.objective.eps, widened=2.0)
+    peak, flops = peak_flops(config, device), 0
     announced = 0  # unreadable examples that all processes know of
 
     with (
@@ -194,6 +226,8 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
                 group["lr"] = rate
             warming = step < recipe.objective.diffusion_phase * config.steps
             current = replace(objective, diffusion_share=1.0, consistency_share=0.0) if warming else objective
+            if (step + 1) % config.log_every == 0:
+                current = replace(current, probe=probe)
             # samples are numbered on when a run turns back, so that it does not meet the same ones again
             position = step + facts["ahead"]
             clock = time.perf_counter()
@@ -263,16 +297,22 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
             seen = torch.stack([torch.cat([getattr(loss, name) for loss in losses]) for name in ("residual", "t", "r")])
             residual, t, r = ranks.gather(seen.T.contiguous()).cpu().T
             seconds = time.perf_counter() - begin
+            evaluations = sum(loss.evaluations for loss in losses) * ranks.count
+            if peak and not flops:
+                length = condition.shape[1] if condition.ndim == 3 else 0
+                rows_columns = (data.shape[1], data.shape[2])
+                flops = forward_flops(recipe.model.preset, *rows_columns, length, **recipe.model.options)
             record = {
                 "step": step,
                 "loss": ranks.gather(torch.stack([loss.loss.detach() for loss in losses])).mean().item(),
                 "residual": residual.nanmean().item(),
                 **interval_residuals(residual, t, r),
                 **({"alignment": losses[-1].alignment.item()} if aligned_until else {}),
+                **residual_bins(objective.transport, t, r, residual),
                 "derivative_norm": losses[-1].derivative_norm.item(),
                 "gradient_norm": norm,
                 "learning_rate": rate,
-                "evaluations": sum(loss.evaluations for loss in losses) * ranks.count,
+                "evaluations": evaluations,
                 "nonfinite": len(named),
                 "skipped_steps": guard.skipped,
                 "spikes": guard.spikes,
@@ -283,6 +323,10 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
                 "data_wait": waited / seconds,
                 "memory_megabytes": peak_megabytes(),
             }
+            if losses[-1].derivative_noise is not None:
+                record["derivative_noise"] = losses[-1].derivative_noise.item()
+            if peak:
+                record["mfu"] = utilisation(flops, evaluations, config.batch_size, seconds, peak * ranks.count)
             run.log(record)
             shown: dict[str, float] = {
                 name: record[name] for name in ("residual", "residual_short", "residual_long") if name in record
