@@ -229,3 +229,14 @@ def test_a_codec_trains_resumes_and_is_refined_without_moving_its_latents(
         for run in ("codec", "refined")
     ]
     assert statistics[0] == statistics[1]
+
+
+def test_captioned_classes_train_a_class_model_whose_grid_is_drawn_by_name(tmp_path: Path, monkeypatch: Any) -> None:
+    from anystep.data.art import ArtSource
+
+    monkeypatch.setattr(ArtSource, "__len__", lambda self: 40)
+    config = recipe(tmp_path, "identity", steps=2, sample_every=2).model_dump(mode="json")
+    config["data"] |= {"source": "builtin", "size": 16, "vocabulary": "everyday"}
+    config["model"] |= {"preset": "c2i-test"}
+    train(Recipe.model_validate(config), tmp_path / "run")
+    assert (tmp_path / "run" / "samples" / "step-00000002.png").exists()

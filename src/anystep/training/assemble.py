@@ -202,7 +202,11 @@ def sample_grid(recipe: Recipe, pipeline: TransitionPipeline, conditioner: Condi
     """Prompts down, step counts across, one noise for all."""
     if isinstance(conditioner, CachedTextEncoder):
         pipeline._conditioner = conditioner
-    known = [example.captions[-1] for example in data.read(range(4))] if data.captioned else data.class_names[:4]
+    known = (
+        data.class_names[:4]
+        if isinstance(conditioner, LabelEncoder)
+        else [example.captions[-1] for example in data.read(range(4))]
+    )
     prompts = list(recipe.sample_prompts or known)
     columns = [Model("run", pipeline).generate(prompts, steps) for steps in recipe.sample_steps]
     return contact_sheet(
