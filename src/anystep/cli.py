@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -104,7 +105,7 @@ def build_parser() -> argparse.ArgumentParser:
     data = commands.add_parser("data", help="look at data, and prepare them for training")
     actions = data.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=OneLineParser)
     show = actions.add_parser("show", help="a contact sheet of a source")
-    show.add_argument("source", help="builtin, a folder of captioned images, classes:FOLDER or idx:FOLDER")
+    show.add_argument("source", help="builtin, scenes, a folder, or classes:, idx:, parquet: or shards:FOLDER")
     show.add_argument("--out", type=Path, default=Path("sheet.png"), help="the picture (default: sheet.png)")
     show.add_argument("--count", type=int, default=120, help="examples, spread over the source (default: 120)")
     show.add_argument("--size", type=int, default=96, help="side of an image in pixels (default: 96)")
@@ -464,6 +465,7 @@ def run_data_prepare(options: argparse.Namespace) -> None:
         dtype=options.dtype,
         mirror=options.mirror,
     )
+    encoders = replace(encoders, made_by={**encoders.made_by, "source": options.source})
     from rich.console import Console
     from rich.progress import Progress
 

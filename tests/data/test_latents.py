@@ -1,5 +1,8 @@
 """A source encoded once, in shards; what training reads of it."""
 
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -95,6 +98,32 @@ def test_an_interrupted_encoding_goes_on_at_its_shard_to_the_same_bytes(tmp_path
     assert folder_bytes(tmp_path / "a") == folder_bytes(tmp_path / "b")
 
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_latents import Colours, encode
+from anystep.data.prepare import Encoders, prepare
+calls = 0
+def killed(images):
+    global calls
+    calls += 1
+    if calls == int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return encode(images)
+prepare(Colours(), Path(sys.argv[2]), Encoders(killed, {"codec": "every third"}), shard_size=20)
+"""
+
+
+def test_a_killed_encoding_leaves_nothing_and_ends_in_the_same_bytes(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(tmp_path / "killed"), "2"]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert list((tmp_path / "killed").glob(".*.part"))
+    for name in ("killed", "whole"):
+        prepare(Colours(), tmp_path / name, encoders(), shard_size=20)
+    assert folder_bytes(tmp_path / "killed") == folder_bytes(tmp_path / "whole")
+
+
 def test_processes_share_the_shards(tmp_path: Path) -> None:
     from anystep.data.prepare import _encode, _finish
 
@@ -137,6 +166,8 @@ def test_what_something_else_made_is_refused(tmp_path: Path) -> None:
         prepare(Colours(), tmp_path, Encoders(encode, {"codec": "other"}))
     with pytest.raises(InputError, match="made with dtype 'float32', not 'float16'"):
         prepare(Colours(), tmp_path, encoders(dtype="float16"))
+    with pytest.raises(InputError, match="made with shard size 1000, not 7"):
+        prepare(Colours(), tmp_path, encoders(), shard_size=7)
     with pytest.raises(InputError, match="were made with codec 'every third', this recipe has 'other'"):
         LatentShards(str(tmp_path)).check({"codec": "other"})
 

@@ -61,7 +61,11 @@ def test_an_encoder_gives_a_vector_for_each_token_of_the_grid(encoders: dict[str
     assert found.shape == (2, 12, width)
     turned = encoder(images.flip(0), 3, 4)
     torch.testing.assert_close(turned, found.flip(0))
-    assert encoder.fingerprint == encoder.fingerprint
+
+
+def test_a_fingerprint_is_that_of_the_weights(encoders: dict[str, Path]) -> None:
+    first, again, other = (load_image_encoder(str(encoders[name])) for name in ("dinov2", "dinov2", "registers"))
+    assert first.fingerprint == again.fingerprint != other.fingerprint
 
 
 def test_tokens_lie_row_by_row() -> None:

@@ -56,6 +56,23 @@ class TextEncoder:
         return self([""] * count)
 
 
+def split_states(
+    states: Float[Tensor, "batch length width"], mask: Bool[Tensor, "batch length"] | None
+) -> list[Float[Tensor, "tokens width"]]:
+    """The states of each caption without its padding."""
+    lengths = [states.shape[1]] * len(states) if mask is None else mask.sum(1).tolist()
+    return [row[:length] for row, length in zip(states, lengths, strict=True)]
+
+
+def pad_states(
+    rows: Sequence[Float[Tensor, "_ width"]],
+) -> tuple[Float[Tensor, "batch length width"], Bool[Tensor, "batch length"] | None]:
+    """The opposite, in float32: padded to the longest, with a mask where anything is padded."""
+    states = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True).float()
+    mask = torch.arange(states.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
+    return states, None if bool(mask.all()) else mask
+
+
 def load_text_encoder(name_or_path: str | Path = BUILTIN) -> TextEncoder:
     """`builtin` (all-MiniLM-L6-v2, shipped), or a folder or hub id of a transformers text model.
 

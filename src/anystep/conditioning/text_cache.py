@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from anystep.conditioning.text import TextEncoder
+from anystep.conditioning.text import TextEncoder, pad_states, split_states
 
 BATCH = 64
 
@@ -33,11 +33,7 @@ class CachedTextEncoder:
         self, prompts: Sequence[str]
     ) -> tuple[Float[Tensor, "batch length width"], Bool[Tensor, "batch length"] | None]:
         self.fill(prompts)
-        rows = [self._read(prompt) for prompt in prompts]
-        lengths = torch.tensor([len(row) for row in rows])
-        states = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).float()
-        mask = torch.arange(states.shape[1]) < lengths[:, None]
-        return states, None if bool(mask.all()) else mask
+        return pad_states([self._read(prompt) for prompt in prompts])
 
     def null(self, count: int) -> tuple[Float[Tensor, "batch length width"], Bool[Tensor, "batch length"] | None]:
         return self([""] * count)
@@ -48,11 +44,9 @@ class CachedTextEncoder:
         missing.sort(key=len)  # little padding
         for start in range(0, len(missing), BATCH):
             part = missing[start : start + BATCH]
-            states, mask = self.encoder(part)
-            lengths = [states.shape[1]] * len(part) if mask is None else mask.sum(1).tolist()
             rows = [
-                (self._key, caption, states[i, : lengths[i]].half().cpu().numpy().tobytes())
-                for i, caption in enumerate(part)
+                (self._key, caption, states.half().cpu().numpy().tobytes())
+                for caption, states in zip(part, split_states(*self.encoder(part)), strict=True)
             ]
             with self._database:
                 self._database.executemany("INSERT OR REPLACE INTO text VALUES (?, ?, ?)", rows)

@@ -67,10 +67,16 @@ def prepare(
         on_progress: told how many of the examples are done.
 
     Raises:
-        InputError: no example can be read, or the folder was begun with other encoders.
+        InputError: no example can be read, or the folder was begun with other encoders, examples or shards.
     """
     ranks = ranks or Ranks.alone()
-    made_by = {**encoders.made_by, "dtype": encoders.dtype, "mirror": encoders.mirror, "examples": len(source)}
+    made_by = {
+        **encoders.made_by,
+        "dtype": encoders.dtype,
+        "mirror": encoders.mirror,
+        "examples": len(source),
+        "shard_size": shard_size,
+    }
     about = {"made_by": made_by, "class_names": list(source.class_names), "complete": False}
     said: dict[str, Any] = about
     if ranks.first:
@@ -103,6 +109,8 @@ def _agree(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
                     "problem": f"{folder} was made with {name.replace('_', ' ')} {before['made_by'].get(name)!r}, not "
                     f"{value!r}: choose another folder, or delete it"
                 }
+        for left in folder.glob(".*.part"):  # of a writer that was killed
+            left.unlink()
         return before
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,16 +1,15 @@
 """What a recipe is put together from: codec, data, conditioner, network, and the pipeline that users load."""
 
 import shutil
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from anystep.codecs import AutoencoderCodec, Codec, load_codec
 from anystep.conditioning import CachedTextEncoder, Conditioner, LabelEncoder, TextEncoder, load_text_encoder
+from anystep.conditioning.text import split_states
 from anystep.contact_sheet import contact_sheet
 from anystep.data.art import cache_folder
 from anystep.data.latents import TEXT, LatentSet, LatentShards, holds_latents
@@ -108,16 +107,10 @@ def make_encoders(
         made_by["features"] = f"{features.fingerprint} {tokens}x{tokens}"
         features.model.to(device)
 
-    def states(captions: Sequence[str]) -> list[Tensor]:
-        assert text is not None
-        found, mask = text(captions)
-        lengths = [found.shape[1]] * len(found) if mask is None else mask.sum(1).tolist()
-        return [row[:length] for row, length in zip(found, lengths, strict=True)]
-
     return Encoders(
         latent=lambda images: codec.encode(images.to(device)),
         made_by=made_by,
-        text=None if text is None else states,
+        text=None if text is None else lambda captions: split_states(*text(captions)),
         features=None if features is None else lambda images: features(images.to(device), tokens, tokens),
         **options,
     )

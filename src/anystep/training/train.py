@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from anystep.conditioning import Conditioner, LabelEncoder
+from anystep.conditioning.text import pad_states
 from anystep.contact_sheet import save_image
 from anystep.data.latents import Encoded
 from anystep.environment import peak_megabytes
@@ -99,10 +100,8 @@ def encode_conditions(
     if any(example.text is None for example in examples):
         return conditioner(["" if choice is None else example.captions[choice] for example, choice in pairs])
     nothing = conditioner.null(1)[0][0]
-    rows = [nothing if choice is None else (example.text or ())[choice].float() for example, choice in pairs]
-    states = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    mask = torch.arange(states.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
-    return states, None if bool(mask.all()) else mask
+    rows = [nothing if choice is None else (example.text or ())[choice] for example, choice in pairs]
+    return pad_states(rows)
 
 
 def interval_residuals(residual: Tensor, t: Tensor, r: Tensor) -> dict[str, float]:
