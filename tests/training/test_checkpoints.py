@@ -9,7 +9,7 @@ from torch import nn
 
 from anystep.errors import InputError
 from anystep.ranks import Ranks
-from anystep.training.checkpoints import MANIFEST, Checkpoints, TrainingState, read_average
+from anystep.training.checkpoints import MANIFEST, Checkpoints, TrainingState, differing_tensors, read_average
 
 
 def state(seed: int, trained: bool = True) -> TrainingState:
@@ -119,6 +119,18 @@ def test_a_failed_save_leaves_the_others_and_is_one_line(tmp_path: Path, monkeyp
         checkpoints.finish()
     assert checkpoints.steps() == [1, 2]
     assert not list(tmp_path.glob(".*"))
+
+
+def test_another_architecture_is_refused_with_what_differs(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path)
+    network = nn.Sequential(nn.Linear(3, 2))
+    other = TrainingState(network, [], [torch.optim.AdamW(network.parameters())])
+    with pytest.raises(InputError, match="another architecture") as caught:
+        checkpoints.load(other)
+    assert "0.weight (none there and (2, 3) here), bias ((2,) there and none here)" in str(caught.value)
+    assert differing_tensors(network.state_dict(), network.state_dict()) == ""
+    many = {str(number): torch.zeros(number) for number in range(8)}
+    assert differing_tensors(many, {}).endswith("4 ((4,) there and none here) and 3 more")
 
 
 def test_an_average_is_read_into_a_plain_network(tmp_path: Path) -> None:

@@ -5,17 +5,9 @@ from pathlib import Path
 import pytest
 
 from anystep.errors import InputError
-from anystep.training.config import CodecRecipe, Recipe, dump, load_recipe
+from anystep.training.config import Recipe, dump, load_recipe
 
-CONFIGS = sorted((Path(__file__).parent.parent.parent / "configs").glob("*.yaml"))
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-@pytest.mark.parametrize("debug", [False, True])
-def test_every_recipe_parses_in_both_sizes(path: Path, debug: bool) -> None:
-    kind = CodecRecipe if path.stem.startswith("codec") else Recipe
-    recipe = load_recipe(path, kind, debug=debug)
-    assert recipe.run.steps > 0
+EMOJI = Path(__file__).parent.parent.parent / "configs" / "emoji.yaml"
 
 
 def write(folder: Path, text: str) -> Path:
@@ -25,7 +17,7 @@ def write(folder: Path, text: str) -> Path:
 
 
 def test_what_is_dumped_loads_again(tmp_path: Path) -> None:
-    recipe = load_recipe(CONFIGS[-1], Recipe, ["--run.steps", "7"])
+    recipe = load_recipe(EMOJI, Recipe, ["--run.steps", "7"])
     assert load_recipe(write(tmp_path, dump(recipe)), Recipe) == recipe
 
 

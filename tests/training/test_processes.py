@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -36,12 +37,23 @@ def recipe(captioned_folder: Path, tiny_codec: Path, tmp_path_factory: pytest.Te
     return path
 
 
-def train(processes: int, recipe: Path, out: Path, *options: str) -> None:
+def launch(
+    processes: int, recipe: Path, out: Path, *options: str, first: str = "", restarts: int = 0
+) -> subprocess.CompletedProcess[str]:
+    """The command under torchrun; every worker runs the code `first` before it."""
+    worker = out.parent / "worker.py"
+    worker.write_text(f"import os, sys\n{first}\nfrom anystep.cli import main\nsys.exit(main())\n")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command += ["-m", "anystep.cli", "train", str(recipe), "--out", str(out), *options]
+    command += ["--max-restarts", str(restarts), str(worker), "train", str(recipe), "--out", str(out), *options]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=400, check=False)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=400, check=False)
+
+
+def train(processes: int, recipe: Path, out: Path, *options: str, **how: Any) -> str:
+    """What it says, once it has ended well."""
+    done = launch(processes, recipe, out, *options, **how)
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout + done.stderr
 
 
 def losses(run: Path) -> list[float]:
@@ -99,6 +111,93 @@ def test_a_checkpoint_of_two_shards_goes_on_in_one_process_and_in_four(
         subprocess.run(["cp", "-r", str(tmp_path / "run"), str(copy)], check=True)
         train(processes, recipe, copy, "--parallel", "fsdp")
         assert losses(copy)[2:] == pytest.approx(losses(alone)[2:], rel=1e-5)
+
+
+# what one worker does to itself, and only in the first life of the group
+KILLED_AFTER_TWELVE_STEPS = """
+import pathlib, signal, threading, time
+
+def watch():
+    log = pathlib.Path(sys.argv[sys.argv.index("--out") + 1]) / "metrics.jsonl"
+    while not log.exists() or log.read_text().count("\\n") < 12:
+        time.sleep(0.001)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+    threading.Thread(target=watch, daemon=True).start()
+"""
+
+
+@pytest.mark.slow
+def test_the_run_goes_on_after_a_worker_is_killed(recipe: Path, tmp_path: Path) -> None:
+    from anystep.cli import main
+
+    long = ["--run.steps", "40", "--run.checkpoint_every", "5", "--run.sample_every", "0"]
+    assert main(["train", str(recipe), "--out", str(tmp_path / "alone"), *long]) == 0
+    said = train(2, recipe, tmp_path / "run", "--parallel", "fsdp", *long, first=KILLED_AFTER_TWELVE_STEPS, restarts=1)
+    assert "SIGKILL" in said or "-9" in said
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "alone"), rel=1e-5)
+
+
+# no file of this process may grow further: what a full disk does to one of several writers
+FULL = """
+import resource
+if os.environ["RANK"] == "1":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+"""
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_for_one_process_stops_all_and_loses_nothing(
+    recipe: Path, alone: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    train(2, recipe, run, "--parallel", "fsdp", "--run.steps", "2")
+    done = launch(2, recipe, run, "--parallel", "fsdp", first=FULL)
+    assert done.returncode != 0
+    assert done.stderr.count("anystep: error: the checkpoint of step 4 could not be written") == 1
+    assert 'Traceback (most recent call last):\n  File "' + str(tmp_path / "worker.py") not in done.stderr
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000002"]
+    train(2, recipe, run, "--parallel", "fsdp")
+    assert losses(run) == pytest.approx(losses(alone), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_record_that_one_process_cannot_read_is_counted_by_all(recipe: Path, tmp_path: Path) -> None:
+    from anystep.cli import main
+    from anystep.data.shards import Shards
+
+    for name in ("alone", "two"):
+        run = tmp_path / name
+        assert main(["train", str(recipe), "--out", str(run), "--run.steps", "2"]) == 0
+        index = Shards(str(run / "latents-0")).index
+        shard = run / "latents-0" / list(index.shards)[int(index.shard[3])]
+        content = bytearray(shard.read_bytes())
+        content[int(index.offsets[3][0]) + 5] ^= 1
+        shard.write_bytes(content)
+    assert main(["train", str(recipe), "--out", str(tmp_path / "alone")]) == 0
+    said = train(2, recipe, tmp_path / "two")
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "alone"), rel=1e-5)
+    last = json.loads((tmp_path / "two" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["skipped_examples"] == 1
+    assert "skipped 1 unreadable examples" in said
+
+
+@pytest.mark.slow
+def test_alignment_that_ends_in_the_run_has_the_losses_of_one_process(recipe: Path, tmp_path: Path) -> None:
+    import transformers
+
+    from anystep.cli import main
+
+    config = transformers.Dinov2Config(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=4
+    )
+    transformers.Dinov2Model(config).save_pretrained(tmp_path / "encoder")
+    aligned = json.dumps({"encoder": str(tmp_path / "encoder"), "until": 0.5, "depth": 1, "projector_dim": 8})
+    assert main(["train", str(recipe), "--out", str(tmp_path / "alone"), "--alignment", aligned]) == 0
+    for kind in ("ddp", "fsdp"):
+        train(2, recipe, tmp_path / kind, "--parallel", kind, "--alignment", aligned)
+        assert losses(tmp_path / kind) == pytest.approx(losses(tmp_path / "alone"), rel=1e-5)
 
 
 def test_what_processes_cannot_do_is_one_line(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,20 @@ class JoinedSource(Sequence[Example]):
         return self._all[index]
 
 
+class FewerSource(Sequence[Example]):
+    """`count` examples of a source, spread evenly over it; all of them where there are no more."""
+
+    def __init__(self, source: Source, count: int) -> None:
+        self._source, self.class_names = source, source.class_names
+        self._numbers = [place * len(source) // count for place in range(count)] if count < len(source) else None
+
+    def __len__(self) -> int:
+        return len(self._source) if self._numbers is None else len(self._numbers)
+
+    def __getitem__(self, index: int) -> Example:  # type: ignore[override]
+        return self._source[index if self._numbers is None else self._numbers[index]]
+
+
 def open_source(spec: str, size: int, **options: Any) -> Source:
     """The source that `spec` names, with images of `size x size`.
 

@@ -25,7 +25,7 @@ from anystep.pipelines.transition import TransitionPipeline
 from anystep.ranks import Ranks
 from anystep.training.alignment import ImageEncoder, load_image_encoder
 from anystep.training.budget import codec_spec
-from anystep.training.checkpoints import read_average
+from anystep.training.checkpoints import differing_tensors, read_average
 from anystep.training.config import Recipe
 from anystep.training.run import latents_path
 
@@ -52,6 +52,8 @@ def prepare_data(
     for place, spec in enumerate(recipe.data.shares):
         url = spec.removeprefix(SHARDS)
         if url != spec and holds_latents(url):
+            if recipe.data.limit is not None:
+                raise InputError(f"data.limit {recipe.data.limit}: {spec!r} is prepared already, and is taken whole")
             prepared = LatentShards(url)
             prepared.check(encoders.made_by)
             if TEXT in prepared.shards.fields and text is not None:
@@ -156,17 +158,11 @@ def begin_with(network: TransitionTransformer2DModel, model: str) -> None:
     """Copy the weights of another model's transformer.
 
     Raises:
-        InputError: one of another architecture; says what differs first.
+        InputError: one of another architecture; lists what differs.
     """
     state = load(model, "cpu").pipeline.transformer.state_dict()
-    shapes = [{name: tuple(tensor.shape) for name, tensor in each.items()} for each in (state, network.state_dict())]
-    different = sorted(name for name in {*shapes[0], *shapes[1]} if shapes[0].get(name) != shapes[1].get(name))
-    if different:
-        there, here = (each.get(different[0], "not there") for each in shapes)
-        raise InputError(
-            f"model.weights {model!r} has another architecture: {len(different)} of its tensors differ, for example "
-            f"{different[0]}, {there} in the file and {here} in this recipe"
-        )
+    if different := differing_tensors(state, network.state_dict()):
+        raise InputError(f"model.weights {model!r} is of another architecture, its tensors differ in {different}")
     network.load_state_dict(state)
 
 

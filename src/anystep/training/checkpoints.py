@@ -17,7 +17,7 @@ from typing import Any
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import nn
+from torch import Size, Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
@@ -33,6 +33,7 @@ from anystep.errors import InputError
 from anystep.ranks import Ranks
 
 MANIFEST = "manifest.json"
+SHOWN = 5  # of the tensors that differ, in a message
 
 
 class TrainingState:
@@ -142,12 +143,24 @@ class Checkpoints:
                     print(f"checkpoint {folder.name} is damaged, using the one before", file=sys.stderr)
                 continue
             tensors = state.state_dict()
+            self._check_architecture(folder, tensors["network"])
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 dcp.load(tensors, checkpoint_id=folder, no_dist=self.ranks.count == 1, process_group=self._group)
             state.load_state_dict(tensors)
             return facts
         return None
+
+    def _check_architecture(self, folder: Path, network: Mapping[str, Tensor]) -> None:
+        """Raises InputError where the checkpoint's network has other tensors."""
+        found = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+        own = "network."
+        there = {name.removeprefix(own): entry.size for name, entry in found.items() if name.startswith(own)}  # type: ignore[union-attr]
+        if different := differing_tensors(there, network):
+            raise InputError(
+                f"checkpoint {str(folder)!r} is of another architecture, its tensors differ in {different}: choose "
+                "another --out, or the model and data that it was made with"
+            )
 
     def _verified(self, folder: Path) -> dict[str, Any] | None:
         """The manifest, if every file is what it says; each process looks at its share of them."""
@@ -175,6 +188,21 @@ class Checkpoints:
 
     def _part(self, step: int) -> Path:
         return self.folder / f".step-{step:08d}.part"
+
+
+def differing_tensors(there: Mapping[str, Tensor | Size], here: Mapping[str, Tensor | Size]) -> str:
+    """Of two networks' tensors, or their sizes, by name: which differ, in words; empty where none does."""
+    sizes = [
+        {name: tuple(each.shape if isinstance(each, Tensor) else each) for name, each in net.items()}
+        for net in (there, here)
+    ]
+    different = [name for name in sorted({*sizes[0], *sizes[1]}) if sizes[0].get(name) != sizes[1].get(name)]
+    told = [
+        f"{name} ({sizes[0].get(name, 'none')} there and {sizes[1].get(name, 'none')} here)"
+        for name in different[:SHOWN]
+    ]
+    more = f" and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
+    return ", ".join(told) + more
 
 
 def read_average(folder: Path, network: nn.Module, place: int = 0) -> int:

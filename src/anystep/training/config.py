@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from anystep.data.example import Source
-from anystep.data.sources import open_source
+from anystep.data.sources import FewerSource, open_source
 from anystep.errors import InputError
 from anystep.objectives import OBJECTIVES, ObjectiveKind
 
@@ -52,6 +52,8 @@ class DataConfig(Section):
     balanced: bool = False
     # turn half of the images left to right
     mirror: bool = False
+    # so many examples of each source, spread evenly over it: to try something, or to see whether it overfits
+    limit: PositiveInt | None = None
     # share of the examples that may turn out unreadable before the run stops
     broken_limit: float = Field(0.01, ge=0, le=1)
 
@@ -73,7 +75,8 @@ class DataConfig(Section):
 
     def open_one(self, spec: str) -> Source:
         chosen = {"vocabulary": self.vocabulary, "split": self.split}
-        return open_source(spec, self.size, **(chosen if spec == "builtin" else {}))
+        source = open_source(spec, self.size, **(chosen if spec == "builtin" else {}))
+        return source if self.limit is None else FewerSource(source, self.limit)
 
 
 class OptimizerConfig(Section):
