@@ -192,14 +192,13 @@ class Checkpoints:
 
 def differing_tensors(there: Mapping[str, Tensor | Size], here: Mapping[str, Tensor | Size]) -> str:
     """Of two networks' tensors, or their sizes, by name: which differ, in words; empty where none does."""
-    sizes = [
-        {name: tuple(each.shape if isinstance(each, Tensor) else each) for name, each in net.items()}
-        for net in (there, here)
-    ]
-    different = [name for name in sorted({*sizes[0], *sizes[1]}) if sizes[0].get(name) != sizes[1].get(name)]
+    first, second = (
+        {name: tuple(each.shape if isinstance(each, Tensor) else each) for name, each in network.items()}
+        for network in (there, here)
+    )
+    different = [name for name in sorted({*first, *second}) if first.get(name) != second.get(name)]
     told = [
-        f"{name} ({sizes[0].get(name, 'none')} there and {sizes[1].get(name, 'none')} here)"
-        for name in different[:SHOWN]
+        f"{name} ({first.get(name, 'none')} there and {second.get(name, 'none')} here)" for name in different[:SHOWN]
     ]
     more = f" and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
     return ", ".join(told) + more
