@@ -1,6 +1,7 @@
 """The processes of one run: one alone, or those that `torchrun` starts."""
 
 import os
+import sys
 from functools import cache
 from typing import Any, TypeVar
 
@@ -10,11 +11,27 @@ from torch import Tensor
 
 T = TypeVar("T")
 
+STORE_A_LIFE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"  # read by torchrun
+
 
 @cache
 def _host_group() -> dist.ProcessGroup:
     """One for the life of the process: each is made by all processes together."""
     return dist.new_group(backend="gloo")
+
+
+def _life() -> str:
+    """Which life of the workers this is. torchrun keeps one store for all of them, with addresses of the dead in it.
+
+    Its agents on several machines count lives differently, so there each life needs a store of its own.
+    """
+    told = os.environ.get
+    if told("GROUP_WORLD_SIZE", "1") == "1":
+        return told("TORCHELASTIC_RESTART_COUNT", "0")
+    mortal = told("TORCHELASTIC_MAX_RESTARTS", "0") != "0" and told("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if mortal and told("RANK") == "0":
+        print(f"workers that die cannot come back on several machines without {STORE_A_LIFE}=1", file=sys.stderr)
+    return ""
 
 
 class Ranks:
@@ -34,7 +51,11 @@ class Ranks:
         if not dist.is_initialized():
             if torch.cuda.is_available():
                 torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+            store, rank, count = next(dist.rendezvous("env://"))
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+                store=dist.PrefixStore(_life(), store), rank=rank, world_size=count,
+            )  # fmt: skip
         self.host_group = _host_group()
 
     @classmethod

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,16 @@ from typing import Any
 import pytest
 import yaml
 
+from anystep.ranks import STORE_A_LIFE
+
 STEPS = 4
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+# what torchrun starts: some code before the command
+WORKER = """import os, sys
+{first}
+from anystep.cli import main
+sys.exit(main())
+"""
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +52,10 @@ def launch(
 ) -> subprocess.CompletedProcess[str]:
     """The command under torchrun; every worker runs the code `first` before it."""
     worker = out.parent / "worker.py"
-    worker.write_text(f"import os, sys\n{first}\nfrom anystep.cli import main\nsys.exit(main())\n")
+    worker.write_text(WORKER.format(first=first))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command += ["--max-restarts", str(restarts), str(worker), "train", str(recipe), "--out", str(out), *options]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=400, check=False)
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=400, check=False)
 
 
 def train(processes: int, recipe: Path, out: Path, *options: str, **how: Any) -> str:
@@ -128,15 +137,44 @@ if os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
 """
 
 
-@pytest.mark.slow
-def test_the_run_goes_on_after_a_worker_is_killed(recipe: Path, tmp_path: Path) -> None:
+LONG = ["--run.steps", "40", "--run.checkpoint_every", "5", "--run.sample_every", "0"]
+
+
+@pytest.fixture(scope="module")
+def long(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from anystep.cli import main
 
-    long = ["--run.steps", "40", "--run.checkpoint_every", "5", "--run.sample_every", "0"]
-    assert main(["train", str(recipe), "--out", str(tmp_path / "alone"), *long]) == 0
-    said = train(2, recipe, tmp_path / "run", "--parallel", "fsdp", *long, first=KILLED_AFTER_TWELVE_STEPS, restarts=1)
-    assert "SIGKILL" in said or "-9" in said
-    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "alone"), rel=1e-5)
+    out = tmp_path_factory.mktemp("long") / "run"
+    assert main(["train", str(recipe), "--out", str(out), *LONG]) == 0
+    return out
+
+
+@pytest.mark.slow
+def test_the_run_goes_on_after_a_worker_is_killed(recipe: Path, long: Path, tmp_path: Path) -> None:
+    said = train(2, recipe, tmp_path / "run", "--parallel", "fsdp", *LONG, first=KILLED_AFTER_TWELVE_STEPS, restarts=1)
+    assert "exitcode: -9" in said
+    assert losses(tmp_path / "run") == pytest.approx(losses(long), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_the_run_goes_on_after_a_worker_of_another_machine_is_killed(recipe: Path, long: Path, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    (tmp_path / "worker.py").write_text(WORKER.format(first=KILLED_AFTER_TWELVE_STEPS))
+    run = tmp_path / "run"
+    meeting = ["--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}", "--max-restarts", "2"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "1", *meeting]
+    command += [str(tmp_path / "worker.py"), "train", str(recipe), "--out", str(run), "--parallel", "fsdp", *LONG]
+    machines = [
+        subprocess.Popen(command, env={**ENVIRONMENT, STORE_A_LIFE: "1"}, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = [machine.communicate(timeout=300)[1] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], "".join(said)[-3000:]
+    assert "exitcode: -9" in "".join(said)
+    assert "cannot come back" not in "".join(said)
+    assert losses(run) == pytest.approx(losses(long), rel=1e-5)
 
 
 # no file of this process may grow further: what a full disk does to one of several writers

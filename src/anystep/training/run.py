@@ -134,6 +134,9 @@ class Run:
         try:
             (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
             (folder / "samples").mkdir(exist_ok=True)
+            for left in [*folder.glob(".*.part"), *(folder / "samples").glob(".*.part")]:  # of a run that was killed
+                if left.is_file():
+                    left.unlink()
             self._agree(recipe)
             write_text(folder / "config.yaml", dump(recipe))
             write_text(folder / "env.json", json.dumps(environment(), indent=1))
