@@ -284,12 +284,13 @@ def dry_run(recipe: "Recipe", on: str | None, devices: int, utilisation: float) 
     make_objective(recipe)
     if on is None:
         device = pick_device(recipe.run.device)
-        memory, flops = memory_of(device), flops_of(device)
+        kind, memory, flops = None, memory_of(device), flops_of(device)
         precision = pick_precision(recipe.run.precision, device)
     else:
-        memory, flops = DEVICES[on].memory, DEVICES[on].flops
+        kind = DEVICES[on]
+        memory, flops = kind.memory, kind.flops
         precision = torch.float32 if recipe.run.precision == "float32" else torch.bfloat16
-    for name, told in describe(recipe, devices, memory, utilisation * flops, precision).items():
+    for name, told in describe(recipe, devices, memory, utilisation * flops, precision, kind).items():
         print(f"{name:22}{told}")
 
 

@@ -22,20 +22,30 @@ from anystep.models.presets import PRESETS, build_transformer
 
 @dataclass(frozen=True)
 class DeviceKind:
-    """Dense operations a second with bfloat16 inputs, and bytes of memory, from the maker's data sheet."""
+    """From the maker's data sheet.
+
+    Attributes:
+        flops: dense operations a second with bfloat16 inputs.
+        memory: bytes.
+        link: bytes a second in one direction to the others of its machine.
+        network: bytes a second in one direction to other machines, of the adapter that one device has in the maker's
+            own machine of eight.
+    """
 
     flops: float
     memory: float
+    link: float
+    network: float | None = None
 
 
 # by part of the name that the device gives itself
 DEVICES = {
-    "B200": DeviceKind(2250e12, 180e9),
-    "H200": DeviceKind(989e12, 141e9),
-    "H100": DeviceKind(989e12, 80e9),
-    "A100": DeviceKind(312e12, 80e9),
-    "L40S": DeviceKind(362e12, 48e9),
-    "4090": DeviceKind(165e12, 24e9),
+    "B200": DeviceKind(2250e12, 180e9, 900e9, 50e9),
+    "H200": DeviceKind(989e12, 141e9, 450e9, 50e9),
+    "H100": DeviceKind(989e12, 80e9, 450e9, 50e9),
+    "A100": DeviceKind(312e12, 80e9, 300e9, 25e9),
+    "L40S": DeviceKind(362e12, 48e9, 32e9),
+    "4090": DeviceKind(165e12, 24e9, 32e9),
 }
 
 

@@ -1,6 +1,7 @@
 """Budgets: exact counts, memory against a real step, and one line for what cannot fit."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from anystep.cli import build_parser, main
 from anystep.errors import InputError
 from anystep.models.presets import build_transformer
 from anystep.planning import DEVICES, LivingStorages, count_parameters, network_cost
-from anystep.training.budget import budget, check_fits, check_memory
+from anystep.training.budget import Traffic, budget, check_fits, check_memory, traffic
 from anystep.training.config import Recipe, load_recipe
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
@@ -73,8 +74,40 @@ def test_checkpointing_saves_memory_and_costs_a_forward() -> None:
 def test_shards_share_the_state() -> None:
     recipe = Recipe.model_validate({"parallel": "fsdp", "run": {"batch_size": 8}})
     one, four = budget(recipe), budget(recipe, 4)
-    assert four.state_bytes == one.state_bytes / 4
     assert one.state_bytes == 4 * one.parameters * 5  # weights, gradients, two moments, one average
+    gathered = 3 * 4 * one.parameters // 7  # three of seven blocks: weights of two, gradients of one
+    assert four.state_bytes == one.state_bytes // 4 + gathered
+    copies = recipe.model_copy(update={"parallel": "hsdp"})
+    assert budget(copies, 8).state_bytes == one.state_bytes // 8 + gathered
+    assert budget(copies, 64).state_bytes == budget(copies, 8).state_bytes  # within a machine of eight
+
+
+def plan(parallel: str, **objective: Any) -> Recipe:
+    return Recipe.model_validate({"model": {"preset": "t2i-xl"}, "parallel": parallel, "objective": objective})
+
+
+def test_traffic_is_that_of_rings() -> None:
+    size = 4 * 864_978_080
+    assert traffic(plan("ddp"), 1) == Traffic()
+    ddp = traffic(plan("ddp"), 8)
+    assert ddp.inside == pytest.approx(2 * size * 7 / 8)
+    assert ddp.between == 0
+    # forward, derivative, backward; and the gradients
+    fsdp = traffic(plan("fsdp"), 64)
+    assert fsdp.inside == pytest.approx(4 * size * 63 / 64)
+    assert fsdp.between == pytest.approx(4 * size * 7 / 8 / 8)
+    assert traffic(plan("fsdp", diffusion_share=1.0), 64).inside == pytest.approx(3 * size * 63 / 64)
+    # whole inside a machine; between machines an eighth of the gradients, twice
+    hsdp = traffic(plan("hsdp"), 64)
+    assert hsdp.inside == pytest.approx(4 * size * 7 / 8)
+    assert hsdp.between == pytest.approx(2 * size / 8 * 7 / 8)
+    assert hsdp.hops_between < fsdp.hops_between * 2
+    h100 = DEVICES["H100"]
+    assert hsdp.seconds(h100, 1.0) == pytest.approx(
+        hsdp.inside / 450e9 + 2e-6 * hsdp.hops_inside + 5e-6 * hsdp.hops_between
+    )
+    with pytest.raises(InputError, match="network between machines of these devices is not known"):
+        traffic(plan("ddp"), 16).seconds(DEVICES["4090"])
 
 
 def test_what_cannot_fit_is_refused_with_the_number_and_what_would(tmp_path: Path) -> None:
@@ -98,7 +131,14 @@ def test_a_full_disk_is_foreseen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_dry_run_tells_and_trains_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", str(CONFIGS / "t2i-865m.yaml"), "--dry-run", "--on", "A100", "--devices", "16"]) == 0
     shown = capsys.readouterr().out
-    for part in ("864,978,080", "1,024 an image, 262,144 a step", "4.00 a sample", "GB on each of 16 devices", "days"):
+    for part in (
+        "864,978,080",
+        "1,024 an image, 262,144 a step",
+        "4.00 a sample",
+        "GB on each of 16 devices",
+        "between machines",
+        "days",
+    ):
         assert part in shown
     assert main(["train", str(CONFIGS / "t2i-865m.yaml"), "--dry-run", "--on", "4090"]) == 2
     assert main(["train", str(CONFIGS / "emoji.yaml")]) == 2

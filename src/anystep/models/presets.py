@@ -10,6 +10,9 @@ _B = {"hidden_size": 768, "depth": 12, "num_heads": 12, "modulation_rank": 256}
 # fmt: off
 PRESETS: dict[str, dict[str, Any]] = {
     "t2i-xl":   {**_XL, "in_channels": 32, "patch_size": 1, "sample_size": 32, "text_width": 1152},  # 864,978,080
+    # the same network wider and deeper, to plan with: nobody has trained it
+    "t2i-8b":   {"hidden_size": 3072, "depth": 37, "num_heads": 24, "modulation_rank": 1024,
+                 "in_channels": 32, "patch_size": 1, "sample_size": 32, "text_width": 1152},  # 8,023,050,528
     "c2i-xl-2": {**_XL, "in_channels": 4,  "patch_size": 2, "sample_size": 32, "num_classes": 1000},  # 664,128,016
     "c2i-xl-1": {**_XL, "in_channels": 32, "patch_size": 1, "sample_size": 16, "num_classes": 1000},  # 664,164,896
     "c2i-b-4":  {**_B,  "in_channels": 4,  "patch_size": 4, "sample_size": 32, "num_classes": 1000},  # 128,828,224

@@ -4,6 +4,7 @@ import os
 import shutil
 import time
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 
 import torch
@@ -12,12 +13,16 @@ from anystep.codecs import load_codec
 from anystep.errors import InputError
 from anystep.models.presets import PRESETS
 from anystep.objective import TARGET_COST
-from anystep.planning import count_parameters, device_kind, network_cost
+from anystep.planning import DeviceKind, count_parameters, device_kind, network_cost
 from anystep.training.config import ObjectiveConfig, Recipe
 
 # a backward pass is counted as two forward ones
 TRAINING_COST = 3
 CAPTION_TOKENS = 256  # a caption's most
+PER_MACHINE = 8  # devices of a machine, where nobody says
+LINK_REACHED = 0.7  # of a link's data sheet, by large messages
+HOP_INSIDE, HOP_BETWEEN = 2e-6, 5e-6  # seconds from one device to the next
+BUCKET = 25 * 2**20  # bytes of gradients that go together
 WORTH_A_LOOK = 0.05  # of the memory: runs whose weights and moments take less are not planned before they start
 
 
@@ -79,7 +84,15 @@ def weight_copies(recipe: Recipe) -> int:
     return 4 + len(recipe.ema_decays)
 
 
-def budget(recipe: Recipe, processes: int = 1, precision: torch.dtype = torch.float32) -> Budget:
+def shard_count(recipe: Recipe, processes: int) -> int:
+    """Over how many devices one copy of the weights is spread."""
+    spread = {"fsdp": processes, "hsdp": recipe.run.shard_size or min(PER_MACHINE, processes)}
+    return spread.get(recipe.parallel, 1)
+
+
+def budget(
+    recipe: Recipe, processes: int = 1, precision: torch.dtype = torch.float32, caption_tokens: int = CAPTION_TOKENS
+) -> Budget:
     """What the recipe takes on so many devices.
 
     Raises:
@@ -90,19 +103,22 @@ def budget(recipe: Recipe, processes: int = 1, precision: torch.dtype = torch.fl
     micro = max(1, recipe.run.batch_size // (processes * recipe.run.accumulate))
     try:
         cost = network_cost(
-            recipe.model.preset, micro, side, side, CAPTION_TOKENS, precision, recipe.model.gradient_checkpointing,
+            recipe.model.preset, micro, side, side, caption_tokens, precision, recipe.model.gradient_checkpointing,
             **options,
         )  # fmt: skip
         # the derivative evaluates both sides of every sample that moves, at worst all, while the forward's graph waits
         moving = recipe.objective.diffusion_share < 1
         target = (
-            network_cost(recipe.model.preset, 2 * micro, side, side, CAPTION_TOKENS, precision, **options).forward_bytes
+            network_cost(recipe.model.preset, 2 * micro, side, side, caption_tokens, precision, **options).forward_bytes
             if moving
             else 0
         )
     except ValueError as error:
         raise InputError(f"model: {error}") from None
-    shards = {"fsdp": processes, "hsdp": recipe.run.shard_size or processes}.get(recipe.parallel, 1)
+    shards = shard_count(recipe, processes)
+    # a block, the one after it that is gathered meanwhile, and the gradients of one
+    depth = int({**PRESETS[recipe.model.preset], **options}["depth"])
+    gathered = 3 * 4 * cost.parameters // depth if shards > 1 else 0
     tokens = (side // int({**PRESETS[recipe.model.preset], **options}["patch_size"])) ** 2
     evaluations = evaluations_per_sample(recipe.objective) + recipe.model.gradient_checkpointing
     return Budget(
@@ -110,10 +126,79 @@ def budget(recipe: Recipe, processes: int = 1, precision: torch.dtype = torch.fl
         tokens_per_image=tokens,
         tokens_per_step=tokens * recipe.run.batch_size,
         flops_per_step=cost.flops / micro * recipe.run.batch_size * evaluations,
-        state_bytes=4 * cost.parameters * weight_copies(recipe) // shards,
+        state_bytes=4 * cost.parameters * weight_copies(recipe) // shards + gathered,
         activation_bytes=max(cost.training_bytes, cost.saved_bytes + target),
         checkpoint_bytes=4 * cost.parameters * (weight_copies(recipe) - 1),
     )
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What one device sends in a step, in rings over all devices that share something.
+
+    Attributes:
+        inside: bytes to the next device of its machine.
+        between: bytes to another machine, through the adapter of this device.
+        hops_inside, hops_between: messages that wait for one another.
+    """
+
+    inside: float = 0.0
+    between: float = 0.0
+    hops_inside: int = 0
+    hops_between: int = 0
+
+    def __add__(self, other: "Traffic") -> "Traffic":
+        return Traffic(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
+
+    def seconds(self, kind: DeviceKind, reached: float = LINK_REACHED) -> float:
+        """How long it takes where nothing else is sent; links reach that share of their data sheet.
+
+        Raises:
+            InputError: a kind whose machines are not connected.
+        """
+        if self.between and kind.network is None:
+            raise InputError("the network between machines of these devices is not known: plan with one machine")
+        moving = max(self.inside / kind.link, self.between / (kind.network or 1.0)) / reached
+        return moving + HOP_INSIDE * self.hops_inside + HOP_BETWEEN * self.hops_between
+
+
+def gather_traffic(size: float, devices: int, machines: int, messages: int) -> Traffic:
+    """Every one of `devices` gets all `size` bytes, of which each has its part; or adds them up and keeps its part.
+
+    A ring passes through every device of a machine before it leaves it, and there are as many rings as adapters.
+    """
+    each = devices // machines
+    return Traffic(
+        inside=size * (devices - 1) / devices if each > 1 else 0.0,
+        between=size * (machines - 1) / machines / each,
+        hops_inside=messages * (devices - machines),
+        hops_between=messages * (machines - 1),
+    )
+
+
+def traffic(recipe: Recipe, processes: int, per_machine: int = PER_MACHINE) -> Traffic:
+    """Of a training step: gradients of 32 bits are added up, and where weights are sharded they are gathered again for
+    every forward and for the backward pass.
+    """
+    if processes == 1:
+        return Traffic()
+    size = 4.0 * count_parameters(recipe.model.preset, **recipe.model.options)
+    machines = -(-processes // per_machine)
+    if recipe.parallel not in ("fsdp", "hsdp"):
+        buckets = ceil(size / BUCKET)
+        once = gather_traffic(size, processes, machines, 1)
+        # scattered and gathered; buckets follow each other through the ring without waiting
+        return once + once + Traffic(hops_between=buckets)
+    depth = int({**PRESETS[recipe.model.preset], **recipe.model.options}["depth"])
+    shared = shard_count(recipe, processes)
+    one = gather_traffic(size, shared, max(1, shared // per_machine), depth)
+    forwards = 1 + (recipe.objective.diffusion_share < 1) + (2 if recipe.objective.guidance is not None else 0)
+    gathered = recipe.run.accumulate * (forwards + 1)  # once more for the backward pass
+    total = sum([one] * gathered, start=one)  # and the gradients, of which each device keeps its part
+    if (copies := processes // shared) > 1:
+        part = gather_traffic(size / shared, copies, min(copies, machines), depth)
+        total = total + part + part
+    return total
 
 
 def memory_of(device: torch.device) -> float:
@@ -178,15 +263,28 @@ def check_memory(recipe: Recipe, processes: int, memory: float, precision: torch
     return whole
 
 
-def describe(recipe: Recipe, processes: int, memory: float, flops: float, precision: torch.dtype) -> dict[str, str]:
+def describe(
+    recipe: Recipe,
+    processes: int,
+    memory: float,
+    flops: float,
+    precision: torch.dtype,
+    kind: DeviceKind | None = None,
+) -> dict[str, str]:
     """The budget in words; raises as `check_memory` does.
 
     Args:
         memory: bytes of one device.
         flops: operations that one device does in a second of this work.
+        kind: of the devices, where their links are known.
     """
     plan = check_memory(recipe, processes, memory, precision)
     rate = processes * flops / plan.flops_per_step
+    sent = {}
+    if kind is not None and processes > 1:
+        moved = traffic(recipe, processes)
+        told = f"{moved.inside / 1e9:.2f} GB a step from each device, {moved.between / 1e9:.2f} GB between machines"
+        sent = {"communication": f"{told}: {moved.seconds(kind):.3g} s beside {1 / rate:.3g} s of computing"}
     days = recipe.run.steps / rate / 86_400
     return {
         "parameters": f"{plan.parameters:,}",
@@ -196,6 +294,7 @@ def describe(recipe: Recipe, processes: int, memory: float, flops: float, precis
         "memory": f"{plan.device_bytes / 1e9:.2f} GB of {memory / 1e9:.0f} GB on each of {processes} devices: "
         f"{plan.state_bytes / 1e9:.2f} GB for weights, gradients, moments and averages, "
         f"{plan.activation_bytes / 1e9:.2f} GB for a step",
+        **sent,
         "checkpoint": f"{plan.checkpoint_bytes / 1e9:.2f} GB, {recipe.run.keep + 1} at a time",
         "time": f"{days:.2g} days for {recipe.run.steps:,} steps at {flops / 1e12:.3g} TFLOP/s a device "
         f"({rate * recipe.run.batch_size:.3g} images/s)",
