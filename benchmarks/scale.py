@@ -21,7 +21,7 @@ from record import write_record
 
 from anystep.atomic import write_text
 from anystep.planning import DEVICES
-from anystep.training.budget import Budget, budget, flops_of, traffic
+from anystep.training.budget import HOP_BETWEEN, HOP_INSIDE, LINK_REACHED, Budget, budget, flops_of, traffic
 from anystep.training.config import Recipe, load_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -103,94 +103,68 @@ def measured() -> dict[str, Any]:
         "planned_gb": planned.device_bytes / 1e9,
         "measured_gb": (after - before) / 1e3,
         "rate_gflops": rate / 1e9,
-        "planned_seconds_at_full_rate": planned.flops_per_step / rate,
+        "planned_seconds": planned.flops_per_step / rate,
         "measured_seconds": seconds,
-        "utilisation": planned.flops_per_step / rate / seconds,
+        "reached_rate": planned.flops_per_step / rate / seconds,
     }
 
 
-def page(rows: list[dict[str, Any]], check: dict[str, Any]) -> str:
-    kind = DEVICES[KIND]
-    assert kind.network is not None
-    lines = [
-        "# Scale, on paper",
-        "",
-        f"What a training step takes on 8, 64 and 512 {KIND} in machines of eight, computed by",
-        "`python benchmarks/scale.py` from the planner that `anystep train --dry-run` asks. Nothing here was measured on",
-        "such a cluster.",
-        "",
-        f"Taken as given: {kind.flops / 1e12:.0f} TFLOP/s (bfloat16, dense), {kind.memory / 1e9:.0f} GB, "
-        f"{kind.link / 1e9:.0f} GB/s in one direction to the devices",
-        f"of the machine (NVLink 4) and {kind.network / 1e9:.0f} GB/s to other machines (one 400 Gb/s adapter a device), "
-        "of which 70 %",
-        f"are reached; 2 us a hop inside a machine, 5 us between; {UTILISATION:.0%} of the rate while computing. Images of",
-        "1,024 tokens and captions of 256; transitions in the main phase (the derivative takes a forward of both sides,",
-        "for half of the samples). The 865M shape keeps its activations, the 8B one computes its blocks again.",
-        "",
-        "*hidden from* is the number of images a device from which computing takes as long as sending, if both overlap",
-        "perfectly; times the devices it is the global batch below which more devices stop paying.",
-        "",
-    ]
-    for name in SHAPES:
-        mine = [row for row in rows if row["shape"] == name]
-        lines += [
-            f"## {name}",
-            "",
-            "| | devices | weights, moments, ... | images that fit | sent inside | between | takes | an image computes | "
-            "hidden from | global batch |",
-            "|---|---|---|---|---|---|---|---|---|---|",
+def table(rows: list[dict[str, Any]]) -> str:
+    """Of one shape, in Markdown."""
+    names = ["", "devices", "weights, moments, ...", "images that fit", "sent inside", "between", "takes"]
+    names += ["an image computes", "hidden from", "global batch"]
+    lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
+    for row in rows:
+        cells = [
+            row["parallel"],
+            row["devices"],
+            f"{row['state_gb']:.1f} GB",
+            row["fitting"] or "none",
+            f"{row['inside_gb']:.1f} GB",
+            f"{row['between_gb']:.2f} GB",
+            f"{row['traffic_ms']:.0f} ms",
+            f"{row['image_ms']:.1f} ms",
+            f"{row['hiding']}" + " (does not fit)" * (row["fitting"] < row["hiding"]),
+            f"{row['global_batch']:,}",
         ]
-        for row in mine:
-            fits = str(row["fitting"]) if row["fitting"] else "none"
-            hidden = f"{row['hiding']}" if row["fitting"] >= row["hiding"] else f"{row['hiding']} (does not fit)"
-            lines.append(
-                f"| {row['parallel']} | {row['devices']} | {row['state_gb']:.1f} GB | {fits} | {row['inside_gb']:.1f} GB | "
-                f"{row['between_gb']:.2f} GB | {row['traffic_ms']:.0f} ms | {row['image_ms']:.1f} ms | {hidden} | "
-                f"{row['global_batch']:,} |"
-            )
-        lines.append("")
-    return "\n".join([*lines, *verdicts(rows), "", *checked(check), ""])
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
 
 
-def verdicts(rows: list[dict[str, Any]]) -> list[str]:
-    """Where each way stops paying, from the figures."""
-    found = {(row["shape"], row["parallel"], row["devices"]): row for row in rows}
+def page(rows: list[dict[str, Any]], check: dict[str, Any]) -> str:
+    kind, found = DEVICES[KIND], {(row["shape"], row["parallel"], row["devices"]): row for row in rows}
+    assert kind.network is not None
 
     def batches(name: str, parallel: str) -> str:
         return ", ".join(f"{found[name, parallel, count]['global_batch']:,} on {count}" for count in DEVICE_COUNTS)
 
-    ddp, large = found["865M", "ddp", 8], found["8B", "ddp", 8]
-    kind = DEVICES[KIND]
-    return [
-        "## Where each stops paying",
-        "",
-        f"- **ddp** sends least, and pays while everything fits: the 865M shape takes {ddp['state_gb']:.0f} GB of "
-        f"{kind.memory / 1e9:.0f}, the 8B shape {large['state_gb']:.0f} GB.",
-        f"  It computes for longer than it sends from a global batch of {batches('865M', 'ddp')} devices (865M).",
-        "- **fsdp** pays where ddp does not fit. It gathers the weights for the forward, the derivative and the backward",
-        "  pass, so a step of transitions sends four times the weights where flow matching sends three; over more machines",
-        f"  the rings grow and every block waits for them. It needs {batches('8B', 'fsdp')} devices (8B), and",
-        f"  {batches('865M', 'fsdp')} (865M).",
-        "- **hsdp** pays beyond one machine: weights are gathered inside it, and only an eighth of the gradients goes",
-        f"  between. It needs {batches('8B', 'hsdp')} devices (8B), at the price of",
-        f"  {found['8B', 'hsdp', 512]['state_gb']:.0f} GB a device instead of {found['8B', 'fsdp', 512]['state_gb']:.1f}.",
-        "",
-        "The published run of the 865M shape (16 devices, batches of 256, so 16 images each) is far from these limits.",
-    ]
-
-
-def checked(check: dict[str, Any]) -> list[str]:
-    return [
-        "## Checked against a run",
-        "",
-        f"A step of `configs/emoji.yaml` on one thread of a CPU: {check['planned_gb']:.2f} GB planned for weights, moments,",
-        f"averages and the step; {check['measured_gb']:.2f} GB more resident at the end of a real run than before it, codec",
-        f"and text encoder included. At the rate of a product of two matrices of 1,024 ({check['rate_gflops']:.0f} GFLOP/s) it would",
-        f"take {check['planned_seconds_at_full_rate']:.2f} s; it took {check['measured_seconds']:.2f} s, which is "
-        f"{check['utilisation']:.0%} of that rate.",
-        "",
-        "Made by `python benchmarks/scale.py`; machine and commit are in `benchmarks/results/scale.json`.",
-    ]
+    return (
+        (Path(__file__).parent / "scale.template.md")
+        .read_text("utf-8")
+        .format(
+            kind=KIND,
+            tflops=kind.flops / 1e12,
+            memory=kind.memory / 1e9,
+            link=kind.link / 1e9,
+            network=kind.network / 1e9,
+            reached=LINK_REACHED,
+            inside=1e6 * HOP_INSIDE,
+            between=1e6 * HOP_BETWEEN,
+            utilisation=UTILISATION,
+            tables="".join(
+                f"## {name}\n\n{table([row for row in rows if row['shape'] == name])}\n\n" for name in SHAPES
+            ),
+            small_state=found["865M", "ddp", 8]["state_gb"],
+            large_state=found["8B", "ddp", 8]["state_gb"],
+            ddp_small=batches("865M", "ddp"),
+            fsdp_small=batches("865M", "fsdp"),
+            fsdp_large=batches("8B", "fsdp"),
+            hsdp_large=batches("8B", "hsdp"),
+            hsdp_state=found["8B", "hsdp", 512]["state_gb"],
+            fsdp_state=found["8B", "fsdp", 512]["state_gb"],
+            **{name: value for name, value in check.items() if name != "recipe"},
+        )
+    )
 
 
 def main() -> None:
