@@ -27,6 +27,7 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(PYTHON) benchmarks/step_cost.py
+	$(PYTHON) benchmarks/engine.py
 	$(PYTHON) benchmarks/latency.py
 
 $(STAMP): pyproject.toml constraints.txt

@@ -1,12 +1,15 @@
-"""Time and memory of one training step of the emoji recipe, as ratios to plain flow matching of the same network.
+"""Time and memory of one training step, as ratios to plain flow matching of the same network.
 
-    python benchmarks/step_cost.py
+    python benchmarks/step_cost.py                                            # the emoji recipe
+    python benchmarks/step_cost.py configs/t2i-865m.yaml --length 256 --run.batch_size 16 --run.compile true    # a GPU
+    python benchmarks/step_cost.py configs/t2i-865m.yaml --debug              # the same in small
 
-A step is forward, backward, clipping, AdamW and EMA on random latents and captions. The variants take turns in one
-run, so that what the machine is doing meanwhile weighs on all alike. Exactly half of each batch has t > r, the
-expected share of the recipe's main phase (its opening phase of plain diffusion has none), because the cost depends on
-nothing else of the draw. Peak memory is of a process that runs one variant alone: resident on the CPU, where
-`megabytes_before` is Python and its imports; allocated on CUDA.
+A step is forward, backward, clipping, update and EMA on random latents and captions, in the recipe's precision,
+compiled and with checkpointing as it says. The variants take turns in one run, so that what the machine is doing
+meanwhile weighs on all alike. Exactly half of each batch has t > r, the expected share of the recipe's main phase (an
+opening phase of plain diffusion has none), because the cost depends on nothing else of the draw. Peak memory is of a
+process that runs one variant alone: resident on the CPU, where `megabytes_before` is Python and its imports; allocated
+on CUDA. The utilisation counts the operations of all evaluations against the peak of the device, where that is known.
 """
 
 import argparse
@@ -19,50 +22,66 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from record import write_record
 
 from anystep.device import pick_device
-from anystep.models.presets import build_transformer
-from anystep.objective import derivative
+from anystep.models.presets import PRESETS, build_transformer
+from anystep.objective import TARGET_COST, derivative
+from anystep.planning import forward_flops
 from anystep.training.config import Recipe, load_recipe
-from anystep.training.train import make_objective
+from anystep.training.optimizers import make_optimizers
+from anystep.training.train import make_objective, peak_flops, pick_precision, utilisation
 
 ROOT = Path(__file__).parent.parent
 PLAIN = "flow_matching"
 DERIVATIVES = {PLAIN: "central", "transition_central": "central", "transition_one_sided": "one_sided"}
 SHARE = 0.5  # of the batch with t > r
-TOKENS = 12  # of a caption, at most
 WARM_UP = 2
 
 
-def build_step(recipe: Recipe, variant: str, device: torch.device) -> Callable[[], None]:
-    """A function that makes one training step of the variant, as `anystep.training.train` does."""
+def moving(variant: str, count: int) -> int:
+    """How many of a batch have t > r."""
+    return 0 if variant == PLAIN else round(SHARE * count)
+
+
+def build_step(recipe: Recipe, variant: str, device: torch.device, length: int) -> Callable[[], None]:
+    """A function that makes one training step of the variant, as `anystep.training.train` does.
+
+    Args:
+        length: of the captions, at most, in tokens.
+    """
     torch.manual_seed(0)
     network = build_transformer(recipe.model.preset, **recipe.model.options).to(device)
     ema = copy.deepcopy(network).requires_grad_(False)
+    if recipe.model.gradient_checkpointing:
+        network.enable_gradient_checkpointing()
+    if recipe.run.compile:
+        network.compile_repeated_blocks()
     parameters, averaged = list(network.parameters()), list(ema.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=device.type != "mps")
+    optimizers = make_optimizers(network, recipe.optimizer, device)
     objective = make_objective(recipe)
     objective.estimate = derivative(DERIVATIVES[variant], recipe.objective.eps)
     count, config = recipe.run.batch_size, network.config
     x, z = torch.randn(2, count, config.in_channels, config.sample_size, config.sample_size).to(device)
-    condition = torch.randn(count, TOKENS, config.text_width).to(device)
-    mask = (torch.arange(TOKENS) < torch.arange(count)[:, None] % 8 + 5).to(device)
+    condition = torch.randn(count, length, config.text_width).to(device)
+    shortest = min(5, length)
+    mask = (torch.arange(length) < torch.arange(count)[:, None] % (length - shortest + 1) + shortest).to(device)
     t = torch.linspace(0.3, 0.95, count)
-    moving = torch.arange(count) < (0 if variant == PLAIN else round(SHARE * count))
-    t, r = t.to(device), torch.where(moving, t - 0.2, t).to(device)
-    bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    t, r = t.to(device), torch.where(torch.arange(count) < moving(variant, count), t - 0.2, t).to(device)
+    bf16 = pick_precision(recipe.run.precision, device) == torch.bfloat16
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             record = objective.evaluate(network, x, z, t, r, condition, mask)
-        optimizer.zero_grad()
         record.loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, recipe.optimizer.clip)
-        optimizer.step()
-        torch._foreach_lerp_(averaged, parameters, 1 - recipe.ema_decay)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        torch._foreach_lerp_(averaged, parameters, 1e-3)
         if device.type == "cuda":
             torch.cuda.synchronize()
 
@@ -74,41 +93,44 @@ def resident_megabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def memory(recipe: Recipe, variant: str, device: torch.device) -> dict[str, float]:
+def memory(recipe: Recipe, variant: str, device: torch.device, length: int) -> dict[str, float]:
     """Megabytes before and at the peak of three steps, of this process."""
     before = 0.0 if device.type == "cuda" else resident_megabytes()
-    step = build_step(recipe, variant, device)
+    step = build_step(recipe, variant, device, length)
     for _ in range(3):
         step()
     peak = torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else resident_megabytes()
     return {"megabytes_before": before, "peak_megabytes": peak}
 
 
-def memory_alone(variant: str, options: argparse.Namespace) -> dict[str, float]:
-    """`memory` in a fresh process."""
-    command = [sys.executable, __file__, "--memory-of", variant, "--device", options.device]
-    command += ["--threads", str(options.threads)]
-    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
+def memory_alone(variant: str) -> dict[str, float]:
+    """`memory` in a fresh process of the same command."""
+    command = [sys.executable, *sys.argv, "--memory-of", variant]
+    found: dict[str, float] = json.loads(
+        subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1]
+    )
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", nargs="?", type=Path, default=Path("configs/emoji.yaml"))
+    parser.add_argument("--debug", action="store_true", help="the recipe's laptop size")
+    parser.add_argument("--length", type=int, default=12, help="of captions, in tokens (default: 12)")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "step_cost.json")
     parser.add_argument("--memory-of", choices=DERIVATIVES, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    recipe = load_recipe(ROOT / "configs" / "emoji.yaml", Recipe)
-    device = pick_device(options.device)
+    options, overrides = parser.parse_known_args()
+    recipe = load_recipe(ROOT / options.recipe, Recipe, overrides, options.debug)
+    torch.set_num_threads(recipe.run.threads or 1)
+    device = pick_device(recipe.run.device)
     if options.memory_of:
-        print(json.dumps(memory(recipe, options.memory_of, device)))
+        print(json.dumps(memory(recipe, options.memory_of, device, options.length)))
         return
 
     # first, while this process is small: on Linux a child's ru_maxrss starts from the peak of the parent it came from
-    used = {variant: memory_alone(variant, options) for variant in DERIVATIVES}
-    steps = {variant: build_step(recipe, variant, device) for variant in DERIVATIVES}
+    used = {variant: memory_alone(variant) for variant in DERIVATIVES}
+    steps = {variant: build_step(recipe, variant, device, options.length) for variant in DERIVATIVES}
     seconds: dict[str, list[float]] = {variant: [] for variant in DERIVATIVES}
     for turn in range(WARM_UP + options.rounds):
         for variant, step in steps.items():
@@ -117,32 +139,40 @@ def main() -> None:
             if turn >= WARM_UP:
                 seconds[variant].append(time.perf_counter() - begin)
 
-    figures = {}
-    print(f"{'':22}{'s / step':>9}{'ratio':>7}{'min':>6}{'max':>6}{'peak MB':>9}{'ratio':>7}")
-    for variant in DERIVATIVES:
+    count, peak = recipe.run.batch_size, peak_flops(recipe.run, device)
+    side = int({**PRESETS[recipe.model.preset], **recipe.model.options}["sample_size"])
+    flops = forward_flops(recipe.model.preset, side, side, options.length, **recipe.model.options)
+    figures: dict[str, dict[str, Any]] = {}
+    print(f"{'':22}{'s / step':>9}{'images/s':>10}{'ratio':>7}{'min':>6}{'max':>6}{'peak MB':>9}{'ratio':>7}{'MFU':>7}")
+    for variant, name in DERIVATIVES.items():
         ratios = [mine / plain for mine, plain in zip(seconds[variant], seconds[PLAIN], strict=True)]
-        figures[variant] = {
-            "seconds": median(seconds[variant]),
+        typical = median(seconds[variant])
+        evaluations = count + moving(variant, count) * TARGET_COST[name]
+        row = figures[variant] = {
+            "seconds": typical,
+            "images_per_second": count / typical,
             "time_ratio": median(ratios),
             "time_ratio_range": [min(ratios), max(ratios)],
             **used[variant],
             "memory_ratio": used[variant]["peak_megabytes"] / used[PLAIN]["peak_megabytes"],
-            "share_with_interval": 0.0
-            if variant == PLAIN
-            else round(SHARE * recipe.run.batch_size) / recipe.run.batch_size,
+            "share_with_interval": moving(variant, count) / count,
+            "mfu": None if peak is None else utilisation(flops, evaluations, count, typical, peak),
         }
-        row = figures[variant]
-        print(
-            f"{variant:22}{row['seconds']:9.3f}{row['time_ratio']:7.2f}{min(ratios):6.2f}{max(ratios):6.2f}"
-            f"{row['peak_megabytes']:9.0f}{row['memory_ratio']:7.2f}"
-        )
+        cells = [f"{typical:9.3f}{count / typical:10.1f}{row['time_ratio']:7.2f}{min(ratios):6.2f}{max(ratios):6.2f}"]
+        cells += [
+            f"{row['peak_megabytes']:9.0f}{row['memory_ratio']:7.2f}",
+            f"{row['mfu']:7.1%}" if peak else f"{'-':>7}",
+        ]
+        print(f"{variant:22}" + "".join(cells))
     write_record(
         options.out,
         {
-            "recipe": "configs/emoji.yaml",
-            "device": str(device),
-            "threads": options.threads,
-            "batch_size": recipe.run.batch_size,
+            "recipe": str(options.recipe),
+            "overrides": overrides,
+            "debug": options.debug,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+            "batch_size": count,
+            "caption_tokens": options.length,
             "rounds": options.rounds,
             "diffusion_phase": recipe.objective.diffusion_phase,
             "steps": figures,

@@ -195,13 +195,14 @@ def _encoded(examples: Sequence[tuple[int, Example]], encoders: Encoders, note: 
     note["captioned"] += sum(bool(example.captions) for _, example in examples)
     spoken = [caption for _, example in examples for caption in example.captions]
     encoders.captions(spoken)
-    states = iter(encoders.text(spoken) if encoders.text is not None and spoken else ())
+    unique = list(dict.fromkeys(spoken))
+    states = dict(zip(unique, encoders.text(unique), strict=True)) if encoders.text is not None and unique else {}
     for row, (number, example) in enumerate(examples):
         label = -1 if example.label is None else example.label
         about: dict[str, Any] = {"key": example.key, "captions": list(example.captions), "label": label}
         fields = {name: to_npy(array[row]) for name, array in arrays.items()}
         if encoders.text is not None:
-            mine = [next(states).half().cpu() for _ in example.captions]
+            mine = [states[caption].half().cpu() for caption in example.captions]
             about["lengths"] = [len(each) for each in mine]
             fields[TEXT] = to_npy(torch.cat(mine or [torch.zeros(0, 0).half()]).numpy())
         fields[ABOUT] = json.dumps(about, ensure_ascii=False).encode()

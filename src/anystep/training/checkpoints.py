@@ -32,6 +32,8 @@ from anystep.environment import environment
 from anystep.errors import InputError
 from anystep.ranks import Ranks
 
+# that there is one process only is known; a thread says it, so that no block around the call could silence it
+warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 MANIFEST = "manifest.json"
 SHOWN = 5  # of the tensors that differ, in a message
 

@@ -1,0 +1,47 @@
+"""The benchmarks run, in small: what they say of a GPU comes from the same code."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(script: str, out: Path, *options: str) -> dict[str, Any]:
+    command = [sys.executable, str(ROOT / "benchmarks" / script), "--out", str(out / "record.json"), *options]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    record: dict[str, Any] = json.loads((out / "record.json").read_text())
+    assert {"command", "commit", "environment"} <= record.keys()
+    return record
+
+
+def test_the_cost_of_a_step_is_measured_on_the_published_shape_in_small(tmp_path: Path) -> None:
+    options = ["configs/t2i-865m.yaml", "--debug", "--length", "16", "--rounds", "1", "--run.peak_tflops", "1"]
+    record = run("step_cost.py", tmp_path, *options, "--run.precision", "bfloat16")
+    plain, central = record["steps"]["flow_matching"], record["steps"]["transition_central"]
+    assert (plain["time_ratio"], plain["share_with_interval"], central["share_with_interval"]) == (1.0, 0.0, 0.5)
+    # a forward and a backward of twice its operations; the derivative adds two forwards of half of the batch
+    assert central["mfu"] * central["seconds"] == pytest.approx(4 / 3 * plain["mfu"] * plain["seconds"])
+    assert central["peak_megabytes"] > central["megabytes_before"] > 0
+
+
+def test_the_engine_is_measured_against_a_bare_loop_of_the_same_work(tmp_path: Path) -> None:
+    record = run("engine.py", tmp_path, "--debug", "--turns", "1", "--steps", "3")
+    assert record["ratio"] == pytest.approx(record["engine_seconds"] / record["bare_seconds"], rel=0.5)
+    assert 0 < record["data_wait"] < 1
+
+
+@pytest.mark.slow
+def test_the_page_of_scale_is_made(tmp_path: Path) -> None:
+    record = run("scale.py", tmp_path, "--page", str(tmp_path / "scale.md"))
+    assert len(record["rows"]) == 18
+    page = (tmp_path / "scale.md").read_text()
+    assert page.count("| ddp |") == page.count("| hsdp |") == 6
+    assert "{" not in page
