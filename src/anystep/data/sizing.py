@@ -1,0 +1,75 @@
+"""What size an image is given: never stretched, both sides multiples of what the network needs, within limits."""
+
+import math
+from dataclasses import dataclass
+
+from PIL import Image
+
+from anystep.data.example import BrokenExample
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of images that keep their shape.
+
+    Attributes:
+        multiple: of which both sides are multiples, in pixels: those of a token of the network.
+        area: the most pixels.
+        side: the most along one side.
+        aspect: of the longer side to the shorter, the most.
+    """
+
+    multiple: int
+    area: int
+    side: int
+    aspect: float = 5.0
+
+    def target(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height for an image of that size: nothing is enlarged, and little is cropped.
+
+        Raises:
+            BrokenExample: too small for one token, or too long and narrow; says which.
+        """
+        if min(width, height) < self.multiple:
+            raise BrokenExample(f"{width}x{height} is smaller than the {self.multiple} pixels of a token")
+        if max(width, height) > self.aspect * min(width, height):
+            ratio = max(width, height) / min(width, height)
+            raise BrokenExample(f"{width}x{height} is {ratio:.3g} times as long as wide, the limit is {self.aspect:g}")
+        scale = min(1.0, math.sqrt(self.area / (width * height)), self.side / max(width, height))
+        fitting = [
+            (across * self.multiple, down * self.multiple)
+            for across in _near(width * scale / self.multiple)
+            for down in _near(height * scale / self.multiple)
+            if across <= width // self.multiple
+            and down <= height // self.multiple
+            and across * down * self.multiple**2 <= self.area
+            and max(across, down) * self.multiple <= self.side
+        ]
+        if not fitting:
+            raise BrokenExample(
+                f"{width}x{height} does not fit into {self.area:,} pixels with sides of {self.multiple} or more"
+            )
+        # what is cropped is lost, what is scaled down only coarser
+        whole = width * height * scale**2
+        return min(fitting, key=lambda size: cropped((width, height), size) - size[0] * size[1] / whole / 2)
+
+
+def _near(exact: float) -> set[int]:
+    """The whole number above it, and two below, that are at least one."""
+    below = math.floor(exact + 1e-9)
+    return {max(1, number) for number in (below - 1, below, math.ceil(exact - 1e-9))}
+
+
+def cropped(size: tuple[int, int], target: tuple[int, int]) -> float:
+    """The share of an image that is lost when it is scaled until it covers the target, and cropped."""
+    scale = max(target[0] / size[0], target[1] / size[1])
+    return max(0.0, 1 - target[0] * target[1] / (size[0] * size[1] * scale**2))
+
+
+def resize(image: Image.Image, target: tuple[int, int]) -> Image.Image:
+    """Scaled until it covers the target, then cropped at the centre."""
+    scale = max(target[0] / image.width, target[1] / image.height)
+    wide, high = min(image.width, target[0] / scale), min(image.height, target[1] / scale)
+    left, top = (image.width - wide) / 2, (image.height - high) / 2
+    box = (left, top, left + wide, top + high)
+    return image.resize(target, Image.Resampling.LANCZOS, box=box)
