@@ -29,6 +29,7 @@ KIND = "H100"
 UTILISATION = 0.4  # of the device's rate, while it computes
 SHAPES = {"865M": ("t2i-xl", False), "8B": ("t2i-8b", True)}  # preset, and whether blocks are computed again
 DEVICE_COUNTS = (8, 64, 512)
+BATCHES = (48, 144)  # whose steps are measured
 WORDS = 12  # tokens of the emoji recipe's captions, at most
 PARALLEL = ("ddp", "fsdp", "hsdp")
 
@@ -81,6 +82,14 @@ def tables() -> list[dict[str, Any]]:
     return rows
 
 
+def alone(batch: int) -> float:
+    """Gigabytes that a step of the emoji recipe adds to a process that holds nothing but its imports."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "step_cost.py"), "--memory-of", "transition_central"]
+    said = subprocess.run([*command, "--run.batch_size", str(batch)], capture_output=True, text=True, check=True).stdout
+    figures = json.loads(said.splitlines()[-1])
+    return float(figures["peak_megabytes"] - figures["megabytes_before"]) * 2**20 / 1e9
+
+
 def measured() -> dict[str, Any]:
     """The emoji recipe on this machine: what was planned against a run of the engine."""
     over = ["--data.limit", "256", "--run.steps", "16", "--run.threads", "1", "--run.log_every", "100"]
@@ -88,20 +97,35 @@ def measured() -> dict[str, Any]:
     recipe = load_recipe(ROOT / "configs" / "emoji.yaml", Recipe, over)
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        code = "import json, sys; from anystep.environment import peak_megabytes; import anystep.training.train; "
-        code += "from anystep.cli import main; "
-        code += "before = peak_megabytes(); main(sys.argv[1:]); print(json.dumps([before, peak_megabytes()]))"
-        command = [sys.executable, "-c", code, "train", str(ROOT / "configs" / "emoji.yaml"), "--out", str(run), *over]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        before, after = json.loads(said.splitlines()[-1])
+        command = [
+            sys.executable,
+            "-m",
+            "anystep.cli",
+            "train",
+            str(ROOT / "configs" / "emoji.yaml"),
+            "--out",
+            str(run),
+        ]
+        subprocess.run([*command, *over], capture_output=True, check=True)
         records = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+    few, many = (alone(count) for count in BATCHES)
+    planned_few, planned_many = (
+        budget(
+            recipe.model_copy(update={"run": recipe.run.model_copy(update={"batch_size": count})}), caption_tokens=WORDS
+        )
+        for count in BATCHES
+    )
     torch.set_num_threads(1)
     planned, rate = budget(recipe, caption_tokens=WORDS), flops_of(torch.device("cpu"))
     seconds = median(record["seconds"] for record in records[2:])
     return {
         "recipe": "configs/emoji.yaml, no opening phase",
-        "planned_gb": planned.device_bytes / 1e9,
-        "measured_gb": (after - before) / 1e3,
+        "few": BATCHES[0],
+        "many": BATCHES[1],
+        "planned_few": planned_few.device_bytes / 1e9,
+        "planned_many": planned_many.device_bytes / 1e9,
+        "measured_few": few,
+        "measured_many": many,
         "rate_gflops": rate / 1e9,
         "planned_seconds": planned.flops_per_step / rate,
         "measured_seconds": seconds,
