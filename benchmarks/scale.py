@@ -25,6 +25,7 @@ from anystep.training.budget import HOP_BETWEEN, HOP_INSIDE, LINK_REACHED, Budge
 from anystep.training.config import Recipe, load_recipe
 
 ROOT = Path(__file__).parent.parent
+EMOJI = ROOT / "configs" / "emoji.yaml"
 KIND = "H100"
 UTILISATION = 0.4  # of the device's rate, while it computes
 SHAPES = {"865M": ("t2i-xl", False), "8B": ("t2i-8b", True)}  # preset, and whether blocks are computed again
@@ -94,7 +95,7 @@ def measured() -> dict[str, Any]:
     """The emoji recipe on this machine: what was planned against a run of the engine."""
     over = ["--data.limit", "256", "--run.steps", "16", "--run.threads", "1", "--run.log_every", "100"]
     over += ["--run.sample_every", "0", "--objective.diffusion_phase", "0", "--run.checkpoint_every", "100"]
-    recipe = load_recipe(ROOT / "configs" / "emoji.yaml", Recipe, over)
+    recipe = load_recipe(EMOJI, Recipe, over)
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         command = [
@@ -110,10 +111,7 @@ def measured() -> dict[str, Any]:
         records = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
     few, many = (alone(count) for count in BATCHES)
     planned_few, planned_many = (
-        budget(
-            recipe.model_copy(update={"run": recipe.run.model_copy(update={"batch_size": count})}), caption_tokens=WORDS
-        )
-        for count in BATCHES
+        budget(load_recipe(EMOJI, Recipe, ["--run.batch_size", str(count)]), caption_tokens=WORDS) for count in BATCHES
     )
     torch.set_num_threads(1)
     planned, rate = budget(recipe, caption_tokens=WORDS), flops_of(torch.device("cpu"))
