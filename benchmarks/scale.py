@@ -85,7 +85,13 @@ def tables() -> list[dict[str, Any]]:
 
 def alone(batch: int) -> float:
     """Gigabytes that a step of the emoji recipe adds to a process that holds nothing but its imports."""
-    command = [sys.executable, str(ROOT / "benchmarks" / "step_cost.py"), "--memory-of", "transition_central"]
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "step_cost.py"),
+        str(EMOJI),
+        "--memory-of",
+        "transition_central",
+    ]
     said = subprocess.run([*command, "--run.batch_size", str(batch)], capture_output=True, text=True, check=True).stdout
     figures = json.loads(said.splitlines()[-1])
     return float(figures["peak_megabytes"] - figures["megabytes_before"]) * 2**20 / 1e9
