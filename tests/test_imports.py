@@ -11,7 +11,7 @@ PACKAGE = Path(anystep.__file__).parent
 # a room may import from itself and from rooms of lower floors
 FLOORS = [
     {"allocator", "atomic", "environment", "errors", "fingerprint"},
-    {"transport", "device", "ranks"},
+    {"transport", "device", "ranks", "packing"},
     {"objective", "objectives", "sampling", "contact_sheet"},
     {"models", "codecs", "conditioning", "data"},
     {"pipelines", "planning"},

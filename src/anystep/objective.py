@@ -7,7 +7,7 @@ condition and translates times.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from anystep.packing import Packing
 from anystep.transport import Sample, Times, Transport, expand
 
 WeightKind = Literal["sqrt", "constant", "reciprocal", "square", "soft_min_snr"]
@@ -24,7 +25,7 @@ TargetKind = Literal["identity", "self_consistency"]
 # network evaluations that a target of a sample with t > r costs
 TARGET_COST = {"central": 2, "one_sided": 1, "forward_mode": 2, "self_consistency": 2}
 Rows = Int[Tensor, " rows"]
-# evaluate(x_t, t, r, rows) -> F, where rows[i] says which sample of the batch x_t[i] belongs to
+# evaluate(x_t, t, r, rows) -> F, where rows[i] says which sample x_t[i] belongs to
 Evaluation = Callable[[Tensor, Tensor, Tensor, Rows], Tensor]
 # estimate(evaluate, transport, x, z, t, r, rows, value) -> df/dt, where value is f(x_t, t, r)
 Derivative = Callable[[Evaluation, Transport, Tensor, Tensor, Tensor, Tensor, Rows, Tensor], Tensor]
@@ -242,80 +243,93 @@ class TransitionObjective:
         network: Any,
         x: Sample,
         z: Sample,
-        t: Times,
-        r: Times,
+        t: Float[Tensor, " images"],
+        r: Float[Tensor, " images"],
         condition: Tensor,
         condition_mask: Tensor | None = None,
         null_condition: Tensor | None = None,
         null_mask: Tensor | None = None,
         ema_network: Any = None,
-        features: Float[Tensor, "batch tokens width"] | None = None,
+        features: Tensor | None = None,
+        packing: Packing | None = None,
     ) -> LossRecord:
-        """The loss at given draws. `condition` and its mask have one row a sample, `null_condition` too."""
-        transport, evaluations = self.transport, len(x)
-        valid = x.flatten(1).isfinite().all(1)
-        x = torch.where(expand(valid, x).bool(), x, 0.0)
-        x_t = transport.path(x, z, t)
+        """The loss at given draws. Times, `condition`, its mask and `null_condition` have one row a sample.
+
+        Args:
+            features: (batch, tokens, width) for the alignment term; (tokens, width) of a packed batch.
+            packing: whose tokens are whose, where `x` and `z` are packed. A sample then weighs as much as it has
+                tokens, so that packs and batches of one shape give the same loss.
+        """
+        transport, evaluations = self.transport, len(t)
+        shared = SharedRows(len(t), x.device) if packing is None else packing
+        own = shared.image  # which sample each row of x belongs to
+        at_t, at_r = t[own.to(t.device)], r[own.to(r.device)]  # the times of each row
+        valid = shared.all(x.flatten(1).isfinite().all(1))
+        x = torch.where(expand(valid[own.to(x.device)], x).bool(), x, 0.0)
+        x_t = transport.path(x, z, at_t)
 
         tokens: Tensor | None = None
+        evaluate = BoundNetwork(network, transport, condition, condition_mask, packing)
         if features is None:
-            f = BoundNetwork(network, transport, condition, condition_mask)(
-                x_t, t, r, torch.arange(len(x), device=x.device)
-            )
+            f = evaluate(x_t, at_t, at_r, own)
         else:
             f, tokens = network(
                 x_t, transport.network_time(t), transport.network_time(r), condition, condition_mask,
-                return_features=True,
+                return_features=True, packing=packing,
             )  # fmt: skip
 
         # df/dt multiplies B, which is 0 at t = r: those samples need no derivative
         slope, noise = torch.zeros_like(f), None
-        moving = (t > r).nonzero().squeeze(1)
-        asked = moving
-        if self.lockstep and not len(moving) and self.diffusion_share < 1:
-            asked = moving.new_zeros(1)  # other processes may have some, and wait
-        evaluate = BoundNetwork(network, transport, condition, condition_mask)
-        at = (x[asked], z[asked], t[asked], r[asked])
+        moves = t > r
+        asks = moves
+        if self.lockstep and not moves.any() and self.diffusion_share < 1:
+            asks = torch.arange(len(t), device=t.device) == 0  # other processes may have some, and wait
+        moving, asked = ((flag[own.to(t.device)]).nonzero().squeeze(1) for flag in (moves, asks))  # rows of x
+        at = (x[asked], z[asked], at_t[asked], at_r[asked])
+        rows = own[asked.to(own.device)]
         if len(asked) and self.target == "identity":
-            found = self.estimate(evaluate, transport, *at, asked, f[asked]).to(slope)
+            found = self.estimate(evaluate, transport, *at, rows, f[asked]).to(slope)
             slope[moving] = found[: len(moving)]
             if self.probe is not None:
-                other = self.probe(evaluate, transport, *at, asked, f[asked]).to(slope)
+                other = self.probe(evaluate, transport, *at, rows, f[asked]).to(slope)
                 noise = (other - found).square().mean().sqrt() / found.square().mean().sqrt().clamp(min=1e-12)
-        evaluations += self.cost * len(asked)
+        evaluations += self.cost * int(asks.sum())
 
-        F = transport.prediction(x, z, t)
+        F = transport.prediction(x, z, at_t)
         if self.guidance is not None:
             if ema_network is None or null_condition is None:
                 raise ValueError("model guidance needs ema_network and null_condition")
             with torch.no_grad():
-                rows = torch.arange(len(x), device=x.device)
-                conditional = BoundNetwork(ema_network, transport, condition, condition_mask)(x_t, t, t, rows)
-                null = BoundNetwork(ema_network, transport, null_condition, null_mask)(x_t, t, t, rows)
-                F = self.guidance(F, t, conditional, null)
-            evaluations += 2 * len(x)
+                ema = BoundNetwork(ema_network, transport, condition, condition_mask, packing)
+                conditional = ema(x_t, at_t, at_t, own)
+                null = replace(ema, condition=null_condition, mask=null_mask)(x_t, at_t, at_t, own)
+                F = self.guidance(F, at_t, conditional, null)
+            evaluations += 2 * len(t)
         with torch.no_grad():
-            target = transport.target(x, z, t, r, slope, F).to(f)
+            target = transport.target(x, z, at_t, at_r, slope, F).to(f)
             if len(asked) and self.target == "self_consistency":
-                consistent = self_consistency(evaluate, transport, *at, asked).to(f)
+                consistent = self_consistency(evaluate, transport, *at, rows).to(f)
                 target[moving] = consistent[: len(moving)]
-            valid = valid & target.flatten(1).isfinite().all(1) & f.flatten(1).isfinite().all(1)
-            target = torch.where(expand(valid, target).bool(), target, f)
+            valid = valid & shared.all(target.flatten(1).isfinite().all(1) & f.flatten(1).isfinite().all(1))
+            target = torch.where(expand(valid[own.to(x.device)], target).bool(), target, f)
 
-        residual = (f - target).square().flatten(1).mean(1)
+        distance = (f - target).square().flatten(1).mean(1)
         if self.direction:
-            residual = residual + (1 - functional.cosine_similarity(f, target, dim=1)).flatten(1).mean(1)
+            distance = distance + (1 - functional.cosine_similarity(f, target, dim=1)).flatten(1).mean(1)
+        residual = shared.mean(distance)
         weight = interval_weight(transport, t, r, self.weight, self.tangent)
         if self.adaptive:
             weight = weight / (residual.detach() + 1e-5)
-        count = valid.sum().clamp(min=1)
-        loss = torch.where(valid, weight * residual, 0.0).sum() / count
-        denoising = torch.where(valid, residual.detach(), 0.0).sum() / count
+        tall = torch.tensor(shared.lengths, device=t.device, dtype=residual.dtype) * valid
+        share = tall / tall.sum().clamp(min=1)  # of each sample in the mean, by its tokens
+        loss = (share * torch.where(valid, weight * residual, 0.0)).sum()
+        denoising = (share * torch.where(valid, residual.detach(), 0.0)).sum()
 
         alignment = torch.zeros((), device=x.device)
         if tokens is not None and features is not None:
-            distance = (1 - functional.cosine_similarity(tokens, features.to(tokens), dim=-1)).mean(1)
-            alignment = torch.where(valid, distance, 0.0).sum() / count
+            apart = 1 - functional.cosine_similarity(tokens, features.to(tokens), dim=-1)
+            apart = apart.mean(1) if packing is None else packing.mean(apart)
+            alignment = (share * torch.where(valid, apart, 0.0)).sum()
             loss = loss + self.alignment * alignment
         return LossRecord(
             loss=loss,
@@ -331,6 +345,19 @@ class TransitionObjective:
         )
 
 
+class SharedRows:
+    """What `Packing` is to a packed batch, where every row of the batch is a sample of its own."""
+
+    def __init__(self, count: int, device: torch.device) -> None:
+        self.image, self.lengths = torch.arange(count, device=device), [1] * count
+
+    def mean(self, values: Tensor) -> Tensor:
+        return values
+
+    def all(self, flags: Tensor) -> Tensor:
+        return flags
+
+
 @dataclass(frozen=True)
 class BoundNetwork:
     """An `Evaluation`: the network with its condition bound and its times translated by the transport."""
@@ -339,11 +366,18 @@ class BoundNetwork:
     transport: Transport
     condition: Tensor
     mask: Tensor | None = None
+    packing: Packing | None = None
 
     def __call__(self, x_t: Tensor, t: Tensor, r: Tensor, rows: Rows) -> Tensor:
+        packed: dict[str, Packing] = {}
+        if self.packing is not None:  # times come one a token, and are wanted one an image
+            images, starts = self.packing.in_order(rows)
+            rows, t, r = torch.tensor(images), t[starts], r[starts]
+            packed = {"packing": self.packing.chosen(images)}
         times = (self.transport.network_time(t), self.transport.network_time(r))
+        rows = rows.to(self.condition.device)
         mask = None if self.mask is None else self.mask[rows]
-        f: Tensor = self.network(x_t, *times, self.condition[rows], mask)
+        f: Tensor = self.network(x_t, *times, self.condition[rows], mask, **packed)
         return f
 
     @property

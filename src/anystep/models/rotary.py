@@ -1,13 +1,25 @@
-"""Two-dimensional rotary position embedding (RoFormer, arXiv 2104.09864, on an image grid)."""
+"""Two-dimensional rotary position embedding (RoFormer, arXiv 2104.09864, on an image grid), and how it is stretched."""
 
-from typing import Literal
+import math
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 RotaryGrid = Literal["row_major", "reference"]
+RotaryScaling = Literal["plain", "interpolation", "ntk", "by_parts", "yarn"]
 BASE = 10_000.0
+# of NTK-by-parts: pairs that turn less often than SLOW over the trained extent are interpolated, those that turn more
+# often than FAST left alone (YaRN, arXiv 2309.00071, section 3.2)
+SLOW, FAST = 1.0, 32.0
+
+
+class Rotary(NamedTuple):
+    """How queries and keys are turned: an angle for each pair of channels, and how much louder queries are, if so."""
+
+    angles: Float[Tensor, "tokens half_head"]
+    sharpness: Float[Tensor, " tokens"] | None = None
 
 
 def positions(height: int, width: int, grid: RotaryGrid) -> Int[Tensor, "tokens 2"]:
@@ -21,14 +33,74 @@ def positions(height: int, width: int, grid: RotaryGrid) -> Int[Tensor, "tokens 
     return torch.stack([n % stride, n // stride], dim=1)
 
 
-def rotary_angles(
-    height: int, width: int, head_dim: int, grid: RotaryGrid, device: torch.device | None = None
-) -> Float[Tensor, "tokens half_head"]:
-    """Angle of every pair of head channels: the first half of the head turns with the first coordinate."""
-    pairs = head_dim // 4
-    frequencies = BASE ** (-torch.arange(pairs, dtype=torch.float32) / pairs)
-    angles = positions(height, width, grid).float()[:, :, None] * frequencies  # (tokens, 2, pairs)
-    return angles.flatten(1).to(device)
+def frequencies(pairs: int, scaling: RotaryScaling = "plain", stretch: float = 1.0) -> Float[Tensor, " pairs"]:
+    """Radians a position, of each pair of channels along one axis: base^(-i / pairs), and what is done for long axes.
+
+    Args:
+        scaling: `plain` leaves them. `interpolation` divides all by the stretch (arXiv 2306.15595). `ntk` raises the
+            base so that the slowest is divided by it and the fastest not. `by_parts` interpolates pairs that never
+            turned once in training, leaves those that turned often, and mixes between (arXiv 2309.00071, section
+            3.2); `yarn` does so and sharpens attention.
+        stretch: length of the axis over the trained one; 1 and below change nothing.
+    """
+    own: Tensor = BASE ** (-torch.arange(pairs, dtype=torch.float32) / pairs)
+    if scaling == "plain" or stretch <= 1:
+        return own
+    if scaling == "interpolation":
+        return own / stretch
+    if scaling == "ntk":  # base * s^(d / (d - 2)), where d = 2 pairs
+        raised = BASE * stretch ** (pairs / max(1, pairs - 1))
+        return raised ** (-torch.arange(pairs, dtype=torch.float32) / pairs)
+    raise ValueError(f"{scaling} depends on the trained extent: use frequencies_by_parts")
+
+
+def frequencies_by_parts(pairs: int, stretch: float, extent: int) -> Float[Tensor, " pairs"]:
+    """NTK-by-parts (arXiv 2309.00071, definition 1) of an axis that had `extent` positions in training."""
+    own = frequencies(pairs)
+    if stretch <= 1:
+        return own
+    turns = extent * own / (2 * math.pi)
+    kept = ((turns - SLOW) / (FAST - SLOW)).clamp(0, 1)
+    return (1 - kept) * own / stretch + kept * own
+
+
+def rotary(
+    height: int,
+    width: int,
+    head_dim: int,
+    grid: RotaryGrid,
+    scaling: RotaryScaling = "plain",
+    extent: int | None = None,
+) -> Rotary:
+    """Of a `height x width` grid of tokens: the first half of the head turns with the first coordinate.
+
+    Args:
+        scaling: of axes that are longer than `extent`, each by its own stretch.
+        extent: tokens along one side in training.
+    """
+    pairs, places = head_dim // 4, positions(height, width, grid)
+    turned, largest = [], 1.0
+    for axis in places.unbind(1):
+        stretch = 1.0 if extent is None else max(1.0, (int(axis.max()) + 1) / extent)
+        largest = max(largest, stretch)
+        if scaling in ("by_parts", "yarn"):
+            rates = frequencies_by_parts(pairs, stretch, extent or 1)
+        else:
+            rates = frequencies(pairs, scaling, stretch)
+        turned.append(axis.float()[:, None] * rates)
+    sharpness = None
+    if scaling == "yarn" and largest > 1:  # sqrt(1/t) = 0.1 ln s + 1 on queries and on keys (eq. 22); here on queries
+        sharpness = torch.full((len(places),), (0.1 * math.log(largest) + 1) ** 2)
+    return Rotary(torch.cat(turned, dim=1), sharpness)
+
+
+def joined(parts: list[Rotary], device: torch.device) -> Rotary:
+    """Of several grids end to end."""
+    angles = torch.cat([part.angles for part in parts]).to(device)
+    if all(part.sharpness is None for part in parts):
+        return Rotary(angles)
+    sharpness = [torch.ones(len(part.angles)) if part.sharpness is None else part.sharpness for part in parts]
+    return Rotary(angles, torch.cat(sharpness).to(device))
 
 
 def rotate(

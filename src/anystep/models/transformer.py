@@ -20,11 +20,13 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from anystep.models.rotary import RotaryGrid, rotary_angles, rotate
+from anystep.models.rotary import Rotary, RotaryGrid, RotaryScaling, joined, rotary, rotate
+from anystep.packing import Packing
 
 IntervalCondition = Literal["t-r", "r", "t,r", "t,t-r", "r,t-r", "t,r,t-r"]
 Tokens = Float[Tensor, "batch tokens width"]
-Vector = Float[Tensor, "batch width"]
+Vector = Float[Tensor, "images width"]
+Spread = Float[Tensor, "batch #tokens width"]  # what is said of an image, where it meets the image's tokens
 Mask = Bool[Tensor, "batch length"]
 
 
@@ -137,13 +139,16 @@ class IntervalAttention(_Attention):
         super().__init__(width, heads, qk_norm)
         self.interval_qkv = nn.Linear(width, 3 * width, bias=False) if interval_aware else None
 
-    def forward(self, x: Tokens, interval: Vector, angles: Tensor) -> Tokens:
+    def forward(self, x: Tokens, interval: Vector, turn: Rotary, packing: Packing | None = None) -> Tokens:
         q, k, v = self.to_q(x), self.to_k(x), self.to_v(x)  # 3 x (B, N, D)
         if self.interval_qkv is not None:
-            dq, dk, dv = self.interval_qkv(interval.to(x.dtype))[:, None].chunk(3, dim=-1)  # 3 x (B, 1, D)
+            dq, dk, dv = spread(self.interval_qkv(interval.to(x.dtype)), packing).chunk(3, dim=-1)  # 3 x (B, 1, D)
             q, k, v = q + dq, k + dk, v + dv
         q, k, v = (self.split(part) for part in (q, k, v))  # 3 x (B, N, heads, head_dim)
-        q, k = rotate(self.norm_q(q), angles).to(v.dtype), rotate(self.norm_k(k), angles).to(v.dtype)
+        q, k = rotate(self.norm_q(q), turn.angles), rotate(self.norm_k(k), turn.angles).to(v.dtype)
+        q = (q if turn.sharpness is None else q * turn.sharpness[:, None, None]).to(v.dtype)
+        if packing is not None:
+            return self.to_out(packing.attend(self.processor, q, k, v))
         return self.to_out(self.processor(q, k, v))
 
 
@@ -154,13 +159,22 @@ class CaptionAttention(_Attention):
         k, v = self.split(self.to_k(caption)), self.split(self.to_v(caption))
         return self.norm_k(k).to(v.dtype), v
 
-    def forward(self, x: Tokens, k: Tensor, v: Tensor, mask: Mask | None, angles: Tensor) -> Tokens:
-        q = rotate(self.norm_q(self.split(self.to_q(x))), angles).to(v.dtype)
+    def forward(
+        self, x: Tokens, k: Tensor, v: Tensor, mask: Tensor | None, turn: Rotary, packing: Packing | None = None
+    ) -> Tokens:
+        q = rotate(self.norm_q(self.split(self.to_q(x))), turn.angles).to(v.dtype)
+        if packing is not None:
+            return self.to_out(packing.attend_to(self.processor, q, k, v, mask))
         return self.to_out(self.processor(q, k, v, mask))
 
 
-def modulate(x: Tokens, shift: Vector, scale: Vector) -> Tokens:
-    return x * (1 + scale[:, None]) + shift[:, None]
+def spread(vector: Vector, packing: Packing | None) -> Spread:
+    """What is said of an image, where it meets the image's tokens: (B, 1, D), or (1, N, D) of a packed batch."""
+    return vector[:, None] if packing is None else packing.spread(vector)
+
+
+def modulate(x: Tokens, shift: Spread, scale: Spread) -> Tokens:
+    return x * (1 + scale) + shift
 
 
 class TransitionBlock(nn.Module):
@@ -188,22 +202,24 @@ class TransitionBlock(nn.Module):
         x: Tokens,
         c: Vector,
         interval: Vector,
-        angles: Tensor,
-        caption: Float[Tensor, "batch length width"] | tuple[Tensor, Tensor] | None = None,
-        mask: Mask | None = None,
+        turn: Rotary,
+        caption: Tensor | tuple[Tensor, Tensor] | None = None,
+        mask: Bool[Tensor, "images length"] | None = None,
+        packing: Packing | None = None,
     ) -> Tokens:
         dtype = self.mlp.gate.weight.dtype  # the stream x and its modulation stay in float32
-        parts = self.modulation(c).chunk(9 if self.caption_attn is not None else 6, dim=-1)  # (B, D) each
+        said = self.modulation(c).chunk(9 if self.caption_attn is not None else 6, dim=-1)  # (B, D) each
+        parts = [spread(part, packing) for part in said]  # (B, 1, D) each
         shift, scale, gate = parts[:3]
-        x = x + gate[:, None] * self.attn(modulate(self.norm(x), shift, scale).to(dtype), interval, angles)
+        x = x + gate * self.attn(modulate(self.norm(x), shift, scale).to(dtype), interval, turn, packing)
         if self.caption_attn is not None:
             shift, scale, gate = parts[3:6]
             y = modulate(self.norm(x), shift, scale).to(dtype)
             assert caption is not None
             keys, values = caption if isinstance(caption, tuple) else self.caption_attn.keys_values(caption)
-            x = x + gate[:, None] * self.caption_attn(y, keys, values, mask, angles)
+            x = x + gate * self.caption_attn(y, keys, values, mask, turn, packing)
         shift, scale, gate = parts[-3:]
-        return x + gate[:, None] * self.mlp(modulate(self.norm(x), shift, scale).to(dtype))
+        return x + gate * self.mlp(modulate(self.norm(x), shift, scale).to(dtype))
 
 
 class FinalLayer(nn.Module):
@@ -215,8 +231,8 @@ class FinalLayer(nn.Module):
         self.modulation = Modulation(width, width // 2, 2)
         self.linear = Float32Linear(width, out)
 
-    def forward(self, x: Tokens, c: Vector) -> Float[Tensor, "batch tokens out"]:
-        shift, scale = self.modulation(c).chunk(2, dim=-1)
+    def forward(self, x: Tokens, c: Vector, packing: Packing | None = None) -> Float[Tensor, "batch tokens out"]:
+        shift, scale = (spread(part, packing) for part in self.modulation(c).chunk(2, dim=-1))
         return self.linear(modulate(self.norm(x), shift, scale))
 
 
@@ -254,6 +270,8 @@ class TransitionTransformer2DModel(
         interval_attention: whether queries, keys and values depend on the interval.
         qk_norm: layer norm of queries and keys.
         rope_grid: `row_major`, or `reference` for released weights (`anystep.models.rotary.positions`).
+        rope_scaling: what becomes of positions beyond the trained ones (`anystep.models.rotary.frequencies`).
+        rope_extent: the most tokens along one side in training; those of `sample_size` when None.
         mask_text: whether padding of captions is masked; released weights attend to it.
         encoder_depth, projector_dim, z_dim: representation alignment: after block `encoder_depth`, a projector to
             `z_dim`; none when z_dim is 0. It runs only with `return_features`.
@@ -284,6 +302,8 @@ class TransitionTransformer2DModel(
         interval_attention: bool = True,
         qk_norm: bool = True,
         rope_grid: RotaryGrid = "row_major",
+        rope_scaling: RotaryScaling = "plain",
+        rope_extent: int | None = None,
         mask_text: bool = True,
         encoder_depth: int = 8,
         projector_dim: int = 2048,
@@ -301,6 +321,7 @@ class TransitionTransformer2DModel(
         width = hidden_size
         rank = width // 4 * 3 if modulation_rank is None else modulation_rank
         self.gradient_checkpointing = False
+        self.rope_scaling: RotaryScaling = rope_scaling  # may be changed for a while
 
         self.patch_embed = Float32Linear(in_channels * patch_size**2, width)
         self.time_embed = TimeEmbedding(width)
@@ -374,23 +395,35 @@ class TransitionTransformer2DModel(
             interval = interval + self.time_embed(seen[name])
         return self.time_embed(t), interval
 
+    def rotary(self, rows: int, columns: int) -> Rotary:
+        """Where the tokens of a grid are."""
+        config = self.config
+        extent = config.rope_extent or config.sample_size // config.patch_size
+        return rotary(
+            rows, columns, config.hidden_size // config.num_heads, config.rope_grid, self.rope_scaling, extent
+        )
+
     def forward(
         self,
         x: Float[Tensor, "batch channels height width"],
-        t: Float[Tensor, " batch"],
-        r: Float[Tensor, " batch"],
+        t: Float[Tensor, " images"],
+        r: Float[Tensor, " images"],
         condition: Tensor | EncodedCaption,
-        condition_mask: Mask | None = None,
+        condition_mask: Bool[Tensor, "images length"] | None = None,
         return_features: bool = False,
+        packing: Packing | None = None,
     ) -> Any:
         """The prediction F, shaped as x, float32.
 
         Args:
-            x: latents at time t; both sides multiples of `patch_size`.
-            t, r: network times of source and target, float32.
-            condition: (batch, length, text_width) text states, (batch,) labels, or what `encode_condition` gave.
-            condition_mask: (batch, length), true where `condition` is text and not padding.
-            return_features: also return the projector's output (batch, tokens, z_dim) after block `encoder_depth`.
+            x: latents at time t, both sides multiples of `patch_size`; or a packed batch, (tokens, channels,
+                patch_size, patch_size).
+            t, r: network times of source and target, float32, one an image.
+            condition: (images, length, text_width) text states, (images,) labels, or what `encode_condition` gave.
+            condition_mask: (images, length), true where `condition` is text and not padding.
+            return_features: also return the projector's output (batch, tokens, z_dim) after block `encoder_depth`;
+                (tokens, z_dim) of a packed batch.
+            packing: whose tokens are whose, of a packed batch.
         """
         if return_features and self.projector is None:
             raise ValueError("return_features needs a projector: z_dim is 0")
@@ -405,26 +438,31 @@ class TransitionTransformer2DModel(
         patch = self.config.patch_size
         rows, columns = x.shape[-2] // patch, x.shape[-1] // patch
 
-        tokens = functional.pixel_unshuffle(x.float(), patch).flatten(2).transpose(1, 2)  # (B, N, C patch^2)
+        if packing is None:
+            tokens = functional.pixel_unshuffle(x.float(), patch).flatten(2).transpose(1, 2)  # (B, N, C patch^2)
+        else:
+            tokens = x.float().flatten(1)[None]
         tokens = self.patch_embed(tokens)  # (B, N, D)
         time, interval = self.embed_times(t, r)  # (B, D) each
         c = time + interval
         if self.class_embed is not None:
             c = c + self.class_embed(condition)
-        angles = rotary_angles(
-            rows, columns, self.config.hidden_size // self.config.num_heads, self.config.rope_grid, x.device
-        )  # (N, head_dim / 2)
+        grids = ((rows, columns),) if packing is None else packing.grids
+        turn = joined([self.rotary(*grid) for grid in grids], x.device)  # (N, head_dim / 2)
 
         features = None
         for index, (block, caption) in enumerate(zip(self.blocks, captions, strict=True)):
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                tokens = self._gradient_checkpointing_func(block, tokens, c, interval, angles, caption, mask)
+                tokens = self._gradient_checkpointing_func(block, tokens, c, interval, turn, caption, mask, packing)
             else:
-                tokens = block(tokens, c, interval, angles, caption, mask)  # (B, N, D)
+                tokens = block(tokens, c, interval, turn, caption, mask, packing)  # (B, N, D)
             if return_features and self.projector is not None and index + 1 == self.config.encoder_depth:
                 features = self.projector(tokens.to(self.projector[0].weight.dtype))  # (B, N, z_dim)
 
-        out = self.final_layer(tokens, c)  # (B, N, patch^2 C)
+        out = self.final_layer(tokens, c, packing)  # (B, N, patch^2 C)
+        if packing is not None:
+            out = out[0].unflatten(-1, (patch, patch, -1)).permute(0, 3, 1, 2)  # (N, C, p, p)
+            return (out, features[0] if features is not None else None) if return_features else out
         out = out.unflatten(1, (rows, columns)).unflatten(-1, (patch, patch, -1))  # (B, H, W, p, p, C)
         out = out.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)  # (B, C, H p, W p)
         return (out, features) if return_features else out

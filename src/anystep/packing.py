@@ -1,0 +1,140 @@
+"""Images of different sizes in one sequence, in which each attends to itself alone.
+
+A packed batch of latents is (tokens, channels, patch, patch): the patches of one image after another, row by row. All
+that is said of a sample (times, condition) is said once an image.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+Heads = Float[Tensor, "1 tokens heads head_dim"]
+Attend = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Which tokens belong to which image.
+
+    Attributes:
+        grids: rows and columns of each image, in tokens.
+        blockwise: attention of the whole sequence with a block-diagonal mask (PyTorch's flexible attention) instead of
+            a loop over images; `None` is where it is fast, on CUDA.
+    """
+
+    grids: tuple[tuple[int, int], ...]
+    blockwise: bool | None = None
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        return [rows * columns for rows, columns in self.grids]
+
+    @cached_property
+    def image(self) -> Int[Tensor, " tokens"]:
+        """Of each token, on the CPU."""
+        return torch.repeat_interleave(torch.tensor(self.lengths))
+
+    def spread(self, vectors: Float[Tensor, "images width"]) -> Float[Tensor, "1 tokens width"]:
+        """What is said of an image, for each of its tokens."""
+        return vectors[self.image.to(vectors.device)][None]
+
+    def mean(self, values: Float[Tensor, " tokens"]) -> Float[Tensor, " images"]:
+        """Over the tokens of each image."""
+        sums = torch.zeros(len(self.grids), dtype=values.dtype, device=values.device)
+        sums = sums.index_add(0, self.image.to(values.device), values)
+        return sums / torch.tensor(self.lengths, device=values.device)
+
+    def all(self, flags: Tensor) -> Tensor:
+        """Whether the flag is up for all tokens of an image."""
+        return self.mean(flags.float()) == 1
+
+    def chosen(self, images: Sequence[int]) -> "Packing":
+        """The packing of these of the images, in that order."""
+        return Packing(tuple(self.grids[image] for image in images), self.blockwise)
+
+    def in_order(self, image: Int[Tensor, " tokens"]) -> tuple[list[int], list[int]]:
+        """Of tokens of some images, image by image: which images they are, and where each begins."""
+        images, starts, place = [], [], 0
+        while place < len(image):
+            images.append(int(image[place]))
+            starts.append(place)
+            place += self.lengths[images[-1]]
+        return images, starts
+
+    def attend(self, attend: Attend, q: Heads, k: Heads, v: Heads) -> Float[Tensor, "1 tokens width"]:
+        """Every image to itself, by `attend(q, k, v)` of a batch of sequences of one length."""
+        if self._blockwise(q):
+            return _blockwise(q, k, v, self.image.to(q.device), self.image.to(q.device), None)
+        parts = [each[0].split(self.lengths) for each in (q, k, v)]
+        return self._by_length(lambda rows: attend(*(torch.stack([part[row] for row in rows]) for part in parts)))
+
+    def attend_to(
+        self, attend: Attend, q: Heads, k: Tensor, v: Tensor, mask: Tensor | None
+    ) -> Float[Tensor, "1 tokens width"]:
+        """Every image to keys and values of its own, (images, length, heads, head_dim), by `attend(q, k, v, mask)`."""
+        if self._blockwise(q):
+            length = k.shape[1]
+            owner = torch.arange(len(k), device=q.device).repeat_interleave(length)
+            seen = None if mask is None else mask.flatten()
+            return _blockwise(q, k.flatten(0, 1)[None], v.flatten(0, 1)[None], self.image.to(q.device), owner, seen)
+        parts = q[0].split(self.lengths)
+        return self._by_length(
+            lambda rows: attend(
+                torch.stack([parts[row] for row in rows]), k[rows], v[rows], None if mask is None else mask[rows]
+            )
+        )
+
+    def _blockwise(self, q: Tensor) -> bool:
+        return q.device.type == "cuda" if self.blockwise is None else self.blockwise
+
+    def _by_length(self, answer: Callable[[list[int]], Tensor]) -> Tensor:
+        """Of images of one length at a time, put back in their order."""
+        found: list[Any] = [None] * len(self.lengths)
+        for length in sorted(set(self.lengths)):
+            rows = [row for row, own in enumerate(self.lengths) if own == length]
+            for row, each in zip(rows, answer(rows), strict=True):
+                found[row] = each
+        return torch.cat(found)[None]
+
+
+def _blockwise(q: Tensor, k: Tensor, v: Tensor, asks: Tensor, owner: Tensor, seen: Tensor | None) -> Tensor:
+    """Attention of tokens to those that belong to the same image, and are seen."""
+
+    # unannotated: PyTorch counts the arguments of what it is given
+    same: Any = lambda batch, head, query, key: asks[query] == owner[key]  # noqa: E731
+    may: Any = same if seen is None else lambda batch, head, query, key: (asks[query] == owner[key]) & seen[key]
+    mask = create_block_mask(may, None, None, len(asks), len(owner), device=str(q.device))
+    kernel = _compiled() if q.is_cuda else flex_attention
+    found: Any = kernel(*(each.transpose(1, 2) for each in (q, k, v)), block_mask=mask)
+    return found.transpose(1, 2).flatten(2)
+
+
+@cache
+def _compiled() -> Any:
+    return torch.compile(flex_attention, dynamic=True)
+
+
+def pack(latents: Sequence[Float[Tensor, "channels _height _width"]], patch: int) -> tuple[Tensor, Packing]:
+    """Latents of any sizes as one packed batch: (tokens, channels, patch, patch)."""
+    tokens = [_patches(each, patch) for each in latents]
+    grids = tuple((each.shape[-2] // patch, each.shape[-1] // patch) for each in latents)
+    return torch.cat(tokens), Packing(grids)
+
+
+def unpack(tokens: Tensor, packing: Packing) -> list[Float[Tensor, "channels _height _width"]]:
+    """The latents of a packed batch."""
+    return [
+        each.unflatten(0, grid).permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)
+        for each, grid in zip(tokens.split(packing.lengths), packing.grids, strict=True)
+    ]
+
+
+def _patches(latent: Tensor, patch: int) -> Tensor:
+    cut = latent.unflatten(1, (-1, patch)).unflatten(3, (-1, patch))  # (C, rows, p, columns, p)
+    return cut.permute(1, 3, 0, 2, 4).flatten(0, 1)
