@@ -25,11 +25,11 @@ from torch import Tensor
 from anystep.device import pick_device
 from anystep.ranks import Ranks
 from anystep.training.assemble import prepare_data, prepare_network
+from anystep.training.batches import EqualBatches
 from anystep.training.config import Recipe, load_recipe
 from anystep.training.feed import Feed
 from anystep.training.optimizers import make_optimizers
-from anystep.training.run import batch_indices
-from anystep.training.train import choose_captions, encode_conditions, make_objective, my_rows, train
+from anystep.training.train import choose_captions, encode_conditions, make_objective, train
 
 ROOT = Path(__file__).parent.parent
 
@@ -46,19 +46,15 @@ class Bare:
 
     def batches(self, first: int, count: int) -> Iterator[list[Tensor | None]]:
         """What the engine sees in these steps."""
-        size, seed = self.recipe.run.batch_size, self.recipe.run.seed
-        rows = my_rows(size, 1, Ranks.alone())
-
-        def order(position: int) -> list[int]:
-            return batch_indices(len(self.data), size, seed, position)
-
-        with Feed(self.data, order, rows, size, seed, mirror=False) as feed:
+        config = self.recipe.run
+        order = EqualBatches(self.data.sizes, [1.0], config.batch_size, 1, config.seed)
+        with Feed(self.data, order, Ranks.alone(), 1, config.seed) as feed:
             for position in range(first, first + count):
                 part = feed.take(position)[0]
                 chosen = choose_captions(part.examples, self.recipe.condition_dropout, part.draws)
                 condition, mask = encode_conditions(self.conditioner, part.examples, chosen)
                 t, r = self.objective.times(part.draws.normal, part.draws.uniform)
-                tensors = (part.x, part.draws.z, t, r, condition, mask)
+                tensors = (part.x, part.z, t, r, condition, mask)
                 yield [None if tensor is None else tensor.to(self.device) for tensor in tensors]
 
     def step(self, tensors: list[Tensor | None]) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import shlex
 import sys
@@ -115,6 +116,11 @@ def build_parser() -> argparse.ArgumentParser:
     prepare.add_argument("source", help="a folder, classes:FOLDER, parquet:FOLDER, shards:URL of images, ...")
     prepare.add_argument("--out", type=Path, required=True, help="the folder; the same command resumes")
     prepare.add_argument("--size", type=int, required=True, help="side of the images in pixels")
+    prepare.add_argument(
+        "--native", action="store_true", help="images keep their shape: --size is that of a square of the most area"
+    )
+    prepare.add_argument("--longest", type=int, help="with --native: the most pixels along one side")
+    prepare.add_argument("--aspect", type=float, default=5.0, help="with --native: longest over shortest (default: 5)")
     prepare.add_argument("--codec", default="builtin", help="builtin, identity, a folder or a hub id")
     prepare.add_argument("--text-encoder", help="also keep the token states of captions: builtin, a folder or hub id")
     prepare.add_argument("--features", help="also keep features for alignment: DINOv2, SigLIP by id, or radio:VERSION")
@@ -445,20 +451,30 @@ def run_data_prepare(options: argparse.Namespace) -> None:
             raise InputError(f"--{name.replace('_', '-')} {getattr(options, name)}: expected at least 1")
     from anystep.conditioning import load_text_encoder
     from anystep.data.prepare import prepare
+    from anystep.data.sizing import Limits
     from anystep.data.sources import open_source
+    from anystep.data.summary import picture_of_sizes, summary
     from anystep.device import pick_device
     from anystep.ranks import Ranks
     from anystep.training.alignment import load_image_encoder
     from anystep.training.assemble import make_encoders, named_codec
 
     ranks, device = Ranks(), pick_device(options.device)
-    source = open_source(options.source, options.size)
     codec = named_codec(options.codec, device)
     if options.size % (multiple := codec.factor * options.patch_size):
         raise InputError(f"--size {options.size}: must be a multiple of {multiple}")
+    size: int | Limits = options.size
+    if options.native:
+        if options.aspect < 1 or (options.longest or options.size) < multiple:
+            raise InputError(
+                f"--aspect {options.aspect:g} --longest {options.longest}: expected at least 1 and {multiple}"
+            )
+        longest = options.longest or round(options.size * math.sqrt(options.aspect))
+        size = Limits(multiple, options.size**2, longest, options.aspect)
+    source = open_source(options.source, size)
     encoders = make_encoders(
         codec,
-        options.size,
+        size,
         device,
         None if options.text_encoder is None else load_text_encoder(options.text_encoder),
         None if options.features is None else load_image_encoder(options.features),
@@ -477,14 +493,11 @@ def run_data_prepare(options: argparse.Namespace) -> None:
             on_progress=lambda done, total: bar.update(task, completed=done, total=total),
         )  # fmt: skip
     if ranks.first:
-        for reason in made.broken[:10]:
-            print(f"left out {reason}")
-        print(
-            f"wrote {options.out}: {len(made):,} examples in {len(made.shards.index.shards)} shards, "
-            f"latents {'x'.join(map(str, made.shape))}, {made.captioned:,} with captions, "
-            f"{len(made.class_names)} classes, {len(made.broken)} left out"
-        )
-        print(f"train with --data.source shards:{options.out} --data.size {options.size}")
+        drawn = picture_of_sizes(made, codec.factor, options.out / "sizes.png")
+        print("\n".join(summary(made, codec.factor)))
+        print(f"wrote {options.out}" + ", sizes.png in it" * drawn)
+        native = " --data.native true" * options.native
+        print(f"train with --data.source shards:{options.out} --data.size {options.size}{native}")
 
 
 def run_info(options: argparse.Namespace) -> None:

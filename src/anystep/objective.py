@@ -223,9 +223,13 @@ class TransitionObjective:
         """(t, r) for each sample on its own, so that the shares hold at batch size 1 too."""
         return self.times(torch.randn(count, 2, generator=generator), torch.rand(count, 3, generator=generator))
 
-    def times(self, normal: Float[Tensor, "batch 2"], uniform: Float[Tensor, "batch 3"]) -> tuple[Times, Times]:
-        """(t, r) from standard normal and uniform draws."""
+    def times(
+        self, normal: Float[Tensor, "batch 2"], uniform: Float[Tensor, "batch 3"], shift: Times | None = None
+    ) -> tuple[Times, Times]:
+        """(t, r) from standard normal and uniform draws, each sample's moved by its own `Transport.shift`."""
         first, second = (self.transport.times(normal[:, place], uniform[:, place]) for place in (0, 1))
+        if shift is not None:
+            first, second = self.transport.shift(first, shift), self.transport.shift(second, shift)
         t, r, category = torch.maximum(first, second), torch.minimum(first, second), uniform[:, 2]
         r = torch.where(category >= 1 - self.consistency_share, torch.full_like(r, self.transport.t_min), r)
         return t, torch.where(category < self.diffusion_share, t, r)

@@ -36,24 +36,22 @@ class StopSampling(Exception):
     """Raised by an `on_step` callback to end sampling where it stands."""
 
 
-def resolution_shift(height: int, width: int, base: int) -> float:
+def resolution_shift(height: int, width: int, base: int | float) -> float:
     """s = sqrt(H W / base^2) for areas above the training base, else 1 (arXiv 2509.04394, section 4.1)."""
     return max(1.0, math.sqrt(height * width) / base)
 
 
 def schedule(transport: Transport, steps: int, shift: float = 1.0) -> Float[Tensor, " times"]:
-    """`steps + 1` strictly decreasing times from t_max to t_min, uniform and then shifted.
+    """`steps + 1` strictly decreasing times from t_max to t_min, uniform and then shifted (`Transport.shift`).
 
-    The shift u -> s u / (1 + (s - 1) u) of the unit interval spends more steps near noise, as larger images need
-    (SD3, arXiv 2403.03206, eq. 23). Computed in float64 on the CPU, returned in float32, whatever the network's dtype.
+    Computed in float64 on the CPU, returned in float32, whatever the network's dtype.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     if not shift > 0:
         raise ValueError(f"shift must be positive, got {shift}")
     u = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
-    u = shift * u / (1 + (shift - 1) * u)
-    return (transport.t_min + (transport.t_max - transport.t_min) * u).float()
+    return transport.shift(transport.t_min + (transport.t_max - transport.t_min) * u, shift).float()
 
 
 def noise(shape: Sequence[int], seeds: Sequence[int]) -> Float[Tensor, "batch *shape"]:

@@ -130,6 +130,15 @@ class Transport:
         """`count` independent training times in [t_min, t_max], float32, from a CPU generator."""
         return self.times(torch.randn(count, generator=generator), torch.rand(count, generator=generator))
 
+    def shift(self, t: Tensor, by: Tensor | float) -> Tensor:
+        """Times moved towards noise, as larger images need: u -> s u / (1 + (s - 1) u) of the unit interval.
+
+        SD3 (arXiv 2403.03206, eq. 23). t_min and t_max stay, and so does the order of times.
+        """
+        u = (t - self.t_min) / (self.t_max - self.t_min)
+        moved = self.t_min + (self.t_max - self.t_min) * (by * u / (1 + (by - 1) * u))
+        return moved.clamp(self.t_min, self.t_max)
+
     def times(self, normal: Times, uniform: Times) -> Times:
         """Training times in [t_min, t_max] from standard normal and uniform draws."""
         return self.draw(normal, uniform).clamp(self.t_min, self.t_max)

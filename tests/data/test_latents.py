@@ -59,7 +59,7 @@ def test_latents_captions_and_labels_stay_together(tmp_path: Path) -> None:
     assert made.labels.tolist() == [made[place].label for place in range(36)] == [index % 2 for index in kept]
     assert made[0].captions == ("number 0", "0, a comma\tand a tab")
     assert made[4].captions == ()
-    assert (made.captioned, made.class_names, made.shape) == (35, ["even", "odd"], (2, 2, 2))
+    assert (made.captioned, made.class_names, made.channels, made.shapes) == (35, ["even", "odd"], 2, {(2, 2): 36})
     assert made.broken == [f"{index}.png: broken" for index in (9, 19, 29, 39)]
     assert heard[-1] == (40, 40)
 
@@ -204,14 +204,14 @@ def test_a_damaged_record_is_replaced_by_its_neighbour_and_too_many_stop_the_run
     with pytest.raises(InputError, match=r"\d+ of 72 examples cannot be read, more than data.broken_limit 0.01"):
         data.check_broken()
     damage(tmp_path, [*range(5), *range(7, 10), *range(25, 35)])
-    with pytest.raises(InputError, match="36 examples in a row cannot be read"):
+    with pytest.raises(InputError, match="36 examples of a shape in a row cannot be read"):
         LatentSet([LatentShards(str(tmp_path))]).read([3])
 
 
 def test_sets_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
     one = prepare(Colours(), tmp_path / "one", encoders())
     two = prepare(Colours(), tmp_path / "two", Encoders(lambda images: images, {}))
-    with pytest.raises(InputError, match="different shapes cannot be mixed"):
+    with pytest.raises(InputError, match=r"latents of \[2, 3\] channels cannot be mixed"):
         LatentSet([one, two])
 
 

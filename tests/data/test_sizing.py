@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from anystep.data.example import BrokenExample
-from anystep.data.sizing import Limits, cropped, resize
+from anystep.data.sizing import Limits, canvas, cropped, fit
 
 
 @given(
@@ -59,8 +59,18 @@ def test_a_circle_stays_round_and_the_middle_is_kept() -> None:
     rows, columns = np.mgrid[:300, :420]
     disc = ((rows - 150) ** 2 + (columns - 210) ** 2 < 90**2) * np.uint8(255)
     target = Limits(32, 256 * 192, 1024).target(420, 300)
-    pixels = np.asarray(resize(Image.fromarray(disc), target)) > 127
+    pixels = np.asarray(fit(Image.fromarray(disc), target)) > 127
     wide, high = pixels.any(0).sum(), pixels.any(1).sum()
     assert abs(int(wide) - int(high)) <= 1
     middle = np.argwhere(pixels).mean(0)
     assert np.allclose(middle, [(target[1] - 1) / 2, (target[0] - 1) / 2], atol=0.6)
+
+
+def test_drawn_pictures_have_their_proportions_within_the_limits() -> None:
+    limits = Limits(8, 64 * 64, 320)
+    assert canvas((1.0, 1.0), limits) == (64, 64)
+    assert canvas((2.0, 1.0), limits) == (80, 40)
+    wide = canvas((2.5, 1.0), limits)
+    assert 2 < wide[0] / wide[1] < 3
+    assert canvas((1.0, 1.0), limits, 0.5) == (40, 40)
+    assert canvas((2.0, 1.0), 48) == (48, 48)

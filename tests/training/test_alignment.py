@@ -122,7 +122,7 @@ def test_prepared_shards_train_as_the_source_does_and_are_checked(
     command = ["data", "prepare", str(captioned_folder), "--out", str(shards), "--size", "16", "--shard-size", "5"]
     assert main([*command, *words, "--dtype", "float32"]) == 0
     said = capsys.readouterr().out
-    assert "12 examples in 3 shards, latents 4x4x4, 12 with captions" in said
+    assert "12 examples in 3 shards, 12 with captions, 0 classes\nsizes: 16x16 12\n" in said
     direct, prepared = (
         recipe(source, tiny_codec, encoders["dinov2"]) for source in (str(captioned_folder), f"shards:{shards}")
     )

@@ -241,13 +241,13 @@ def test_alignment_that_ends_in_the_run_has_the_losses_of_one_process(recipe: Pa
 def test_what_processes_cannot_do_is_one_line(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from anystep.errors import InputError
     from anystep.ranks import Ranks
+    from anystep.training.batches import part_count
     from anystep.training.parallel import check_parallel
-    from anystep.training.train import my_rows
 
     ranks = Ranks()
     ranks.count = 3
     with pytest.raises(InputError, match=r"batch_size 64 does not divide into 3 processes x 2 parts; 60 or 66 would"):
-        my_rows(64, 2, ranks)
+        part_count(64, 2, ranks)
     with pytest.raises(InputError, match="3 processes would each train alone"):
         check_parallel("none", ranks)
     with pytest.raises(InputError, match="3 processes are no multiple of the 2 that share one copy"):
@@ -256,13 +256,13 @@ def test_what_processes_cannot_do_is_one_line(recipe: Path, tmp_path: Path, monk
 
 def test_every_row_of_a_batch_is_seen_by_one_process() -> None:
     from anystep.ranks import Ranks
-    from anystep.training.train import my_rows
+    from anystep.training.batches import EqualBatches, mine
 
-    seen = []
+    batches, seen = EqualBatches([100], [1.0], 24, 6, 0), []
     for rank in range(3):
         ranks = Ranks()
         ranks.count, ranks.rank = 3, rank
-        parts = my_rows(24, 2, ranks)
-        assert [len(part) for part in parts] == [4, 4]
-        seen += [row for part in parts for row in part]
-    assert sorted(seen) == list(range(24))
+        parts = mine(batches.step(2), ranks)
+        assert [len(part.examples) for part in parts] == [4, 4]
+        seen += [part.first + row for part in parts for row in range(4)]
+    assert sorted(seen) == list(range(48, 72))

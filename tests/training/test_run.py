@@ -8,51 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from anystep.errors import InputError
 from anystep.training.config import OptimizerConfig, Recipe, RunConfig
-from anystep.training.run import (
-    Run,
-    apportion,
-    batch_indices,
-    interruptible,
-    latents_path,
-    learning_rate,
-    mixed_indices,
-    step_generator,
-)
-
-
-@given(count=st.integers(1, 40), batch=st.integers(1, 17), seed=st.integers(0, 5))
-def test_every_epoch_sees_every_sample_once(count: int, batch: int, seed: int) -> None:
-    steps = -(-3 * count // batch)
-    seen = [index for step in range(steps) for index in batch_indices(count, batch, seed, step)]
-    assert len(seen) == steps * batch
-    for epoch in range(3):
-        assert sorted(seen[epoch * count : (epoch + 1) * count]) == list(range(count))
-
-
-@given(weights=st.lists(st.floats(0.01, 100), min_size=1, max_size=5), batch=st.integers(5, 64), seed=st.integers(0, 3))
-def test_every_source_has_its_share_of_every_batch(weights: list[float], batch: int, seed: int) -> None:
-    shares = [weight / sum(weights) for weight in weights]
-    counts = apportion(batch, shares)
-    assert sum(counts) == batch
-    assert min(counts) >= 1
-    if all(batch * share >= 1 for share in shares):
-        assert all(abs(count - batch * share) < 1 + 1e-9 for count, share in zip(counts, shares, strict=True))
-    sizes = [3 + 2 * place for place in range(len(shares))]
-    indices = mixed_indices(sizes, shares, batch, seed, 7)
-    ends = torch.tensor(sizes).cumsum(0)
-    of = torch.bucketize(torch.tensor(indices), ends, right=True)
-    assert torch.bincount(of, minlength=len(sizes)).tolist() == counts
-
-
-def test_one_source_is_drawn_as_it_always_was_and_too_small_a_batch_is_refused() -> None:
-    assert mixed_indices([11], [1.0], 4, 3, 5) == batch_indices(11, 4, 3, 5)
-    with pytest.raises(InputError, match="batch_size 1: expected at least one for each of 2 sources"):
-        apportion(1, [0.5, 0.5])
+from anystep.training.run import Run, interruptible, latents_path, learning_rate, step_generator
 
 
 def test_steps_draw_differently_and_repeatably() -> None:

@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 import anystep
 from anystep.errors import InputError
 from anystep.training import train as module
+from anystep.training.batches import EqualBatches, Part
 from anystep.training.codec import train_codec
 from anystep.training.config import CodecRecipe, Recipe
 from anystep.training.train import train
@@ -152,8 +153,14 @@ def test_sources_are_mixed_and_a_run_begins_with_the_weights_of_another(
     config = recipe(captioned_folder, tiny_codec, steps=2).model_dump(mode="json")
     config["data"] |= {"source": {str(captioned_folder): 4, str(other): 1}}
     seen: list[list[int]] = []
-    real = module.mixed_indices
-    monkeypatch.setattr(module, "mixed_indices", lambda *given: seen.append(real(*given)) or seen[-1])
+    real = EqualBatches.step
+
+    def step(self: EqualBatches, position: int) -> list[Part]:
+        parts = real(self, position)
+        seen.append([number for part in parts for number in part.examples])
+        return parts
+
+    monkeypatch.setattr(EqualBatches, "step", step)
     train(Recipe.model_validate(config), tmp_path / "first")
     assert [[index == 12 for index in indices] for indices in seen] == [[False, False, False, False, True]] * len(seen)
 

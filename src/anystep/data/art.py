@@ -21,6 +21,7 @@ from PIL import Image
 
 from anystep.atomic import replacing
 from anystep.data.example import Example
+from anystep.data.sizing import Limits, canvas
 from anystep.errors import InputError
 
 ARCHIVE = files("anystep.data") / "art"
@@ -129,8 +130,12 @@ def compose(drawing: Drawing, background: str, width: int, height: int) -> Image
     return canvas
 
 
+# width and height of canvases, where they may differ
+PROPORTIONS = ((1.0, 1.0), (1.5, 1.0), (1.0, 1.5), (2.0, 1.0), (1.0, 2.0), (2.5, 1.0))
+
+
 class ArtSource(Sequence[Example]):
-    """Every chosen drawing on every background, as captioned `size x size` examples.
+    """Every chosen drawing on every background, as captioned `size x size` examples, or on canvases of many shapes.
 
     The captions of an example run from the full one to the bare concept, so that a model trained on all of them
     answers "a red apple" as well as "a red apple on a blue background, flat style".
@@ -138,7 +143,7 @@ class ArtSource(Sequence[Example]):
 
     def __init__(
         self,
-        size: int = 64,
+        size: int | Limits = 64,
         vocabulary: Vocabulary = "all",
         split: Split = "both",
         styles: Sequence[str] = STYLES,
@@ -169,7 +174,7 @@ class ArtSource(Sequence[Example]):
         background = list(BACKGROUNDS)[index % len(BACKGROUNDS)]
         return Example(
             key=f"{drawing.key}-{background}",
-            image=compose(drawing, background, self.size, self.size),
+            image=compose(drawing, background, *canvas(PROPORTIONS[index * 7 % len(PROPORTIONS)], self.size)),
             captions=(
                 caption(drawing.name, background, drawing.style),
                 caption(drawing.name, background),

@@ -1,18 +1,22 @@
 """A user's own images: a folder of captioned images, or one subfolder for each class."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from anystep.data.example import BrokenExample, Example
+from anystep.data.sizing import Size, fit, target
 from anystep.errors import InputError
 
+ORIENTATION = ExifTags.Base.Orientation
 CAPTION_KEYS = ("captions", "text", "caption")
 # Pillow recognises these but cannot draw them without further programs.
 RECOGNISED_ONLY = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
@@ -50,24 +54,52 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def fit(image: Image.Image, size: int | None) -> Image.Image:
-    """Scaled until the short side covers `size`, then cropped at the centre to `size x size`; None leaves it as is."""
-    return image if size is None else ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+class Picture(NamedTuple):
+    """An image as it is used, its width and height before, and what was done to it."""
+
+    image: Image.Image
+    original: tuple[int, int]
+    notes: tuple[str, ...]
 
 
-def read_image(file: Path | BytesIO, size: int | None, name: str = "") -> Image.Image:
-    """The RGB image in a file, made `fit`. Raises `BrokenExample`, which calls it `name`."""
+def told(image: Image.Image) -> tuple[str, ...]:
+    """What an opened image needs done to it."""
+    found = []
+    if getattr(image, "is_animated", False):
+        found.append("the first of several frames")
+    if image.getexif().get(ORIENTATION, 1) != 1:
+        found.append("turned upright")
+    if image.mode.startswith("I"):
+        found.append("16 bits to 8")
+    if image.mode == "CMYK":
+        found.append("CMYK to RGB")
+    if image.has_transparency_data:
+        found.append("transparency on white")
+    return tuple(found)
+
+
+def read_picture(file: Path | BytesIO, size: Size, name: str = "") -> Picture:
+    """The RGB image in a file, given its size. Raises `BrokenExample`, which calls it `name`."""
     name = name or str(file)
     try:
         with Image.open(file) as image:
+            turned = image.getexif().get(ORIENTATION, 1) >= 5
+            original = image.size[::-1] if turned else image.size
+            notes, goal = told(image), target(*original, size)
             if size is not None:  # a large JPEG decodes much faster at 1/2, 1/4 or 1/8 of its size
-                image.draft(None, (2 * size, 2 * size))
-            return fit(to_rgb(image), size)
+                wanted = goal[::-1] if turned else goal
+                image.draft(None, (2 * wanted[0], 2 * wanted[1]))
+            return Picture(fit(to_rgb(image), goal), original, notes)
     except UnidentifiedImageError:
         raise BrokenExample(f"{name}: not an image that Pillow can read") from None
     except Exception as error:  # decoders meet damage with exceptions of every type
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise BrokenExample(f"{name}: {reason}") from error
+
+
+def read_image(file: Path | BytesIO, size: Size, name: str = "") -> Image.Image:
+    """`read_picture`'s image."""
+    return read_picture(file, size, name).image
 
 
 def read_lines(path: Path) -> list[str]:
@@ -102,22 +134,35 @@ def read_metadata(path: Path) -> dict[str, tuple[str, ...]]:
     return captions
 
 
-def read_captions(folder: Path, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """The captions of each named image, from `metadata.jsonl` or else from the lines of the `.txt` beside it."""
+def read_captions(folder: Path, names: Sequence[str]) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
+    """The captions of each named image, from `metadata.jsonl` or else from the lines of the `.txt` beside it.
+
+    And what is wrong with those whose `.txt` is empty or not UTF-8. One that has none at all is an InputError.
+    """
     metadata = folder / "metadata.jsonl"
     captions = read_metadata(metadata) if metadata.exists() else {}
     if strangers := sorted(captions.keys() - set(names)):
         raise InputError(f"{metadata}: {listing(strangers)} named there, but no such image is in {folder}")
+    wrong: dict[str, str] = {}
     for name in names:
         text = (folder / name).with_suffix(".txt")
-        if name not in captions and text.exists():
+        if name in captions or not text.exists():
+            continue
+        try:
             captions[name] = tuple(line for line in read_lines(text) if line)
-    if missing := [name for name in names if not captions.get(name)]:
+        except InputError:
+            wrong[name] = f"{text.name} is not UTF-8"
+        else:
+            if not captions[name]:
+                wrong[name] = f"{text.name} holds no caption"
+    without = [name for name in names if not captions.get(name)]
+    # some that are wrong are left out one by one; one that is not there, or none that is right, is a mistake
+    if missing := without if len(without) == len(names) else [name for name in without if name not in wrong]:
         raise InputError(
             f"{folder}: no caption for {listing(missing)}; write {PurePosixPath(missing[0]).with_suffix('.txt')} "
             "(one caption a line) or a row with file_name and text in metadata.jsonl"
         )
-    return captions
+    return captions, wrong
 
 
 def listing(names: Sequence[str]) -> str:
@@ -134,9 +179,10 @@ class _FolderSource:
     class_names: Sequence[str] = ()
     captions: Mapping[str, tuple[str, ...]] = {}
     labels: Mapping[str, int] = {}
+    wrong: Mapping[str, str] = {}
     names: Sequence[str]
 
-    def __init__(self, folder: str | Path, size: int | None) -> None:
+    def __init__(self, folder: str | Path, size: Size) -> None:
         self.folder = Path(folder)
         self.size = size
 
@@ -145,23 +191,33 @@ class _FolderSource:
 
     def __getitem__(self, index: int) -> Example:
         name = self.names[index]
-        image = read_image(self.folder / name, self.size)
-        return Example(name, image, self.captions.get(name, ()), self.labels.get(name))
+        if name in self.wrong:
+            raise BrokenExample(f"{self.folder / name}: {self.wrong[name]}")
+        picture = read_picture(self.folder / name, self.size)
+        return Example(name, picture.image, self.captions.get(name, ()), self.labels.get(name), *picture[1:])
 
 
 class ImageFolderSource(_FolderSource):
     """Captioned images. Raises `InputError` where there is no image or one has no caption."""
 
-    def __init__(self, folder: str | Path, size: int | None) -> None:
+    def __init__(self, folder: str | Path, size: Size) -> None:
         super().__init__(folder, size)
         self.names = find_images(self.folder)
-        self.captions = read_captions(self.folder, self.names)
+        self.captions, self.wrong = read_captions(self.folder, self.names)
+        stems = Counter(str(PurePosixPath(name).with_suffix("")) for name in self.names)
+        self._twins = {stem for stem, count in stems.items() if count > 1}
+
+    def __getitem__(self, index: int) -> Example:
+        example = super().__getitem__(index)
+        if str(PurePosixPath(example.key).with_suffix("")) not in self._twins:
+            return example
+        return replace(example, notes=(*example.notes, "shares its name with another image"))
 
 
 class ClassFolderSource(_FolderSource):
     """One subfolder of images for each class. Raises `InputError` where there is none or one has no image."""
 
-    def __init__(self, folder: str | Path, size: int | None) -> None:
+    def __init__(self, folder: str | Path, size: Size) -> None:
         super().__init__(folder, size)
         folders = self.folder.iterdir() if self.folder.is_dir() else ()
         self.class_names = sorted(path.name for path in folders if path.is_dir() and not path.name.startswith("."))

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from anystep.data.example import Example
-from anystep.data.folders import fit
+from anystep.data.sizing import Size, fit, target
 from anystep.errors import InputError
 
 PREFIXES = {"train": "train", "test": "t10k"}
@@ -58,7 +58,7 @@ class IdxSource:
     digits elsewhere.
     """
 
-    def __init__(self, folder: str | Path, split: str = "train", size: int | None = None) -> None:
+    def __init__(self, folder: str | Path, split: str = "train", size: Size = None) -> None:
         if split not in PREFIXES:
             raise InputError(f"split {split!r} of {folder}: expected one of {list(PREFIXES)}")
         self.folder, self.split, self.size = Path(folder), split, size
@@ -80,4 +80,6 @@ class IdxSource:
         if not 0 <= index < len(self):
             raise IndexError(index)
         image = Image.fromarray(self._images[index]).convert("RGB")
-        return Example(f"{self.split}-{index:05d}", fit(image, self.size), label=int(self._labels[index]))
+        return Example(
+            f"{self.split}-{index:05d}", fit(image, target(*image.size, self.size)), label=int(self._labels[index])
+        )

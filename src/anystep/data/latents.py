@@ -50,9 +50,11 @@ class LatentShards:
 
     Attributes:
         made_by: fingerprints of what made them.
-        shape: of a latent.
+        channels: of a latent.
         broken: why examples of the source were left out.
         captioned: how many have a caption.
+        notes: how many examples needed what.
+        cropped, most_cropped: the share of an image that was cropped away, on average and at most.
 
     Raises:
         InputError: nothing there, not finished, or not latents.
@@ -71,7 +73,9 @@ class LatentShards:
         self.class_names: list[str] = said["class_names"]
         self.broken: list[str] = said["broken"]
         self.captioned: int = said["captioned"]
-        self.shape = tuple(said["shape"])
+        self.channels: int = said["channels"]
+        self.notes: dict[str, int] = said["notes"]
+        self.cropped, self.most_cropped = said["cropped"] / max(1, said["counted"]), float(said["most_cropped"])
 
     def __len__(self) -> int:
         return len(self.shards)
@@ -79,6 +83,17 @@ class LatentShards:
     @property
     def labels(self) -> Int[Tensor, " examples"]:
         return self.shards.index.labels
+
+    @property
+    def grids(self) -> Int[Tensor, "examples 2"]:
+        """Rows and columns of each latent."""
+        return self.shards.index.grids
+
+    @property
+    def shapes(self) -> dict[tuple[int, int], int]:
+        """How many latents have so many rows and columns, the smallest first."""
+        found, counts = self.grids.unique(dim=0, return_counts=True)
+        return {(rows, columns): count for (rows, columns), count in zip(found.tolist(), counts.tolist(), strict=True)}
 
     def check(self, wanted: Mapping[str, Any]) -> None:
         """Refuse latents, captions or features that something else made than the run works with.
@@ -123,25 +138,34 @@ class LatentSet:
     """Several prepared folders end to end.
 
     Args:
-        sets: of one shape. Several must all have captions: their labels would mean different things.
+        sets: of one shape, unless `native`. Several must all have captions: their labels would mean different things.
         broken_limit: the share of examples that may turn out unreadable.
+        native: whether examples may differ in shape.
 
     Attributes:
         sizes: examples of each.
+        channels: of a latent.
+        shape: of the largest latent.
         broken: why each example that was met could not be read.
 
     Raises:
         InputError: sets that do not go together.
     """
 
-    def __init__(self, sets: Sequence[LatentShards], broken_limit: float = 0.01) -> None:
-        shapes = {each.shape for each in sets}
-        if len(shapes) > 1:
-            raise InputError(f"sources with latents of different shapes cannot be mixed: {sorted(shapes)}")
+    def __init__(self, sets: Sequence[LatentShards], broken_limit: float = 0.01, native: bool = False) -> None:
+        depths = {each.channels for each in sets}
+        if len(depths) > 1:
+            raise InputError(f"sources with latents of {sorted(depths)} channels cannot be mixed")
+        shapes = {shape for each in sets for shape in each.shapes}
+        if len(shapes) > 1 and not native:
+            raise InputError(
+                f"latents of {len(shapes)} shapes, {min(shapes)} to {max(shapes)}: set data.native, or prepare squares"
+            )
         if len(sets) > 1 and not all(each.captioned for each in sets):
             raise InputError("sources without captions cannot be mixed: the labels of one are not those of another")
         self.sets, self.broken_limit = list(sets), broken_limit
-        self.shape = sets[0].shape
+        self.channels = depths.pop()
+        self.shape = (self.channels, *max(shapes, key=lambda shape: shape[0] * shape[1]))
         self.sizes = [len(each) for each in sets]
         self.class_names = sorted({name for each in sets for name in each.class_names}) if len(sets) > 1 else (
             sets[0].class_names
@@ -162,6 +186,11 @@ class LatentSet:
         return [each.labels for each in self.sets]
 
     @property
+    def grids(self) -> list[Int[Tensor, "examples 2"]]:
+        """Rows and columns of the latents of each set."""
+        return [each.grids for each in self.sets]
+
+    @property
     def left_out(self) -> list[str]:
         """Why examples were left out when the sets were made."""
         return [reason for each in self.sets for reason in each.broken]
@@ -179,9 +208,14 @@ class LatentSet:
         while number >= first + self.sizes[place]:
             first += self.sizes[place]
             place += 1
-        size = self.sizes[place]
-        for step in range(min(size, SUBSTITUTES)):
+        size, grids = self.sizes[place], self.sets[place].grids
+        tried = 0
+        for step in range(size):
             index = first + (number - first + step) % size
+            # one of another shape cannot take its place in a batch
+            if tried == SUBSTITUTES or not torch.equal(grids[index - first], grids[number - first]):
+                continue
+            tried += 1
             if index in self.broken:
                 continue
             try:
@@ -189,7 +223,7 @@ class LatentSet:
             except BrokenExample as error:
                 self.broken[index] = str(error)
         last = next(reversed(self.broken.values()))
-        raise InputError(f"{min(size, SUBSTITUTES)} examples in a row cannot be read, the last: {last}")
+        raise InputError(f"{tried} examples of a shape in a row cannot be read, the last: {last}")
 
     def check_broken(self) -> None:
         """Raises InputError when more are broken than a run may bear."""

@@ -11,7 +11,8 @@ from threading import Lock
 from typing import Any
 
 from anystep.data.example import BrokenExample, Example
-from anystep.data.folders import CAPTION_KEYS, caption_texts, read_image
+from anystep.data.folders import CAPTION_KEYS, caption_texts, read_picture
+from anystep.data.sizing import Size
 from anystep.errors import InputError
 
 GROUPS = 4  # row groups kept decoded: readers of one batch are neighbours
@@ -24,7 +25,7 @@ class ParquetSource:
         InputError: no file, no column of images, or pyarrow is not installed.
     """
 
-    def __init__(self, folder: str | Path, size: int | None, split: str = "train") -> None:
+    def __init__(self, folder: str | Path, size: Size, split: str = "train") -> None:
         try:
             import pyarrow.parquet as parquet
         except ImportError:
@@ -79,10 +80,13 @@ class ParquetSource:
         content = content.get("bytes") if isinstance(content, dict) else content
         if not content:
             raise BrokenExample(f"{self.folder}, row {index}: no image")
-        picture = read_image(BytesIO(content), self.size, f"{self.folder}, row {index}")
+        picture = read_picture(BytesIO(content), self.size, f"{self.folder}, row {index}")
         said = {name: row[name] for name in self._texts if row[name]}
         captions = caption_texts(said) if said else ()
-        return Example(f"{index:09d}", picture, captions, row[self._label] if self._label is not None else None)
+        if self._texts and not captions:
+            raise BrokenExample(f"{self.folder}, row {index}: its caption is empty")
+        label = row[self._label] if self._label is not None else None
+        return Example(f"{index:09d}", picture.image, captions, label, *picture[1:])
 
     def _rows(self, group: int) -> list[dict[str, Any]]:
         with self._lock:

@@ -3,6 +3,7 @@
 The metadata of a scene are those of a GenEval prompt, so that one scorer serves both.
 """
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,8 +13,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 from PIL import Image
 
-from anystep.data.art import STYLES, Drawing, drawings, is_held_out, render, with_article
+from anystep.data.art import PROPORTIONS, STYLES, Drawing, drawings, is_held_out, render, with_article
 from anystep.data.example import Example
+from anystep.data.sizing import Limits, canvas
 from anystep.errors import InputError
 
 Task = Literal["single_object", "two_object", "counting", "colors", "position", "color_attr"]
@@ -194,11 +196,14 @@ def _stands(one: Thing, relation: Relation, two: Thing) -> bool:
 
 
 class SceneSource(Sequence[Example]):
-    """Scenes of all tasks in turn, each fixed by its number, on square canvases: what a model trains on."""
+    """Scenes of all tasks in turn, each fixed by its number: what a model trains on.
 
-    def __init__(self, size: int = 64, count: int = 20_000) -> None:
-        if size < 32:
-            raise InputError(f"scenes of {size} pixels: expected at least 32")
+    On square canvases of `size`; or, within limits, from 1:2 to 2:1 and 5:2, half of them on half of the area.
+    """
+
+    def __init__(self, size: int | Limits = 64, count: int = 20_000) -> None:
+        if (side := round(math.sqrt(size.area)) if isinstance(size, Limits) else size) < 32:
+            raise InputError(f"scenes of {side} pixels: expected at least 32")
         self.size, self._count = size, count
         self.class_names: Sequence[str] = concepts()
 
@@ -206,8 +211,12 @@ class SceneSource(Sequence[Example]):
         return self._count
 
     def scene(self, index: int) -> Scene:
-        dice = random.Random(f"scene/{index}")
-        return draw_scene(TASKS[index % len(TASKS)], dice, self.size, (1.0, 1.0))
+        dice, task = random.Random(f"scene/{index}"), TASKS[index % len(TASKS)]
+        if not isinstance(self.size, Limits):
+            return draw_scene(task, dice, self.size, (1.0, 1.0))
+        width, height = canvas(dice.choice(PROPORTIONS), self.size, dice.choice((1.0, 0.5)))
+        base = min(width, height)
+        return draw_scene(task, dice, base, (width / base, height / base))
 
     def __getitem__(self, index: int) -> Example:  # type: ignore[override]
         if not 0 <= index < len(self):

@@ -30,7 +30,7 @@ from anystep.errors import InputError
 
 INDEX = "index.safetensors"
 UNKNOWN = -1  # a checksum or label nobody has noted; the size of a field that a record lacks
-TABLES = ("shard", "offsets", "sizes", "checksums", "labels")
+TABLES = ("shard", "offsets", "sizes", "checksums", "labels", "grids")
 OPEN_FILES = 128
 
 
@@ -41,6 +41,7 @@ class Record:
     key: str
     fields: Mapping[str, bytes]
     label: int = UNKNOWN
+    grid: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Index:
         shard: (records,) which of the files.
         offsets, sizes, checksums: (records, fields), in bytes; the last CRC-32.
         labels: (records,).
+        grids: (records, 2), rows and columns of what the records hold; 0 where nobody knows.
     """
 
     shards: dict[str, int]
@@ -62,6 +64,7 @@ class Index:
     sizes: Tensor
     checksums: Tensor
     labels: Tensor
+    grids: Tensor
 
     def save(self, path: Path) -> None:
         tensors = {name: getattr(self, name) for name in TABLES}
@@ -85,8 +88,8 @@ class Index:
         shards = {name: size for part in parts for name, size in part.shards.items()}
         before = [sum(len(each.shards) for each in parts[:place]) for place in range(len(parts))]
         shard = torch.cat([part.shard + first for part, first in zip(parts, before, strict=True)])
-        offsets, sizes, checksums, labels = (torch.cat([getattr(part, name) for part in parts]) for name in TABLES[1:])
-        return cls(shards, parts[0].fields, shard, offsets, sizes, checksums, labels)
+        rest = (torch.cat([getattr(part, name) for part in parts]) for name in TABLES[1:])
+        return cls(shards, parts[0].fields, shard, *rest)
 
 
 def write_shard(path: Path, records: Iterable[Record]) -> Index:
@@ -95,6 +98,7 @@ def write_shard(path: Path, records: Iterable[Record]) -> Index:
     sizes: list[list[int]] = []
     checksums: list[list[int]] = []
     labels: list[int] = []
+    grids: list[tuple[int, int]] = []
     fields: list[str] = []
     with replacing(path) as part:
         with tarfile.open(part, "w", format=tarfile.PAX_FORMAT) as tar:
@@ -111,8 +115,9 @@ def write_shard(path: Path, records: Iterable[Record]) -> Index:
                 for column, values in zip((offsets, sizes, checksums), zip(*rows, strict=True), strict=True):
                     column.append(list(values))
                 labels.append(record.label)
+                grids.append(record.grid)
         size = part.stat().st_size
-    return _index({path.name: size}, fields, [0] * len(labels), offsets, sizes, checksums, labels)
+    return _index({path.name: size}, fields, [0] * len(labels), offsets, sizes, checksums, labels, grids)
 
 
 def _index(
@@ -123,10 +128,13 @@ def _index(
     sizes: list[list[int]],
     checksums: list[list[int]],
     labels: list[int],
+    grids: list[tuple[int, int]],
 ) -> Index:
     shape = (len(labels), len(fields))
     begin, length, check = (torch.tensor(rows, dtype=torch.int64).view(shape) for rows in (offsets, sizes, checksums))
-    return Index(shards, fields, torch.tensor(shard, dtype=torch.int32), begin, length, check, torch.tensor(labels))
+    places = torch.tensor(shard, dtype=torch.int32)
+    sides = torch.tensor(grids, dtype=torch.int32).view(-1, 2)
+    return Index(shards, fields, places, begin, length, check, torch.tensor(labels), sides)
 
 
 def scan(filesystem: Any, root: str, names: Mapping[str, int]) -> Index:
@@ -145,7 +153,10 @@ def scan(filesystem: Any, root: str, names: Mapping[str, int]) -> Index:
                         continue
                     folder, base = PurePosixPath(entry.name).parent, PurePosixPath(entry.name).name
                     stem, _, extension = base.partition(".")
-                    fields, label = records.setdefault(f"{folder}/{stem}", ({}, [UNKNOWN]))
+                    key = f"{folder}/{stem}"
+                    if extension.lower() in records.get(key, ({}, []))[0]:  # another record of the same name
+                        records[f"{key}\0{len(records)}"] = records.pop(key)
+                    fields, label = records.setdefault(key, ({}, [UNKNOWN]))
                     fields[extension.lower()] = (entry.offset_data, entry.size)
                     if entry.offset_data + entry.size > names[name]:
                         raise tarfile.ReadError("it ends in the middle of a file")
@@ -165,6 +176,7 @@ def scan(filesystem: Any, root: str, names: Mapping[str, int]) -> Index:
         [[size for _, size in row] for row in lie],
         [[UNKNOWN] * len(columns) for _ in found],
         [label for _, _, label in found],
+        [(0, 0)] * len(found),
     )
 
 

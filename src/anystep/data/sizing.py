@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from anystep.data.example import BrokenExample
 
@@ -23,6 +23,9 @@ class Limits:
     area: int
     side: int
     aspect: float = 5.0
+
+    def __str__(self) -> str:
+        return f"own shape, {self.area} pixels, sides of {self.side}, {self.aspect:g}:1, multiples of {self.multiple}"
 
     def target(self, width: int, height: int) -> tuple[int, int]:
         """Width and height for an image of that size: nothing is enlarged, and little is cropped.
@@ -66,10 +69,29 @@ def cropped(size: tuple[int, int], target: tuple[int, int]) -> float:
     return max(0.0, 1 - target[0] * target[1] / (size[0] * size[1] * scale**2))
 
 
-def resize(image: Image.Image, target: tuple[int, int]) -> Image.Image:
-    """Scaled until it covers the target, then cropped at the centre."""
-    scale = max(target[0] / image.width, target[1] / image.height)
-    wide, high = min(image.width, target[0] / scale), min(image.height, target[1] / scale)
-    left, top = (image.width - wide) / 2, (image.height - high) / 2
-    box = (left, top, left + wide, top + high)
-    return image.resize(target, Image.Resampling.LANCZOS, box=box)
+# a square of that side; as it is; or its own shape within limits
+Size = int | Limits | None
+
+
+def target(width: int, height: int, size: Size) -> tuple[int, int]:
+    """What an image of that width and height becomes. Raises BrokenExample where it cannot be used."""
+    if isinstance(size, Limits):
+        return size.target(width, height)
+    return (width, height) if size is None else (size, size)
+
+
+def fit(image: Image.Image, goal: tuple[int, int]) -> Image.Image:
+    """Scaled until it covers the goal, then cropped at the centre; as it is where it has that size."""
+    return image if image.size == goal else ImageOps.fit(image, goal, Image.Resampling.LANCZOS)
+
+
+def canvas(proportion: tuple[float, float], size: int | Limits, share: float = 1.0) -> tuple[int, int]:
+    """Width and height for a picture that is drawn: of these proportions, where sizes may differ.
+
+    Args:
+        share: of the most area.
+    """
+    if not isinstance(size, Limits):
+        return size, size
+    scale = math.sqrt(share * size.area / (proportion[0] * proportion[1]))
+    return size.target(round(proportion[0] * scale), round(proportion[1] * scale))

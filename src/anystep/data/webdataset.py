@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from io import BytesIO
 
 from anystep.data.example import BrokenExample, Example
-from anystep.data.folders import caption_texts, image_suffixes, read_image
+from anystep.data.folders import caption_texts, image_suffixes, read_picture
 from anystep.data.shards import UNKNOWN, Shards, read_beside
+from anystep.data.sizing import Size
 from anystep.errors import InputError
 
 
@@ -16,7 +17,7 @@ class WebDatasetSource:
     Classes are named by the lines of `classes.txt` beside the tars, else by their numbers.
     """
 
-    def __init__(self, url: str, size: int | None) -> None:
+    def __init__(self, url: str, size: Size) -> None:
         self.shards, self.size = Shards(url), size
         self._images = [field for field in self.shards.fields if f".{field}" in image_suffixes()]
         if not self._images:
@@ -39,14 +40,22 @@ class WebDatasetSource:
         content = next((found[field] for field in self._images if field in found), None)
         if content is None:
             raise BrokenExample(f"{self.shards.url}, record {index}: no image")
-        picture = read_image(BytesIO(content), self.size, f"{self.shards.url}, record {index}")
+        picture = read_picture(BytesIO(content), self.size, f"{self.shards.url}, record {index}")
         label = int(self.shards.index.labels[index])
-        return Example(f"{index:09d}", picture, self._captions(found), None if label == UNKNOWN else label)
+        captions = self._captions(index, found)
+        return Example(f"{index:09d}", picture.image, captions, None if label == UNKNOWN else label, *picture[1:])
 
-    def _captions(self, found: dict[str, bytes]) -> tuple[str, ...]:
+    def _captions(self, index: int, found: dict[str, bytes]) -> tuple[str, ...]:
+        where = f"{self.shards.url}, record {index}"
+        if "txt" in found:
+            try:
+                lines = tuple(line.strip() for line in found["txt"].decode().splitlines() if line.strip())
+            except UnicodeDecodeError:
+                raise BrokenExample(f"{where}: its caption is not UTF-8") from None
+            if not lines:
+                raise BrokenExample(f"{where}: its caption is empty")
+            return lines
         try:
-            if "txt" in found:
-                return tuple(line.strip() for line in found["txt"].decode().splitlines() if line.strip())
             return caption_texts(json.loads(found["json"])) if "json" in found else ()
         except (ValueError, TypeError, AttributeError, StopIteration):
             return ()

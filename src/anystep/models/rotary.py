@@ -80,8 +80,9 @@ def rotary(
     """
     pairs, places = head_dim // 4, positions(height, width, grid)
     turned, largest = [], 1.0
-    for axis in places.unbind(1):
-        stretch = 1.0 if extent is None else max(1.0, (int(axis.max()) + 1) / extent)
+    long = (width, height) if grid == "row_major" else (height, width)  # positions of each axis
+    for axis, length in zip(places.unbind(1), long, strict=True):
+        stretch = 1.0 if extent is None else max(1.0, length / extent)
         largest = max(largest, stretch)
         if scaling in ("by_parts", "yarn"):
             rates = frequencies_by_parts(pairs, stretch, extent or 1)

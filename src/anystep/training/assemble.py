@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from anystep.codecs import AutoencoderCodec, Codec, load_codec
 from anystep.conditioning import CachedTextEncoder, Conditioner, LabelEncoder, TextEncoder, load_text_encoder
@@ -14,6 +15,7 @@ from anystep.contact_sheet import contact_sheet
 from anystep.data.art import cache_folder
 from anystep.data.latents import TEXT, LatentSet, LatentShards, holds_latents
 from anystep.data.prepare import Encoders, prepare
+from anystep.data.sizing import Limits
 from anystep.data.sources import SHARDS
 from anystep.errors import InputError
 from anystep.models.presets import PRESETS, build_transformer
@@ -44,7 +46,8 @@ def prepare_data(
         cached.fill([""])
     patch = int({**PRESETS[recipe.model.preset], **recipe.model.options}["patch_size"])
     features = None if recipe.alignment is None else load_image_encoder(recipe.alignment.encoder)
-    encoders = make_encoders(codec, recipe.data.size, device, features=features, patch=patch)
+    size = recipe.data.sizing(codec.factor * patch)
+    encoders = make_encoders(codec, size, device, features=features, patch=patch)
     encoders = replace(
         encoders, mirror=recipe.data.mirror, captions=(lambda captions: None) if cached is None else cached.fill
     )
@@ -61,9 +64,9 @@ def prepare_data(
             if recipe.data.mirror:
                 prepared.check({"mirror": True})
         else:
-            prepared = prepare(recipe.data.open_one(spec), latents_path(out, place), encoders, ranks)
+            prepared = prepare(recipe.data.open_one(spec, size), latents_path(out, place), encoders, ranks)
         sets.append(prepared)
-    data = LatentSet(sets, recipe.data.broken_limit)
+    data = LatentSet(sets, recipe.data.broken_limit, recipe.data.native)
     if cached is None:
         if min(int(labels.min()) for labels in data.labels) < 0:
             raise InputError(
@@ -88,32 +91,38 @@ def named_codec(name: str, device: torch.device) -> Codec:
 
 def make_encoders(
     codec: Codec,
-    size: int,
+    size: int | Limits,
     device: torch.device,
     text: TextEncoder | None = None,
     features: ImageEncoder | None = None,
     patch: int = 1,
     **options: Any,
 ) -> Encoders:
-    """What prepares images of `size x size` for training; `text` and `features` only where they shall be kept.
+    """What prepares images of a size for training; `text` and `features` only where they shall be kept.
 
     Args:
         patch: latent pixels along one side of a token of the network, whose grid `features` are for.
         options: of `Encoders`.
     """
-    made_by: dict[str, Any] = {"codec": codec.fingerprint, "size": size}
-    tokens = size // codec.factor // patch
+    made_by: dict[str, Any] = {"codec": codec.fingerprint, "size": str(size) if isinstance(size, Limits) else size}
+    token = codec.factor * patch  # pixels along its side
     if text is not None:
         made_by["text_encoder"] = text.fingerprint
     if features is not None:
-        made_by["features"] = f"{features.fingerprint} {tokens}x{tokens}"
+        grid = "own shape" if isinstance(size, Limits) else f"{size // token}x{size // token}"
+        made_by["features"] = f"{features.fingerprint} {grid}"
         features.model.to(device)
+
+    def featured(images: Tensor) -> Tensor:
+        assert features is not None
+        return features(images.to(device), images.shape[2] // token, images.shape[3] // token)
 
     return Encoders(
         latent=lambda images: codec.encode(images.to(device)),
         made_by=made_by,
         text=None if text is None else lambda captions: split_states(*text(captions)),
-        features=None if features is None else lambda images: features(images.to(device), tokens, tokens),
+        features=None if features is None else featured,
+        area=size.area if isinstance(size, Limits) else size**2,
         **options,
     )
 
@@ -129,7 +138,10 @@ def prepare_network(
     recipe: Recipe, codec: Codec, data: LatentSet, conditioner: Conditioner
 ) -> TransitionTransformer2DModel:
     """The preset, fitted to the codec and the condition."""
-    options: dict[str, Any] = {"in_channels": codec.channels, "sample_size": data.shape[-1]}
+    options: dict[str, Any] = {"in_channels": codec.channels, "sample_size": recipe.data.size // codec.factor}
+    if recipe.data.native:
+        patch = int({**PRESETS[recipe.model.preset], **recipe.model.options}["patch_size"])
+        options["rope_extent"] = max(int(grids.max()) for grids in data.grids) // patch
     if isinstance(conditioner, CachedTextEncoder):
         options |= {"text_width": conditioner.encoder.width, "num_classes": None}
     else:
@@ -174,7 +186,9 @@ def as_pipeline(
     pipeline = TransitionPipeline(
         transformer=network,
         scheduler=TransitionScheduler(
-            recipe.transport.name, dict(recipe.transport.options), base_size=recipe.data.size
+            recipe.transport.name,
+            dict(recipe.transport.options),
+            base_size=recipe.transport.base_size or recipe.data.size,
         ),
         codec=codec.autoencoder if isinstance(codec, AutoencoderCodec) else None,
         text_encoder_name=recipe.model.text_encoder if text else None,

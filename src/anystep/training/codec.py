@@ -13,9 +13,10 @@ from anystep.data.images import to_tensor
 from anystep.data.sources import JoinedSource
 from anystep.errors import InputError
 from anystep.ranks import Ranks
+from anystep.training.batches import mixed_indices
 from anystep.training.checkpoints import Checkpoints, TrainingState
 from anystep.training.config import CodecRecipe
-from anystep.training.run import Progress, Run, interruptible, learning_rate, mixed_indices, prepare, step_generator
+from anystep.training.run import Progress, Run, interruptible, learning_rate, prepare, step_generator
 
 MEASURED = 256  # images on which PSNR and latent statistics are taken
 
@@ -81,6 +82,8 @@ def normalise(autoencoder: AutoencoderDC, images: Tensor) -> None:
 def train_codec(recipe: CodecRecipe, out: Path) -> dict[str, Any]:
     """Train, resume or refine; `out/codec` holds the result in diffusers' layout. Returns the last log record."""
     device = prepare(recipe.run)
+    if recipe.data.native:
+        raise InputError("data.native: a codec is trained on squares; it encodes and decodes any shape")
     sources, shares = recipe.data.open(), list(recipe.data.shares.values())
     source = JoinedSource(sources)
     # judged on what training does not see, where the data has such a part

@@ -5,6 +5,7 @@ section, merged over the rest by `--debug`, that makes it a laptop-size run.
 """
 
 import difflib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -23,6 +24,7 @@ from pydantic import (
 )
 
 from anystep.data.example import Source
+from anystep.data.sizing import Limits
 from anystep.data.sources import FewerSource, open_source
 from anystep.errors import InputError
 from anystep.objectives import OBJECTIVES, ObjectiveKind
@@ -45,7 +47,13 @@ class DataConfig(Section):
     """
 
     source: str | dict[str, PositiveFloat] = "builtin"
+    # side of the images in pixels; of a square of as many pixels as the largest images, with `native`
     size: PositiveInt = 64
+    # images keep their shape: they are scaled down to that area, and cropped to whole tokens
+    native: bool = False
+    # with `native`: the most pixels along one side, and the longest side over the shortest
+    longest: PositiveInt | None = None
+    aspect: float = Field(5.0, ge=1)
     vocabulary: Literal["everyday", "all"] = "all"
     split: Literal["train", "held_out", "both"] = "train"
     # every class equally often, whatever its number of examples
@@ -69,13 +77,19 @@ class DataConfig(Section):
         weights = {self.source: 1.0} if isinstance(self.source, str) else self.source
         return {spec: weight / sum(weights.values()) for spec, weight in weights.items()}
 
-    def open(self) -> list[Source]:
-        """The sources, in the order of `shares`."""
-        return [self.open_one(spec) for spec in self.shares]
+    def sizing(self, multiple: int) -> int | Limits:
+        """What images become, whose sides are to be multiples of that many pixels."""
+        if not self.native:
+            return self.size
+        return Limits(multiple, self.size**2, self.longest or round(self.size * math.sqrt(self.aspect)), self.aspect)
 
-    def open_one(self, spec: str) -> Source:
+    def open(self) -> list[Source]:
+        """The sources as squares, in the order of `shares`."""
+        return [self.open_one(spec, self.size) for spec in self.shares]
+
+    def open_one(self, spec: str, size: int | Limits) -> Source:
         chosen = {"vocabulary": self.vocabulary, "split": self.split}
-        source = open_source(spec, self.size, **(chosen if spec == "builtin" else {}))
+        source = open_source(spec, size, **(chosen if spec == "builtin" else {}))
         return source if self.limit is None else FewerSource(source, self.limit)
 
 
@@ -107,11 +121,19 @@ class CodecModelConfig(Section):
 
 
 class RunConfig(Section):
-    """How long, how often, and on what. `batch_size` is that of all processes together, `accumulate` its parts."""
+    """How long, how often, and on what. `batch_size` is that of all processes together, `accumulate` its parts.
+
+    With `data.native` a step has `parts`, of all processes together, of `tokens_per_part` each: images of one shape, or
+    packed, of any.
+    """
 
     steps: PositiveInt = 1000
     batch_size: PositiveInt = 64
     accumulate: PositiveInt = 1
+    # by default the tokens of `batch_size` squares of `data.size`, over `parts`
+    tokens_per_part: PositiveInt | None = None
+    parts: PositiveInt = 1
+    packed: bool = False
     seed: NonNegativeInt = 0
     device: str = "auto"
     threads: PositiveInt | None = None
@@ -159,6 +181,8 @@ class CodecRecipe(Section):
 class TransportConfig(Section):
     name: Literal["ot_fm", "trigflow", "edm", "vp", "ve"] = "ot_fm"
     options: dict[str, float] = {}
+    # side in pixels of the square above whose area times are moved towards noise; data.size when null
+    base_size: PositiveInt | None = None
 
 
 class ObjectiveConfig(Section):
@@ -230,6 +254,16 @@ class Recipe(Section):
     sample_steps: tuple[PositiveInt, ...] = (1, 2, 4, 8)
     sample_prompts: tuple[str, ...] = ()
     guidance: PositiveFloat = 1.5
+
+    @model_validator(mode="after")
+    def _native_goes_together(self) -> "Recipe":
+        if not self.data.native and (self.run.packed or self.run.parts > 1 or self.run.tokens_per_part is not None):
+            raise ValueError("run.parts, tokens_per_part and packed are for data.native")
+        if self.data.native and self.run.accumulate > 1:
+            raise ValueError("run.accumulate is for squares: data.native has run.parts")
+        if self.data.native and self.data.balanced:
+            raise ValueError("data.balanced is for squares: data.native sees shapes in proportion to their tokens")
+        return self
 
     @property
     def ema_decays(self) -> tuple[float, ...]:

@@ -18,7 +18,7 @@ class Draws(NamedTuple):
     mirror it.
     """
 
-    z: Float[Tensor, "batch *shape"]
+    z: list[Float[Tensor, "channels _height _width"]]
     normal: Float[Tensor, "batch 2"]
     uniform: Float[Tensor, "batch 3"]
     choice: Float[Tensor, " batch"]
@@ -26,22 +26,21 @@ class Draws(NamedTuple):
     mirror: Float[Tensor, " batch"]
 
 
-def draw(seed: int, numbers: Sequence[int], shape: Sequence[int]) -> Draws:
-    """The draws of these samples, on the CPU, float32."""
-    size = int(np.prod(shape))
-    normal = np.empty((len(numbers), 2 + size), np.float32)
+def draw(seed: int, numbers: Sequence[int], shapes: Sequence[Sequence[int]]) -> Draws:
+    """The draws of these samples, on the CPU, float32.
+
+    Args:
+        shapes: of the noise of each.
+    """
+    normal = np.empty((len(numbers), 2), np.float32)
     uniform = np.empty((len(numbers), 6), np.float32)
-    for row, number in enumerate(numbers):
+    z = []
+    for row, (number, shape) in enumerate(zip(numbers, shapes, strict=True)):
         # counter-based (Philox): every key is a stream of its own
         dice = np.random.Generator(np.random.Philox(key=[seed, number]))
-        dice.standard_normal(out=normal[row], dtype=np.float32)
+        normals = dice.standard_normal(2 + int(np.prod(shape)), dtype=np.float32)
+        normal[row] = normals[:2]
+        z.append(torch.from_numpy(normals[2:]).view(*shape))
         dice.random(out=uniform[row], dtype=np.float32)
-    normals, uniforms = torch.from_numpy(normal), torch.from_numpy(uniform)
-    return Draws(
-        normals[:, 2:].unflatten(1, tuple(shape)).contiguous(),
-        normals[:, :2],
-        uniforms[:, :3],
-        uniforms[:, 3],
-        uniforms[:, 4],
-        uniforms[:, 5],
-    )
+    uniforms = torch.from_numpy(uniform)
+    return Draws(z, torch.from_numpy(normal), uniforms[:, :3], uniforms[:, 3], uniforms[:, 4], uniforms[:, 5])

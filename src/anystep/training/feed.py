@@ -1,55 +1,61 @@
 """Batches, read and put together by a thread while the device works on the one before."""
 
-from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from anystep.data.latents import Encoded, LatentSet
+from anystep.packing import Packing, pack
+from anystep.ranks import Ranks
+from anystep.training.batches import Batches, Part, mine
 from anystep.training.draws import Draws, draw
 
 
-class Part(NamedTuple):
-    """What one process evaluates at once: examples by number, the draws of each, and what does not need a device."""
+class Loaded(NamedTuple):
+    """A part with what does not need a device.
 
-    indices: list[int]
+    Attributes:
+        x, z: latents and noise: (batch, channels, height, width), or packed.
+        draws: what else is drawn of each sample.
+        features: of the examples, where they have some; (tokens, width) where they are packed.
+        packing: whose tokens are whose, where they are packed.
+        pixels: rows and columns of each latent.
+    """
+
+    part: Part
     examples: list[Encoded]
+    x: Tensor
+    z: Tensor
     draws: Draws
-    x: Float[Tensor, "batch *shape"]
-    features: Float[Tensor, "batch tokens width"] | None
+    features: Tensor | None
+    packing: Packing | None
+    pixels: list[tuple[int, int]]
 
 
 class Feed:
-    """The parts of a batch that this process sees.
+    """The parts of a batch that this process evaluates.
 
     Args:
-        data: what the numbers of `order` are of.
-        order: batch `position` as numbers of examples, all rows of all processes.
-        rows: which rows of a batch this process sees, a range a part.
-        batch_size, seed: key the draws.
+        data: what the numbers of examples are of.
+        batches: of all processes.
+        ranks: which of them this is.
+        patch: latent pixels along one side of a token.
+        seed: keys the draws.
         mirror: whether to turn half of the images.
-        last: position after the last batch.
     """
 
     def __init__(
-        self,
-        data: LatentSet,
-        order: Callable[[int], list[int]],
-        rows: Sequence[range],
-        batch_size: int,
-        seed: int,
-        mirror: bool,
+        self, data: LatentSet, batches: Batches, ranks: Ranks, patch: int, seed: int, mirror: bool = False
     ) -> None:
-        self._data, self._order, self._rows = data, order, rows
-        self._batch_size, self._seed, self._mirror = batch_size, seed, mirror
+        self._data, self._batches, self._ranks = data, batches, ranks
+        self._patch, self._seed, self._mirror = patch, seed, mirror
         self._reader = ThreadPoolExecutor(1)
-        self._ahead: tuple[int, Future[list[Part]]] | None = None
+        self._ahead: tuple[int, Future[list[Loaded]]] | None = None
 
-    def take(self, position: int) -> list[Part]:
+    def take(self, position: int) -> list[Loaded]:
         """The parts of batch `position`; the next one is begun."""
         if self._ahead is not None and self._ahead[0] == position:
             parts = self._ahead[1].result()
@@ -58,22 +64,26 @@ class Feed:
         self._ahead = (position + 1, self._reader.submit(self._make, position + 1))
         return parts
 
-    def _make(self, position: int) -> list[Part]:
-        indices = self._order(position)
-        return [self._part(part, [indices[row] for row in part], position * self._batch_size) for part in self._rows]
+    def _make(self, position: int) -> list[Loaded]:
+        return [self._load(part) for part in mine(self._batches.step(position), self._ranks)]
 
-    def _part(self, rows: range, indices: list[int], first: int) -> Part:
-        examples = self._data.read(indices)
-        draws = draw(self._seed, [first + row for row in rows], self._data.shape)
+    def _load(self, part: Part) -> Loaded:
+        examples = self._data.read(part.examples)
+        numbers = range(part.first, part.first + len(examples))
+        draws = draw(self._seed, numbers, [example.latent.shape for example in examples])
         latents = [
             example.mirrored if self._mirror and turn < 0.5 and example.mirrored is not None else example.latent
             for example, turn in zip(examples, draws.mirror.tolist(), strict=True)
         ]
         features = [example.features for example in examples if example.features is not None]
-        return Part(
-            indices, examples, draws, torch.stack(latents),
-            torch.stack(features) if len(features) == len(examples) else None,
-        )  # fmt: skip
+        whole = features if len(features) == len(examples) else []
+        pixels = [(int(latent.shape[1]), int(latent.shape[2])) for latent in latents]
+        if part.packed:
+            x, packing = pack(latents, self._patch)
+            z, _ = pack(draws.z, self._patch)
+            return Loaded(part, examples, x, z, draws, torch.cat(whole) if whole else None, packing, pixels)
+        x, z = torch.stack(latents), torch.stack(draws.z)
+        return Loaded(part, examples, x, z, draws, torch.stack(whole) if whole else None, None, pixels)
 
     def __enter__(self) -> "Feed":
         return self

@@ -1,20 +1,18 @@
-"""What every training run shares: its folder, checkpoints, log, clock, device, batch order and clean interruption."""
+"""What every training run shares: its folder, log, clock, device and clean interruption."""
 
 import json
 import math
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 import yaml
-from torch import Tensor
 
 from anystep.atomic import write_text
 from anystep.device import pick_device
@@ -46,77 +44,6 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
 def step_generator(seed: int, step: int) -> torch.Generator:
     """The CPU generator of one step, so that resuming needs no generator state."""
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
-
-
-def batch_indices(count: int, batch_size: int, seed: int, step: int) -> list[int]:
-    """Which samples step `step` sees: consecutive slices of one shuffle an epoch, wrapping over epoch ends."""
-    first = step * batch_size
-    indices: list[int] = []
-    while len(indices) < batch_size:
-        epoch, offset = divmod(first + len(indices), count)
-        indices += _order(count, seed, epoch)[offset : offset + batch_size - len(indices)].tolist()
-    return indices
-
-
-@lru_cache(maxsize=8)
-def _order(count: int, seed: int, epoch: int) -> Tensor:
-    """Of an epoch; kept, since shuffling millions for every batch would take longer than a step."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 7_919 + epoch))
-
-
-def apportion(batch_size: int, shares: Sequence[float]) -> list[int]:
-    """How many of a batch each source gives: the nearest to its share, and at least one."""
-    if batch_size < len(shares):
-        raise InputError(f"run.batch_size {batch_size}: expected at least one for each of {len(shares)} sources")
-    counts = [max(1, int(batch_size * share)) for share in shares]
-    while (lacking := batch_size - sum(counts)) != 0:
-        # the source that the step brings nearest to its share
-        gaps = [batch_size * share - count for share, count in zip(shares, counts, strict=True)]
-        if lacking > 0:
-            counts[gaps.index(max(gaps))] += 1
-        else:
-            counts[gaps.index(min(gap for gap, count in zip(gaps, counts, strict=True) if count > 1))] -= 1
-    return counts
-
-
-def class_members(labels: Tensor) -> list[Tensor]:
-    """The numbers of the examples of each class that has some."""
-    return [torch.nonzero(labels == label).squeeze(1) for label in labels.unique().tolist()]
-
-
-def balanced_indices(members: Sequence[Tensor], batch_size: int, seed: int, step: int) -> list[int]:
-    """As `batch_indices`, but every class once in each round of all classes, each in a shuffle of its own."""
-    indices = []
-    for slot in range(step * batch_size, (step + 1) * batch_size):
-        turn, place = divmod(slot, len(members))
-        chosen = members[int(_order(len(members), seed, turn)[place])]
-        epoch, offset = divmod(turn, len(chosen))
-        indices.append(int(chosen[_order(len(chosen), seed, epoch)[offset]]))
-    return indices
-
-
-def mixed_indices(
-    sizes: Sequence[int],
-    shares: Sequence[float],
-    batch_size: int,
-    seed: int,
-    step: int,
-    members: Sequence[Sequence[Tensor]] | None = None,
-) -> list[int]:
-    """`batch_indices` of several sources laid end to end, each with its share of every batch and epochs of its own.
-
-    With the `class_members` of each source, `balanced_indices`.
-    """
-    indices: list[int] = []
-    for place, (size, count) in enumerate(zip(sizes, apportion(batch_size, shares), strict=True)):
-        first, own = sum(sizes[:place]), seed + 104_729 * place
-        found = (
-            batch_indices(size, count, own, step)
-            if members is None
-            else balanced_indices(members[place], count, own, step)
-        )
-        indices += [first + index for index in found]
-    return indices
 
 
 class Run:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,15 @@ from torch import Tensor, nn
 from anystep.conditioning import Conditioner, LabelEncoder
 from anystep.conditioning.text import pad_states
 from anystep.contact_sheet import save_image
-from anystep.data.latents import Encoded
+from anystep.data.latents import Encoded, LatentSet
 from anystep.environment import peak_megabytes
 from anystep.errors import InputError
 from anystep.objective import LossRecord, ModelGuidance, TransitionObjective, derivative, residual_by_bin
 from anystep.planning import device_kind, forward_flops
 from anystep.ranks import Ranks
+from anystep.sampling import resolution_shift
 from anystep.training.assemble import as_pipeline, export, prepare_data, prepare_network, reads_captions, sample_grid
+from anystep.training.batches import Batches, EqualBatches, TokenBatches, class_members, part_count
 from anystep.training.budget import check_fits
 from anystep.training.checkpoints import Checkpoints, TrainingState
 from anystep.training.config import Recipe, RunConfig
@@ -46,10 +49,8 @@ from anystep.training.parallel import (
 from anystep.training.run import (
     Progress,
     Run,
-    class_members,
     interruptible,
     learning_rate,
-    mixed_indices,
     prepare,
 )
 from anystep.transport import Transport, make_transport
@@ -134,7 +135,7 @@ def peak_flops(config: RunConfig, device: torch.device) -> float | None:
     return None if kind is None else kind.flops
 
 
-def utilisation(flops: int, evaluations: int, batch_size: int, seconds: float, peak: float) -> float:
+def utilisation(flops: float, evaluations: int, batch_size: int, seconds: float, peak: float) -> float:
     """Model FLOPs utilisation (PaLM, arXiv 2204.02311, appendix B): what the mathematics needs against the peak.
 
     Args:
@@ -145,30 +146,33 @@ def utilisation(flops: int, evaluations: int, batch_size: int, seconds: float, p
     return flops * (evaluations + 2 * batch_size) / seconds / peak
 
 
-def my_rows(batch_size: int, accumulate: int, ranks: Ranks) -> list[range]:
-    """The rows of a batch that this process sees, a range for each part that it accumulates.
+def parts_of(recipe: Recipe, ranks: Ranks) -> int:
+    """How many parts a step has, of all processes together; raises InputError where these cannot share them."""
+    config = recipe.run
+    if not recipe.data.native:
+        return part_count(config.batch_size, config.accumulate, ranks)
+    if config.parts % ranks.count:
+        over = -(-config.parts // ranks.count) * ranks.count
+        raise InputError(f"run.parts {config.parts} do not divide into {ranks.count} processes; {over} would")
+    return config.parts
 
-    Raises:
-        InputError: the processes do not divide the batch; says what would.
-    """
-    parts = ranks.count * accumulate
-    if batch_size % parts:
-        fits = sorted({max(1, batch_size // parts) * parts, -(-batch_size // parts) * parts})
-        raise InputError(
-            f"run.batch_size {batch_size} does not divide into {ranks.count} processes x {accumulate} parts; "
-            f"{' or '.join(map(str, fits))} would"
-        )
-    each = batch_size // parts
-    return [
-        range((part * ranks.count + ranks.rank) * each, (part * ranks.count + ranks.rank + 1) * each)
-        for part in range(accumulate)
-    ]
+
+def make_batches(recipe: Recipe, data: LatentSet, parts: int, patch: int) -> Batches:
+    """Which examples each step sees."""
+    config, shares = recipe.run, list(recipe.data.shares.values())
+    if not recipe.data.native:
+        members = [class_members(labels) for labels in data.labels] if recipe.data.balanced else None
+        return EqualBatches(data.sizes, shares, config.batch_size, parts, config.seed, members)
+    # at least the tokens of so many squares of data.size
+    squares = max(1, config.batch_size // parts) * math.prod(data.shape[1:]) // patch**2
+    room = config.tokens_per_part or squares
+    return TokenBatches(data.grids, shares, room, patch, parts, config.seed, config.packed)
 
 
 def train(recipe: Recipe, out: Path) -> dict[str, Any]:
     """Train or resume in the run folder `out`; `out/pipeline` holds the EMA model. Returns the last log record."""
     ranks, config = Ranks(), recipe.run
-    rows = my_rows(config.batch_size, config.accumulate, ranks)
+    part_total = parts_of(recipe, ranks)
     check_parallel(recipe.parallel, ranks, config.shard_size)
     objective, device = make_objective(recipe), prepare(config)
     precision = pick_precision(config.precision, device)
@@ -177,7 +181,7 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
     run = Run(out, recipe, writing=ranks.first)
     ranks.wait()
     codec, data, conditioner = prepare_data(recipe, out, device, ranks)
-    if len(data) < config.batch_size:
+    if len(data) < config.batch_size and not recipe.data.native:
         raise InputError(f"{len(data)} samples are fewer than one batch of {config.batch_size}: lower run.batch_size")
 
     network = prepare_network(recipe, codec, data, conditioner).to(device)
@@ -200,23 +204,25 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
     guard = Guard(recipe.guard, facts["skipped"], facts["spikes"])
     pipeline = as_pipeline(recipe, averages[0], codec, data)
     null, _ = conditioner.null(1)
-    shares = list(recipe.data.shares.values())
-    members = [class_members(labels) for labels in data.labels] if recipe.data.balanced else None
-    tokens = math.prod(data.shape[1:]) // network.config.patch_size**2
-
-    def order(position: int) -> list[int]:
-        return mixed_indices(data.sizes, shares, config.batch_size, config.seed, position, members)
+    patch = int(network.config.patch_size)
+    batches = make_batches(recipe, data, part_total, patch)
+    base = (recipe.transport.base_size or recipe.data.size) / codec.factor  # in latent pixels
 
     step, record = facts["step"], {"step": facts["step"]}
     probe = derivative(recipe.objective.derivative, recipe.objective.eps, widened=2.0)
-    peak, flops = peak_flops(config, device), 0
+    peak = peak_flops(config, device)
+
+    @cache
+    def forward_cost(rows: int, columns: int, length: int) -> int:
+        return forward_flops(recipe.model.preset, rows, columns, length, **recipe.model.options)
+
     announced = 0  # unreadable examples that all processes know of
 
     with (
         interruptible() as interrupted,
         Progress(config.steps, step, quiet=not ranks.first) as progress,
         profiling(config.profile, out / "profile", ranks) as profiled,
-        Feed(data, order, rows, config.batch_size, config.seed, recipe.data.mirror) as feed,
+        Feed(data, batches, ranks, patch, config.seed, recipe.data.mirror) as feed,
     ):
         while step < config.steps:
             begin = time.perf_counter()
@@ -238,14 +244,17 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
                 clock = time.perf_counter()
                 chosen = choose_captions(part.examples, recipe.condition_dropout, part.draws)
                 condition, mask = encode_conditions(conditioner, part.examples, chosen)
-                t, r = current.times(part.draws.normal, part.draws.uniform)
+                shift = torch.tensor([resolution_shift(*each, base) for each in part.pixels])
+                t, r = current.times(part.draws.normal, part.draws.uniform, shift if (shift > 1).any() else None)
                 extra: dict[str, Any] = {}
                 if current.guidance is not None:
                     nothing = null.expand(len(condition), *null.shape[1:]).to(device)
                     extra = {"ema_network": averages[0], "null_condition": nothing}
                 if part.features is not None and step < aligned_until * config.steps:
                     extra["features"] = part.features.to(device)
-                x, z = part.x.to(device), part.draws.z.to(device)
+                if part.packing is not None:
+                    extra["packing"] = part.packing
+                x, z = part.x.to(device), part.z.to(device)
                 waited += time.perf_counter() - clock
                 sync_gradients(wrapped, part is parts[-1])
                 with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
@@ -253,12 +262,12 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
                         wrapped, x, z, t.to(device), r.to(device), condition.to(device),
                         None if mask is None else mask.to(device), **extra,
                     )  # fmt: skip
-                (loss.loss / len(parts)).backward()
+                (loss.loss * part.part.share * ranks.count).backward()  # gradients are averaged over processes
                 losses.append(loss)
             norm = whole(nn.utils.clip_grad_norm_(network.parameters(), recipe.optimizer.clip)).item()
 
             # gradients are shared, so that one process's bad sample makes the norm bad in every one
-            bad = [part.indices[row] for part, loss in zip(parts, losses, strict=True) for row in loss.nonfinite]
+            bad = [part.part.examples[row] for part, loss in zip(parts, losses, strict=True) for row in loss.nonfinite]
             named: list[int] = []
             if ranks.any(bool(bad) or len(data.broken) > announced):
                 told = ranks.tell((bad, dict(data.broken)))
@@ -267,7 +276,11 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
                     data.broken.update(broken)
                 announced = len(data.broken)
                 data.check_broken()
-            if guard.accepts(step + 1, norm, named or order(position)):
+
+            def everybody(position: int = position) -> list[int]:
+                return [number for part in batches.step(position) for number in part.examples]
+
+            if guard.accepts(step + 1, norm, named or everybody()):
                 for each in optimizers:
                     each.step()
                 decays = [min(decay, (1 + step) / (10 + step)) for decay in recipe.ema_decays]
@@ -276,7 +289,7 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
                 each.zero_grad()
             if ranks.first and (named or not math.isfinite(norm)):
                 skipped = "" if math.isfinite(norm) else ", step skipped"
-                print(f"step {step + 1}: not finite, samples {named or order(position)}{skipped}", file=sys.stderr)
+                print(f"step {step + 1}: not finite, samples {named or everybody()}{skipped}", file=sys.stderr)
             if math.isfinite(norm) and guard.spiked(norm):
                 turning = facts["rollbacks"] < recipe.guard.rollbacks
                 if ranks.first:
@@ -293,17 +306,20 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
 
             step += 1
             last = step == config.steps or ranks.any(bool(interrupted))
-            seen = torch.stack([torch.cat([getattr(loss, name) for loss in losses]) for name in ("residual", "t", "r")])
-            residual, t, r = ranks.gather(seen.T.contiguous()).cpu().T
-            seconds = time.perf_counter() - begin
-            evaluations = sum(loss.evaluations for loss in losses) * ranks.count
-            if peak and not flops:
-                length = condition.shape[1] if condition.ndim == 3 else 0
-                rows_columns = (data.shape[1], data.shape[2])
-                flops = forward_flops(recipe.model.preset, *rows_columns, length, **recipe.model.options)
+            residual, t, r = gathered_samples(losses, ranks, batches.most * len(parts))
+            pixels = [each for part in parts for each in part.pixels]
+            length = condition.shape[1] if condition.ndim == 3 else 0
+            sums = [
+                sum(part.part.share * loss.loss.item() for part, loss in zip(parts, losses, strict=True)),
+                float(sum(loss.evaluations for loss in losses)),
+                float(sum(rows * columns for rows, columns in pixels)) / patch**2,
+                float(sum(forward_cost(*each, length) for each in pixels)) if peak else 0.0,
+            ]
+            total, evaluated, tokens, flops = ranks.gather(torch.tensor([sums], dtype=torch.float64)).sum(0).tolist()
+            seconds, images, evaluations = time.perf_counter() - begin, len(t), int(evaluated)
             record = {
                 "step": step,
-                "loss": ranks.gather(torch.stack([loss.loss.detach() for loss in losses])).mean().item(),
+                "loss": total,
                 "residual": residual.nanmean().item(),
                 **interval_residuals(residual, t, r),
                 **({"alignment": losses[-1].alignment.item()} if aligned_until else {}),
@@ -317,15 +333,15 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
                 "spikes": guard.spikes,
                 "skipped_examples": len(data.left_out) + len(data.broken),
                 "seconds": seconds,
-                "images_per_second": config.batch_size / seconds,
-                "tokens_per_second": config.batch_size * tokens / seconds,
+                "images_per_second": images / seconds,
+                "tokens_per_second": tokens / seconds,
                 "data_wait": waited / seconds,
                 "memory_megabytes": peak_megabytes(),
             }
             if losses[-1].derivative_noise is not None:
                 record["derivative_noise"] = losses[-1].derivative_noise.item()
             if peak:
-                record["mfu"] = utilisation(flops, evaluations, config.batch_size, seconds, peak * ranks.count)
+                record["mfu"] = utilisation(flops / images, evaluations, images, seconds, peak * ranks.count)
             run.log(record)
             shown: dict[str, float] = {
                 name: record[name] for name in ("residual", "residual_short", "residual_long") if name in record
@@ -351,6 +367,16 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
     if (reasons := [*data.left_out, *data.broken.values()]) and ranks.first:
         print(f"skipped {len(reasons)} unreadable examples: {'; '.join(reasons[:5])}")
     return record
+
+
+def gathered_samples(losses: Sequence[LossRecord], ranks: Ranks, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Residual, t and r of every sample of all processes, of which each has at most `most`."""
+    rows = torch.stack([torch.cat([getattr(loss, name) for loss in losses]) for name in ("residual", "t", "r")]).T
+    padded = rows.new_full((most, 3), torch.nan)
+    padded[: len(rows)] = rows
+    found = ranks.gather(padded).cpu()
+    residual, t, r = found[~found[:, 1].isnan()].T
+    return residual, t, r
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:

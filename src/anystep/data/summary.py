@@ -1,0 +1,76 @@
+"""What a prepared folder holds: in a few lines, and as a picture of its sizes."""
+
+import math
+from collections import Counter
+from pathlib import Path
+
+from anystep.atomic import replacing
+from anystep.data.latents import LatentShards
+
+SHOWN = 10  # reasons, and shapes, that are spelled out
+
+
+def reason_kinds(reasons: list[str]) -> list[tuple[str, int]]:
+    """Why examples were left out, without their names, the most frequent first."""
+    return Counter(reason.partition(": ")[2] or reason for reason in reasons).most_common()
+
+
+def summary(made: LatentShards, factor: int) -> list[str]:
+    """Counts by shape in pixels, what was cropped, what images needed, and what was left out."""
+    shapes = sorted(made.shapes.items(), key=lambda each: -each[1])
+    told = [f"{columns * factor}x{rows * factor} {count:,}" for (rows, columns), count in shapes[:SHOWN]]
+    more = f", and {len(shapes) - SHOWN} more shapes" if len(shapes) > SHOWN else ""
+    lines = [
+        f"{len(made):,} examples in {len(made.shards.index.shards)} shards, {made.captioned:,} with captions, "
+        f"{len(made.class_names)} classes",
+        f"sizes: {', '.join(told)}{more}",
+    ]
+    if made.cropped > 0:
+        lines.append(f"cropped: {made.cropped:.1%} of an image on average, {made.most_cropped:.1%} at most")
+    lines += [f"{what}: {count:,}" for what, count in sorted(made.notes.items(), key=lambda each: -each[1])]
+    if made.broken:
+        lines.append(f"left out: {len(made.broken):,}")
+        for kind, count in reason_kinds(made.broken)[:SHOWN]:
+            one = next(reason for reason in made.broken if reason.endswith(kind))
+            lines.append(f"  {one}" + (f", and {count - 1:,} like it" if count > 1 else ""))
+    return lines
+
+
+def picture_of_sizes(made: LatentShards, factor: int, path: Path) -> bool:
+    """Every shape as a disc at its width and height, as large as it is frequent; areas are curves.
+
+    Tells whether it could be drawn: that needs matplotlib.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        return False
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    counts = {(columns * factor, rows * factor): count for (rows, columns), count in made.shapes.items()}
+    most, area = max(counts.values()), max(wide * high for wide, high in counts)
+    figure, axes = pyplot.subplots(figsize=(6.4, 6.0), layout="constrained")
+    wide = [size[0] for size in counts]
+    high = [size[1] for size in counts]
+    axes.scatter(
+        wide, high, s=[20 + 900 * count / most for count in counts.values()], alpha=0.55, color="#3b6ea5",
+        edgecolor="white", zorder=3,
+    )  # fmt: skip
+    for (width, height), count in sorted(counts.items(), key=lambda each: -each[1])[:SHOWN]:
+        label = f"{width}x{height}\n{count:,}"
+        axes.annotate(label, (width, height), fontsize=7, ha="center", va="center", zorder=4)
+    limit = 1.15 * max(*wide, *high)
+    for share in (1.0, 0.5):
+        along = [limit * step / 200 for step in range(1, 201)]
+        axes.plot(along, [share * area / each for each in along], color="0.8", lw=1, zorder=1)
+        side = math.sqrt(share * area)
+        axes.annotate(f"{side:.0f}²", (limit * 0.985, share * area / limit), fontsize=7, color="0.5", ha="right")
+    axes.plot([0, limit], [0, limit], color="0.9", lw=1, zorder=1)
+    axes.set(xlim=(0, limit), ylim=(0, limit), xlabel="width in pixels", ylabel="height in pixels")
+    axes.set_title(f"{len(made):,} images of {len(counts)} shapes", fontsize=10)
+    axes.set_aspect("equal")
+    with replacing(path) as part:
+        figure.savefig(part, format="png", dpi=120)
+    pyplot.close(figure)
+    return True

@@ -1,0 +1,124 @@
+"""Training on images as they are: shapes together or packed, the same on any number of processes, and resumed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+
+import anystep
+from anystep.cli import main
+from anystep.training.config import Recipe
+from anystep.training.train import train
+
+SIZES = ((16, 16), (32, 8), (24, 8), (8, 24), (16, 8), (8, 8))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Thirty-six captioned images of six shapes."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for number in range(36):
+        size = SIZES[number % len(SIZES)]
+        Image.new("RGB", size, (7 * number, 255 - 7 * number, 128)).save(folder / f"{number:02d}.png")
+        (folder / f"{number:02d}.txt").write_text(f"colour number {number}\n")
+    return folder
+
+
+def content(source: Path | str, codec: Path, **run: Any) -> dict[str, Any]:
+    return {
+        "data": {"source": str(source), "size": 16, "native": True},
+        "model": {"preset": "t2i-test", "codec": str(codec)},
+        "transport": {"base_size": 8},
+        "objective": {"diffusion_phase": 0.25},
+        "optimizer": {"learning_rate": 1e-2, "warmup": 2},
+        "run": {
+            "steps": 6, "batch_size": 8, "parts": 2, "checkpoint_every": 2, "sample_every": 0, "log_every": 3,
+            "threads": 1, **run,
+        },
+        "condition_dropout": 0.3,
+        "sample_steps": [1],
+    }  # fmt: skip
+
+
+def losses(run: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_native_run_sees_all_shapes_resumes_exactly_and_draws_them(
+    pictures: Path, tiny_codec: Path, tmp_path: Path, packed: bool
+) -> None:
+    recipe = content(pictures, tiny_codec, packed=packed)
+    train(Recipe.model_validate(recipe), tmp_path / "straight")
+    short = content(pictures, tiny_codec, packed=packed, steps=2)
+    train(Recipe.model_validate(short), tmp_path / "broken")
+    train(Recipe.model_validate(recipe), tmp_path / "broken")
+    # the share of plain diffusion is part of the run's length
+    assert losses(tmp_path / "broken")[:1] == losses(tmp_path / "straight")[:1]
+    records = [json.loads(line) for line in (tmp_path / "straight" / "metrics.jsonl").read_text().splitlines()]
+    about = json.loads((tmp_path / "straight" / "latents-0" / "dataset.json").read_text())
+    assert about["captioned"] == 36
+    for record in records:
+        # two parts of the tokens of four squares each: full where shapes are apart, nearly so where they are packed
+        tokens = record["tokens_per_second"] * record["seconds"]
+        assert 96 < tokens < 128 + 1e-6
+    model = anystep.load(tmp_path / "straight")
+    assert model("colour number 3", steps=2, size=(32, 8))[0].size == (32, 8)
+    assert model.pipeline.transformer.config.rope_extent == 8
+    assert model.pipeline.scheduler.config.base_size == 8
+
+
+def test_squares_alone_are_the_same_run_natively(captioned_folder: Path, tiny_codec: Path, tmp_path: Path) -> None:
+    """With one shape a native run is a run of squares, but for the order in which it sees them."""
+    recipe = content(captioned_folder, tiny_codec, parts=1)
+    train(Recipe.model_validate(recipe), tmp_path / "apart")
+    recipe["run"]["packed"] = True
+    train(Recipe.model_validate(recipe), tmp_path / "packed")
+    lengths = [
+        [json.loads(line)["images_per_second"] * json.loads(line)["seconds"] for line in
+         (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("apart", "packed")
+    ]  # fmt: skip
+    assert lengths[0] == pytest.approx([8] * 6)
+    assert lengths[1] == pytest.approx([8] * 6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_have_the_losses_of_one(
+    pictures: Path, tiny_codec: Path, tmp_path: Path, packed: bool, parallel: str
+) -> None:
+    from test_processes import train as train_on
+
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(content(pictures, tiny_codec, packed=packed)))
+    assert main(["train", str(path), "--out", str(tmp_path / "alone")]) == 0
+    train_on(2, path, tmp_path / "two", "--parallel", parallel)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "alone"), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"run": {"parts": 3, "packed": True}, "data": {"native": False}}, "parts, tokens_per_part and packed are for"),
+        ({"run": {"accumulate": 2}}, "accumulate is for squares"),
+        ({"data": {"balanced": True}}, "balanced is for squares"),
+        ({"run": {"tokens_per_part": 4}}, "tokens_per_part 4 is fewer than the 16 tokens of the largest image"),
+        ({"data": {"size": 18}}, "must be a multiple of 4"),
+    ],
+)
+def test_what_does_not_go_together_is_one_line(
+    pictures: Path, tiny_codec: Path, tmp_path: Path, changes: dict[str, Any], message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    recipe = content(pictures, tiny_codec)
+    for section, values in changes.items():
+        recipe[section] |= values
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    assert main(["train", str(path), "--out", str(tmp_path / "run")]) == 2
+    assert message in capsys.readouterr().err
