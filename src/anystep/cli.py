@@ -51,6 +51,13 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument("--out", type=Path, default=Path("anystep.png"), help="the sheet (default: anystep.png)")
     generate.add_argument("--separate", type=Path, metavar="FOLDER", help="also write every image to its own file")
     generate.add_argument("--size", type=size, metavar="WxH", help="in pixels (default: the training size)")
+    generate.add_argument(
+        "--rope-scaling", choices=("plain", "interpolation", "ntk", "by_parts", "yarn"),
+        help="what becomes of positions beyond those of training (default: the model's)",
+    )  # fmt: skip
+    generate.add_argument(
+        "--window", type=int, metavar="TOKENS", help="let each token see a window of that side (default: the image)"
+    )
     generate.add_argument("--seed", type=int, default=0, help="of the noise, the same for every image (default: 0)")
     generate.add_argument("--guidance", type=float, help="guidance scale, 1 is none (default: the model's)")
     generate.add_argument(
@@ -251,6 +258,8 @@ def run_generate(options: argparse.Namespace) -> None:
             guidance=options.guidance,
             guidance_interval=None if options.guidance_interval is None else tuple(options.guidance_interval),
             stochasticity=options.stochasticity,
+            rope_scaling=options.rope_scaling,
+            attention_window=options.window,
         )
     save_image(sheet.picture(), options.out)
     if options.separate is not None:

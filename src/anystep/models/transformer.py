@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from anystep.models.rotary import Rotary, RotaryGrid, RotaryScaling, joined, rotary, rotate
+from anystep.models.windows import Windows
 from anystep.packing import Packing
 
 IntervalCondition = Literal["t-r", "r", "t,r", "t,t-r", "r,t-r", "t,r,t-r"]
@@ -139,16 +140,16 @@ class IntervalAttention(_Attention):
         super().__init__(width, heads, qk_norm)
         self.interval_qkv = nn.Linear(width, 3 * width, bias=False) if interval_aware else None
 
-    def forward(self, x: Tokens, interval: Vector, turn: Rotary, packing: Packing | None = None) -> Tokens:
+    def forward(self, x: Tokens, interval: Vector, turn: Rotary, apart: Packing | Windows | None = None) -> Tokens:
         q, k, v = self.to_q(x), self.to_k(x), self.to_v(x)  # 3 x (B, N, D)
         if self.interval_qkv is not None:
-            dq, dk, dv = spread(self.interval_qkv(interval.to(x.dtype)), packing).chunk(3, dim=-1)  # 3 x (B, 1, D)
+            dq, dk, dv = spread(self.interval_qkv(interval.to(x.dtype)), apart).chunk(3, dim=-1)  # 3 x (B, 1, D)
             q, k, v = q + dq, k + dk, v + dv
         q, k, v = (self.split(part) for part in (q, k, v))  # 3 x (B, N, heads, head_dim)
         q, k = rotate(self.norm_q(q), turn.angles), rotate(self.norm_k(k), turn.angles).to(v.dtype)
         q = (q if turn.sharpness is None else q * turn.sharpness[:, None, None]).to(v.dtype)
-        if packing is not None:
-            return self.to_out(packing.attend(self.processor, q, k, v))
+        if apart is not None:
+            return self.to_out(apart.attend(self.processor, q, k, v))
         return self.to_out(self.processor(q, k, v))
 
 
@@ -160,17 +161,17 @@ class CaptionAttention(_Attention):
         return self.norm_k(k).to(v.dtype), v
 
     def forward(
-        self, x: Tokens, k: Tensor, v: Tensor, mask: Tensor | None, turn: Rotary, packing: Packing | None = None
+        self, x: Tokens, k: Tensor, v: Tensor, mask: Tensor | None, turn: Rotary, apart: Packing | Windows | None = None
     ) -> Tokens:
         q = rotate(self.norm_q(self.split(self.to_q(x))), turn.angles).to(v.dtype)
-        if packing is not None:
-            return self.to_out(packing.attend_to(self.processor, q, k, v, mask))
+        if isinstance(apart, Packing):
+            return self.to_out(apart.attend_to(self.processor, q, k, v, mask))
         return self.to_out(self.processor(q, k, v, mask))
 
 
-def spread(vector: Vector, packing: Packing | None) -> Spread:
+def spread(vector: Vector, apart: Packing | Windows | None) -> Spread:
     """What is said of an image, where it meets the image's tokens: (B, 1, D), or (1, N, D) of a packed batch."""
-    return vector[:, None] if packing is None else packing.spread(vector)
+    return apart.spread(vector) if isinstance(apart, Packing) else vector[:, None]
 
 
 def modulate(x: Tokens, shift: Spread, scale: Spread) -> Tokens:
@@ -205,19 +206,19 @@ class TransitionBlock(nn.Module):
         turn: Rotary,
         caption: Tensor | tuple[Tensor, Tensor] | None = None,
         mask: Bool[Tensor, "images length"] | None = None,
-        packing: Packing | None = None,
+        apart: Packing | Windows | None = None,
     ) -> Tokens:
         dtype = self.mlp.gate.weight.dtype  # the stream x and its modulation stay in float32
         said = self.modulation(c).chunk(9 if self.caption_attn is not None else 6, dim=-1)  # (B, D) each
-        parts = [spread(part, packing) for part in said]  # (B, 1, D) each
+        parts = [spread(part, apart) for part in said]  # (B, 1, D) each
         shift, scale, gate = parts[:3]
-        x = x + gate * self.attn(modulate(self.norm(x), shift, scale).to(dtype), interval, turn, packing)
+        x = x + gate * self.attn(modulate(self.norm(x), shift, scale).to(dtype), interval, turn, apart)
         if self.caption_attn is not None:
             shift, scale, gate = parts[3:6]
             y = modulate(self.norm(x), shift, scale).to(dtype)
             assert caption is not None
             keys, values = caption if isinstance(caption, tuple) else self.caption_attn.keys_values(caption)
-            x = x + gate * self.caption_attn(y, keys, values, mask, turn, packing)
+            x = x + gate * self.caption_attn(y, keys, values, mask, turn, apart)
         shift, scale, gate = parts[-3:]
         return x + gate * self.mlp(modulate(self.norm(x), shift, scale).to(dtype))
 
@@ -321,7 +322,9 @@ class TransitionTransformer2DModel(
         width = hidden_size
         rank = width // 4 * 3 if modulation_rank is None else modulation_rank
         self.gradient_checkpointing = False
-        self.rope_scaling: RotaryScaling = rope_scaling  # may be changed for a while
+        # may be changed for a while: for images larger than those of training
+        self.rope_scaling: RotaryScaling = rope_scaling
+        self.attention_window: int | None = None  # side in tokens; None is all of the image
 
         self.patch_embed = Float32Linear(in_channels * patch_size**2, width)
         self.time_embed = TimeEmbedding(width)
@@ -451,11 +454,14 @@ class TransitionTransformer2DModel(
         turn = joined([self.rotary(*grid) for grid in grids], x.device)  # (N, head_dim / 2)
 
         features = None
+        window = self.attention_window
+        windowed = packing is None and window is not None and max(rows, columns) > window
         for index, (block, caption) in enumerate(zip(self.blocks, captions, strict=True)):
+            apart = Windows(rows, columns, window, moved=index % 2 == 1) if windowed and window else packing
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                tokens = self._gradient_checkpointing_func(block, tokens, c, interval, turn, caption, mask, packing)
+                tokens = self._gradient_checkpointing_func(block, tokens, c, interval, turn, caption, mask, apart)
             else:
-                tokens = block(tokens, c, interval, turn, caption, mask, packing)  # (B, N, D)
+                tokens = block(tokens, c, interval, turn, caption, mask, apart)  # (B, N, D)
             if return_features and self.projector is not None and index + 1 == self.config.encoder_depth:
                 features = self.projector(tokens.to(self.projector[0].weight.dtype))  # (B, N, z_dim)
 

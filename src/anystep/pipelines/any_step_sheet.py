@@ -10,6 +10,9 @@ from PIL import Image
 from anystep.contact_sheet import contact_sheet
 from anystep.pipelines.load import Generated, Model
 
+LARGE = 512 * 512  # pixels of images whose first call is not made twice to be timed
+CELL = 1024  # the longest side of an image on a sheet
+
 
 @dataclass(frozen=True)
 class AnyStepSheet:
@@ -23,10 +26,13 @@ class AnyStepSheet:
         return [(cells[0].steps, cells[0].nfe, 1000 * median(cell.seconds for cell in cells)) for cells in self.columns]
 
     def picture(self) -> Image.Image:
-        """The labelled sheet."""
+        """The labelled sheet, or one image alone as it is."""
         labels = [f"{steps} step{'s' * (steps > 1)}\n{nfe} NFE, {ms:.0f} ms" for steps, nfe, ms in self.costs()]
         rows = [[cells[row].images[0] for cells in self.columns] for row in range(len(self.prompts))]
-        return contact_sheet(rows, self.prompts, labels)
+        if len(self.prompts) == len(self.columns) == 1:
+            return rows[0][0]
+        longest = max(max(image.size) for row in rows for image in row)
+        return contact_sheet(rows, self.prompts, labels, cell=CELL if longest > CELL else None)
 
 
 def any_step_sheet(
@@ -38,7 +44,9 @@ def any_step_sheet(
     **options: Any,
 ) -> AnyStepSheet:
     """Generate one image at a time, as a user waiting for it would; `options` are those of `Model.generate`."""
-    model.generate(prompts[0], 1, seed, **options)  # the first call pays for allocations
+    width, height = options.get("size") or (0, 0)
+    if width * height <= LARGE:
+        model.generate(prompts[0], 1, seed, **options)  # the first call pays for allocations
     columns = []
     for count in steps:
         cells = []

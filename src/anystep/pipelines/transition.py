@@ -1,9 +1,10 @@
 """Prompts to images: encode, sample in any number of steps, decode."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -14,11 +15,15 @@ from PIL import Image
 from torch import Tensor
 
 from anystep.codecs import AutoencoderCodec, Codec, IdentityCodec, to_uint8
+from anystep.codecs.tiling import TILE, decode_tiled
 from anystep.conditioning import Conditioner, LabelEncoder, TextEncoder, load_text_encoder
 from anystep.errors import InputError
+from anystep.models.rotary import RotaryScaling
 from anystep.models.transformer import TransitionTransformer2DModel
 from anystep.pipelines.scheduler import TransitionScheduler
 from anystep.sampling import StopSampling, noise, sample
+
+MOST_ASPECT = 5  # longest side over shortest
 
 
 @dataclass
@@ -123,8 +128,28 @@ class TransitionPipeline(DiffusionPipeline):
             raise InputError(f"steps {steps!r}: expected a whole number of at least 1")
         if height < 1 or width < 1 or height % self.size_multiple or width % self.size_multiple:
             raise InputError(f"size {width}x{height}: both sides must be multiples of {self.size_multiple}")
+        if max(width, height) > MOST_ASPECT * min(width, height):
+            raise InputError(f"size {width}x{height}: one side may be {MOST_ASPECT} times the other at most")
         if output_type not in ("pil", "np", "pt", "latent"):
             raise InputError(f"output_type {output_type!r}: expected pil, np, pt or latent")
+
+    @contextmanager
+    def stretched(self, rope_scaling: RotaryScaling | None, attention_window: int | None) -> Iterator[None]:
+        """The transformer changed, for a while, for images larger than those of training."""
+        network = self.transformer
+        before = network.rope_scaling, network.attention_window
+        network.rope_scaling, network.attention_window = rope_scaling or before[0], attention_window
+        try:
+            yield
+        finally:
+            network.rope_scaling, network.attention_window = before
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images in [-1, 1]; large ones one at a time, in tiles."""
+        codec = self.latent_codec
+        if max(latents.shape[-2:]) <= TILE:
+            return codec.decode(latents)
+        return torch.cat([decode_tiled(codec, latent[None]) for latent in latents])
 
     def encode_prompt(self, prompts: Sequence[Any], device: Any) -> tuple[Tensor, Tensor | None]:
         """Condition and mask of the prompts, on the device."""
@@ -168,6 +193,8 @@ class TransitionPipeline(DiffusionPipeline):
         seeds: Sequence[int] | None = None,
         latents: Tensor | None = None,
         stochasticity: float | None = None,
+        rope_scaling: RotaryScaling | None = None,
+        attention_window: int | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]] | None = None,
@@ -184,6 +211,9 @@ class TransitionPipeline(DiffusionPipeline):
             generator, seeds, latents: where the noise comes from. A seed gives the same image on every device and in
                 every batch.
             stochasticity: of `anystep.sampling.sample`; needs `seeds`. By default 1 for a consistency model, else 0.
+            rope_scaling: what becomes of positions beyond those of training (`anystep.models.rotary.frequencies`);
+                the model's own when None.
+            attention_window: tokens along one side that each token sees (`anystep.models.windows`); all when None.
             output_type: `pil`; `np` (batch, height, width, 3) or `pt` (batch, 3, height, width) in [0, 1]; `latent`.
             callback_on_step_end: called as (pipeline, step, timestep, {"latents": ...}); may return new latents, and
                 may set `pipeline._interrupt` to stop.
@@ -210,6 +240,10 @@ class TransitionPipeline(DiffusionPipeline):
             raise InputError(f"guidance {guidance}: expected a number")
         device, codec = self._execution_device, self.latent_codec
         self._interrupt = False
+        if attention_window is not None and attention_window < 2:
+            raise InputError(f"attention window {attention_window}: expected at least 2 tokens")
+        if rope_scaling is not None and rope_scaling not in get_args(RotaryScaling):
+            raise InputError(f"rope scaling {rope_scaling!r}: expected one of {', '.join(get_args(RotaryScaling))}")
 
         prompts = [each for each in prompts for _ in range(num_images_per_prompt)]
         condition, mask = self.encode_prompt(prompts, device)
@@ -217,7 +251,7 @@ class TransitionPipeline(DiffusionPipeline):
         shape = (len(prompts), self.transformer.config.in_channels, height // codec.factor, width // codec.factor)
         z = self.prepare_latents(shape, generator, seeds, latents, device)
 
-        with self.progress_bar(total=num_inference_steps) as progress:
+        with self.progress_bar(total=num_inference_steps) as progress, self.stretched(rope_scaling, attention_window):
 
             def on_step(index: int, time: float, x: Tensor) -> Tensor | None:
                 progress.update()
@@ -247,7 +281,7 @@ class TransitionPipeline(DiffusionPipeline):
             )
         images: Any = sampled.sample
         if output_type != "latent":
-            images = (to_uint8(codec.decode(images)) / 255).float()
+            images = (to_uint8(self.decode(images)) / 255).float()
         if output_type in ("np", "pil"):
             images = images.permute(0, 2, 3, 1).cpu().numpy()
         if output_type == "pil":

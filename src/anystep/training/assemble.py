@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from anystep.codecs import AutoencoderCodec, Codec, load_codec
+from anystep.codecs.tiling import TILE, encode_tiled
 from anystep.conditioning import CachedTextEncoder, Conditioner, LabelEncoder, TextEncoder, load_text_encoder
 from anystep.conditioning.text import split_states
 from anystep.contact_sheet import contact_sheet
@@ -113,12 +114,17 @@ def make_encoders(
         made_by["features"] = f"{features.fingerprint} {grid}"
         features.model.to(device)
 
+    def encoded(images: Tensor) -> Tensor:
+        if max(images.shape[-2:]) <= TILE * codec.factor:
+            return codec.encode(images)
+        return torch.cat([encode_tiled(codec, image[None]) for image in images])
+
     def featured(images: Tensor) -> Tensor:
         assert features is not None
         return features(images.to(device), images.shape[2] // token, images.shape[3] // token)
 
     return Encoders(
-        latent=lambda images: codec.encode(images.to(device)),
+        latent=lambda images: encoded(images.to(device)),
         made_by=made_by,
         text=None if text is None else lambda captions: split_states(*text(captions)),
         features=None if features is None else featured,
