@@ -1,11 +1,14 @@
 """Windows: tokens see their window alone, and every token is in one."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from anystep.models.presets import build_transformer
+from anystep.models.transformer import TransitionTransformer2DModel
 from anystep.models.windows import Windows
 
 
@@ -17,15 +20,21 @@ def test_cuts_cover_a_side_once(length: int, side: int, moved: bool) -> None:
     assert all(0 < end - start <= side for start, end in cuts)
 
 
-def test_a_token_hears_its_window_and_through_moved_windows_the_next() -> None:
+def network(**options: Any) -> TransitionTransformer2DModel:
+    """One whose gates are open."""
     torch.manual_seed(0)
-    network = build_transformer("c2i-test", patch_size=1, depth=2)
-    for parameter in network.parameters():
+    made = build_transformer("c2i-test", **options)
+    for parameter in made.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.1)
-    network.attention_window = 4
+    return made
+
+
+def test_a_token_hears_its_window_and_through_moved_windows_the_next() -> None:
+    made = network(patch_size=1, depth=2)
+    made.attention_window = 4
     x = torch.randn(1, 4, 12, 8, requires_grad=True)
-    out = network(x, torch.tensor([0.5]), torch.tensor([0.2]), torch.tensor([1]))
+    out = made(x, torch.tensor([0.5]), torch.tensor([0.2]), torch.tensor([1]))
     out[0, :, 0, 0].sum().backward()
     heard = x.grad.abs().sum((0, 1)) > 0  # type: ignore[union-attr]
     # in the second block the corner's window is 2 x 2, all of whose tokens saw 4 x 4 in the first
@@ -36,13 +45,11 @@ def test_a_token_hears_its_window_and_through_moved_windows_the_next() -> None:
 
 @pytest.mark.parametrize("size", [(8, 8), (4, 8)])
 def test_a_window_as_large_as_the_image_changes_nothing(size: tuple[int, int]) -> None:
-    torch.manual_seed(0)
-    network = build_transformer("c2i-test")
-    torch.nn.init.normal_(network.final_layer.linear.weight)
+    made = network()
     x, t, label = torch.randn(2, 4, *size), torch.rand(2), torch.tensor([1, 2])
     with torch.no_grad():
-        whole = network(x, t, t / 2, label)
-        network.attention_window = 4
-        assert torch.equal(network(x, t, t / 2, label), whole)
-        network.attention_window = 2
-        assert not torch.equal(network(x, t, t / 2, label), whole)
+        whole = made(x, t, t / 2, label)
+        made.attention_window = 4
+        assert torch.equal(made(x, t, t / 2, label), whole)
+        made.attention_window = 2
+        assert not torch.equal(made(x, t, t / 2, label), whole)
