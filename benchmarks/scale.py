@@ -20,8 +20,8 @@ import torch
 from record import write_record
 
 from anystep.atomic import write_text
-from anystep.planning import DEVICES
-from anystep.training.budget import HOP_BETWEEN, HOP_INSIDE, LINK_REACHED, Budget, budget, flops_of, traffic
+from anystep.planning import DEVICES, flops_of
+from anystep.training.budget import HOP_BETWEEN, HOP_INSIDE, LINK_REACHED, Budget, budget, traffic
 from anystep.training.config import Recipe, load_recipe
 
 ROOT = Path(__file__).parent.parent

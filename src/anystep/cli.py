@@ -18,6 +18,7 @@ from anystep.errors import InputError
 
 if TYPE_CHECKING:
     from anystep.compare import Comparison
+    from anystep.pipelines.load import Model
     from anystep.training.config import Recipe
 
 
@@ -34,6 +35,10 @@ def size(text: str) -> tuple[int, int]:
     if not (cross and width.isdecimal() and height.isdecimal() and int(width) and int(height)):
         raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT, for example 64x64")
     return int(width), int(height)
+
+
+# those of anystep.planning, which is not imported for --help
+DEVICE_NAMES = ("B200", "H200", "H100", "A100", "L40S", "4090")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -70,14 +75,24 @@ def build_parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train a transition model from a recipe")
     add_recipe(train, out_required=False)
     train.add_argument("--dry-run", action="store_true", help="print what it takes, and train nothing")
-    train.add_argument(
-        "--on",
-        choices=("B200", "H200", "H100", "A100", "L40S", "4090"),
-        help="dry run: devices (default: this machine)",
-    )
+    train.add_argument("--on", choices=DEVICE_NAMES, help="dry run: devices (default: this machine)")
     train.add_argument("--devices", type=int, default=1, help="dry run: how many (default: 1)")
     train.add_argument("--utilisation", type=float, default=0.4, help="dry run: of their peak rate (default: 0.4)")
     train.set_defaults(run=run_train)
+    plan = commands.add_parser("plan", help="what an image, or training, takes before it is begun")
+    plan.add_argument("--model", default="builtin", help="a preset, builtin, a folder, a run or a hub id")
+    plan.add_argument("--size", type=size, metavar="WxH", help="in pixels (default: the training size)")
+    plan.add_argument("--steps", type=int, default=4, help="of an image (default: 4)")
+    plan.add_argument("--guided", action="store_true", help="two evaluations a step")
+    plan.add_argument("--window", type=int, metavar="TOKENS", help="of attention, along one side (default: the image)")
+    plan.add_argument("--on", choices=DEVICE_NAMES, help="a device (default: this machine)")
+    plan.add_argument("--utilisation", type=float, default=0.4, help="of the device's peak rate (default: 0.4)")
+    plan.add_argument("--train", action="store_true", help="plan training of a preset, on squares of as many pixels")
+    plan.add_argument("--batch", type=int, default=256, help="training: images a step (default: 256)")
+    plan.add_argument("--devices", type=int, default=1, help="training: how many (default: 1)")
+    plan.add_argument("--parallel", choices=("none", "ddp", "fsdp", "hsdp"), default="ddp", help="training")
+    plan.add_argument("--checkpointing", action="store_true", help="training: compute blocks again")
+    plan.set_defaults(run=run_plan)
     codec = commands.add_parser("train-codec", help="train a latent autoencoder from a recipe")
     add_recipe(codec)
     codec.set_defaults(run=run_train_codec)
@@ -246,6 +261,7 @@ def run_generate(options: argparse.Namespace) -> None:
     for steps in options.steps:
         model.pipeline.check_inputs(options.prompts, height, width, steps, "pil")
     check_known(model.pipeline, options.prompts)
+    check_room(model, width, height, options)
     with Progress(transient=True, disable=not sys.stderr.isatty(), console=Console(stderr=True)) as bar:
         task = bar.add_task("drawing", total=len(options.prompts) * len(options.steps))
         sheet = any_step_sheet(
@@ -273,6 +289,18 @@ def run_generate(options: argparse.Namespace) -> None:
     print(f"wrote {options.out}")
 
 
+def check_room(model: "Model", width: int, height: int, options: argparse.Namespace) -> None:
+    """Refuse what memory cannot hold; only large images are worth the second that planning takes."""
+    if width * height <= 1024 * 1024:
+        return
+    from anystep.plan import Blueprint, check_fits
+    from anystep.planning import memory_of
+
+    memory = memory_of(model.pipeline.device)
+    guided = (options.guidance or model.pipeline.config.guidance_scale) != 1
+    check_fits(Blueprint.of(model.name), width, height, 1, memory, guided=guided, window=options.window)
+
+
 def run_train(options: argparse.Namespace) -> None:
     from anystep.training.config import Recipe, load_recipe
 
@@ -292,8 +320,8 @@ def dry_run(recipe: "Recipe", on: str | None, devices: int, utilisation: float) 
     import torch
 
     from anystep.device import pick_device
-    from anystep.planning import DEVICES
-    from anystep.training.budget import describe, flops_of, memory_of
+    from anystep.planning import DEVICES, flops_of, memory_of
+    from anystep.training.budget import describe
     from anystep.training.train import make_objective, pick_precision
 
     make_objective(recipe)
@@ -307,6 +335,56 @@ def dry_run(recipe: "Recipe", on: str | None, devices: int, utilisation: float) 
         precision = torch.float32 if recipe.run.precision == "float32" else torch.bfloat16
     for name, told in describe(recipe, devices, memory, utilisation * flops, precision, kind).items():
         print(f"{name:22}{told}")
+
+
+def run_plan(options: argparse.Namespace) -> None:
+    import torch
+
+    from anystep.device import pick_device
+    from anystep.plan import Blueprint, check_fits, describe
+    from anystep.planning import DEVICES, flops_of, memory_of
+
+    model = Blueprint.of(options.model)
+    side = int(model.network["sample_size"]) * model.factor
+    width, height = options.size or (side, side)
+    if options.train:
+        plan_training(options, model.name, width, height)
+        return
+    if options.steps < 1:
+        raise InputError(f"steps {options.steps}: expected a whole number of at least 1")
+    if options.on is None:
+        device = pick_device("auto")
+        memory, flops, precision = memory_of(device), flops_of(device), torch.float32
+    else:
+        kind = DEVICES[options.on]
+        memory, flops, precision = kind.memory, options.utilisation * kind.flops, torch.bfloat16
+    plan = check_fits(
+        model, width, height, options.steps, memory,
+        guided=options.guided, window=options.window, precision=precision,
+    )  # fmt: skip
+    for name, told in describe(plan, memory, flops).items():
+        print(f"{name:22}{told}")
+
+
+def plan_training(options: argparse.Namespace, preset: str, width: int, height: int) -> None:
+    """Print what training a preset takes on squares of as many pixels."""
+    from anystep.models.presets import PRESETS
+    from anystep.plan import Blueprint
+    from anystep.training.config import Recipe
+
+    if preset not in PRESETS:
+        raise InputError(f"--train --model {preset!r}: expected a preset, one of {', '.join(PRESETS)}")
+    model = Blueprint.of(preset)
+    side = max(1, round(math.sqrt(width * height) / model.multiple)) * model.patch  # in latent pixels
+    recipe = Recipe.model_validate(
+        {
+            "model": {"preset": preset, "codec": "identity", "gradient_checkpointing": options.checkpointing},
+            "data": {"size": side},
+            "run": {"batch_size": options.batch},
+            "parallel": options.parallel,
+        }
+    )
+    dry_run(recipe, options.on, options.devices, options.utilisation)
 
 
 def run_train_codec(options: argparse.Namespace) -> None:

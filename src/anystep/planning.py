@@ -4,6 +4,8 @@ The real network is run on fake tensors, which have shapes but no memory, while 
 are counted. All blocks are alike, so it is built with one and with two of them, and the difference is multiplied.
 """
 
+import os
+import time
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from anystep.models.presets import PRESETS, build_transformer
 
@@ -54,6 +56,25 @@ def device_kind(name: str) -> DeviceKind | None:
     return next((kind for part, kind in DEVICES.items() if part in name.upper()), None)
 
 
+def memory_of(device: torch.device) -> float:
+    """Bytes of the device, or of the machine."""
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def flops_of(device: torch.device) -> float:
+    """Operations a second: of the data sheet where the device is known, else what a product of matrices reaches."""
+    if device.type == "cuda" and (kind := device_kind(torch.cuda.get_device_name(device))) is not None:
+        return kind.flops
+    one = torch.randn(1024, 1024, device=device)
+    begin, rounds = time.perf_counter(), 0
+    while time.perf_counter() - begin < 0.2:
+        (one @ one)[0, 0].item()
+        rounds += 1
+    return 2 * 1024**3 * rounds / (time.perf_counter() - begin)
+
+
 class LivingStorages(TorchDispatchMode):
     """Bytes of the storages that operations inside make and nobody has let go of; those of `known` are not counted."""
 
@@ -81,6 +102,16 @@ class LivingStorages(TorchDispatchMode):
     def _gone(self, key: int, size: int) -> None:
         self._seen.discard(key)
         self.now -= size
+
+
+def flop_counter() -> FlopCounterMode:
+    """Counts what runs inside; PyTorch knows no formula for its attention on the CPU."""
+
+    def attention(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+        return int(sdpa_flop_count(q, k, v))
+
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return FlopCounterMode(display=False, custom_mapping={kernel: attention})
 
 
 @dataclass(frozen=True)
@@ -142,7 +173,7 @@ def forward_flops(preset: str, rows: int, columns: int, text_length: int = 256, 
     """Operations of one forward on one latent of rows x columns."""
     depth = int({**PRESETS.get(preset, {}), **options}.get("depth", 28))
     one, two = (
-        _Fake(preset, 1, rows, columns, text_length, torch.float32, {**options, "depth": blocks}).flops()
+        FakeNetwork(preset, 1, rows, columns, text_length, torch.float32, {**options, "depth": blocks}).flops()
         for blocks in (1, 2)
     )
     return one + (two - one) * (depth - 1)
@@ -153,16 +184,16 @@ def _measure(
     options: dict[str, Any],
 ) -> list[int]:  # fmt: skip
     """Operations of a forward and its peak; what it leaves for the backward pass, and the peak of both."""
-    fake = _Fake(preset, batch, rows, columns, text_length, precision, options, checkpointing)
+    fake = FakeNetwork(preset, batch, rows, columns, text_length, precision, options, checkpointing)
     return [fake.flops(), *fake.memory()]
 
 
-class _Fake:
+class FakeNetwork:
     """A network and its inputs without data."""
 
     def __init__(
         self, preset: str, batch: int, rows: int, columns: int, text_length: int, precision: torch.dtype,
-        options: dict[str, Any], checkpointing: bool = False,
+        options: dict[str, Any], checkpointing: bool = False, window: int | None = None,
     ) -> None:  # fmt: skip
         self._mode, self._precision = FakeTensorMode(), precision
         with self._mode:
@@ -170,6 +201,7 @@ class _Fake:
             for part in self._network.modules():  # whatever backend a program has chosen, none may store N x N
                 if hasattr(part, "processor"):
                     part.processor._attention_backend = AttentionBackendName.NATIVE
+            self._network.attention_window = window
             if checkpointing:
                 self._network.enable_gradient_checkpointing()
             config = self._network.config
@@ -187,16 +219,27 @@ class _Fake:
         return answer
 
     def flops(self) -> int:
-        with self._mode, torch.no_grad(), FlopCounterMode(display=False) as counter:
+        return self.flops_by_kind()[0]
+
+    def flops_by_kind(self) -> tuple[int, int]:
+        """Operations of a forward, and those of them that are attention."""
+        with self._mode, torch.no_grad(), flop_counter() as counter:
             self._forward()
-        return int(counter.get_total_flops())
+        kinds = counter.get_flop_counts()["Global"]
+        attention = sum(count for kind, count in kinds.items() if "attention" in str(kind))
+        return int(counter.get_total_flops()), int(attention)
+
+    def forward_peak(self) -> int:
+        """Most bytes that a forward without gradient holds beside weights and inputs."""
+        known = [*self._network.parameters(), *self._inputs]
+        with self._mode, torch.no_grad(), LivingStorages(known) as evaluating:
+            self._forward()
+        return evaluating.peak
 
     def memory(self) -> list[int]:
         """Peak of a forward without gradient, what one with gradient leaves, and the peak of it and its backward."""
-        known = [*self._network.parameters(), *self._inputs]
+        peak, known = self.forward_peak(), [*self._network.parameters(), *self._inputs]
         with self._mode:
-            with torch.no_grad(), LivingStorages(known) as evaluating:
-                self._forward()
             for weight in self._network.parameters():
                 weight.grad = torch.empty_like(weight)  # counted by whoever counts weights
                 known.append(weight.grad)
@@ -204,4 +247,4 @@ class _Fake:
                 answer = self._forward()
                 saved = learning.now
                 answer.sum().backward()
-        return [evaluating.peak, saved, learning.peak]
+        return [peak, saved, learning.peak]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from anystep.codecs import Codec, load_codec
-from anystep.codecs.tiling import BLEND, MARGIN, decode_tiled, encode_tiled, ramp, spans
+from anystep.codecs.tiling import BLEND, MARGIN, Cut, decode_tiled, encode_tiled
 from anystep.training.assemble import named_codec
 
 # of the built-in codec, whose convolutions end within the margin: rounding, in units of [-1, 1]
@@ -19,12 +19,12 @@ def codec() -> Codec:
     return named_codec("builtin", torch.device("cpu"))
 
 
-@given(length=st.integers(1, 400), tile=st.integers(2 * MARGIN + BLEND + 4, 120))
-def test_tiles_cover_everything_and_weigh_something_everywhere(length: int, tile: int) -> None:
-    weight = torch.zeros(length)
-    for start, end in spans(length, tile):
+@given(length=st.integers(1, 400), margin=st.integers(0, 12), blend=st.integers(1, 8), more=st.integers(1, 60))
+def test_tiles_cover_everything_and_weigh_something_everywhere(length: int, margin: int, blend: int, more: int) -> None:
+    cut, weight = Cut(2 * margin + blend + more, margin, blend), torch.zeros(length)
+    for start, end in cut.spans(length):
         assert 0 <= start < end <= length
-        weight[start:end] += ramp(start, end, length, 1)
+        weight[start:end] += cut.ramp(start, end, length, 1)
     assert weight.min() > 0
 
 
@@ -33,9 +33,9 @@ def test_tiles_decode_and_encode_as_the_whole(codec: Codec) -> None:
     dice = torch.Generator().manual_seed(0)
     latents = torch.randn(1, codec.channels, 70, 100, generator=dice)
     whole = codec.decode(latents)
-    tiled = decode_tiled(codec, latents, tile=48)
+    tiled = decode_tiled(codec, latents, tile=48 * codec.factor)
     assert (tiled - whole).abs().max() < TOLERANCE
-    assert (encode_tiled(codec, whole, tile=48) - codec.encode(whole)).abs().max() < 10 * TOLERANCE
+    assert (encode_tiled(codec, whole, tile=48 * codec.factor) - codec.encode(whole)).abs().max() < 10 * TOLERANCE
 
 
 @torch.no_grad()
@@ -57,10 +57,11 @@ def test_no_seam_is_steeper_than_elsewhere(codec: Codec) -> None:
         def encode(self, images: Tensor) -> Tensor:
             return images
 
-    tiled = decode_tiled(Global(), smooth, tile=64)
+    tiled = decode_tiled(Global(), smooth, tile=64 * codec.factor)
     steps = tiled.diff(dim=3).abs().mean((0, 1, 2))
-    (_, end), (start, _) = spans(96, 64)[:2]
-    zone = slice((start + MARGIN) * codec.factor - 1, (end - MARGIN) * codec.factor + 1)
+    margin = MARGIN // codec.factor
+    (_, end), (start, _) = Cut(64, margin, BLEND // codec.factor).spans(96)[:2]
+    zone = slice((start + margin) * codec.factor - 1, (end - margin) * codec.factor + 1)
     assert steps[zone].mean() < 1.5 * steps.mean()
     hard = torch.cat([Global().decode(smooth[..., :48]), Global().decode(smooth[..., 48:])], 3).diff(dim=3).abs()
     assert hard.mean((0, 1, 2))[48 * codec.factor - 1] > 1.5 * steps.mean()  # what an unblended border would be
@@ -73,6 +74,6 @@ def test_a_small_image_is_one_tile(codec: Codec) -> None:
 
 
 def test_every_codec_is_tiled_alike() -> None:
-    latents = torch.randn(1, 3, 300, 40)
+    latents = torch.randn(1, 3, 1300, 40)
     with torch.no_grad():
         assert (decode_tiled(load_codec("identity"), latents) - latents).abs().max() < 1e-6

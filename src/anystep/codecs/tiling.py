@@ -7,6 +7,7 @@ autoencoders) gives nearly that.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -14,36 +15,42 @@ from torch import Tensor
 
 from anystep.codecs.codec import Codec
 
-# in pixels of the latent
-TILE, MARGIN, BLEND = 128, 12, 8
+# in pixels of the image
+TILE, MARGIN, BLEND = 1024, 96, 64
+
+
+def is_large(codec: Codec, rows: int, columns: int) -> bool:
+    """Whether a latent of that size is decoded, and its image encoded, in several tiles."""
+    return max(rows, columns) * codec.factor > TILE
 
 
 def decode_tiled(
     codec: Codec, latents: Float[Tensor, "1 channels rows columns"], tile: int = TILE
 ) -> Float[Tensor, "1 3 height width"]:
-    """The image of one latent in [-1, 1], on the CPU, decoded in tiles of `tile` latent pixels where it is larger."""
-    return _tiled(codec.decode, latents, tile, 1, codec.factor)
+    """The image of one latent in [-1, 1], on the CPU, decoded in tiles of `tile` pixels where it is larger."""
+    return _tiled(codec.decode, latents, tile, codec.factor, 1, codec.factor)
 
 
 def encode_tiled(
     codec: Codec, images: Float[Tensor, "1 3 height width"], tile: int = TILE
 ) -> Float[Tensor, "1 channels rows columns"]:
-    """The latent of one image, encoded in tiles that have `tile` latent pixels along one side where it is larger."""
-    return _tiled(codec.encode, images, tile, codec.factor, 1)
+    """The latent of one image, encoded in tiles of `tile` pixels where it is larger."""
+    return _tiled(codec.encode, images, tile, codec.factor, codec.factor, 1)
 
 
-def _tiled(work: Callable[[Tensor], Tensor], whole: Tensor, tile: int, before: int, after: int) -> Tensor:
+def _tiled(work: Callable[[Tensor], Tensor], whole: Tensor, tile: int, factor: int, before: int, after: int) -> Tensor:
     """`work` on tiles; a latent pixel is `before` pixels of what comes in and `after` of what goes out."""
     rows, columns = whole.shape[2] // before, whole.shape[3] // before
-    if max(rows, columns) <= tile:
+    cut = Cut(tile // factor, -(-MARGIN // factor), -(-BLEND // factor))
+    if max(rows, columns) <= cut.tile:
         return work(whole).cpu()
     total: Tensor | None = None
     weight = torch.zeros(1, 1, rows * after, columns * after)
-    for top, bottom in spans(rows, tile):
-        for left, right in spans(columns, tile):
+    for top, bottom in cut.spans(rows):
+        for left, right in cut.spans(columns):
             part = work(whole[:, :, top * before : bottom * before, left * before : right * before]).float().cpu()
-            down = ramp(top, bottom, rows, after)[:, None]
-            share = down * ramp(left, right, columns, after)[None]
+            down = cut.ramp(top, bottom, rows, after)[:, None]
+            share = down * cut.ramp(left, right, columns, after)[None]
             if total is None:
                 total = part.new_zeros(1, part.shape[1], rows * after, columns * after)
             place = (..., slice(top * after, bottom * after), slice(left * after, right * after))
@@ -53,24 +60,31 @@ def _tiled(work: Callable[[Tensor], Tensor], whole: Tensor, tile: int, before: i
     return total.div_(weight)
 
 
-def spans(length: int, tile: int) -> list[tuple[int, int]]:
-    """Where tiles begin and end along one side: they overlap by two margins and a blend, and the last ends with it."""
-    step = tile - 2 * MARGIN - BLEND
-    if length <= tile:
-        return [(0, length)]
-    starts = [*range(0, length - tile, step), length - tile]
-    return [(start, start + tile) for start in starts]
+class Cut(NamedTuple):
+    """How a side is cut, in latent pixels."""
 
+    tile: int
+    margin: int
+    blend: int
 
-def ramp(start: int, end: int, length: int, scale: int) -> Float[Tensor, " pixels"]:
-    """How much a tile weighs along one side: nothing in its margins, and rising from there over the blend.
+    def spans(self, length: int) -> list[tuple[int, int]]:
+        """Where tiles begin and end: they overlap by two margins and a blend, and the last ends with the side."""
+        step = self.tile - 2 * self.margin - self.blend
+        if length <= self.tile:
+            return [(0, length)]
+        starts = [*range(0, length - self.tile, step), length - self.tile]
+        return [(start, start + self.tile) for start in starts]
 
-    The edges of the image itself have no margin.
-    """
-    place = torch.arange((end - start) * scale, dtype=torch.float32) + 0.5
-    weight = torch.ones_like(place)
-    if start > 0:
-        weight = torch.minimum(weight, ((place - MARGIN * scale) / (BLEND * scale)).clamp(0, 1))
-    if end < length:
-        weight = torch.minimum(weight, ((len(place) - place - MARGIN * scale) / (BLEND * scale)).clamp(0, 1))
-    return weight
+    def ramp(self, start: int, end: int, length: int, scale: int) -> Float[Tensor, " pixels"]:
+        """How much a tile weighs: nothing in its margins, and rising from there over the blend.
+
+        The edges of the image itself have no margin.
+        """
+        place = torch.arange((end - start) * scale, dtype=torch.float32) + 0.5
+        weight = torch.ones_like(place)
+        if start > 0:
+            weight = torch.minimum(weight, ((place - self.margin * scale) / (self.blend * scale)).clamp(0, 1))
+        if end < length:
+            left = len(place) - place - self.margin * scale
+            weight = torch.minimum(weight, (left / (self.blend * scale)).clamp(0, 1))
+        return weight

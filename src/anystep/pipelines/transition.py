@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from anystep.codecs import AutoencoderCodec, Codec, IdentityCodec, to_uint8
-from anystep.codecs.tiling import TILE, decode_tiled
+from anystep.codecs.tiling import decode_tiled, is_large
 from anystep.conditioning import Conditioner, LabelEncoder, TextEncoder, load_text_encoder
 from anystep.errors import InputError
 from anystep.models.rotary import RotaryScaling
@@ -147,7 +147,7 @@ class TransitionPipeline(DiffusionPipeline):
     def decode(self, latents: Tensor) -> Tensor:
         """Images in [-1, 1]; large ones one at a time, in tiles."""
         codec = self.latent_codec
-        if max(latents.shape[-2:]) <= TILE:
+        if not is_large(codec, *latents.shape[-2:]):
             return codec.decode(latents)
         return torch.cat([decode_tiled(codec, latent[None]) for latent in latents])
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from anystep.codecs import AutoencoderCodec, Codec, load_codec
-from anystep.codecs.tiling import TILE, encode_tiled
+from anystep.codecs.tiling import encode_tiled, is_large
 from anystep.conditioning import CachedTextEncoder, Conditioner, LabelEncoder, TextEncoder, load_text_encoder
 from anystep.conditioning.text import split_states
 from anystep.contact_sheet import contact_sheet
@@ -115,7 +115,7 @@ def make_encoders(
         features.model.to(device)
 
     def encoded(images: Tensor) -> Tensor:
-        if max(images.shape[-2:]) <= TILE * codec.factor:
+        if not is_large(codec, images.shape[-2] // codec.factor, images.shape[-1] // codec.factor):
             return codec.encode(images)
         return torch.cat([encode_tiled(codec, image[None]) for image in images])
 

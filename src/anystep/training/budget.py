@@ -1,8 +1,6 @@
 """What a run will take, before it takes it: operations, memory, disk and days. Refuses what cannot fit."""
 
-import os
 import shutil
-import time
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -13,7 +11,7 @@ from anystep.codecs import load_codec
 from anystep.errors import InputError
 from anystep.models.presets import PRESETS
 from anystep.objective import TARGET_COST
-from anystep.planning import DeviceKind, count_parameters, device_kind, network_cost
+from anystep.planning import DeviceKind, count_parameters, memory_of, network_cost
 from anystep.training.config import ObjectiveConfig, Recipe
 
 # a backward pass is counted as two forward ones
@@ -199,25 +197,6 @@ def traffic(recipe: Recipe, processes: int, per_machine: int = PER_MACHINE) -> T
         part = gather_traffic(size / shared, copies, min(copies, machines), depth)
         total = total + part + part
     return total
-
-
-def memory_of(device: torch.device) -> float:
-    """Bytes of the device, or of the machine."""
-    if device.type == "cuda":
-        return float(torch.cuda.get_device_properties(device).total_memory)
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-
-
-def flops_of(device: torch.device) -> float:
-    """Operations a second: of the data sheet where the device is known, else what a product of matrices reaches."""
-    if device.type == "cuda" and (kind := device_kind(torch.cuda.get_device_name(device))) is not None:
-        return kind.flops
-    one = torch.randn(1024, 1024, device=device)
-    begin, rounds = time.perf_counter(), 0
-    while time.perf_counter() - begin < 0.2:
-        (one @ one)[0, 0].item()
-        rounds += 1
-    return 2 * 1024**3 * rounds / (time.perf_counter() - begin)
 
 
 def check_fits(recipe: Recipe, out: Path, processes: int, device: torch.device, precision: torch.dtype) -> None:

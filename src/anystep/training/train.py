@@ -135,7 +135,7 @@ def peak_flops(config: RunConfig, device: torch.device) -> float | None:
     return None if kind is None else kind.flops
 
 
-def utilisation(flops: float, evaluations: int, batch_size: int, seconds: float, peak: float) -> float:
+def utilisation(flops: int | float, evaluations: int, batch_size: int, seconds: float, peak: float) -> float:
     """Model FLOPs utilisation (PaLM, arXiv 2204.02311, appendix B): what the mathematics needs against the peak.
 
     Args:
