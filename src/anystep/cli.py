@@ -56,6 +56,8 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument("--out", type=Path, default=Path("anystep.png"), help="the sheet (default: anystep.png)")
     generate.add_argument("--separate", type=Path, metavar="FOLDER", help="also write every image to its own file")
     generate.add_argument("--size", type=size, metavar="WxH", help="in pixels (default: the training size)")
+    generate.add_argument("--image", type=Path, help="start from this image instead of noise alone")
+    generate.add_argument("--strength", type=float, default=0.6, help="how far back to begin, with --image (0.6)")
     generate.add_argument(
         "--rope-scaling", choices=("plain", "interpolation", "ntk", "by_parts", "yarn"),
         help="what becomes of positions beyond those of training (default: the model's)",
@@ -256,6 +258,15 @@ def run_generate(options: argparse.Namespace) -> None:
     from anystep.pipelines.load import load
     from anystep.pipelines.vocabulary import check_known
 
+    given = None
+    if options.image is not None:
+        from anystep.data.example import BrokenExample
+        from anystep.data.folders import read_image
+
+        try:
+            given = read_image(options.image, None)
+        except BrokenExample as error:
+            raise InputError(f"--image {error}") from None
     model = load(options.model, options.device)
     width, height = options.size or (model.pipeline.base_size,) * 2
     for steps in options.steps:
@@ -276,6 +287,7 @@ def run_generate(options: argparse.Namespace) -> None:
             stochasticity=options.stochasticity,
             rope_scaling=options.rope_scaling,
             attention_window=options.window,
+            **({} if given is None else {"image": given, "strength": options.strength}),
         )
     save_image(sheet.picture(), options.out)
     if options.separate is not None:

@@ -41,16 +41,19 @@ def resolution_shift(height: int, width: int, base: int | float) -> float:
     return max(1.0, math.sqrt(height * width) / base)
 
 
-def schedule(transport: Transport, steps: int, shift: float = 1.0) -> Float[Tensor, " times"]:
+def schedule(transport: Transport, steps: int, shift: float = 1.0, strength: float = 1.0) -> Float[Tensor, " times"]:
     """`steps + 1` strictly decreasing times from t_max to t_min, uniform and then shifted (`Transport.shift`).
 
-    Computed in float64 on the CPU, returned in float32, whatever the network's dtype.
+    With a `strength` below 1 they begin at that share of the interval: from an image that is given. Computed in float64
+    on the CPU, returned in float32, whatever the network's dtype.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     if not shift > 0:
         raise ValueError(f"shift must be positive, got {shift}")
-    u = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength must be above 0 and at most 1, got {strength}")
+    u = torch.linspace(strength, 0, steps + 1, dtype=torch.float64)
     return transport.shift(transport.t_min + (transport.t_max - transport.t_min) * u, shift).float()
 
 
@@ -80,6 +83,7 @@ def sample(
     shift: float = 1.0,
     stochasticity: float = 0.0,
     instantaneous: bool = False,
+    given: Sample | None = None,
     seeds: Sequence[int] | None = None,
     return_trajectory: bool = False,
     on_step: Callable[[int, float, Tensor], Tensor | None] | None = None,
@@ -98,6 +102,7 @@ def sample(
             r - c (r - t_min), and re-noises to r with fresh noise; 1 is multistep consistency sampling.
         instantaneous: ask the network for f(x_t, t, t) and carry that to r: an Euler step on straight lines, for
             networks that know nothing else.
+        given: clean data to start from instead of pure noise: `z` is laid on it as at the first of the times.
         seeds: of the fresh noise, one an image.
         on_step: called as `on_step(i, r, x_r)` after step i; a tensor it returns takes the place of x_r.
             It may raise `StopSampling`.
@@ -129,7 +134,10 @@ def sample(
         return answer.float()
 
     batch, nfe, made = len(z), 0, 0
-    x = z.float() * transport.coefficients(times[:1]).sigma.item()
+    if given is None:
+        x = z.float() * transport.coefficients(times[:1]).sigma.item()
+    else:
+        x = transport.path(given.to(z.device).float(), z.float(), times[:1].to(z.device).expand(batch))
     trajectory = [x]
     for i, (now, goal) in enumerate(zip(times[:-1].tolist(), times[1:].tolist(), strict=True)):
         last = i == len(times) - 2

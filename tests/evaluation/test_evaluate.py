@@ -260,7 +260,7 @@ def test_bad_evaluations_are_one_line(
     assert "put pt_inception" in line("--extractor", f"inception:{tmp_path}")
     assert "expected STEPS=FOLDER" in line("--images", "four=x")
     assert "expected STEPS=FOLDER" in line("--images", "1:0=x")
-    assert "real images are square" in line("--size", "32x16")
+    assert "both sides must be multiples" in line("--size", "33x16")
     assert "expected a seed below 2^62" in line("--seed", str(2**70))
     assert "there is no such folder" in line("--save-reference", str(tmp_path / "none" / "x.npz"))
     assert "half for each side" in line("--samples", "70", "--data", str(few))

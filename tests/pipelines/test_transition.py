@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from PIL import Image
+from torch import Tensor
 
+import anystep
 from anystep import TransitionPipeline, TransitionScheduler
 from anystep.errors import InputError
 from anystep.models import build_transformer
@@ -243,3 +246,47 @@ def test_what_cannot_be_drawn_is_one_line(pipeline: TransitionPipeline, options:
     with pytest.raises(InputError, match=message) as caught:
         pipeline(**{"prompt": "a whale", "seeds": [0], **options})
     assert "\n" not in str(caught.value)
+
+
+def test_an_image_is_started_from_at_any_time_and_in_any_number_of_steps(tiny_model: Path) -> None:
+    pipeline = anystep.load(tiny_model).pipeline
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 40, 3), np.uint8))
+    words: dict[str, Any] = {"height": 16, "width": 32, "seeds": [3], "output_type": "latent", "guidance_scale": 1.0}
+
+    def draw(steps: int, **more: Any) -> Tensor:
+        return pipeline("a whale", num_inference_steps=steps, **words, **more).images
+
+    encoded = pipeline.encode(image, 16, 32)
+    for steps in (1, 4):
+        # from pure noise nothing of the image is left; from nearly none of it all is
+        torch.testing.assert_close(draw(steps, image=image, strength=1.0), draw(steps))
+        torch.testing.assert_close(draw(steps, image=image, strength=1e-4), encoded, atol=2e-2, rtol=0)
+    near, far = (float((draw(2, image=image, strength=strength) - encoded).norm()) for strength in (0.2, 0.7))
+    assert near < far
+    words["seeds"] = [1, 2, 3]
+    variations = draw(2, image=image, num_images_per_prompt=3, strength=0.5)
+    assert len(variations) == 3
+    assert not torch.equal(variations[0], variations[1])
+    with pytest.raises(InputError, match=r"strength 0\.0: expected more than 0"):
+        draw(2, image=image, strength=0.0)
+
+
+@pytest.mark.parametrize(("size", "message"), [((16, 96), "one side may be 5 times"), ((18, 16), "multiples of 4")])
+def test_any_multiple_up_to_five_to_one_is_drawn(tiny_model: Path, size: tuple[int, int], message: str) -> None:
+    model = anystep.load(tiny_model)
+    for width, height in ((16, 80), (80, 16), (24, 20)):
+        assert model("a whale", steps=1, size=(width, height))[0].size == (width, height)
+    with pytest.raises(InputError, match=message):
+        model("a whale", steps=1, size=size)
+
+
+def test_what_is_changed_for_a_large_image_is_changed_back(tiny_model: Path) -> None:
+    model = anystep.load(tiny_model)
+    network = model.pipeline.transformer
+    plain = model("a whale", size=(64, 32))[0]
+    for more in ({"rope_scaling": "yarn"}, {"attention_window": 4}):
+        assert model("a whale", size=(64, 32), **more)[0].tobytes() != plain.tobytes()
+        assert (network.rope_scaling, network.attention_window) == ("plain", None)
+    for bad in ({"rope_scaling": "none"}, {"attention_window": 1}):
+        with pytest.raises(InputError, match="expected"):
+            model("a whale", size=(64, 32), **bad)

@@ -21,7 +21,7 @@ from PIL import Image
 
 from anystep.atomic import replacing
 from anystep.data.example import Example
-from anystep.data.sizing import Limits, canvas
+from anystep.data.sizing import Fixed, Limits, canvas
 from anystep.errors import InputError
 
 ARCHIVE = files("anystep.data") / "art"
@@ -143,7 +143,7 @@ class ArtSource(Sequence[Example]):
 
     def __init__(
         self,
-        size: int | Limits = 64,
+        size: Fixed | Limits = 64,
         vocabulary: Vocabulary = "all",
         split: Split = "both",
         styles: Sequence[str] = STYLES,

@@ -15,7 +15,7 @@ from PIL import Image
 
 from anystep.data.art import PROPORTIONS, STYLES, Drawing, drawings, is_held_out, render, with_article
 from anystep.data.example import Example
-from anystep.data.sizing import Limits, canvas
+from anystep.data.sizing import Fixed, Limits, both, canvas
 from anystep.errors import InputError
 
 Task = Literal["single_object", "two_object", "counting", "colors", "position", "color_attr"]
@@ -201,8 +201,8 @@ class SceneSource(Sequence[Example]):
     On square canvases of `size`; or, within limits, from 1:2 to 2:1 and 5:2, half of them on half of the area.
     """
 
-    def __init__(self, size: int | Limits = 64, count: int = 20_000) -> None:
-        if (side := round(math.sqrt(size.area)) if isinstance(size, Limits) else size) < 32:
+    def __init__(self, size: Fixed | Limits = 64, count: int = 20_000) -> None:
+        if (side := round(math.sqrt(size.area)) if isinstance(size, Limits) else min(both(size))) < 32:
             raise InputError(f"scenes of {side} pixels: expected at least 32")
         self.size, self._count = size, count
         self.class_names: Sequence[str] = concepts()
@@ -212,9 +212,10 @@ class SceneSource(Sequence[Example]):
 
     def scene(self, index: int) -> Scene:
         dice, task = random.Random(f"scene/{index}"), TASKS[index % len(TASKS)]
-        if not isinstance(self.size, Limits):
-            return draw_scene(task, dice, self.size, (1.0, 1.0))
-        width, height = canvas(dice.choice(PROPORTIONS), self.size, dice.choice((1.0, 0.5)))
+        if isinstance(self.size, Limits):
+            width, height = canvas(dice.choice(PROPORTIONS), self.size, dice.choice((1.0, 0.5)))
+        else:
+            width, height = both(self.size)
         base = min(width, height)
         return draw_scene(task, dice, base, (width / base, height / base))
 

@@ -69,15 +69,21 @@ def cropped(size: tuple[int, int], target: tuple[int, int]) -> float:
     return max(0.0, 1 - target[0] * target[1] / (size[0] * size[1] * scale**2))
 
 
-# a square of that side; as it is; or its own shape within limits
-Size = int | Limits | None
+# a square of that side; that width and height; its own shape within limits; or as it is
+Fixed = int | tuple[int, int]
+Size = Fixed | Limits | None
 
 
 def target(width: int, height: int, size: Size) -> tuple[int, int]:
     """What an image of that width and height becomes. Raises BrokenExample where it cannot be used."""
     if isinstance(size, Limits):
         return size.target(width, height)
-    return (width, height) if size is None else (size, size)
+    return (width, height) if size is None else both(size)
+
+
+def both(size: Fixed) -> tuple[int, int]:
+    """Width and height."""
+    return (size, size) if isinstance(size, int) else size
 
 
 def fit(image: Image.Image, goal: tuple[int, int]) -> Image.Image:
@@ -85,13 +91,13 @@ def fit(image: Image.Image, goal: tuple[int, int]) -> Image.Image:
     return image if image.size == goal else ImageOps.fit(image, goal, Image.Resampling.LANCZOS)
 
 
-def canvas(proportion: tuple[float, float], size: int | Limits, share: float = 1.0) -> tuple[int, int]:
+def canvas(proportion: tuple[float, float], size: Fixed | Limits, share: float = 1.0) -> tuple[int, int]:
     """Width and height for a picture that is drawn: of these proportions, where sizes may differ.
 
     Args:
         share: of the most area.
     """
     if not isinstance(size, Limits):
-        return size, size
+        return both(size)
     scale = math.sqrt(share * size.area / (proportion[0] * proportion[1]))
     return size.target(round(proportion[0] * scale), round(proportion[1] * scale))

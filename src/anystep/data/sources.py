@@ -12,7 +12,7 @@ from anystep.data.folders import ClassFolderSource, ImageFolderSource
 from anystep.data.idx import IdxSource
 from anystep.data.parquet import ParquetSource
 from anystep.data.scenes import SceneSource
-from anystep.data.sizing import Limits
+from anystep.data.sizing import Fixed, Limits
 from anystep.data.webdataset import WebDatasetSource
 from anystep.errors import InputError
 
@@ -59,8 +59,8 @@ class FewerSource(Sequence[Example]):
         return self._source[index if self._numbers is None else self._numbers[index]]
 
 
-def open_source(spec: str, size: int | Limits, **options: Any) -> Source:
-    """The source that `spec` names, with images of `size x size`, or of their own shape within limits.
+def open_source(spec: str, size: Fixed | Limits, **options: Any) -> Source:
+    """The source that `spec` names, with images of one size, or of their own shape within limits.
 
     Args:
         spec: `builtin`, `scenes`, the path of a folder of captioned images, `classes:FOLDER`, `idx:FOLDER`,

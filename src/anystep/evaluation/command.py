@@ -12,6 +12,7 @@ from rich.progress import Progress
 from torch import nn
 
 from anystep.contact_sheet import contact_sheet
+from anystep.data.sizing import Fixed
 from anystep.data.sources import open_source
 from anystep.device import pick_device
 from anystep.errors import InputError
@@ -85,9 +86,10 @@ def evaluate_models(request: Request) -> dict[str, Any]:
     check_measurable(metrics, extractor, request.samples)
     scorers = _scorers(request, extractor, device, bool(folders))
     models = [load(name, device) for name in request.model or ([] if folders else ["builtin"])]
-    side = _side(models, theirs, request.size)
+    width, height = _shape(models, theirs, request.size)
+    shape: Fixed = width if width == height else (width, height)
     options = {"vocabulary": "everyday", "split": "train"} if request.data == "builtin" else {}
-    reference = Reference.draw(open_source(request.data, side, **options), side, request.samples, request.seed)
+    reference = Reference.draw(open_source(request.data, shape, **options), shape, request.samples, request.seed)
     try:
         check_measurable(metrics, extractor, len(reference.real))
     except InputError as error:
@@ -96,7 +98,7 @@ def evaluate_models(request: Request) -> dict[str, Any]:
         ) from None
     prompts = reference.prompts(request.samples, request.seed)
     for model in models:
-        model.pipeline.check_inputs(prompts, side, side, steps[0], "pt")
+        model.pipeline.check_inputs(prompts, height, width, steps[0], "pt")
     try:
         request.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -140,7 +142,7 @@ def evaluate_models(request: Request) -> dict[str, Any]:
         figures = report(evaluation, found, real, controls)
         figures["settings"] = {
             "data": request.data,
-            "size": list(request.size or (side, side)),
+            "size": [width, height],
             "guidance": request.guidance,
             "extractor": request.extractor if isinstance(request.extractor, str) else extractor.name,
             "extractor_digest": extractor.digest,
@@ -165,20 +167,17 @@ def _scorers(request: Request, extractor: FeatureExtractor, device: torch.device
     return scorers
 
 
-def _side(models: list[Model], theirs: tuple[int, int] | None, size: tuple[int, int] | None) -> int:
-    """Of the real images: as large as those that are compared with them.
+def _shape(models: list[Model], theirs: tuple[int, int] | None, size: tuple[int, int] | None) -> tuple[int, int]:
+    """Width and height of the real images: as large as those that are compared with them.
 
     Raises:
-        InputError: images of several sizes, or that are not square, as all real images are.
+        InputError: images of several sizes.
     """
     sizes = {size or (model.pipeline.base_size,) * 2 for model in models} | ({theirs} if theirs else set())
     if len(sizes) > 1:
         told = ", ".join(f"{width}x{height}" for width, height in sorted(sizes))
         raise InputError(f"images of {told} cannot be compared with the same real images: give one --size")
-    width, height = sizes.pop()
-    if width != height:
-        raise InputError(f"size {width}x{height}: real images are square, so compare square ones")
-    return width
+    return sizes.pop()
 
 
 def _sheet(models: list[Model], steps: list[int], prompts: list[str | int], request: Request) -> Image.Image:

@@ -18,6 +18,7 @@ from anystep import __version__
 from anystep.codecs import to_uint8
 from anystep.data.example import BrokenExample, Example, Source
 from anystep.data.images import to_tensor
+from anystep.data.sizing import Fixed
 from anystep.environment import environment, peak_megabytes, reset_peak
 from anystep.errors import InputError
 from anystep.evaluation.collect import Cost, Images, Scorer, collect
@@ -48,12 +49,12 @@ class Reference:
     """Two disjoint draws of a source: `real` is compared with, `again` is the control and gives the captions."""
 
     source: Source
-    size: int
+    size: Fixed
     real: list[int]
     again: list[int]
 
     @classmethod
-    def draw(cls, source: Source, size: int, samples: int, seed: int) -> "Reference":
+    def draw(cls, source: Source, size: Fixed, samples: int, seed: int) -> "Reference":
         """At most `samples` readable examples each."""
         order = random.Random(seed).sample(range(len(source)), len(source))
         half = min(samples, len(order) // 2)

@@ -46,12 +46,11 @@ class TransitionScheduler(SchedulerMixin, ConfigMixin):
         self.transport = make_transport(transport, **(transport_options or {}))
         self.set_timesteps(num_train_timesteps)
 
-    def times(self, steps: int, height: int | None = None, width: int | None = None) -> Tensor:
-        """(steps + 1,) decreasing times t for an image of `height` x `width` pixels."""
+    def times(self, steps: int, height: int | None = None, width: int | None = None, strength: float = 1.0) -> Tensor:
+        """(steps + 1,) decreasing times t for an image of `height` x `width` pixels, from that share of them on."""
         base = int(self.config.base_size)
-        return schedule(
-            self.transport, steps, self.config.shift * resolution_shift(height or base, width or base, base)
-        )
+        shift = self.config.shift * resolution_shift(height or base, width or base, base)
+        return schedule(self.transport, steps, shift, strength)
 
     def set_timesteps(
         self, num_inference_steps: int, device: Any = None, height: int | None = None, width: int | None = None

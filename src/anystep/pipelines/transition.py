@@ -15,8 +15,10 @@ from PIL import Image
 from torch import Tensor
 
 from anystep.codecs import AutoencoderCodec, Codec, IdentityCodec, to_uint8
-from anystep.codecs.tiling import decode_tiled, is_large
+from anystep.codecs.tiling import decode_tiled, encode_tiled, is_large
 from anystep.conditioning import Conditioner, LabelEncoder, TextEncoder, load_text_encoder
+from anystep.data.images import to_tensor
+from anystep.data.sizing import fit
 from anystep.errors import InputError
 from anystep.models.rotary import RotaryScaling
 from anystep.models.transformer import TransitionTransformer2DModel
@@ -144,6 +146,12 @@ class TransitionPipeline(DiffusionPipeline):
         finally:
             network.rope_scaling, network.attention_window = before
 
+    def encode(self, image: Image.Image, height: int, width: int) -> Tensor:
+        """The latent (1, channels, rows, columns) of an image, scaled until it covers that size, and cropped."""
+        codec, pixels = self.latent_codec, to_tensor(fit(image, (width, height)))[None].to(self.device)
+        large = is_large(codec, height // codec.factor, width // codec.factor)
+        return encode_tiled(codec, pixels) if large else codec.encode(pixels)
+
     def decode(self, latents: Tensor) -> Tensor:
         """Images in [-1, 1]; large ones one at a time, in tiles."""
         codec = self.latent_codec
@@ -195,6 +203,8 @@ class TransitionPipeline(DiffusionPipeline):
         stochasticity: float | None = None,
         rope_scaling: RotaryScaling | None = None,
         attention_window: int | None = None,
+        image: Image.Image | None = None,
+        strength: float = 0.6,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]] | None = None,
@@ -214,6 +224,10 @@ class TransitionPipeline(DiffusionPipeline):
             rope_scaling: what becomes of positions beyond those of training (`anystep.models.rotary.frequencies`);
                 the model's own when None.
             attention_window: tokens along one side that each token sees (`anystep.models.windows`); all when None.
+            image: to start from; scaled until it covers `height` x `width`, and cropped. Several seeds, or
+                `num_images_per_prompt`, give variations of it.
+            strength: the share of the times to go through from there, above 0 and at most 1, which leaves nothing of
+                the image where a transport ends in pure noise.
             output_type: `pil`; `np` (batch, height, width, 3) or `pt` (batch, 3, height, width) in [0, 1]; `latent`.
             callback_on_step_end: called as (pipeline, step, timestep, {"latents": ...}); may return new latents, and
                 may set `pipeline._interrupt` to stop.
@@ -242,6 +256,8 @@ class TransitionPipeline(DiffusionPipeline):
         self._interrupt = False
         if attention_window is not None and attention_window < 2:
             raise InputError(f"attention window {attention_window}: expected at least 2 tokens")
+        if image is not None and not 0 < strength <= 1:
+            raise InputError(f"strength {strength}: expected more than 0 and at most 1")
         if rope_scaling is not None and rope_scaling not in get_args(RotaryScaling):
             raise InputError(f"rope scaling {rope_scaling!r}: expected one of {', '.join(get_args(RotaryScaling))}")
 
@@ -250,6 +266,7 @@ class TransitionPipeline(DiffusionPipeline):
         null, null_mask = self.conditioner.null(len(prompts)) if guidance != 1.0 else (None, None)
         shape = (len(prompts), self.transformer.config.in_channels, height // codec.factor, width // codec.factor)
         z = self.prepare_latents(shape, generator, seeds, latents, device)
+        given = None if image is None else self.encode(image, height, width).expand(shape)
 
         with self.progress_bar(total=num_inference_steps) as progress, self.stretched(rope_scaling, attention_window):
 
@@ -268,7 +285,8 @@ class TransitionPipeline(DiffusionPipeline):
                 self.scheduler.transport,
                 z,
                 condition,
-                self.scheduler.times(num_inference_steps, height, width),
+                self.scheduler.times(num_inference_steps, height, width, 1.0 if image is None else strength),
+                given=given,
                 condition_mask=mask,
                 null_condition=None if null is None else null.to(device),
                 null_mask=None if null_mask is None else null_mask.to(device),
