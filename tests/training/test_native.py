@@ -10,6 +10,7 @@ from PIL import Image
 
 import anystep
 from anystep.cli import main
+from anystep.pipelines.describe import describe
 from anystep.training.config import Recipe
 from anystep.training.train import train
 
@@ -68,6 +69,7 @@ def test_a_native_run_sees_all_shapes_resumes_exactly_and_draws_them(
     model = anystep.load(tmp_path / "straight")
     assert model("colour number 3", steps=2, size=(32, 8))[0].size == (32, 8)
     assert model.pipeline.transformer.config.rope_extent == 8
+    assert set(describe(model)["trained_shapes"]) == {f"{width}x{height}" for width, height in SIZES}
     assert model.pipeline.scheduler.config.base_size == 8
 
 

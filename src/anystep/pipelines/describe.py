@@ -21,7 +21,7 @@ def describe(model: Model) -> dict[str, Any]:
         "hidden_size": transformer.config.hidden_size,
         "depth": transformer.config.depth,
         "transport": scheduler.config.transport,
-        "trained_shapes": [f"{base}x{base}"],
+        "trained_shapes": pipeline.config.get("trained_shapes") or [f"{base}x{base}"],
         "size_multiple": pipeline.size_multiple,
         "tokens_at_base": (base // pipeline.size_multiple) ** 2,
         "latent": f"{codec.channels} channels, factor {codec.factor}",

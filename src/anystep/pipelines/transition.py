@@ -50,6 +50,7 @@ class TransitionPipeline(DiffusionPipeline):
         guidance_scale: used when a call gives none.
         license: of the weights.
         sampling: how the network was trained to be asked, a word of `anystep.objectives`.
+        trained_shapes: sizes in pixels, the most frequent first; squares of the base size when None.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->codec"
@@ -69,6 +70,7 @@ class TransitionPipeline(DiffusionPipeline):
         guidance_scale: float = 1.0,
         license: str | None = None,
         sampling: str = "transition",
+        trained_shapes: list[str] | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -81,6 +83,7 @@ class TransitionPipeline(DiffusionPipeline):
             guidance_scale=guidance_scale,
             license=license,
             sampling=sampling,
+            trained_shapes=trained_shapes,
         )
         self._conditioner: Conditioner | None = None
         self._interrupt = False

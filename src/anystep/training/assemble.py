@@ -1,6 +1,7 @@
 """What a recipe is put together from: codec, data, conditioner, network, and the pipeline that users load."""
 
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,14 @@ def begin_with(network: TransitionTransformer2DModel, model: str) -> None:
     network.load_state_dict(state)
 
 
+def shapes_in_pixels(data: LatentSet, factor: int) -> list[str]:
+    """Sizes of the images, the most frequent first."""
+    counts: Counter[tuple[int, int]] = Counter()
+    for each in data.sets:
+        counts.update(each.shapes)
+    return [f"{columns * factor}x{rows * factor}" for (rows, columns), _ in counts.most_common()]
+
+
 def as_pipeline(
     recipe: Recipe, network: TransitionTransformer2DModel, codec: Codec, data: LatentSet
 ) -> TransitionPipeline:
@@ -202,6 +211,7 @@ def as_pipeline(
         concepts=(data.class_names or None) if text else None,
         guidance_scale=recipe.guidance,
         sampling=OBJECTIVES[recipe.objective.kind].sampling,
+        trained_shapes=shapes_in_pixels(data, codec.factor) if recipe.data.native else None,
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
