@@ -29,6 +29,7 @@ bench: $(STAMP)
 	$(PYTHON) benchmarks/step_cost.py
 	$(PYTHON) benchmarks/engine.py
 	$(PYTHON) benchmarks/latency.py
+	$(PYTHON) benchmarks/growth.py
 
 $(STAMP): pyproject.toml constraints.txt
 	python3 -c 'import sys; sys.exit("anystep needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'

@@ -38,6 +38,12 @@ def test_the_engine_is_measured_against_a_bare_loop_of_the_same_work(tmp_path: P
     assert 0 < record["data_wait"] < 1
 
 
+def test_growth_is_measured_and_drawn(tmp_path: Path) -> None:
+    record = run("growth.py", tmp_path, "--sides", "8", "40", "--picture", str(tmp_path / "growth.png"))
+    assert [(row["tokens"], row["window"]) for row in record["rows"]] == [(64, None), (1600, None), (1600, 32)]
+    assert (tmp_path / "growth.png").stat().st_size > 10_000
+
+
 @pytest.mark.slow
 def test_the_page_of_scale_is_made(tmp_path: Path) -> None:
     record = run("scale.py", tmp_path, "--page", str(tmp_path / "scale.md"))
