@@ -208,10 +208,8 @@ def _decoding(model: Blueprint, rows: int, columns: int) -> tuple[int, int, int]
         if codec is None:  # pixels, and three times as many while they are rounded
             return 0, 4 * 4 * 3 * rows * columns, 0
         weights = list(codec.autoencoder.parameters())
-    with mode, torch.no_grad(), LivingStorages([*weights, latents]) as living:
+    with mode, torch.no_grad(), flop_counter() as counter, LivingStorages([*weights, latents]) as living:
         to_uint8(decode_tiled(codec, latents))
-    with mode, torch.no_grad(), flop_counter() as counter:
-        decode_tiled(codec, latents)
     return int(counter.get_total_flops()), living.peak, sum(weight.numel() for weight in weights)
 
 

@@ -139,7 +139,7 @@ class TransitionPipeline(DiffusionPipeline):
             raise InputError(f"output_type {output_type!r}: expected pil, np, pt or latent")
 
     @contextmanager
-    def stretched(self, rope_scaling: RotaryScaling | None, attention_window: int | None) -> Iterator[None]:
+    def stretched(self, rope_scaling: str | None, attention_window: int | None) -> Iterator[None]:
         """The transformer changed, for a while, for images larger than those of training."""
         network = self.transformer
         before = network.rope_scaling, network.attention_window
@@ -204,7 +204,7 @@ class TransitionPipeline(DiffusionPipeline):
         seeds: Sequence[int] | None = None,
         latents: Tensor | None = None,
         stochasticity: float | None = None,
-        rope_scaling: RotaryScaling | None = None,
+        rope_scaling: str | None = None,
         attention_window: int | None = None,
         image: Image.Image | None = None,
         strength: float = 0.6,
