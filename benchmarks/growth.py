@@ -22,8 +22,8 @@ from record import write_record
 
 from anystep.atomic import replacing
 from anystep.device import pick_device
+from anystep.generation_plan import Blueprint, plan_generation
 from anystep.models.presets import build_transformer
-from anystep.plan import Blueprint, plan_generation
 
 ROOT = Path(__file__).parent.parent
 SIDES = (8, 16, 32, 64, 128)

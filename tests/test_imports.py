@@ -15,7 +15,7 @@ FLOORS = [
     {"objective", "objectives", "sampling", "contact_sheet"},
     {"models", "codecs", "conditioning", "data"},
     {"pipelines", "planning"},
-    {"plan"},
+    {"generation_plan"},
     {"training", "evaluation"},
     {"compare"},
     {"cli"},

@@ -53,7 +53,9 @@ def build_parser() -> argparse.ArgumentParser:
     generate = commands.add_parser("generate", help="draw prompts at several step counts, side by side")
     generate.add_argument("prompts", nargs="+", metavar="PROMPT", help='what to draw, for example "a red apple"')
     generate.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4, 8], help="step counts (default: 1 2 4 8)")
-    generate.add_argument("--out", type=Path, default=Path("anystep.png"), help="the sheet (default: anystep.png)")
+    generate.add_argument(
+        "--out", type=Path, default=Path("anystep.png"), help="the sheet, or a single image (default: anystep.png)"
+    )
     generate.add_argument("--separate", type=Path, metavar="FOLDER", help="also write every image to its own file")
     generate.add_argument("--size", type=size, metavar="WxH", help="in pixels (default: the training size)")
     generate.add_argument("--image", type=Path, help="start from this image instead of noise alone")
@@ -305,7 +307,7 @@ def check_room(model: "Model", width: int, height: int, options: argparse.Namesp
     """Refuse what memory cannot hold; only large images are worth the second that planning takes."""
     if width * height <= 1024 * 1024:
         return
-    from anystep.plan import Blueprint, check_fits
+    from anystep.generation_plan import Blueprint, check_fits
     from anystep.planning import memory_of
 
     memory = memory_of(model.pipeline.device)
@@ -353,7 +355,7 @@ def run_plan(options: argparse.Namespace) -> None:
     import torch
 
     from anystep.device import pick_device
-    from anystep.plan import Blueprint, check_fits, describe
+    from anystep.generation_plan import Blueprint, check_fits, describe
     from anystep.planning import DEVICES, flops_of, memory_of
 
     model = Blueprint.of(options.model)
@@ -380,8 +382,8 @@ def run_plan(options: argparse.Namespace) -> None:
 
 def plan_training(options: argparse.Namespace, preset: str, width: int, height: int) -> None:
     """Print what training a preset takes on squares of as many pixels."""
+    from anystep.generation_plan import Blueprint
     from anystep.models.presets import PRESETS
-    from anystep.plan import Blueprint
     from anystep.training.config import Recipe
 
     if preset not in PRESETS:
@@ -568,8 +570,7 @@ def run_data_prepare(options: argparse.Namespace) -> None:
             raise InputError(
                 f"--aspect {options.aspect:g} --longest {options.longest}: expected at least 1 and {multiple}"
             )
-        longest = options.longest or round(options.size * math.sqrt(options.aspect))
-        size = Limits(multiple, options.size**2, longest, options.aspect)
+        size = Limits.within(multiple, options.size, options.longest, options.aspect)
     source = open_source(options.source, size)
     encoders = make_encoders(
         codec,

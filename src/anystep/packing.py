@@ -5,14 +5,14 @@ that is said of a sample (times, condition) is said once an image.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 Heads = Float[Tensor, "1 tokens heads head_dim"]
 Attend = Callable[..., Tensor]
@@ -30,6 +30,8 @@ class Packing:
 
     grids: tuple[tuple[int, int], ...]
     blockwise: bool | None = None
+    # what every block of a network asks for again: indices by device, masks by what they are of
+    _kept: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def lengths(self) -> list[int]:
@@ -40,14 +42,21 @@ class Packing:
         """Of each token, on the CPU."""
         return torch.repeat_interleave(torch.tensor(self.lengths))
 
+    def image_on(self, device: torch.device) -> Int[Tensor, " tokens"]:
+        """`image`, on a device."""
+        if device not in self._kept:
+            self._kept[device] = self.image.to(device)
+        found: Tensor = self._kept[device]
+        return found
+
     def spread(self, vectors: Float[Tensor, "images width"]) -> Float[Tensor, "1 tokens width"]:
         """What is said of an image, for each of its tokens."""
-        return vectors[self.image.to(vectors.device)][None]
+        return vectors[self.image_on(vectors.device)][None]
 
     def mean(self, values: Float[Tensor, " tokens"]) -> Float[Tensor, " images"]:
         """Over the tokens of each image."""
         sums = torch.zeros(len(self.grids), dtype=values.dtype, device=values.device)
-        sums = sums.index_add(0, self.image.to(values.device), values)
+        sums = sums.index_add(0, self.image_on(values.device), values)
         return sums / torch.tensor(self.lengths, device=values.device)
 
     def all(self, flags: Tensor) -> Tensor:
@@ -70,7 +79,10 @@ class Packing:
     def attend(self, attend: Attend, q: Heads, k: Heads, v: Heads) -> Float[Tensor, "1 tokens width"]:
         """Every image to itself, by `attend(q, k, v)` of a batch of sequences of one length."""
         if self._blockwise(q):
-            return _blockwise(q, k, v, self.image.to(q.device), self.image.to(q.device), None)
+            if "own" not in self._kept:
+                own = self.image_on(q.device)
+                self._kept["own"] = _mask(own, own, None)
+            return _blockwise(q, k, v, self._kept["own"])
         parts = [each[0].split(self.lengths) for each in (q, k, v)]
         return self._by_length(lambda rows: attend(*(torch.stack([part[row] for row in rows]) for part in parts)))
 
@@ -80,9 +92,12 @@ class Packing:
         """Every image to keys and values of its own, (images, length, heads, head_dim), by `attend(q, k, v, mask)`."""
         if self._blockwise(q):
             length = k.shape[1]
-            owner = torch.arange(len(k), device=q.device).repeat_interleave(length)
-            seen = None if mask is None else mask.flatten()
-            return _blockwise(q, k.flatten(0, 1)[None], v.flatten(0, 1)[None], self.image.to(q.device), owner, seen)
+            before, of, kept = self._kept.get("caption", (None, 0, None))
+            if before is not mask or of != length:
+                owner = torch.arange(len(k), device=q.device).repeat_interleave(length)
+                kept = _mask(self.image_on(q.device), owner, None if mask is None else mask.flatten())
+                self._kept["caption"] = mask, length, kept
+            return _blockwise(q, k.flatten(0, 1)[None], v.flatten(0, 1)[None], kept)
         parts = q[0].split(self.lengths)
         return self._by_length(
             lambda rows: attend(
@@ -103,13 +118,15 @@ class Packing:
         return torch.cat(found)[None]
 
 
-def _blockwise(q: Tensor, k: Tensor, v: Tensor, asks: Tensor, owner: Tensor, seen: Tensor | None) -> Tensor:
-    """Attention of tokens to those that belong to the same image, and are seen."""
-
+def _mask(asks: Tensor, owner: Tensor, seen: Tensor | None) -> BlockMask:
+    """Tokens see those that belong to the same image, and are seen."""
     # unannotated: PyTorch counts the arguments of what it is given
     same: Any = lambda batch, head, query, key: asks[query] == owner[key]  # noqa: E731
     may: Any = same if seen is None else lambda batch, head, query, key: (asks[query] == owner[key]) & seen[key]
-    mask = create_block_mask(may, None, None, len(asks), len(owner), device=str(q.device))
+    return create_block_mask(may, None, None, len(asks), len(owner), device=str(asks.device))
+
+
+def _blockwise(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
     kernel = _compiled() if q.is_cuda else flex_attention
     found: Any = kernel(*(each.transpose(1, 2) for each in (q, k, v)), block_mask=mask)
     return found.transpose(1, 2).flatten(2)

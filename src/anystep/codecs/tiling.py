@@ -19,31 +19,30 @@ from anystep.codecs.codec import Codec
 TILE, MARGIN, BLEND = 1024, 96, 64
 
 
-def is_large(codec: Codec, rows: int, columns: int) -> bool:
-    """Whether a latent of that size is decoded, and its image encoded, in several tiles."""
-    return max(rows, columns) * codec.factor > TILE
-
-
 def decode_tiled(
-    codec: Codec, latents: Float[Tensor, "1 channels rows columns"], tile: int = TILE
-) -> Float[Tensor, "1 3 height width"]:
-    """The image of one latent in [-1, 1], on the CPU, decoded in tiles of `tile` pixels where it is larger."""
+    codec: Codec, latents: Float[Tensor, "batch channels rows columns"], tile: int = TILE
+) -> Float[Tensor, "batch 3 height width"]:
+    """Images in [-1, 1]; those larger than `tile` pixels one at a time, in tiles, and on the CPU."""
     return _tiled(codec.decode, latents, tile, codec.factor, 1, codec.factor)
 
 
 def encode_tiled(
-    codec: Codec, images: Float[Tensor, "1 3 height width"], tile: int = TILE
-) -> Float[Tensor, "1 channels rows columns"]:
-    """The latent of one image, encoded in tiles of `tile` pixels where it is larger."""
+    codec: Codec, images: Float[Tensor, "batch 3 height width"], tile: int = TILE
+) -> Float[Tensor, "batch channels rows columns"]:
+    """Latents; those of images larger than `tile` pixels one at a time, in tiles, and on the CPU."""
     return _tiled(codec.encode, images, tile, codec.factor, codec.factor, 1)
 
 
-def _tiled(work: Callable[[Tensor], Tensor], whole: Tensor, tile: int, factor: int, before: int, after: int) -> Tensor:
+def _tiled(work: Callable[[Tensor], Tensor], batch: Tensor, tile: int, factor: int, before: int, after: int) -> Tensor:
     """`work` on tiles; a latent pixel is `before` pixels of what comes in and `after` of what goes out."""
-    rows, columns = whole.shape[2] // before, whole.shape[3] // before
     cut = Cut(tile // factor, -(-MARGIN // factor), -(-BLEND // factor))
-    if max(rows, columns) <= cut.tile:
-        return work(whole).cpu()
+    if max(batch.shape[2:]) // before <= cut.tile:
+        return work(batch)
+    return torch.cat([_one_tiled(work, whole[None], cut, before, after) for whole in batch])
+
+
+def _one_tiled(work: Callable[[Tensor], Tensor], whole: Tensor, cut: "Cut", before: int, after: int) -> Tensor:
+    rows, columns = whole.shape[2] // before, whole.shape[3] // before
     total: Tensor | None = None
     weight = torch.zeros(1, 1, rows * after, columns * after)
     for top, bottom in cut.spans(rows):

@@ -24,6 +24,11 @@ class Limits:
     side: int
     aspect: float = 5.0
 
+    @classmethod
+    def within(cls, multiple: int, size: int, longest: int | None, aspect: float) -> "Limits":
+        """Of the area of a `size x size` square; the longest side is by default what area and aspect allow."""
+        return cls(multiple, size**2, longest or round(size * math.sqrt(aspect)), aspect)
+
     def __str__(self) -> str:
         return f"own shape, {self.area} pixels, sides of {self.side}, {self.aspect:g}:1, multiples of {self.multiple}"
 

@@ -26,6 +26,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 # fmt: on
 
 
+def preset_option(preset: str, options: dict[str, Any], name: str) -> int:
+    """A size that a preset says, or an option over it."""
+    return int({**PRESETS[preset], **options}[name])
+
+
 def build_transformer(preset: str, **options: Any) -> TransitionTransformer2DModel:
     """A freshly initialised network of a preset's size; `options` override its entries.
 

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from anystep.codecs import AutoencoderCodec, Codec, IdentityCodec, to_uint8
-from anystep.codecs.tiling import decode_tiled, encode_tiled, is_large
+from anystep.codecs.tiling import decode_tiled, encode_tiled
 from anystep.conditioning import Conditioner, LabelEncoder, TextEncoder, load_text_encoder
 from anystep.data.images import to_tensor
 from anystep.data.sizing import fit
@@ -151,16 +151,7 @@ class TransitionPipeline(DiffusionPipeline):
 
     def encode(self, image: Image.Image, height: int, width: int) -> Tensor:
         """The latent (1, channels, rows, columns) of an image, scaled until it covers that size, and cropped."""
-        codec, pixels = self.latent_codec, to_tensor(fit(image, (width, height)))[None].to(self.device)
-        large = is_large(codec, height // codec.factor, width // codec.factor)
-        return encode_tiled(codec, pixels) if large else codec.encode(pixels)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Images in [-1, 1]; large ones one at a time, in tiles."""
-        codec = self.latent_codec
-        if not is_large(codec, *latents.shape[-2:]):
-            return codec.decode(latents)
-        return torch.cat([decode_tiled(codec, latent[None]) for latent in latents])
+        return encode_tiled(self.latent_codec, to_tensor(fit(image, (width, height)))[None].to(self.device))
 
     def encode_prompt(self, prompts: Sequence[Any], device: Any) -> tuple[Tensor, Tensor | None]:
         """Condition and mask of the prompts, on the device."""
@@ -302,7 +293,7 @@ class TransitionPipeline(DiffusionPipeline):
             )
         images: Any = sampled.sample
         if output_type != "latent":
-            images = (to_uint8(self.decode(images)) / 255).float()
+            images = (to_uint8(decode_tiled(codec, images)) / 255).float()
         if output_type in ("np", "pil"):
             images = images.permute(0, 2, 3, 1).cpu().numpy()
         if output_type == "pil":

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from anystep.codecs import AutoencoderCodec, Codec, load_codec
-from anystep.codecs.tiling import encode_tiled, is_large
+from anystep.codecs.tiling import encode_tiled
 from anystep.conditioning import CachedTextEncoder, Conditioner, LabelEncoder, TextEncoder, load_text_encoder
 from anystep.conditioning.text import split_states
 from anystep.contact_sheet import contact_sheet
@@ -20,7 +20,7 @@ from anystep.data.prepare import Encoders, prepare
 from anystep.data.sizing import Limits
 from anystep.data.sources import SHARDS
 from anystep.errors import InputError
-from anystep.models.presets import PRESETS, build_transformer
+from anystep.models.presets import PRESETS, build_transformer, preset_option
 from anystep.models.transformer import TransitionTransformer2DModel
 from anystep.objectives import OBJECTIVES
 from anystep.pipelines.load import Model, load
@@ -46,7 +46,7 @@ def prepare_data(
     cached = None if text is None else CachedTextEncoder(text, cache_folder() / "text.sqlite")
     if cached is not None:
         cached.fill([""])
-    patch = int({**PRESETS[recipe.model.preset], **recipe.model.options}["patch_size"])
+    patch = preset_option(recipe.model.preset, recipe.model.options, "patch_size")
     features = None if recipe.alignment is None else load_image_encoder(recipe.alignment.encoder)
     size = recipe.data.sizing(codec.factor * patch)
     encoders = make_encoders(codec, size, device, features=features, patch=patch)
@@ -115,17 +115,12 @@ def make_encoders(
         made_by["features"] = f"{features.fingerprint} {grid}"
         features.model.to(device)
 
-    def encoded(images: Tensor) -> Tensor:
-        if not is_large(codec, images.shape[-2] // codec.factor, images.shape[-1] // codec.factor):
-            return codec.encode(images)
-        return torch.cat([encode_tiled(codec, image[None]) for image in images])
-
     def featured(images: Tensor) -> Tensor:
         assert features is not None
         return features(images.to(device), images.shape[2] // token, images.shape[3] // token)
 
     return Encoders(
-        latent=lambda images: encoded(images.to(device)),
+        latent=lambda images: encode_tiled(codec, images.to(device)),
         made_by=made_by,
         text=None if text is None else lambda captions: split_states(*text(captions)),
         features=None if features is None else featured,
@@ -147,7 +142,7 @@ def prepare_network(
     """The preset, fitted to the codec and the condition."""
     options: dict[str, Any] = {"in_channels": codec.channels, "sample_size": recipe.data.size // codec.factor}
     if recipe.data.native:
-        patch = int({**PRESETS[recipe.model.preset], **recipe.model.options}["patch_size"])
+        patch = preset_option(recipe.model.preset, recipe.model.options, "patch_size")
         options["rope_extent"] = max(int(grids.max()) for grids in data.grids) // patch
     if isinstance(conditioner, CachedTextEncoder):
         options |= {"text_width": conditioner.encoder.width, "num_classes": None}

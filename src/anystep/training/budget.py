@@ -9,7 +9,7 @@ import torch
 
 from anystep.codecs import load_codec
 from anystep.errors import InputError
-from anystep.models.presets import PRESETS
+from anystep.models.presets import preset_option
 from anystep.objective import TARGET_COST
 from anystep.planning import DeviceKind, count_parameters, memory_of, network_cost
 from anystep.training.config import ObjectiveConfig, Recipe
@@ -66,8 +66,7 @@ def latent_side(recipe: Recipe) -> int:
     try:
         return recipe.data.size // load_codec(codec_spec(recipe.model.codec)).factor
     except InputError:
-        side = {**PRESETS[recipe.model.preset], **recipe.model.options}["sample_size"]
-        return int(side)
+        return preset_option(recipe.model.preset, recipe.model.options, "sample_size")
 
 
 def codec_spec(name: str) -> str:
@@ -115,9 +114,9 @@ def budget(
         raise InputError(f"model: {error}") from None
     shards = shard_count(recipe, processes)
     # a block, the one after it that is gathered meanwhile, and the gradients of one
-    depth = int({**PRESETS[recipe.model.preset], **options}["depth"])
+    depth = preset_option(recipe.model.preset, options, "depth")
     gathered = 3 * 4 * cost.parameters // depth if shards > 1 else 0
-    tokens = (side // int({**PRESETS[recipe.model.preset], **options}["patch_size"])) ** 2
+    tokens = (side // preset_option(recipe.model.preset, options, "patch_size")) ** 2
     evaluations = evaluations_per_sample(recipe.objective) + recipe.model.gradient_checkpointing
     return Budget(
         parameters=cost.parameters,
@@ -187,7 +186,7 @@ def traffic(recipe: Recipe, processes: int, per_machine: int = PER_MACHINE) -> T
         once = gather_traffic(size, processes, machines, 1)
         # scattered and gathered; buckets follow each other through the ring without waiting
         return once + once + Traffic(hops_between=buckets)
-    depth = int({**PRESETS[recipe.model.preset], **recipe.model.options}["depth"])
+    depth = preset_option(recipe.model.preset, recipe.model.options, "depth")
     shared = shard_count(recipe, processes)
     one = gather_traffic(size, shared, max(1, shared // per_machine), depth)
     forwards = 1 + (recipe.objective.diffusion_share < 1) + (2 if recipe.objective.guidance is not None else 0)

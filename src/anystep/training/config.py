@@ -5,7 +5,6 @@ section, merged over the rest by `--debug`, that makes it a laptop-size run.
 """
 
 import difflib
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -79,9 +78,7 @@ class DataConfig(Section):
 
     def sizing(self, multiple: int) -> int | Limits:
         """What images become, whose sides are to be multiples of that many pixels."""
-        if not self.native:
-            return self.size
-        return Limits(multiple, self.size**2, self.longest or round(self.size * math.sqrt(self.aspect)), self.aspect)
+        return Limits.within(multiple, self.size, self.longest, self.aspect) if self.native else self.size
 
     def open(self) -> list[Source]:
         """The sources as squares, in the order of `shares`."""

@@ -5,8 +5,8 @@ import torch
 
 from anystep.cli import build_parser, main
 from anystep.errors import InputError
+from anystep.generation_plan import Blueprint, check_fits, plan_generation
 from anystep.models.presets import PRESETS, build_transformer
-from anystep.plan import Blueprint, check_fits, plan_generation
 from anystep.planning import DEVICES, LivingStorages
 from anystep.training.assemble import named_codec
 

@@ -42,6 +42,7 @@ SD_VAE_F8: dict[str, Any] = {
     "layers_per_block": 2,
     "latent_channels": 4,
 }
+BUILTIN_PRESET = "t2i-emoji"
 PUBLISHED = {
     "t2i-xl": DC_AE_F32, "t2i-8b": DC_AE_F32, "c2i-xl-1": DC_AE_F32, "c2i-xl-2": SD_VAE_F8, "c2i-b-4": SD_VAE_F8,
 }  # fmt: skip
@@ -68,9 +69,9 @@ class Blueprint:
         Raises:
             InputError: none of these.
         """
-        if model in PRESETS and (model in PUBLISHED or not model.endswith("emoji")):
+        if model in PRESETS and model != BUILTIN_PRESET:
             return cls(model, PRESETS[model], PUBLISHED.get(model))
-        where = find("builtin" if model in PRESETS else model)
+        where = find("builtin" if model == BUILTIN_PRESET else model)
         try:
             network = TransitionTransformer2DModel.load_config(where, subfolder="transformer")
         except (OSError, ValueError) as error:
