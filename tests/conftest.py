@@ -79,6 +79,19 @@ def captioned_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Thirty-six captioned images of six shapes."""
+    from PIL import Image
+
+    folder, sizes = tmp_path_factory.mktemp("pictures"), ((16, 16), (32, 8), (24, 8), (8, 24), (16, 8), (8, 8))
+    for number in range(36):
+        image = Image.new("RGB", sizes[number % len(sizes)], (7 * number, 255 - 7 * number, 128))
+        image.save(folder / f"{number:02d}.png")
+        (folder / f"{number:02d}.txt").write_text(f"colour number {number}\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_text_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The folders of a random BERT, T5 and Gemma 3 of width 16, each with a tokenizer of eight words."""
     import tokenizers

@@ -111,6 +111,24 @@ def test_sharded_processes_have_the_losses_of_one(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_images_of_many_shapes_have_the_losses_of_one_process(
+    recipe: Path, pictures: Path, tmp_path: Path, packed: bool, parallel: str
+) -> None:
+    from anystep.cli import main
+
+    content = yaml.safe_load(recipe.read_text())
+    content["data"] = {"source": str(pictures), "size": 16, "native": True}
+    content["run"] |= {"parts": 2, "packed": packed}
+    native = tmp_path / "native.yaml"
+    native.write_text(yaml.safe_dump(content))
+    assert main(["train", str(native), "--out", str(tmp_path / "alone")]) == 0
+    train(2, native, tmp_path / "two", "--parallel", parallel)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "alone"), rel=1e-5)
+
+
+@pytest.mark.slow
 def test_a_checkpoint_of_two_shards_goes_on_in_one_process_and_in_four(
     recipe: Path, alone: Path, tmp_path: Path
 ) -> None:
