@@ -2,7 +2,7 @@
 
     python benchmarks/growth.py        # writes benchmarks/results/growth.json and docs/images/growth.png
 
-The built-in network on latents of 8 x 8 to 128 x 128 tokens, whole and with attention in windows of 32 x 32, each in a
+The built-in network on latents of 8 x 8 to 128 x 128 tokens, whole and with keys of 32 x 32 of them, each in a
 process of its own. Memory is what the evaluation adds to a process: allocated on CUDA; resident on the CPU, there in a
 second process whose freed memory goes back at once, because what the heap keeps for later is not the evaluation's.
 """
@@ -27,11 +27,11 @@ from anystep.models.presets import build_transformer
 
 ROOT = Path(__file__).parent.parent
 SIDES = (8, 16, 32, 64, 128)
-WINDOW = 32
+KEYS = 32
 WORDS = 12  # tokens of the caption
 
 
-def alone(side: int, window: int | None, device: torch.device) -> dict[str, float]:
+def alone(side: int, key_grid: int | None, device: torch.device) -> dict[str, float]:
     """Seconds and bytes of one evaluation in this process."""
     torch.set_num_threads(1)
     network = build_transformer("t2i-emoji").eval().to(device)
@@ -40,7 +40,7 @@ def alone(side: int, window: int | None, device: torch.device) -> dict[str, floa
         small = [each.to(device) for each in (inputs[0][..., :8, :8], *inputs[1:])]
         network(*small)  # brings the code of the libraries into memory
         before = peak(device)
-        network.attention_window = window
+        network.key_grid = key_grid
         begin = time.perf_counter()
         network(*(each.to(device) for each in inputs))
         if device.type == "cuda":
@@ -70,22 +70,24 @@ def main() -> None:
     options = parser.parse_args()
     device = pick_device("auto")
     if options.alone:
-        side, window = options.alone
-        print(json.dumps(alone(side, window or None, device)))
+        side, key_grid = options.alone
+        print(json.dumps(alone(side, key_grid or None, device)))
         return
 
     rows: list[dict[str, Any]] = []
     for side in options.sides:
-        for window in (None, WINDOW) if side > WINDOW else (None,):
-            command = [sys.executable, __file__, "--alone", str(side), str(window or 0)]
+        for key_grid in (None, KEYS) if side > KEYS else (None,):
+            command = [sys.executable, __file__, "--alone", str(side), str(key_grid or 0)]
             found, tight = (measured(command, more) for more in ({}, {"MALLOC_MMAP_THRESHOLD_": "65536"}))
             found["bytes"] = tight["bytes"]
-            plan = plan_generation(Blueprint.of("builtin"), 8 * side, 8 * side, 1, window=window, caption_tokens=WORDS)
-            row = {"tokens": side**2, "window": window, **found, "planned": plan.sampling_bytes}
+            plan = plan_generation(
+                Blueprint.of("builtin"), 8 * side, 8 * side, 1, key_grid=key_grid, caption_tokens=WORDS
+            )
+            row = {"tokens": side**2, "key_grid": key_grid, **found, "planned": plan.sampling_bytes}
             row["flops"] = plan.evaluation_flops
             rows.append(row)
             print(
-                f"{side**2:6} tokens{'' if window is None else ', windows':10}{found['seconds']:9.3f} s"
+                f"{side**2:6} tokens{'' if key_grid is None else ', fewer keys':10}{found['seconds']:9.3f} s"
                 f"{found['bytes'] / 1e6:9.1f} MB, planned {plan.sampling_bytes / 1e6:.1f} MB"
             )
     draw(rows, options.picture)
@@ -99,15 +101,15 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9.6, 4.0), layout="constrained")
-    for window, label, colour in ((None, "whole", "#3b6ea5"), (WINDOW, f"windows of {WINDOW} x {WINDOW}", "#d0743c")):
-        mine = [row for row in rows if row["window"] == window]
+    for key_grid, label, colour in ((None, "all keys", "#3b6ea5"), (KEYS, f"{KEYS} x {KEYS} keys", "#d0743c")):
+        mine = [row for row in rows if row["key_grid"] == key_grid]
         tokens = [row["tokens"] for row in mine]
         left.loglog(tokens, [row["seconds"] for row in mine], "o-", color=colour, label=label)
         seen = [row for row in mine if row["tokens"] >= 256]  # what less takes drowns in pages
         right.loglog(
             [row["tokens"] for row in seen], [row["bytes"] / 1e6 for row in seen], "o-", color=colour, label=label
         )
-    whole = [row for row in rows if row["window"] is None]
+    whole = [row for row in rows if row["key_grid"] is None]
     tokens = [row["tokens"] for row in whole]
     right.loglog(tokens, [row["planned"] / 1e6 for row in whole], "--", color="0.5", label="planned")
     right.loglog(tokens, [4 * 4 * n**2 / 1e6 for n in tokens], ":", color="0.7", label="a stored N x N matrix, 4 heads")

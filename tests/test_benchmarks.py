@@ -43,7 +43,7 @@ def test_the_engine_is_measured_against_a_bare_loop_of_the_same_work(tmp_path: P
 )
 def test_growth_is_measured_and_drawn(tmp_path: Path, side: int, rows: list[tuple[int, int | None]]) -> None:
     record = run("growth.py", tmp_path, "--sides", str(side), "--picture", str(tmp_path / "growth.png"))
-    assert [(row["tokens"], row["window"]) for row in record["rows"]] == rows
+    assert [(row["tokens"], row["key_grid"]) for row in record["rows"]] == rows
     assert (tmp_path / "growth.png").stat().st_size > 10_000
 
 

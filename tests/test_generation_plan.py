@@ -33,8 +33,8 @@ def test_attention_is_counted_and_grows_with_the_square_of_the_tokens_and_memory
     assert small.attention_flops == 4 * small.tokens**2 * 192 * 7 + 4 * small.tokens * 8 * 192 * 7
     assert large.attention_flops == pytest.approx(16 * small.attention_flops, rel=0.01)
     assert large.sampling_bytes == pytest.approx(4 * small.sampling_bytes, rel=0.05)  # no N x N matrix is stored
-    window = plan_generation(model, 1024, 1024, 1, window=32, caption_tokens=8)
-    assert window.attention_flops < large.attention_flops / 10
+    few = plan_generation(model, 1024, 1024, 1, key_grid=32, caption_tokens=8)
+    assert few.attention_flops < large.attention_flops / 10
 
 
 def test_memory_is_that_of_real_tensors() -> None:

@@ -65,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="what becomes of positions beyond those of training (default: the model's)",
     )  # fmt: skip
     generate.add_argument(
-        "--window", type=int, metavar="TOKENS", help="let each token see a window of that side (default: the image)"
+        "--key-grid", type=int, metavar="TOKENS", help="attend to so many along the longer side only (default: all)"
     )
     generate.add_argument("--seed", type=int, default=0, help="of the noise, the same for every image (default: 0)")
     generate.add_argument("--guidance", type=float, help="guidance scale, 1 is none (default: the model's)")
@@ -88,7 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
     plan.add_argument("--size", type=size, metavar="WxH", help="in pixels (default: the training size)")
     plan.add_argument("--steps", type=int, default=4, help="of an image (default: 4)")
     plan.add_argument("--guided", action="store_true", help="two evaluations a step")
-    plan.add_argument("--window", type=int, metavar="TOKENS", help="of attention, along one side (default: the image)")
+    plan.add_argument("--key-grid", type=int, metavar="TOKENS", help="attend to so many along the longer side only")
     plan.add_argument("--on", choices=DEVICE_NAMES, help="a device (default: this machine)")
     plan.add_argument("--utilisation", type=float, default=0.4, help="of the device's peak rate (default: 0.4)")
     plan.add_argument("--train", action="store_true", help="plan training of a preset, on squares of as many pixels")
@@ -288,7 +288,7 @@ def run_generate(options: argparse.Namespace) -> None:
             guidance_interval=None if options.guidance_interval is None else tuple(options.guidance_interval),
             stochasticity=options.stochasticity,
             rope_scaling=options.rope_scaling,
-            attention_window=options.window,
+            key_grid=options.key_grid,
             **({} if given is None else {"image": given, "strength": options.strength}),
         )
     save_image(sheet.picture(), options.out)
@@ -312,7 +312,7 @@ def check_room(model: "Model", width: int, height: int, options: argparse.Namesp
 
     memory = memory_of(model.pipeline.device)
     guided = (options.guidance or model.pipeline.config.guidance_scale) != 1
-    check_fits(Blueprint.of(model.name), width, height, 1, memory, guided=guided, window=options.window)
+    check_fits(Blueprint.of(model.name), width, height, 1, memory, guided=guided, key_grid=options.key_grid)
 
 
 def run_train(options: argparse.Namespace) -> None:
@@ -374,7 +374,7 @@ def run_plan(options: argparse.Namespace) -> None:
         memory, flops, precision = kind.memory, options.utilisation * kind.flops, torch.bfloat16
     plan = check_fits(
         model, width, height, options.steps, memory,
-        guided=options.guided, window=options.window, precision=precision,
+        guided=options.guided, key_grid=options.key_grid, precision=precision,
     )  # fmt: skip
     for name, told in describe(plan, memory, flops).items():
         print(f"{name:22}{told}")

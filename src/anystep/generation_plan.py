@@ -122,7 +122,7 @@ class GenerationPlan:
         tokens: of the transformer.
         evaluations: of the network.
         evaluation_flops, attention_flops: operations of one evaluation; those of them that grow with the square of the
-            tokens (or of a window's).
+            tokens (or with it times those that they attend to).
         decode_flops: of the decoder.
         sampling_bytes: most that is held beside the weights while the latent is made.
         decode_bytes: most that is held beside the weights while it is decoded.
@@ -154,7 +154,7 @@ def plan_generation(
     height: int,
     steps: int,
     guided: bool = False,
-    window: int | None = None,
+    key_grid: int | None = None,
     precision: torch.dtype = torch.float32,
     caption_tokens: int = 256,
 ) -> GenerationPlan:
@@ -162,7 +162,7 @@ def plan_generation(
 
     Args:
         guided: whether every step costs two evaluations.
-        window: tokens along one side that each token sees.
+        key_grid: tokens along the longer side that are attended to; all when None.
         precision: of the blocks and the codec.
 
     Raises:
@@ -174,7 +174,7 @@ def plan_generation(
     depth = int(model.network.get("depth", 28))
     options = {"text_width": None, "num_classes": None, **model.network}  # whatever a preset says
     shape = (1, rows, columns, caption_tokens, precision)
-    one, two = (FakeNetwork("t2i-test", *shape, {**options, "depth": blocks}, window=window) for blocks in (1, 2))
+    one, two = (FakeNetwork("t2i-test", *shape, {**options, "depth": blocks}, key_grid=key_grid) for blocks in (1, 2))
     counted = [fake.flops_by_kind() for fake in (one, two)]
     flops, attention = (first + (second - first) * (depth - 1) for first, second in zip(*counted, strict=True))
     # noise, latents, prediction, and while they are combined two more

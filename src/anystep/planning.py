@@ -193,7 +193,7 @@ class FakeNetwork:
 
     def __init__(
         self, preset: str, batch: int, rows: int, columns: int, text_length: int, precision: torch.dtype,
-        options: dict[str, Any], checkpointing: bool = False, window: int | None = None,
+        options: dict[str, Any], checkpointing: bool = False, key_grid: int | None = None,
     ) -> None:  # fmt: skip
         self._mode, self._precision = FakeTensorMode(), precision
         with self._mode:
@@ -201,7 +201,7 @@ class FakeNetwork:
             for part in self._network.modules():  # whatever backend a program has chosen, none may store N x N
                 if hasattr(part, "processor"):
                     part.processor._attention_backend = AttentionBackendName.NATIVE
-            self._network.attention_window = window
+            self._network.key_grid = key_grid
             if checkpointing:
                 self._network.enable_gradient_checkpointing()
             config = self._network.config

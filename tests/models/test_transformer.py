@@ -136,7 +136,10 @@ def test_attention_backends_agree() -> None:
     network = lively()
     expected = network(*text_inputs())
     network.set_attention_backend("_native_math")
-    torch.testing.assert_close(network(*text_inputs()), expected, rtol=1e-5, atol=1e-5)
+    try:
+        torch.testing.assert_close(network(*text_inputs()), expected, rtol=1e-5, atol=1e-5)
+    finally:
+        network.set_attention_backend("native")  # diffusers makes the last choice everybody's
 
 
 def test_lora_saves_and_loads(tmp_path: Path) -> None:

@@ -284,9 +284,9 @@ def test_what_is_changed_for_a_large_image_is_changed_back(tiny_model: Path) -> 
     model = anystep.load(tiny_model)
     network = model.pipeline.transformer
     plain = model("a whale", size=(64, 32))[0]
-    for more in ({"rope_scaling": "yarn"}, {"attention_window": 4}):
+    for more in ({"rope_scaling": "yarn"}, {"key_grid": 4}):
         assert model("a whale", size=(64, 32), **more)[0].tobytes() != plain.tobytes()
-        assert (network.rope_scaling, network.attention_window) == ("plain", None)
-    for bad in ({"rope_scaling": "none"}, {"attention_window": 1}):
+        assert (network.rope_scaling, network.key_grid) == ("plain", None)
+    for bad in ({"rope_scaling": "none"}, {"key_grid": 1}):
         with pytest.raises(InputError, match="expected"):
             model("a whale", size=(64, 32), **bad)

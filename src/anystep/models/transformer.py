@@ -6,8 +6,9 @@ normalisation and a 2-D rotary embedding. Class- and text-conditional models dif
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -20,8 +21,8 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from anystep.models.key_grid import kept_tokens
 from anystep.models.rotary import Rotary, RotaryGrid, RotaryScaling, joined, rotary, rotate
-from anystep.models.windows import Windows
 from anystep.packing import Packing
 
 IntervalCondition = Literal["t-r", "r", "t,r", "t,t-r", "r,t-r", "t,r,t-r"]
@@ -140,16 +141,25 @@ class IntervalAttention(_Attention):
         super().__init__(width, heads, qk_norm)
         self.interval_qkv = nn.Linear(width, 3 * width, bias=False) if interval_aware else None
 
-    def forward(self, x: Tokens, interval: Vector, turn: Rotary, apart: Packing | Windows | None = None) -> Tokens:
-        q, k, v = self.to_q(x), self.to_k(x), self.to_v(x)  # 3 x (B, N, D)
+    def forward(
+        self,
+        x: Tokens,
+        interval: Vector,
+        turn: Rotary,
+        packing: Packing | None = None,
+        kept: Int[Tensor, " kept"] | None = None,
+    ) -> Tokens:
+        """`kept` are the tokens that give keys and values, where not all do."""
+        heard, places = (x, turn.angles) if kept is None else (x[:, kept], turn.angles[kept])  # (B, K, D), (K, ...)
+        q, k, v = self.to_q(x), self.to_k(heard), self.to_v(heard)  # (B, N, D), 2 x (B, K, D)
         if self.interval_qkv is not None:
-            dq, dk, dv = spread(self.interval_qkv(interval.to(x.dtype)), apart).chunk(3, dim=-1)  # 3 x (B, 1, D)
+            dq, dk, dv = spread(self.interval_qkv(interval.to(x.dtype)), packing).chunk(3, dim=-1)  # 3 x (B, 1, D)
             q, k, v = q + dq, k + dk, v + dv
-        q, k, v = (self.split(part) for part in (q, k, v))  # 3 x (B, N, heads, head_dim)
-        q, k = rotate(self.norm_q(q), turn.angles), rotate(self.norm_k(k), turn.angles).to(v.dtype)
+        q, k, v = (self.split(part) for part in (q, k, v))  # (B, N, heads, head_dim), 2 x (B, K, heads, head_dim)
+        q, k = rotate(self.norm_q(q), turn.angles), rotate(self.norm_k(k), places).to(v.dtype)
         q = (q if turn.sharpness is None else q * turn.sharpness[:, None, None]).to(v.dtype)
-        if apart is not None:
-            return self.to_out(apart.attend(self.processor, q, k, v))
+        if packing is not None:
+            return self.to_out(packing.attend(self.processor, q, k, v))
         return self.to_out(self.processor(q, k, v))
 
 
@@ -161,17 +171,17 @@ class CaptionAttention(_Attention):
         return self.norm_k(k).to(v.dtype), v
 
     def forward(
-        self, x: Tokens, k: Tensor, v: Tensor, mask: Tensor | None, turn: Rotary, apart: Packing | Windows | None = None
+        self, x: Tokens, k: Tensor, v: Tensor, mask: Tensor | None, turn: Rotary, packing: Packing | None = None
     ) -> Tokens:
         q = rotate(self.norm_q(self.split(self.to_q(x))), turn.angles).to(v.dtype)
-        if isinstance(apart, Packing):
-            return self.to_out(apart.attend_to(self.processor, q, k, v, mask))
+        if packing is not None:
+            return self.to_out(packing.attend_to(self.processor, q, k, v, mask))
         return self.to_out(self.processor(q, k, v, mask))
 
 
-def spread(vector: Vector, apart: Packing | Windows | None) -> Spread:
+def spread(vector: Vector, packing: Packing | None) -> Spread:
     """What is said of an image, where it meets the image's tokens: (B, 1, D), or (1, N, D) of a packed batch."""
-    return apart.spread(vector) if isinstance(apart, Packing) else vector[:, None]
+    return vector[:, None] if packing is None else packing.spread(vector)
 
 
 def modulate(x: Tokens, shift: Spread, scale: Spread) -> Tokens:
@@ -206,19 +216,20 @@ class TransitionBlock(nn.Module):
         turn: Rotary,
         caption: Tensor | tuple[Tensor, Tensor] | None = None,
         mask: Bool[Tensor, "images length"] | None = None,
-        apart: Packing | Windows | None = None,
+        packing: Packing | None = None,
+        kept: Int[Tensor, " kept"] | None = None,
     ) -> Tokens:
         dtype = self.mlp.gate.weight.dtype  # the stream x and its modulation stay in float32
         said = self.modulation(c).chunk(9 if self.caption_attn is not None else 6, dim=-1)  # (B, D) each
-        parts = [spread(part, apart) for part in said]  # (B, 1, D) each
+        parts = [spread(part, packing) for part in said]  # (B, 1, D) each
         shift, scale, gate = parts[:3]
-        x = x + gate * self.attn(modulate(self.norm(x), shift, scale).to(dtype), interval, turn, apart)
+        x = x + gate * self.attn(modulate(self.norm(x), shift, scale).to(dtype), interval, turn, packing, kept)
         if self.caption_attn is not None:
             shift, scale, gate = parts[3:6]
             y = modulate(self.norm(x), shift, scale).to(dtype)
             assert caption is not None
             keys, values = caption if isinstance(caption, tuple) else self.caption_attn.keys_values(caption)
-            x = x + gate * self.caption_attn(y, keys, values, mask, turn, apart)
+            x = x + gate * self.caption_attn(y, keys, values, mask, turn, packing)
         shift, scale, gate = parts[-3:]
         return x + gate * self.mlp(modulate(self.norm(x), shift, scale).to(dtype))
 
@@ -324,7 +335,7 @@ class TransitionTransformer2DModel(
         self.gradient_checkpointing = False
         # may be changed for a while: for images larger than those of training
         self.rope_scaling: RotaryScaling = rope_scaling
-        self.attention_window: int | None = None  # side in tokens; None is all of the image
+        self.key_grid: int | None = None  # tokens along one side that give keys and values; None is all
 
         self.patch_embed = Float32Linear(in_channels * patch_size**2, width)
         self.time_embed = TimeEmbedding(width)
@@ -453,15 +464,13 @@ class TransitionTransformer2DModel(
         grids = ((rows, columns),) if packing is None else packing.grids
         turn = joined([self.rotary(*grid) for grid in grids], x.device)  # (N, head_dim / 2)
 
-        features = None
-        window = self.attention_window
-        windowed = packing is None and window is not None and max(rows, columns) > window
+        features = kept = None
+        if self.key_grid is not None and packing is None:
+            kept = kept_tokens(rows, columns, self.key_grid, x.device)
         for index, (block, caption) in enumerate(zip(self.blocks, captions, strict=True)):
-            apart = Windows(rows, columns, window, moved=index % 2 == 1) if windowed and window else packing
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
-                tokens = self._gradient_checkpointing_func(block, tokens, c, interval, turn, caption, mask, apart)
-            else:
-                tokens = block(tokens, c, interval, turn, caption, mask, apart)  # (B, N, D)
+            again = torch.is_grad_enabled() and self.gradient_checkpointing
+            run: Callable[..., Any] = partial(self._gradient_checkpointing_func, block) if again else block
+            tokens = run(tokens, c, interval, turn, caption, mask, packing, kept)  # (B, N, D)
             if return_features and self.projector is not None and index + 1 == self.config.encoder_depth:
                 features = self.projector(tokens.to(self.projector[0].weight.dtype))  # (B, N, z_dim)
 

@@ -139,15 +139,15 @@ class TransitionPipeline(DiffusionPipeline):
             raise InputError(f"output_type {output_type!r}: expected pil, np, pt or latent")
 
     @contextmanager
-    def stretched(self, rope_scaling: str | None, attention_window: int | None) -> Iterator[None]:
+    def stretched(self, rope_scaling: str | None, key_grid: int | None) -> Iterator[None]:
         """The transformer changed, for a while, for images larger than those of training."""
         network = self.transformer
-        before = network.rope_scaling, network.attention_window
-        network.rope_scaling, network.attention_window = rope_scaling or before[0], attention_window
+        before = network.rope_scaling, network.key_grid
+        network.rope_scaling, network.key_grid = rope_scaling or before[0], key_grid
         try:
             yield
         finally:
-            network.rope_scaling, network.attention_window = before
+            network.rope_scaling, network.key_grid = before
 
     def encode(self, image: Image.Image, height: int, width: int) -> Tensor:
         """The latent (1, channels, rows, columns) of an image, scaled until it covers that size, and cropped."""
@@ -196,7 +196,7 @@ class TransitionPipeline(DiffusionPipeline):
         latents: Tensor | None = None,
         stochasticity: float | None = None,
         rope_scaling: str | None = None,
-        attention_window: int | None = None,
+        key_grid: int | None = None,
         image: Image.Image | None = None,
         strength: float = 0.6,
         output_type: str = "pil",
@@ -217,7 +217,7 @@ class TransitionPipeline(DiffusionPipeline):
             stochasticity: of `anystep.sampling.sample`; needs `seeds`. By default 1 for a consistency model, else 0.
             rope_scaling: what becomes of positions beyond those of training (`anystep.models.rotary.frequencies`);
                 the model's own when None.
-            attention_window: tokens along one side that each token sees (`anystep.models.windows`); all when None.
+            key_grid: tokens along the longer side that are attended to (`anystep.models.key_grid`); all when None.
             image: to start from; scaled until it covers `height` x `width`, and cropped. Several seeds, or
                 `num_images_per_prompt`, give variations of it.
             strength: the share of the times to go through from there, above 0 and at most 1, which leaves nothing of
@@ -248,8 +248,8 @@ class TransitionPipeline(DiffusionPipeline):
             raise InputError(f"guidance {guidance}: expected a number")
         device, codec = self._execution_device, self.latent_codec
         self._interrupt = False
-        if attention_window is not None and attention_window < 2:
-            raise InputError(f"attention window {attention_window}: expected at least 2 tokens")
+        if key_grid is not None and key_grid < 2:
+            raise InputError(f"key grid {key_grid}: expected at least 2 tokens")
         if image is not None and not 0 < strength <= 1:
             raise InputError(f"strength {strength}: expected more than 0 and at most 1")
         if rope_scaling is not None and rope_scaling not in get_args(RotaryScaling):
@@ -262,7 +262,7 @@ class TransitionPipeline(DiffusionPipeline):
         z = self.prepare_latents(shape, generator, seeds, latents, device)
         given = None if image is None else self.encode(image, height, width).expand(shape)
 
-        with self.progress_bar(total=num_inference_steps) as progress, self.stretched(rope_scaling, attention_window):
+        with self.progress_bar(total=num_inference_steps) as progress, self.stretched(rope_scaling, key_grid):
 
             def on_step(index: int, time: float, x: Tensor) -> Tensor | None:
                 progress.update()

@@ -1,0 +1,27 @@
+"""Keys and values of some tokens only, for grids much larger than a network was trained on.
+
+Every token attends to tokens that lie evenly over the whole grid (ToDo, arXiv 2402.13573, which needs no training).
+Time grows with the tokens, not with their square.
+"""
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+
+def kept_tokens(rows: int, columns: int, side: int, device: torch.device | None = None) -> Int[Tensor, " kept"] | None:
+    """Which tokens of a `rows x columns` grid give keys and values; None where all of them do.
+
+    Args:
+        side: the most along the longer side; the other has as many as its length asks for.
+    """
+    stride = -(-max(rows, columns) // side)
+    if stride == 1:
+        return None
+    down, across = (_middles(length, -(-length // stride), device) for length in (rows, columns))
+    return (down[:, None] * columns + across).flatten()
+
+
+def _middles(length: int, parts: int, device: torch.device | None) -> Int[Tensor, " parts"]:
+    """Of so many equal parts of a side."""
+    return (2 * torch.arange(parts, device=device) + 1) * length // (2 * parts)

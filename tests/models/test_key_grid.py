@@ -1,0 +1,84 @@
+"""Keys of some tokens: which they are, and that nothing else changes."""
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anystep.models.key_grid import kept_tokens
+from anystep.models.presets import build_transformer
+from anystep.models.transformer import TransitionTransformer2DModel
+
+
+@given(rows=st.integers(1, 60), columns=st.integers(1, 60), side=st.integers(2, 20))
+def test_kept_tokens_lie_evenly_over_the_grid(rows: int, columns: int, side: int) -> None:
+    kept = kept_tokens(rows, columns, side)
+    if kept is None:
+        assert max(rows, columns) <= side
+        return
+    stride = -(-max(rows, columns) // side)
+    for length, places in ((rows, kept // columns), (columns, kept % columns)):
+        found = sorted(set(places.tolist()))
+        assert len(found) == -(-length // stride) <= side
+        # no gap is wider than the stride, at the edges no wider than half of it, rounded up
+        assert all(after - before <= stride for before, after in pairwise(found))
+        assert max(found[0], length - 1 - found[-1]) <= -(-stride // 2)
+    assert (
+        len(kept)
+        == len(set(kept.tolist()))
+        == len(set((kept // columns).tolist())) * len(set((kept % columns).tolist()))
+    )
+
+
+def network(**options: Any) -> TransitionTransformer2DModel:
+    """One whose gates are open."""
+    torch.manual_seed(0)
+    made = build_transformer("c2i-test", **options)
+    for parameter in made.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    return made
+
+
+def test_a_token_hears_itself_and_the_kept_ones() -> None:
+    made = network(patch_size=1, depth=1)
+    made.key_grid = 3
+    x = torch.randn(1, 4, 6, 4, requires_grad=True)
+    out = made(x, torch.tensor([0.5]), torch.tensor([0.2]), torch.tensor([1]))
+    out[0, :, 0, 0].sum().backward()
+    heard = x.grad.abs().sum((0, 1)) > 0  # type: ignore[union-attr]
+    expected = torch.zeros(6, 4, dtype=torch.bool)
+    expected[1::2, 1::2] = True
+    expected[0, 0] = True
+    assert torch.equal(heard, expected)
+
+
+def test_keys_stay_where_they_are() -> None:
+    """Attention to the kept tokens of all is attention to all of them with the others masked."""
+    made = network(patch_size=1, depth=1)
+    attention = made.blocks[0].attn
+    x, interval = torch.randn(2, 24, made.config.hidden_size), torch.randn(2, made.config.hidden_size)
+    turn, kept = made.rotary(6, 4), kept_tokens(6, 4, 3)
+    mask = torch.zeros(2, 24, dtype=torch.bool)
+    mask[:, kept] = True
+    processor = attention.processor
+    with torch.no_grad():
+        few = attention(x, interval, turn, None, kept)
+        attention.processor = lambda q, k, v: processor(q, k, v, mask)
+        masked = attention(x, interval, turn)
+    torch.testing.assert_close(few, masked, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (4, 8)])
+def test_a_grid_as_large_as_the_image_changes_nothing(size: tuple[int, int]) -> None:
+    made = network()
+    x, t, label = torch.randn(2, 4, *size), torch.rand(2), torch.tensor([1, 2])
+    with torch.no_grad():
+        whole = made(x, t, t / 2, label)
+        made.key_grid = 4
+        assert torch.equal(made(x, t, t / 2, label), whole)
+        made.key_grid = 2
+        assert not torch.equal(made(x, t, t / 2, label), whole)
