@@ -10,7 +10,6 @@ second process whose freed memory goes back at once, because what the heap keeps
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from typing import Any
 
 import torch
 from record import write_record
+from resident import GIVEN_BACK, peak
 
 from anystep.atomic import replacing
 from anystep.device import pick_device
@@ -55,12 +55,6 @@ def measured(command: list[str], environment: dict[str, str]) -> dict[str, float
     return found
 
 
-def peak(device: torch.device) -> float:
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated())
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * (1 if sys.platform == "darwin" else 1024)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sides", type=int, nargs="+", default=list(SIDES))
@@ -78,7 +72,7 @@ def main() -> None:
     for side in options.sides:
         for key_grid in (None, KEYS) if side > KEYS else (None,):
             command = [sys.executable, __file__, "--alone", str(side), str(key_grid or 0)]
-            found, tight = (measured(command, more) for more in ({}, {"MALLOC_MMAP_THRESHOLD_": "65536"}))
+            found, tight = (measured(command, more) for more in ({}, GIVEN_BACK))
             found["bytes"] = tight["bytes"]
             plan = plan_generation(
                 Blueprint.of("builtin"), 8 * side, 8 * side, 1, key_grid=key_grid, caption_tokens=WORDS

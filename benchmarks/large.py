@@ -14,10 +14,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
-from growth import peak
 from record import write_record
+from resident import GIVEN_BACK, held, peak
 
 from anystep.cli import size
 from anystep.codecs import to_uint8
@@ -29,7 +28,6 @@ from anystep.sampling import noise, sample
 from anystep.transport import OTFlowMatching
 
 ROOT = Path(__file__).parent.parent
-RETURNED = "65536"  # bytes: larger blocks are mapped on their own, and given back when freed
 WORDS = 256  # tokens of the caption
 
 
@@ -67,11 +65,6 @@ class Drawing:
         return done
 
 
-def held(device: torch.device) -> float:
-    """Bytes at this moment."""
-    return float(torch.cuda.memory_allocated() if device.type == "cuda" else psutil.Process().memory_info().rss)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="t2i-xl", help="a preset, or builtin")
@@ -81,8 +74,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "large.json")
     options = parser.parse_args()
     device = pick_device("auto")
-    if device.type == "cpu" and os.environ.get("MALLOC_MMAP_THRESHOLD_") != RETURNED:
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "MALLOC_MMAP_THRESHOLD_": RETURNED})
+    if device.type == "cpu" and not GIVEN_BACK.items() <= os.environ.items():
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **GIVEN_BACK})
     torch.set_num_threads(options.threads)
     width, height = options.size
     drawing = Drawing(options.model, device)

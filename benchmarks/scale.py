@@ -8,6 +8,7 @@ over the links of the device's data sheet. A batch hides its traffic when comput
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 from record import write_record
+from resident import GIVEN_BACK
 
 from anystep.atomic import write_text
 from anystep.planning import DEVICES, flops_of
@@ -92,7 +94,9 @@ def alone(batch: int) -> float:
         "--memory-of",
         "transition_central",
     ]
-    said = subprocess.run([*command, "--run.batch_size", str(batch)], capture_output=True, text=True, check=True).stdout
+    command += ["--run.batch_size", str(batch)]
+    environment = {**os.environ, **GIVEN_BACK}
+    said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment).stdout
     figures = json.loads(said.splitlines()[-1])
     return float(figures["peak_megabytes"] - figures["megabytes_before"]) * 2**20 / 1e9
 

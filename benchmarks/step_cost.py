@@ -15,7 +15,6 @@ on CUDA. The utilisation counts the operations of all evaluations against the pe
 import argparse
 import copy
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ from typing import Any
 
 import torch
 from record import write_record
+from resident import held, peak
 
 from anystep.device import pick_device
 from anystep.models.presets import PRESETS, build_transformer
@@ -88,19 +88,13 @@ def build_step(recipe: Recipe, variant: str, device: torch.device, length: int) 
     return step
 
 
-def resident_megabytes() -> float:
-    """Peak resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-
-
 def memory(recipe: Recipe, variant: str, device: torch.device, length: int) -> dict[str, float]:
     """Megabytes before and at the peak of three steps, of this process."""
-    before = 0.0 if device.type == "cuda" else resident_megabytes()
+    before = held(device)
     step = build_step(recipe, variant, device, length)
     for _ in range(3):
         step()
-    peak = torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else resident_megabytes()
-    return {"megabytes_before": before, "peak_megabytes": peak}
+    return {"megabytes_before": before / 2**20, "peak_megabytes": peak(device) / 2**20}
 
 
 def memory_alone(variant: str) -> dict[str, float]:
@@ -128,7 +122,6 @@ def main() -> None:
         print(json.dumps(memory(recipe, options.memory_of, device, options.length)))
         return
 
-    # first, while this process is small: on Linux a child's ru_maxrss starts from the peak of the parent it came from
     used = {variant: memory_alone(variant) for variant in DERIVATIVES}
     steps = {variant: build_step(recipe, variant, device, options.length) for variant in DERIVATIVES}
     seconds: dict[str, list[float]] = {variant: [] for variant in DERIVATIVES}

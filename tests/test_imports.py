@@ -10,7 +10,7 @@ import anystep
 PACKAGE = Path(anystep.__file__).parent
 # a room may import from itself and from rooms of lower floors
 FLOORS = [
-    {"allocator", "atomic", "environment", "errors", "fingerprint"},
+    {"atomic", "environment", "errors", "fingerprint"},
     {"transport", "device", "ranks", "packing"},
     {"objective", "objectives", "sampling", "contact_sheet"},
     {"models", "codecs", "conditioning", "data"},

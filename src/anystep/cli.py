@@ -13,7 +13,6 @@ from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from anystep import __version__
-from anystep.allocator import keep_freed_memory
 from anystep.errors import InputError
 
 if TYPE_CHECKING:
@@ -620,7 +619,8 @@ def run_info(options: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; 0 on success, 2 on bad input, 130 when interrupted."""
-    keep_freed_memory()
+    # large tensors in huge pages: faster to come by than small ones, and given back when freed (PyTorch, on Linux)
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     for library in ("TRANSFORMERS", "DIFFUSERS"):  # their notices are not for the reader of one line
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     parser = build_parser()

@@ -113,6 +113,20 @@ def test_what_cannot_fit_is_refused_with_the_number_and_what_would(tmp_path: Pat
         check_memory(recipe, 1, 8e9, torch.bfloat16)
 
 
+def test_native_parts_are_counted_as_squares_of_as_many_tokens() -> None:
+    squares = ["--run.batch_size", "12", "--run.parts", "1", "--run.packed", "false", "--data.native", "false"]
+    plain = budget(load_recipe(CONFIGS / "scenes-native.yaml", Recipe, squares, True), caption_tokens=8)
+    tokens = plain.tokens_per_image
+    over = ["--run.parts", "2", "--run.tokens_per_part", str(12 * tokens)]
+    native = load_recipe(CONFIGS / "scenes-native.yaml", Recipe, over, True)
+    plan = budget(native, caption_tokens=8)
+    assert (plan.images_at_once, plan.images_per_step, plan.tokens_per_step) == (12, 24, 24 * tokens)
+    assert plan.activation_bytes == plain.activation_bytes
+    assert plan.flops_per_step == pytest.approx(2 * plain.flops_per_step)
+    with pytest.raises(InputError, match=rf"would fit: lower run.tokens_per_part to {6 * tokens}"):
+        check_memory(native, 1, budget(native).state_bytes + 0.55 * budget(native).activation_bytes, torch.float32)
+
+
 def test_a_full_disk_is_foreseen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import shutil
     from types import SimpleNamespace

@@ -38,7 +38,8 @@ class Budget:
     Attributes:
         parameters: of the network.
         tokens_per_image: positions of the transformer.
-        tokens_per_step: of the whole batch.
+        images_at_once: that one device holds; native ones are counted as squares of the most area.
+        images_per_step: of all devices and parts.
         flops_per_step: of all devices together, on average over the run.
         state_bytes: weights, gradients, moments and averages on one device.
         activation_bytes: the most that a step holds beside them.
@@ -47,7 +48,8 @@ class Budget:
 
     parameters: int
     tokens_per_image: int
-    tokens_per_step: int
+    images_at_once: int
+    images_per_step: int
     flops_per_step: float
     state_bytes: int
     activation_bytes: int
@@ -56,6 +58,10 @@ class Budget:
     @property
     def device_bytes(self) -> int:
         return self.state_bytes + self.activation_bytes
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.tokens_per_image * self.images_per_step
 
 
 def latent_side(recipe: Recipe) -> int:
@@ -74,6 +80,15 @@ def codec_spec(name: str) -> str:
     from anystep.pipelines.load import find
 
     return str(Path(find("builtin")) / "codec") if name == "builtin" else name
+
+
+def images_of_step(recipe: Recipe, processes: int, tokens: int) -> tuple[int, int]:
+    """Images that one device holds at a time, and those of a whole step."""
+    run = recipe.run
+    if not recipe.data.native:
+        return max(1, run.batch_size // (processes * run.accumulate)), run.batch_size
+    part = max(1, (run.tokens_per_part or run.batch_size // run.parts * tokens) // tokens)
+    return part, part * run.parts
 
 
 def weight_copies(recipe: Recipe) -> int:
@@ -97,7 +112,8 @@ def budget(
     """
     options = dict(recipe.model.options)
     side = latent_side(recipe)
-    micro = max(1, recipe.run.batch_size // (processes * recipe.run.accumulate))
+    tokens = (side // preset_option(recipe.model.preset, options, "patch_size")) ** 2
+    micro, batch = images_of_step(recipe, processes, tokens)
     try:
         cost = network_cost(
             recipe.model.preset, micro, side, side, caption_tokens, precision, recipe.model.gradient_checkpointing,
@@ -116,13 +132,13 @@ def budget(
     # a block, the one after it that is gathered meanwhile, and the gradients of one
     depth = preset_option(recipe.model.preset, options, "depth")
     gathered = 3 * 4 * cost.parameters // depth if shards > 1 else 0
-    tokens = (side // preset_option(recipe.model.preset, options, "patch_size")) ** 2
     evaluations = evaluations_per_sample(recipe.objective) + recipe.model.gradient_checkpointing
     return Budget(
         parameters=cost.parameters,
         tokens_per_image=tokens,
-        tokens_per_step=tokens * recipe.run.batch_size,
-        flops_per_step=cost.flops / micro * recipe.run.batch_size * evaluations,
+        images_at_once=micro,
+        images_per_step=batch,
+        flops_per_step=cost.flops / micro * batch * evaluations,
         state_bytes=4 * cost.parameters * weight_copies(recipe) // shards + gathered,
         activation_bytes=max(cost.training_bytes, cost.saved_bytes + target),
         checkpoint_bytes=4 * cost.parameters * (weight_copies(recipe) - 1),
@@ -227,10 +243,11 @@ def check_memory(recipe: Recipe, processes: int, memory: float, precision: torch
     """
     whole = budget(recipe, processes, precision)
     if whole.device_bytes > memory:
-        parts = recipe.run.batch_size // processes
-        fitting = int((memory - whole.state_bytes) / (whole.activation_bytes * recipe.run.accumulate / max(1, parts)))
+        fitting = int((memory - whole.state_bytes) / (whole.activation_bytes / whole.images_at_once))
+        tokens = fitting * whole.tokens_per_image
+        more = f"lower run.tokens_per_part to {tokens}" if recipe.data.native else "raise run.accumulate"
         hint = (
-            f"{fitting} images at a time would fit: raise run.accumulate"
+            f"{fitting} images at a time would fit: {more}"
             if fitting >= 1
             else "the weights and what is kept for each do not fit: parallel fsdp on more devices, or a smaller preset"
         )
@@ -275,5 +292,5 @@ def describe(
         **sent,
         "checkpoint": f"{plan.checkpoint_bytes / 1e9:.2f} GB, {recipe.run.keep + 1} at a time",
         "time": f"{days:.2g} days for {recipe.run.steps:,} steps at {flops / 1e12:.3g} TFLOP/s a device "
-        f"({rate * recipe.run.batch_size:.3g} images/s)",
+        f"({rate * plan.images_per_step:.3g} images/s)",
     }
