@@ -30,6 +30,7 @@ bench: $(STAMP)
 	$(PYTHON) benchmarks/engine.py
 	$(PYTHON) benchmarks/latency.py
 	$(PYTHON) benchmarks/growth.py
+	$(PYTHON) benchmarks/prepare.py
 
 $(STAMP): pyproject.toml constraints.txt
 	python3 -c 'import sys; sys.exit("anystep needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'

@@ -47,6 +47,20 @@ def test_growth_is_measured_and_drawn(tmp_path: Path, side: int, rows: list[tupl
     assert (tmp_path / "growth.png").stat().st_size > 10_000
 
 
+def test_preparing_is_measured_against_the_codec_alone(tmp_path: Path) -> None:
+    record = run("prepare.py", tmp_path, "--images", "4", "--turns", "1", "--threads", "1")
+    (turn,) = record["turns"]
+    assert record["ratio"] == pytest.approx(turn["prepare"] / turn["codec"])
+    assert 0 < turn["busy"] < 1.5
+
+
+@pytest.mark.slow
+def test_a_large_image_takes_the_memory_of_its_plan(tmp_path: Path) -> None:
+    record = run("large.py", tmp_path, "--model", "builtin", "--size", "1280x640", "--threads", "1")
+    for phase in ("sampling", "decoding"):
+        assert 0.75 < record["measured"][phase]["bytes"] / record["planned"][phase] < 1.25
+
+
 @pytest.mark.slow
 def test_the_page_of_scale_is_made(tmp_path: Path) -> None:
     record = run("scale.py", tmp_path, "--page", str(tmp_path / "scale.md"))
