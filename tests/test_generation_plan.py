@@ -55,6 +55,13 @@ def test_memory_is_that_of_real_tensors() -> None:
     assert plan.decode_bytes == pytest.approx(decoding.peak, rel=0.15)
 
 
+def test_thousands_of_tiles_are_planned_as_one() -> None:
+    model = Blueprint.of("builtin")
+    small, large = (plan_generation(model, side, side, 1, key_grid=8, caption_tokens=8) for side in (8192, 65_536))
+    assert large.decode_bytes == pytest.approx(64 * small.decode_bytes, rel=0.1)
+    assert large.decode_flops == pytest.approx(64 * small.decode_flops, rel=0.1)
+
+
 def test_what_does_not_fit_is_refused_with_the_number_and_what_would() -> None:
     model = Blueprint.of("builtin")
     whole = plan_generation(model, 1024, 512, 2).peak_bytes

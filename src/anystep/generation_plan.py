@@ -14,7 +14,7 @@ from diffusers import AutoencoderDC, AutoencoderKL
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from anystep.codecs import AutoencoderCodec, to_uint8
-from anystep.codecs.tiling import TILE, decode_tiled
+from anystep.codecs.tiling import TILE, Cut
 from anystep.errors import InputError
 from anystep.models.presets import PRESETS
 from anystep.models.transformer import TransitionTransformer2DModel
@@ -201,17 +201,29 @@ def plan_generation(
 
 
 def _decoding(model: Blueprint, rows: int, columns: int) -> tuple[int, int, int]:
-    """Operations and most bytes of decoding one latent to pixels of 8 bits, and the weights of the codec."""
+    """Operations and most bytes of decoding one latent to pixels of 8 bits, and the weights of the codec.
+
+    All tiles are alike, so one is decoded, beside what is gathered of the whole image: `anystep.codecs.tiling`.
+    """
     mode = FakeTensorMode()
     with mode:
         codec = model.make_codec()
-        latents = torch.empty(1, model.channels, rows, columns)
         if codec is None:  # pixels, and three times as many while they are rounded
             return 0, 4 * 4 * 3 * rows * columns, 0
+        cut = Cut.of(codec.factor)
+        spans = [cut.spans(length) for length in (rows, columns)]
+        tile = torch.empty(1, model.channels, *(each[0][1] for each in spans))
+        image = torch.empty(1, 3, rows * codec.factor, columns * codec.factor)
         weights = list(codec.autoencoder.parameters())
-    with mode, torch.no_grad(), flop_counter() as counter, LivingStorages([*weights, latents]) as living:
-        to_uint8(decode_tiled(codec, latents))
-    return int(counter.get_total_flops()), living.peak, sum(weight.numel() for weight in weights)
+    tiles = math.prod(map(len, spans))
+    with mode, torch.no_grad(), flop_counter() as counter, LivingStorages([*weights, tile]) as decoding:
+        part = codec.decode(tile)
+    with mode, torch.no_grad(), LivingStorages([image]) as rounding:
+        to_uint8(image)
+    # three channels and their weight, of what is gathered and of the tile before this one
+    beside = 4 * 4 * (image[0, 0].numel() + part[0, 0].numel()) if tiles > 1 else 0
+    most = max(beside + decoding.peak, 4 * image.numel() + rounding.peak)
+    return tiles * int(counter.get_total_flops()), most, sum(weight.numel() for weight in weights)
 
 
 def check_fits(model: Blueprint, width: int, height: int, steps: int, memory: float, **options: Any) -> GenerationPlan:

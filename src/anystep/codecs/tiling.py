@@ -35,7 +35,7 @@ def encode_tiled(
 
 def _tiled(work: Callable[[Tensor], Tensor], batch: Tensor, tile: int, factor: int, before: int, after: int) -> Tensor:
     """`work` on tiles; a latent pixel is `before` pixels of what comes in and `after` of what goes out."""
-    cut = Cut(tile // factor, -(-MARGIN // factor), -(-BLEND // factor))
+    cut = Cut.of(factor, tile)
     if max(batch.shape[2:]) // before <= cut.tile:
         return work(batch)
     return torch.cat([_one_tiled(work, whole[None], cut, before, after) for whole in batch])
@@ -65,6 +65,11 @@ class Cut(NamedTuple):
     tile: int
     margin: int
     blend: int
+
+    @classmethod
+    def of(cls, factor: int, tile: int = TILE) -> "Cut":
+        """For a codec of that factor and tiles of so many pixels."""
+        return cls(tile // factor, -(-MARGIN // factor), -(-BLEND // factor))
 
     def spans(self, length: int) -> list[tuple[int, int]]:
         """Where tiles begin and end: they overlap by two margins and a blend, and the last ends with the side."""
