@@ -123,8 +123,9 @@ def test_native_parts_are_counted_as_squares_of_as_many_tokens() -> None:
     assert (plan.images_at_once, plan.images_per_step, plan.tokens_per_step) == (12, 24, 24 * tokens)
     assert plan.activation_bytes == plain.activation_bytes
     assert plan.flops_per_step == pytest.approx(2 * plain.flops_per_step)
+    budgeted = budget(native)
     with pytest.raises(InputError, match=rf"would fit: lower run.tokens_per_part to {6 * tokens}"):
-        check_memory(native, 1, budget(native).state_bytes + 0.55 * budget(native).activation_bytes, torch.float32)
+        check_memory(native, 1, budgeted.state_bytes + 0.55 * budgeted.activation_bytes, torch.float32)
 
 
 def test_a_full_disk_is_foreseen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
