@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from record import write_record
-from resident import GIVEN_BACK, held, peak
+from resident import GIVEN_BACK, forget_peak, held, peak
 
 from anystep.cli import size
 from anystep.codecs import to_uint8
@@ -56,6 +56,7 @@ class Drawing:
             return to_uint8(latents if self.codec is None else decode_tiled(self.codec, latents))
 
     def measure(self, name: str, before: float, work: Any) -> Any:
+        forget_peak(self.device)
         begin = time.perf_counter()
         done = work()
         if self.device.type == "cuda":

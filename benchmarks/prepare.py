@@ -64,7 +64,8 @@ def main() -> None:
         folder = Path(place) / "images"
         folder.mkdir()
         make_images(folder, options.images)
-        source = ImageFolderSource(folder, Limits.within(codec.factor, SIDE, None, 5.0))
+        limits = Limits.within(codec.factor, SIDE, None, 5.0)
+        source = ImageFolderSource(folder, limits)
         images = [to_tensor(source[number].image) for number in range(len(source))]
         # as `prepare` puts them together
         batches = []
@@ -78,13 +79,14 @@ def main() -> None:
                 encode(batch).cpu()
             alone = time.perf_counter() - begin
             begin, busy = time.perf_counter(), time.process_time()
+            source = ImageFolderSource(folder, limits)
             prepare(source, Path(place) / str(turn), encoders)
             whole = time.perf_counter() - begin
-            busy = (time.process_time() - busy) / whole / options.threads
+            busy = (time.process_time() - busy) / whole / (os.cpu_count() or 1)
             turns.append({"codec": len(images) / alone, "prepare": len(images) / whole, "busy": busy})
             print(f"codec {len(images) / alone:.2f}, prepare {len(images) / whole:.2f} images/s, {alone / whole:.0%}")
     ratio = median(turn["prepare"] / turn["codec"] for turn in turns)
-    print(f"prepare reaches {ratio:.0%} of the codec alone, its {options.threads} threads are busy", end=" ")
+    print(f"prepare reaches {ratio:.0%} of the codec alone, {os.cpu_count()} cores are busy", end=" ")
     print(f"{median(turn['busy'] for turn in turns):.0%} of the time")
     figures = {"images": options.images, "threads": options.threads, "device": str(device), "ratio": ratio}
     write_record(options.out, {**figures, "turns": turns})

@@ -132,7 +132,7 @@ def main() -> None:
             if turn >= WARM_UP:
                 seconds[variant].append(time.perf_counter() - begin)
 
-    count, peak = recipe.run.batch_size, peak_flops(recipe.run, device)
+    count, rated = recipe.run.batch_size, peak_flops(recipe.run, device)
     side = int({**PRESETS[recipe.model.preset], **recipe.model.options}["sample_size"])
     flops = forward_flops(recipe.model.preset, side, side, options.length, **recipe.model.options)
     figures: dict[str, dict[str, Any]] = {}
@@ -149,12 +149,12 @@ def main() -> None:
             **used[variant],
             "memory_ratio": used[variant]["peak_megabytes"] / used[PLAIN]["peak_megabytes"],
             "share_with_interval": moving(variant, count) / count,
-            "mfu": None if peak is None else utilisation(flops, evaluations, count, typical, peak),
+            "mfu": None if rated is None else utilisation(flops, evaluations, count, typical, rated),
         }
         cells = [f"{typical:9.3f}{count / typical:10.1f}{row['time_ratio']:7.2f}{min(ratios):6.2f}{max(ratios):6.2f}"]
         cells += [
             f"{row['peak_megabytes']:9.0f}{row['memory_ratio']:7.2f}",
-            f"{row['mfu']:7.1%}" if peak else f"{'-':>7}",
+            f"{row['mfu']:7.1%}" if rated else f"{'-':>7}",
         ]
         print(f"{variant:22}" + "".join(cells))
     write_record(

@@ -49,14 +49,14 @@ def test_growth_is_measured_and_drawn(tmp_path: Path, side: int, rows: list[tupl
 
 def test_preparing_is_measured_against_the_codec_alone(tmp_path: Path) -> None:
     record = run("prepare.py", tmp_path, "--images", "4", "--turns", "1", "--threads", "1")
-    (turn,) = record["turns"]
-    assert record["ratio"] == pytest.approx(turn["prepare"] / turn["codec"])
-    assert 0 < turn["busy"] < 1.5
+    assert 0.1 < record["ratio"] < 2  # it reads, scales and writes too
+    assert 0 < record["turns"][0]["busy"] <= 1.1
 
 
 @pytest.mark.slow
 def test_a_large_image_takes_the_memory_of_its_plan(tmp_path: Path) -> None:
-    record = run("large.py", tmp_path, "--model", "builtin", "--size", "1280x640", "--threads", "1")
+    record = run("large.py", tmp_path, "--model", "builtin", "--size", "1984x896", "--threads", "1")
+    assert record["planned"]["sampling"] > 1.3 * record["planned"]["decoding"]
     for phase in ("sampling", "decoding"):
         assert 0.75 < record["measured"][phase]["bytes"] / record["planned"][phase] < 1.25
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from anystep.cli import build_parser, main
+from anystep.codecs import AutoencoderCodec
 from anystep.errors import InputError
 from anystep.generation_plan import Blueprint, check_fits, plan_generation
 from anystep.models.presets import PRESETS, build_transformer
@@ -55,7 +56,15 @@ def test_memory_is_that_of_real_tensors() -> None:
     assert plan.decode_bytes == pytest.approx(decoding.peak, rel=0.15)
 
 
-def test_thousands_of_tiles_are_planned_as_one() -> None:
+def test_thousands_of_tiles_are_planned_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    decode, decoded = AutoencoderCodec.decode, []
+
+    def counted(codec: AutoencoderCodec, latents: torch.Tensor) -> torch.Tensor:
+        decoded.append(latents.shape)
+        assert len(decoded) <= 2
+        return decode(codec, latents)
+
+    monkeypatch.setattr(AutoencoderCodec, "decode", counted)
     model = Blueprint.of("builtin")
     small, large = (plan_generation(model, side, side, 1, key_grid=8, caption_tokens=8) for side in (8192, 65_536))
     assert large.decode_bytes == pytest.approx(64 * small.decode_bytes, rel=0.1)
@@ -76,6 +85,8 @@ def test_what_does_not_fit_is_refused_with_the_number_and_what_would() -> None:
         check_fits(model, 64, 64, 1, 1e6)
     with pytest.raises(InputError, match="size 65x64: both sides must be multiples of 8"):
         plan_generation(model, 65, 64, 1)
+    with pytest.raises(InputError, match="key grid 0: expected at least 2 tokens"):
+        plan_generation(model, 64, 64, 1, key_grid=0)
 
 
 def test_the_command_plans_images_and_training(capsys: pytest.CaptureFixture[str]) -> None:

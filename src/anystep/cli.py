@@ -64,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="what becomes of positions beyond those of training (default: the model's)",
     )  # fmt: skip
     generate.add_argument(
-        "--key-grid", type=int, metavar="TOKENS", help="attend to so many along the longer side only (default: all)"
+        "--key-grid", type=int, metavar="TOKENS", help="attend to at most so many along the longer side (default: all)"
     )
     generate.add_argument("--seed", type=int, default=0, help="of the noise, the same for every image (default: 0)")
     generate.add_argument("--guidance", type=float, help="guidance scale, 1 is none (default: the model's)")
@@ -87,7 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
     plan.add_argument("--size", type=size, metavar="WxH", help="in pixels (default: the training size)")
     plan.add_argument("--steps", type=int, default=4, help="of an image (default: 4)")
     plan.add_argument("--guided", action="store_true", help="two evaluations a step")
-    plan.add_argument("--key-grid", type=int, metavar="TOKENS", help="attend to so many along the longer side only")
+    plan.add_argument("--key-grid", type=int, metavar="TOKENS", help="attend to at most so many along the longer side")
     plan.add_argument("--on", choices=DEVICE_NAMES, help="a device (default: this machine)")
     plan.add_argument("--utilisation", type=float, default=0.4, help="of the device's peak rate (default: 0.4)")
     plan.add_argument("--train", action="store_true", help="plan training of a preset, on squares of as many pixels")
@@ -335,9 +335,10 @@ def dry_run(recipe: "Recipe", on: str | None, devices: int, utilisation: float) 
     from anystep.device import pick_device
     from anystep.planning import DEVICES, flops_of, memory_of
     from anystep.training.budget import describe
-    from anystep.training.train import make_objective, pick_precision
+    from anystep.training.train import make_objective, parts_of, pick_precision
 
     make_objective(recipe)
+    parts_of(recipe, devices)
     if on is None:
         device = pick_device(recipe.run.device)
         kind, memory, flops = None, memory_of(device), flops_of(device)

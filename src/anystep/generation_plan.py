@@ -122,7 +122,7 @@ class GenerationPlan:
         tokens: of the transformer.
         evaluations: of the network.
         evaluation_flops, attention_flops: operations of one evaluation; those of them that grow with the square of the
-            tokens (or with it times those that they attend to).
+            tokens (or with the tokens times those that they attend to).
         decode_flops: of the decoder.
         sampling_bytes: most that is held beside the weights while the latent is made.
         decode_bytes: most that is held beside the weights while it is decoded.
@@ -183,9 +183,9 @@ def plan_generation(
         latents += 4 * model.channels * rows * columns
     hidden = int(model.network["hidden_size"])
     text = 0 if model.network.get("text_width") is None else (1 + guided) * 2 * depth * caption_tokens * hidden * 4
-    decode_flops, decode_bytes, codec_parameters = _decoding(model, rows, columns)
-    parameters = count_parameters("t2i-test", **options)
     size = 2 if precision in (torch.bfloat16, torch.float16) else 4
+    decode_flops, decode_bytes, codec_parameters = _decoding(model, rows, columns, size)
+    parameters = count_parameters("t2i-test", **options)
     return GenerationPlan(
         parameters=parameters,
         codec_parameters=codec_parameters,
@@ -196,13 +196,14 @@ def plan_generation(
         attention_flops=attention,
         decode_flops=decode_flops,
         sampling_bytes=two.forward_peak() + latents + text,
-        decode_bytes=decode_bytes * size // 4,
+        decode_bytes=decode_bytes,
     )
 
 
-def _decoding(model: Blueprint, rows: int, columns: int) -> tuple[int, int, int]:
+def _decoding(model: Blueprint, rows: int, columns: int, size: int) -> tuple[int, int, int]:
     """Operations and most bytes of decoding one latent to pixels of 8 bits, and the weights of the codec.
 
+    `size` is that of a number inside the codec; what is gathered and rounded has 32 bits.
     All tiles are alike, so one is decoded, beside what is gathered of the whole image: `anystep.codecs.tiling`.
     """
     mode = FakeTensorMode()
@@ -222,7 +223,7 @@ def _decoding(model: Blueprint, rows: int, columns: int) -> tuple[int, int, int]
         to_uint8(image)
     # three channels and their weight, of what is gathered and of the tile before this one
     beside = 4 * 4 * (image[0, 0].numel() + part[0, 0].numel()) if tiles > 1 else 0
-    most = max(beside + decoding.peak, 4 * image.numel() + rounding.peak)
+    most = max(beside + decoding.peak * size // 4, 4 * image.numel() + rounding.peak)
     return tiles * int(counter.get_total_flops()), most, sum(weight.numel() for weight in weights)
 
 

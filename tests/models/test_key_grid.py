@@ -1,5 +1,6 @@
 """Keys of some tokens: which they are, and that nothing else changes."""
 
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -19,18 +20,14 @@ def test_kept_tokens_lie_evenly_over_the_grid(rows: int, columns: int, side: int
     if kept is None:
         assert max(rows, columns) <= side
         return
-    stride = -(-max(rows, columns) // side)
-    for length, places in ((rows, kept // columns), (columns, kept % columns)):
-        found = sorted(set(places.tolist()))
-        assert len(found) == -(-length // stride) <= side
-        # no gap is wider than the stride, at the edges no wider than half of it, rounded up
-        assert all(after - before <= stride for before, after in pairwise(found))
-        assert max(found[0], length - 1 - found[-1]) <= -(-stride // 2)
-    assert (
-        len(kept)
-        == len(set(kept.tolist()))
-        == len(set((kept // columns).tolist())) * len(set((kept % columns).tolist()))
-    )
+    found = [sorted(set(places.tolist())) for places in (kept // columns, kept % columns)]
+    assert max(map(len, found)) == side
+    assert len(kept) == len(set(kept.tolist())) == len(found[0]) * len(found[1])
+    stride = max(rows, columns) / side
+    for length, places in zip((rows, columns), found, strict=True):
+        assert len(places) == math.ceil(length / stride)
+        assert all(after - before < stride + 1 for before, after in pairwise(places))
+        assert max(places[0], length - 1 - places[-1]) <= stride / 2
 
 
 def network(**options: Any) -> TransitionTransformer2DModel:

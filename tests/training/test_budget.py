@@ -123,9 +123,18 @@ def test_native_parts_are_counted_as_squares_of_as_many_tokens() -> None:
     assert (plan.images_at_once, plan.images_per_step, plan.tokens_per_step) == (12, 24, 24 * tokens)
     assert plan.activation_bytes == plain.activation_bytes
     assert plan.flops_per_step == pytest.approx(2 * plain.flops_per_step)
+    over[-1] = str(12 * tokens + 1)  # a part that is not of whole squares
+    more = budget(load_recipe(CONFIGS / "scenes-native.yaml", Recipe, over, True), caption_tokens=8)
+    assert (more.images_at_once, more.tokens_per_step) == (13, 24 * tokens + 2)
     budgeted = budget(native)
     with pytest.raises(InputError, match=rf"would fit: lower run.tokens_per_part to {6 * tokens}"):
         check_memory(native, 1, budgeted.state_bytes + 0.55 * budgeted.activation_bytes, torch.float32)
+    sharded = [
+        load_recipe(CONFIGS / "scenes-native.yaml", Recipe, ["--run.parts", parts, "--parallel", "fsdp"], True)
+        for parts in ("8", "16")
+    ]
+    once, twice = (traffic(recipe, 8).inside for recipe in sharded)
+    assert 1.5 < twice / once < 2  # each part gathers the weights again, and gradients are scattered once
 
 
 def test_a_full_disk_is_foreseen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

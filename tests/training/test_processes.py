@@ -265,7 +265,7 @@ def test_what_processes_cannot_do_is_one_line(recipe: Path, tmp_path: Path, monk
     ranks = Ranks()
     ranks.count = 3
     with pytest.raises(InputError, match=r"batch_size 64 does not divide into 3 processes x 2 parts; 60 or 66 would"):
-        part_count(64, 2, ranks)
+        part_count(64, 2, 3)
     with pytest.raises(InputError, match="3 processes would each train alone"):
         check_parallel("none", ranks)
     with pytest.raises(InputError, match="3 processes are no multiple of the 2 that share one copy"):

@@ -8,17 +8,24 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from anystep.errors import InputError
+
 
 def kept_tokens(rows: int, columns: int, side: int, device: torch.device | None = None) -> Int[Tensor, " kept"] | None:
     """Which tokens of a `rows x columns` grid give keys and values; None where all of them do.
 
     Args:
-        side: the most along the longer side; the other has as many as its length asks for.
+        side: how many along the longer side; the other has as many as its length asks for.
+
+    Raises:
+        InputError: fewer than two.
     """
-    stride = -(-max(rows, columns) // side)
-    if stride == 1:
+    if side < 2:
+        raise InputError(f"key grid {side}: expected at least 2 tokens")
+    longest = max(rows, columns)
+    if longest <= side:
         return None
-    down, across = (_middles(length, -(-length // stride), device) for length in (rows, columns))
+    down, across = (_middles(length, -(-length * side // longest), device) for length in (rows, columns))
     return (down[:, None] * columns + across).flatten()
 
 

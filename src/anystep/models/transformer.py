@@ -335,7 +335,7 @@ class TransitionTransformer2DModel(
         self.gradient_checkpointing = False
         # may be changed for a while: for images larger than those of training
         self.rope_scaling: RotaryScaling = rope_scaling
-        self.key_grid: int | None = None  # tokens along one side that give keys and values; None is all
+        self.key_grid: int | None = None  # tokens along the longer side that give keys and values; None is all
 
         self.patch_embed = Float32Linear(in_channels * patch_size**2, width)
         self.time_embed = TimeEmbedding(width)

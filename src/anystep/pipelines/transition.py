@@ -143,7 +143,8 @@ class TransitionPipeline(DiffusionPipeline):
         """The transformer changed, for a while, for images larger than those of training."""
         network = self.transformer
         before = network.rope_scaling, network.key_grid
-        network.rope_scaling, network.key_grid = rope_scaling or before[0], key_grid
+        network.rope_scaling = rope_scaling or before[0]
+        network.key_grid = before[1] if key_grid is None else key_grid
         try:
             yield
         finally:
@@ -217,7 +218,8 @@ class TransitionPipeline(DiffusionPipeline):
             stochasticity: of `anystep.sampling.sample`; needs `seeds`. By default 1 for a consistency model, else 0.
             rope_scaling: what becomes of positions beyond those of training (`anystep.models.rotary.frequencies`);
                 the model's own when None.
-            key_grid: tokens along the longer side that are attended to (`anystep.models.key_grid`); all when None.
+            key_grid: tokens along the longer side that are attended to (`anystep.models.key_grid`); the model's own,
+                else all, when None.
             image: to start from; scaled until it covers `height` x `width`, and cropped. Several seeds, or
                 `num_images_per_prompt`, give variations of it.
             strength: the share of the times to go through from there, above 0 and at most 1, which leaves nothing of
@@ -248,8 +250,6 @@ class TransitionPipeline(DiffusionPipeline):
             raise InputError(f"guidance {guidance}: expected a number")
         device, codec = self._execution_device, self.latent_codec
         self._interrupt = False
-        if key_grid is not None and key_grid < 2:
-            raise InputError(f"key grid {key_grid}: expected at least 2 tokens")
         if image is not None and not 0 < strength <= 1:
             raise InputError(f"strength {strength}: expected more than 0 and at most 1")
         if rope_scaling is not None and rope_scaling not in get_args(RotaryScaling):

@@ -51,17 +51,17 @@ def mine(parts: Sequence[Part], ranks: Ranks) -> list[Part]:
     return list(parts[ranks.rank :: ranks.count])
 
 
-def part_count(batch_size: int, accumulate: int, ranks: Ranks) -> int:
+def part_count(batch_size: int, accumulate: int, processes: int) -> int:
     """How many parts a batch is cut into.
 
     Raises:
         InputError: the processes do not divide the batch; says what would.
     """
-    parts = ranks.count * accumulate
+    parts = processes * accumulate
     if batch_size % parts:
         fits = sorted({max(1, batch_size // parts) * parts, -(-batch_size // parts) * parts})
         raise InputError(
-            f"run.batch_size {batch_size} does not divide into {ranks.count} processes x {accumulate} parts; "
+            f"run.batch_size {batch_size} does not divide into {processes} processes x {accumulate} parts; "
             f"{' or '.join(map(str, fits))} would"
         )
     return parts

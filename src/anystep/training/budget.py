@@ -39,7 +39,7 @@ class Budget:
         parameters: of the network.
         tokens_per_image: positions of the transformer.
         images_at_once: that one device holds; native ones are counted as squares of the most area.
-        images_per_step: of all devices and parts.
+        tokens_per_step: of all devices and parts.
         flops_per_step: of all devices together, on average over the run.
         state_bytes: weights, gradients, moments and averages on one device.
         activation_bytes: the most that a step holds beside them.
@@ -49,7 +49,7 @@ class Budget:
     parameters: int
     tokens_per_image: int
     images_at_once: int
-    images_per_step: int
+    tokens_per_step: int
     flops_per_step: float
     state_bytes: int
     activation_bytes: int
@@ -60,8 +60,8 @@ class Budget:
         return self.state_bytes + self.activation_bytes
 
     @property
-    def tokens_per_step(self) -> int:
-        return self.tokens_per_image * self.images_per_step
+    def images_per_step(self) -> float:
+        return self.tokens_per_step / self.tokens_per_image
 
 
 def latent_side(recipe: Recipe) -> int:
@@ -82,12 +82,12 @@ def codec_spec(name: str) -> str:
     return str(Path(find("builtin")) / "codec") if name == "builtin" else name
 
 
-def images_of_step(recipe: Recipe, processes: int, tokens: int) -> tuple[int, int]:
-    """Images that one device holds at a time, and those of a whole step."""
+def tokens_of_step(recipe: Recipe, processes: int, tokens: int) -> tuple[int, int]:
+    """Tokens that one device holds at a time, and those of a whole step, of squares of so many tokens each."""
     run = recipe.run
     if not recipe.data.native:
-        return max(1, run.batch_size // (processes * run.accumulate)), run.batch_size
-    part = max(1, (run.tokens_per_part or run.batch_size // run.parts * tokens) // tokens)
+        return tokens * max(1, run.batch_size // (processes * run.accumulate)), tokens * run.batch_size
+    part = run.tokens_per_part or tokens * max(1, run.batch_size // run.parts)
     return part, part * run.parts
 
 
@@ -113,7 +113,8 @@ def budget(
     options = dict(recipe.model.options)
     side = latent_side(recipe)
     tokens = (side // preset_option(recipe.model.preset, options, "patch_size")) ** 2
-    micro, batch = images_of_step(recipe, processes, tokens)
+    at_once, of_step = tokens_of_step(recipe, processes, tokens)
+    micro = -(-at_once // tokens)
     try:
         cost = network_cost(
             recipe.model.preset, micro, side, side, caption_tokens, precision, recipe.model.gradient_checkpointing,
@@ -137,8 +138,8 @@ def budget(
         parameters=cost.parameters,
         tokens_per_image=tokens,
         images_at_once=micro,
-        images_per_step=batch,
-        flops_per_step=cost.flops / micro * batch * evaluations,
+        tokens_per_step=of_step,
+        flops_per_step=cost.flops / micro * of_step / tokens * evaluations,
         state_bytes=4 * cost.parameters * weight_copies(recipe) // shards + gathered,
         activation_bytes=max(cost.training_bytes, cost.saved_bytes + target),
         checkpoint_bytes=4 * cost.parameters * (weight_copies(recipe) - 1),
@@ -206,7 +207,8 @@ def traffic(recipe: Recipe, processes: int, per_machine: int = PER_MACHINE) -> T
     shared = shard_count(recipe, processes)
     one = gather_traffic(size, shared, max(1, shared // per_machine), depth)
     forwards = 1 + (recipe.objective.diffusion_share < 1) + (2 if recipe.objective.guidance is not None else 0)
-    gathered = recipe.run.accumulate * (forwards + 1)  # once more for the backward pass
+    rounds = max(1, recipe.run.parts // processes) if recipe.data.native else recipe.run.accumulate
+    gathered = rounds * (forwards + 1)  # once more for the backward pass
     total = sum([one] * gathered, start=one)  # and the gradients, of which each device keeps its part
     if (copies := processes // shared) > 1:
         part = gather_traffic(size / shared, copies, min(copies, machines), depth)

@@ -146,14 +146,14 @@ def utilisation(flops: int | float, evaluations: int, batch_size: int, seconds: 
     return flops * (evaluations + 2 * batch_size) / seconds / peak
 
 
-def parts_of(recipe: Recipe, ranks: Ranks) -> int:
+def parts_of(recipe: Recipe, processes: int) -> int:
     """How many parts a step has, of all processes together; raises InputError where these cannot share them."""
     config = recipe.run
     if not recipe.data.native:
-        return part_count(config.batch_size, config.accumulate, ranks)
-    if config.parts % ranks.count:
-        over = -(-config.parts // ranks.count) * ranks.count
-        raise InputError(f"run.parts {config.parts} do not divide into {ranks.count} processes; {over} would")
+        return part_count(config.batch_size, config.accumulate, processes)
+    if config.parts % processes:
+        over = -(-config.parts // processes) * processes
+        raise InputError(f"run.parts {config.parts} do not divide into {processes} processes; {over} would")
     return config.parts
 
 
@@ -172,7 +172,7 @@ def make_batches(recipe: Recipe, data: LatentSet, parts: int, patch: int) -> Bat
 def train(recipe: Recipe, out: Path) -> dict[str, Any]:
     """Train or resume in the run folder `out`; `out/pipeline` holds the EMA model. Returns the last log record."""
     ranks, config = Ranks(), recipe.run
-    part_total = parts_of(recipe, ranks)
+    part_total = parts_of(recipe, ranks.count)
     check_parallel(recipe.parallel, ranks, config.shard_size)
     objective, device = make_objective(recipe), prepare(config)
     precision = pick_precision(config.precision, device)
