@@ -85,8 +85,9 @@ def main() -> None:
                 f"{side**2:6} tokens{'' if key_grid is None else ', fewer keys':10}{found['seconds']:9.3f} s"
                 f"{found['bytes'] / 1e6:9.1f} MB, planned {plan.sampling_bytes / 1e6:.1f} MB"
             )
-    draw(rows, options.picture)
+    # first: it names the commit, of a tree that the picture changes
     write_record(options.out, {"device": str(device), "rows": rows})
+    draw(rows, options.picture)
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:

@@ -205,8 +205,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "scale.json")
     options = parser.parse_args()
     check, rows = measured(), tables()
-    write_text(options.page, page(rows, check))
+    # first: it names the commit, of a tree that the page changes
     write_record(options.out, {"device": KIND, "utilisation": UTILISATION, "rows": rows, "check": check})
+    write_text(options.page, page(rows, check))
 
 
 if __name__ == "__main__":
