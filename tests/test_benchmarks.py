@@ -56,7 +56,7 @@ def test_preparing_is_measured_against_the_codec_alone(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_large_image_takes_the_memory_of_its_plan(tmp_path: Path) -> None:
     record = run("large.py", tmp_path, "--model", "builtin", "--size", "1984x896", "--threads", "1")
-    assert record["planned"]["sampling"] > 1.3 * record["planned"]["decoding"]
+    assert record["planned"]["sampling"] > 1.2 * record["planned"]["decoding"]
     for phase in ("sampling", "decoding"):
         assert 0.75 < record["measured"][phase]["bytes"] / record["planned"][phase] < 1.25
 
