@@ -20,8 +20,8 @@ import torch
 from record import write_record
 from resident import GIVEN_BACK, forget_peak, held, peak
 
-from anystep.atomic import replacing
 from anystep.device import pick_device
+from anystep.files import replacing
 from anystep.generation_plan import Blueprint, plan_generation
 from anystep.models.presets import build_transformer
 

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from anystep.atomic import write_text
 from anystep.environment import environment
+from anystep.files import write_text
 
 
 def write_record(path: Path, figures: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ import torch
 from record import write_record
 from resident import GIVEN_BACK
 
-from anystep.atomic import write_text
+from anystep.files import write_text
 from anystep.planning import DEVICES, flops_of
 from anystep.training.budget import HOP_BETWEEN, HOP_INSIDE, LINK_REACHED, Budget, budget, traffic
 from anystep.training.config import Recipe, load_recipe

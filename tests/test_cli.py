@@ -75,16 +75,16 @@ def test_generate_takes_a_seed_and_guidance(tiny_model: Path, tmp_path: Path) ->
         ([""], "empty prompt"),
         (["a whale", "  "], "empty prompt"),
         (["xyzzy qwrt"], "does not know 'xyzzy qwrt': nearest are"),
-        (["a whale", "--steps", "0"], "steps 0: expected a whole number of at least 1"),
-        (["a whale", "--steps", "4", "-1"], "steps -1"),
-        (["a whale", "--steps", "ten"], "--steps: invalid int value: 'ten'"),
-        (["a whale", "--steps", "2.5"], "invalid int value: '2.5'"),
+        (["a whale", "--steps", "0"], "--steps: '0': expected a whole number from 1"),
+        (["a whale", "--steps", "4", "-1"], "--steps: '-1'"),
+        (["a whale", "--steps", "ten"], "--steps: 'ten': expected a whole number"),
+        (["a whale", "--steps", "2.5"], "'2.5': expected a whole number"),
         (["a whale", "--size", "18x16"], "size 18x16: both sides must be multiples of 4"),
-        (["a whale", "--size", "0x16"], "'0x16' is not WIDTHxHEIGHT"),
-        (["a whale", "--size", "large"], "'large' is not WIDTHxHEIGHT"),
-        (["a whale", "--seed", "x"], "invalid int value: 'x'"),
-        (["a whale", "--guidance", "nan"], "guidance nan"),
-        (["a whale", "--stochasticity", "2"], "stochasticity 2.0: expected 0 to 1"),
+        (["a whale", "--size", "0x16"], "'0x16': expected WIDTHxHEIGHT"),
+        (["a whale", "--size", "large"], "'large': expected WIDTHxHEIGHT"),
+        (["a whale", "--seed", "x"], "--seed: 'x': expected a whole number from 0"),
+        (["a whale", "--guidance", "nan"], "--guidance: 'nan': expected a number"),
+        (["a whale", "--stochasticity", "2"], "--stochasticity: '2': expected a number from 0 to 1"),
         (["a whale", "--guidance-interval", "1", "0"], "expected the lower time first"),
         (["a whale", "--device", "abacus"], "device 'abacus' is not available"),
         (["a whale", "--out", "/nowhere/x.png"], "there is no folder /nowhere"),
@@ -209,7 +209,7 @@ def test_data_show(captioned_folder: Path, tmp_path: Path, capsys: pytest.Captur
     assert main(["data", "show", str(captioned_folder), "--out", str(out)]) == 0
     assert "12 of 12 examples" in capsys.readouterr().out
     assert "no such folder" in refused(capsys, "data", "show", "nowhere", "--out", out)
-    assert "count 0" in refused(capsys, "data", "show", "builtin", "--count", "0", "--out", out)
+    assert "--count" in refused(capsys, "data", "show", "builtin", "--count", "0", "--out", out)
     assert "no folder" in refused(capsys, "data", "show", "builtin", "--out", "/nowhere/x.png")
 
 

@@ -10,7 +10,8 @@ import anystep
 PACKAGE = Path(anystep.__file__).parent
 # a room may import from itself and from rooms of lower floors
 FLOORS = [
-    {"atomic", "environment", "errors", "fingerprint"},
+    {"errors"},
+    {"bounds", "environment", "files", "fingerprint"},
     {"transport", "device", "ranks", "packing"},
     {"objective", "objectives", "sampling", "contact_sheet"},
     {"models", "codecs", "conditioning", "data"},
@@ -19,6 +20,7 @@ FLOORS = [
     {"training", "evaluation"},
     {"compare"},
     {"cli"},
+    {"__main__"},
 ]
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -7,13 +7,29 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from anystep import __version__
-from anystep.errors import InputError
+from anystep.bounds import (
+    Aspect,
+    BatchSize,
+    Count,
+    Guidance,
+    PositiveShare,
+    SamplingSteps,
+    Seed,
+    Share,
+    Side,
+    Threads,
+    Time,
+    parse,
+    shown,
+)
+from anystep.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from anystep.compare import Comparison
@@ -22,18 +38,24 @@ if TYPE_CHECKING:
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Bad usage is one line and exit code 2."""
+    """Bad usage is one line and exit code 2. An option is its whole name: parts of names would hide typing errors."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "allow_abbrev": False})
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, f"{self.prog}: error: {one_line(message)}\n")
 
 
 def size(text: str) -> tuple[int, int]:
     """`WIDTHxHEIGHT`."""
     width, cross, height = text.lower().partition("x")
-    if not (cross and width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT, for example 64x64")
-    return int(width), int(height)
+    try:
+        if cross and width.isdecimal() and height.isdecimal():
+            return parse(Side)(width), parse(Side)(height)
+    except argparse.ArgumentTypeError:
+        pass
+    raise argparse.ArgumentTypeError(f"{shown(text)}: expected WIDTHxHEIGHT in pixels, for example 64x64")
 
 
 # those of anystep.planning, which is not imported for --help
@@ -51,27 +73,38 @@ def build_parser() -> argparse.ArgumentParser:
 
     generate = commands.add_parser("generate", help="draw prompts at several step counts, side by side")
     generate.add_argument("prompts", nargs="+", metavar="PROMPT", help='what to draw, for example "a red apple"')
-    generate.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4, 8], help="step counts (default: 1 2 4 8)")
+    generate.add_argument(
+        "--steps", type=parse(SamplingSteps), nargs="+", default=[1, 2, 4, 8], help="step counts (default: 1 2 4 8)"
+    )
     generate.add_argument(
         "--out", type=Path, default=Path("anystep.png"), help="the sheet, or a single image (default: anystep.png)"
     )
     generate.add_argument("--separate", type=Path, metavar="FOLDER", help="also write every image to its own file")
     generate.add_argument("--size", type=size, metavar="WxH", help="in pixels (default: the training size)")
     generate.add_argument("--image", type=Path, help="start from this image instead of noise alone")
-    generate.add_argument("--strength", type=float, default=0.6, help="how far back to begin, with --image (0.6)")
+    generate.add_argument(
+        "--strength", type=parse(PositiveShare), default=0.6, help="how far back to begin, with --image (0.6)"
+    )
     generate.add_argument(
         "--rope-scaling", choices=("plain", "interpolation", "ntk", "by_parts", "yarn"),
         help="what becomes of positions beyond those of training (default: the model's)",
     )  # fmt: skip
     generate.add_argument(
-        "--key-grid", type=int, metavar="TOKENS", help="attend to at most so many along the longer side (default: all)"
+        "--key-grid",
+        type=parse(Side),
+        metavar="TOKENS",
+        help="attend to at most so many along the longer side (default: all)",
     )
-    generate.add_argument("--seed", type=int, default=0, help="of the noise, the same for every image (default: 0)")
-    generate.add_argument("--guidance", type=float, help="guidance scale, 1 is none (default: the model's)")
     generate.add_argument(
-        "--guidance-interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="guide inside it only"
+        "--seed", type=parse(Seed), default=0, help="of the noise, the same for every image (default: 0)"
     )
-    generate.add_argument("--stochasticity", type=float, default=0.0, help="0 to 1: jump below the target and re-noise")
+    generate.add_argument("--guidance", type=parse(Guidance), help="guidance scale, 1 is none (default: the model's)")
+    generate.add_argument(
+        "--guidance-interval", type=parse(Time), nargs=2, metavar=("LOW", "HIGH"), help="guide inside it only"
+    )
+    generate.add_argument(
+        "--stochasticity", type=parse(Share), default=0.0, help="0 to 1: jump below the target and re-noise"
+    )
     add_model(generate)
     generate.set_defaults(run=run_generate)
 
@@ -79,20 +112,26 @@ def build_parser() -> argparse.ArgumentParser:
     add_recipe(train, out_required=False)
     train.add_argument("--dry-run", action="store_true", help="print what it takes, and train nothing")
     train.add_argument("--on", choices=DEVICE_NAMES, help="dry run: devices (default: this machine)")
-    train.add_argument("--devices", type=int, default=1, help="dry run: how many (default: 1)")
-    train.add_argument("--utilisation", type=float, default=0.4, help="dry run: of their peak rate (default: 0.4)")
+    train.add_argument("--devices", type=parse(Count), default=1, help="dry run: how many (default: 1)")
+    train.add_argument(
+        "--utilisation", type=parse(PositiveShare), default=0.4, help="dry run: of their peak rate (default: 0.4)"
+    )
     train.set_defaults(run=run_train)
     plan = commands.add_parser("plan", help="what an image, or training, takes before it is begun")
     plan.add_argument("--model", default="builtin", help="a preset, builtin, a folder, a run or a hub id")
     plan.add_argument("--size", type=size, metavar="WxH", help="in pixels (default: the training size)")
-    plan.add_argument("--steps", type=int, default=4, help="of an image (default: 4)")
+    plan.add_argument("--steps", type=parse(SamplingSteps), default=4, help="of an image (default: 4)")
     plan.add_argument("--guided", action="store_true", help="two evaluations a step")
-    plan.add_argument("--key-grid", type=int, metavar="TOKENS", help="attend to at most so many along the longer side")
+    plan.add_argument(
+        "--key-grid", type=parse(Side), metavar="TOKENS", help="attend to at most so many along the longer side"
+    )
     plan.add_argument("--on", choices=DEVICE_NAMES, help="a device (default: this machine)")
-    plan.add_argument("--utilisation", type=float, default=0.4, help="of the device's peak rate (default: 0.4)")
+    plan.add_argument(
+        "--utilisation", type=parse(PositiveShare), default=0.4, help="of the device's peak rate (default: 0.4)"
+    )
     plan.add_argument("--train", action="store_true", help="plan training of a preset, on squares of as many pixels")
-    plan.add_argument("--batch", type=int, default=256, help="training: images a step (default: 256)")
-    plan.add_argument("--devices", type=int, default=1, help="training: how many (default: 1)")
+    plan.add_argument("--batch", type=parse(BatchSize), default=256, help="training: images a step (default: 256)")
+    plan.add_argument("--devices", type=parse(Count), default=1, help="training: how many (default: 1)")
     plan.add_argument("--parallel", choices=("none", "ddp", "fsdp", "hsdp"), default="ddp", help="training")
     plan.add_argument("--checkpointing", action="store_true", help="training: compute blocks again")
     plan.set_defaults(run=run_plan)
@@ -107,7 +146,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_benchmarks(benchmark)
     detector = commands.add_parser("train-scene-detector", help="train the detector that judges scenes")
     detector.add_argument("--out", type=Path, required=True, help="a .safetensors file")
-    detector.add_argument("--steps", type=int, default=4000, help="default: 4000")
+    detector.add_argument("--steps", type=parse(Count), default=4000, help="default: 4000")
     detector.set_defaults(run=run_train_scene_detector)
     alignment = commands.add_parser("train-alignment", help="train the offline caption alignment score")
     alignment.add_argument("--out", type=Path, required=True, help="a .safetensors file")
@@ -115,15 +154,17 @@ def build_parser() -> argparse.ArgumentParser:
     classifier = commands.add_parser("train-classifier", help="train a small feature extractor on labelled data")
     classifier.add_argument("data", help="classes:FOLDER or idx:FOLDER")
     classifier.add_argument("--out", type=Path, required=True, help="a .pt file for --extractor")
-    classifier.add_argument("--size", type=int, default=28, help="side of the images in pixels (default: 28)")
-    classifier.add_argument("--epochs", type=int, default=3, help="default: 3")
+    classifier.add_argument("--size", type=parse(Side), default=28, help="side of the images in pixels (default: 28)")
+    classifier.add_argument("--epochs", type=parse(Count), default=3, help="default: 3")
     classifier.set_defaults(run=run_train_classifier)
     compare = commands.add_parser("compare", help="train several objectives alike and draw their curves")
     compare.add_argument("recipe", type=Path, help="a YAML file, for example configs/compare/fashion-mnist.yaml")
     compare.add_argument("--out", type=Path, required=True, help="the folder; the same command resumes")
     compare.add_argument("--only", nargs="+", metavar="NAME", help="some of the variants")
     compare.add_argument("--vary", nargs="+", default=[], metavar="KEY=VALUES", help="more variants of the first one")
-    compare.add_argument("--jobs", type=int, default=1, help="runs at a time, each in its process (default: 1)")
+    compare.add_argument(
+        "--jobs", type=parse(Threads), default=1, help="runs at a time, each in its process (default: 1)"
+    )
     compare.add_argument("--debug", action="store_true", help="the file's laptop size")
     compare.epilog = "Any value of the file: --section.key VALUE, for example --recipe.data.source idx:FOLDER."
     compare.set_defaults(run=run_compare)
@@ -133,26 +174,28 @@ def build_parser() -> argparse.ArgumentParser:
     show = actions.add_parser("show", help="a contact sheet of a source")
     show.add_argument("source", help="builtin, scenes, a folder, or classes:, idx:, parquet: or shards:FOLDER")
     show.add_argument("--out", type=Path, default=Path("sheet.png"), help="the picture (default: sheet.png)")
-    show.add_argument("--count", type=int, default=120, help="examples, spread over the source (default: 120)")
-    show.add_argument("--size", type=int, default=96, help="side of an image in pixels (default: 96)")
+    show.add_argument("--count", type=parse(Count), default=120, help="examples, spread over the source (default: 120)")
+    show.add_argument("--size", type=parse(Side), default=96, help="side of an image in pixels (default: 96)")
     show.set_defaults(run=run_data_show)
 
     prepare = actions.add_parser("prepare", help="encode a source once, into tar shards that training reads")
     prepare.add_argument("source", help="a folder, classes:FOLDER, parquet:FOLDER, shards:URL of images, ...")
     prepare.add_argument("--out", type=Path, required=True, help="the folder; the same command resumes")
-    prepare.add_argument("--size", type=int, required=True, help="side of the images in pixels")
+    prepare.add_argument("--size", type=parse(Side), required=True, help="side of the images in pixels")
     prepare.add_argument(
         "--native", action="store_true", help="images keep their shape: --size is that of a square of the most area"
     )
-    prepare.add_argument("--longest", type=int, help="with --native: the most pixels along one side")
-    prepare.add_argument("--aspect", type=float, default=5.0, help="with --native: longest over shortest (default: 5)")
+    prepare.add_argument("--longest", type=parse(Side), help="with --native: the most pixels along one side")
+    prepare.add_argument(
+        "--aspect", type=parse(Aspect), default=5.0, help="with --native: longest over shortest (default: 5)"
+    )
     prepare.add_argument("--codec", default="builtin", help="builtin, identity, a folder or a hub id")
     prepare.add_argument("--text-encoder", help="also keep the token states of captions: builtin, a folder or hub id")
     prepare.add_argument("--features", help="also keep features for alignment: DINOv2, SigLIP by id, or radio:VERSION")
-    prepare.add_argument("--patch-size", type=int, default=1, help="of the network that the features are for")
+    prepare.add_argument("--patch-size", type=parse(Side), default=1, help="of the network that the features are for")
     prepare.add_argument("--mirror", action="store_true", help="also keep every image turned left to right")
     prepare.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="default: float16")
-    prepare.add_argument("--shard-size", type=int, default=1000, help="examples in a tar (default: 1000)")
+    prepare.add_argument("--shard-size", type=parse(Count), default=1000, help="examples in a tar (default: 1000)")
     prepare.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
     prepare.set_defaults(run=run_data_prepare)
 
@@ -173,8 +216,10 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images", nargs="+", default=[], metavar="STEPS[:NFE]=FOLDER", help="images made elsewhere, a folder each"
     )
-    parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="default: 1 2 4 8 16 32")
-    parser.add_argument("--samples", type=int, default=2000, help="images a step count (default: 2000)")
+    parser.add_argument(
+        "--steps", type=parse(SamplingSteps), nargs="+", default=[1, 2, 4, 8, 16, 32], help="default: 1 2 4 8 16 32"
+    )
+    parser.add_argument("--samples", type=parse(Count), default=2000, help="images a step count (default: 2000)")
     parser.add_argument("--out", type=Path, required=True, help="the report's folder; the same command resumes")
     parser.add_argument("--data", default="builtin", help="real images and captions (default: builtin)")
     parser.add_argument("--metrics", nargs="+", help="default: all that the extractor and the data allow")
@@ -184,12 +229,14 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--alignment", help="builtin, none, or a file of train-alignment (default: builtin if it fits)")
     parser.add_argument("--clip-score", metavar="MODEL", help="a CLIP model of transformers, by id or folder")
     parser.add_argument("--size", type=size, metavar="WxH", help="in pixels (default: the training size)")
-    parser.add_argument("--guidance", type=float, help="guidance scale, 1 is none (default: the model's)")
-    parser.add_argument("--seed", type=int, default=0, help="of the first image, the next has the next (default: 0)")
-    parser.add_argument("--keep-images", action="store_true", help="also write every image as a PNG file")
-    parser.add_argument("--batch", type=int, default=50, help="images drawn at a time (default: 50)")
+    parser.add_argument("--guidance", type=parse(Guidance), help="guidance scale, 1 is none (default: the model's)")
     parser.add_argument(
-        "--threads", type=int, default=1, help="of each process; other numbers change last bits (default: 1)"
+        "--seed", type=parse(Seed), default=0, help="of the first image, the next has the next (default: 0)"
+    )
+    parser.add_argument("--keep-images", action="store_true", help="also write every image as a PNG file")
+    parser.add_argument("--batch", type=parse(BatchSize), default=50, help="images drawn at a time (default: 50)")
+    parser.add_argument(
+        "--threads", type=parse(Threads), default=1, help="of each process; other numbers change last bits (default: 1)"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
 
@@ -197,11 +244,11 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
 def add_benchmarks(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK", parser_class=OneLineParser)
     scenes = kinds.add_parser("scenes", help="GenEval's tasks in the built-in art; needs nothing else")
-    scenes.add_argument("--each", type=int, default=50, help="scenes of each of the six tasks (default: 50)")
+    scenes.add_argument("--each", type=parse(Count), default=50, help="scenes of each of the six tasks (default: 50)")
     scenes.add_argument("--detector", default="builtin", help="builtin, or a file of train-scene-detector")
     geneval = kinds.add_parser("geneval", help="object-focused prompts, judged by a detector")
     geneval.add_argument("--metadata", type=Path, required=True, help="evaluation_metadata.jsonl")
-    geneval.add_argument("--samples", type=int, default=4, help="images of each prompt (default: 4)")
+    geneval.add_argument("--samples", type=parse(Count), default=4, help="images of each prompt (default: 4)")
     geneval.add_argument("--detector", help="transformers object detection model, by id or folder; only draw without")
     geneval.add_argument("--clip", help="CLIP model that names colours, by id or folder")
     dpg = kinds.add_parser("dpg", help="long prompts, judged by questions")
@@ -213,21 +260,23 @@ def add_benchmarks(parser: argparse.ArgumentParser) -> None:
     mjhq.add_argument("--real", type=Path, help="folder of CATEGORY/ID.jpg; only draw without")
     mjhq.add_argument("--extractor", default="effnetlite0", help="effnetlite0, inception:PATH, a .pt or .onnx file")
     mjhq.add_argument("--clip", help="CLIP model for the CLIP score, by id or folder")
-    mjhq.add_argument("--count", type=int, help="the first so many prompts (default: all)")
+    mjhq.add_argument("--count", type=parse(Count), help="the first so many prompts (default: all)")
     imagenet = kinds.add_parser("imagenet", help="samples in the .npz that ADM's evaluator reads")
-    imagenet.add_argument("--samples", type=int, default=50_000, help="default: 50000")
+    imagenet.add_argument("--samples", type=parse(Count), default=50_000, help="default: 50000")
     imagenet.add_argument("--classes", default="balanced", help="balanced or random (default: balanced)")
     for kind in (scenes, geneval, dpg, mjhq, imagenet):
         add_model(kind)
-        kind.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4, 8], help="default: 1 2 4 8")
+        kind.add_argument(
+            "--steps", type=parse(SamplingSteps), nargs="+", default=[1, 2, 4, 8], help="default: 1 2 4 8"
+        )
         kind.add_argument("--out", type=Path, required=True, help="folder; the same command resumes")
         if kind is not imagenet:
             kind.add_argument("--images", type=Path, help="score this folder, made elsewhere, and generate nothing")
         if kind not in (imagenet, scenes):
             kind.add_argument("--size", type=size, metavar="WxH", help="in pixels (default: the training size)")
-        kind.add_argument("--guidance", type=float, help="guidance scale, 1 is none (default: the model's)")
-        kind.add_argument("--seed", type=int, default=0, help="of the first image (default: 0)")
-        kind.add_argument("--threads", type=int, default=1, help="of each process (default: 1)")
+        kind.add_argument("--guidance", type=parse(Guidance), help="guidance scale, 1 is none (default: the model's)")
+        kind.add_argument("--seed", type=parse(Seed), default=0, help="of the first image (default: 0)")
+        kind.add_argument("--threads", type=parse(Threads), default=1, help="of each process (default: 1)")
         kind.set_defaults(run=run_benchmark)
 
 
@@ -247,9 +296,6 @@ def run_generate(options: argparse.Namespace) -> None:
             options.separate.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"cannot write to folder {str(options.separate)!r}: {error.strerror}") from None
-    for steps in options.steps:
-        if steps < 1:
-            raise InputError(f"steps {steps}: expected a whole number of at least 1")
 
     from rich.console import Console
     from rich.progress import Progress
@@ -364,8 +410,6 @@ def run_plan(options: argparse.Namespace) -> None:
     if options.train:
         plan_training(options, model.name, width, height)
         return
-    if options.steps < 1:
-        raise InputError(f"steps {options.steps}: expected a whole number of at least 1")
     if options.on is None:
         device = pick_device("auto")
         memory, flops, precision = memory_of(device), flops_of(device), torch.float32
@@ -472,8 +516,6 @@ def run_train_scene_detector(options: argparse.Namespace) -> None:
             pass
     except OSError as error:
         raise InputError(f"cannot write {options.out}: {error.strerror}") from None
-    if options.steps < 1:
-        raise InputError(f"steps {options.steps}: expected a whole number of at least 1")
 
     def show(done: int, total: int, loss: float) -> None:
         if done % 100 == 0 or done == total:
@@ -547,9 +589,6 @@ def run_data_show(options: argparse.Namespace) -> None:
 
 
 def run_data_prepare(options: argparse.Namespace) -> None:
-    for name in ("size", "patch_size", "shard_size"):
-        if getattr(options, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(options, name)}: expected at least 1")
     from anystep.conditioning import load_text_encoder
     from anystep.data.prepare import prepare
     from anystep.data.sizing import Limits
@@ -566,10 +605,8 @@ def run_data_prepare(options: argparse.Namespace) -> None:
         raise InputError(f"--size {options.size}: must be a multiple of {multiple}")
     size: int | Limits = options.size
     if options.native:
-        if options.aspect < 1 or (options.longest or options.size) < multiple:
-            raise InputError(
-                f"--aspect {options.aspect:g} --longest {options.longest}: expected at least 1 and {multiple}"
-            )
+        if (options.longest or options.size) < multiple:
+            raise InputError(f"--longest {options.longest}: expected at least {multiple}")
         size = Limits.within(multiple, options.size, options.longest, options.aspect)
     source = open_source(options.source, size)
     encoders = make_encoders(
@@ -631,14 +668,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.overrides, options.typed = rest, sys.argv[1:] if arguments is None else arguments
     try:
         options.run(options)
+        sys.stdout.flush()
     except InputError as error:
-        if os.environ.get("RANK", "0") == "0":  # what stops one process stops all
-            print(f"anystep: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return complain(str(error))
+    except BrokenPipeError:  # whoever read our output has gone; nobody is left to be told
+        _close_stdout()
+        return 141
+    except OSError as error:  # a full disk, too many open files, no permission: wherever it came up
+        _close_stdout()
+        where = f"{error.filename}: " if error.filename else ""
+        return complain(f"{where}{error.strerror or error}")
+    except MemoryError:
+        return complain("there is not enough memory: fewer or smaller images at a time take less")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def complain(message: str) -> int:
+    """One line on the error stream, of the first of several processes: what stops one stops all. Returns 2."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"anystep: error: {one_line(message)}", file=sys.stderr)
+    return 2
+
+
+def _close_stdout() -> None:
+    """Python flushes it once more when it ends, which would fail again."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 import yaml
 from PIL import Image
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from anystep.atomic import write_text
+from anystep.bounds import Count, Guidance, SamplingSteps, Seed
 from anystep.contact_sheet import contact_sheet, save_image
 from anystep.data.sources import JoinedSource
 from anystep.device import pick_device
@@ -27,6 +27,7 @@ from anystep.evaluation.features import load_extractor
 from anystep.evaluation.metric import interval
 from anystep.evaluation.metrics import check_measurable, choose_metrics
 from anystep.evaluation.report import check_drawing, curve
+from anystep.files import write_text
 from anystep.objectives import OBJECTIVES
 from anystep.pipelines.load import Model, load
 from anystep.training.budget import evaluations_per_sample
@@ -53,13 +54,13 @@ class Comparison(Section):
     variants: dict[str, dict[str, Any]] = Field(
         default_factory=lambda: {preset.label: {"objective": {"kind": kind}} for kind, preset in OBJECTIVES.items()}
     )
-    evaluations: PositiveInt = 1_000_000
-    seeds: tuple[NonNegativeInt, ...] = Field((0,), min_length=1)
-    steps: tuple[PositiveInt, ...] = Field((1, 2, 4, 8, 16, 32, 64), min_length=1)
-    samples: PositiveInt = 1000
+    evaluations: Count = 1_000_000
+    seeds: tuple[Seed, ...] = Field((0,), min_length=1)
+    steps: tuple[SamplingSteps, ...] = Field((1, 2, 4, 8, 16, 32, 64), min_length=1)
+    samples: Count = 1000
     metrics: tuple[str, ...] = ("frechet_distance", "kernel_distance")
     extractor: str = "effnetlite0"
-    guidance: PositiveFloat = 1.0
+    guidance: Guidance = 1.0
 
     @model_validator(mode="after")
     def _once_each(self) -> "Comparison":

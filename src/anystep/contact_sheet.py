@@ -9,8 +9,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from anystep.atomic import replacing
 from anystep.errors import InputError
+from anystep.files import replacing
 
 PAPER, INK, FAINT = "#f5f6f8", "#24292f", "#6b737d"  # white images stand out from the paper
 SMALLEST_CELL = 160  # of a sheet whose cell size is not given: labels need that much room

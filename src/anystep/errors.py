@@ -1,5 +1,16 @@
 """The one exception for input a user can correct."""
 
+LONGEST = 280  # characters of a message, so that a whole line with the program's name stays below 300
+
 
 class InputError(ValueError):
     """Bad input: one line that names the value, what was expected and what to do. The command line exits with 2."""
+
+
+def one_line(message: str) -> str:
+    """A message without line breaks or characters that a terminal would act on, cut in the middle where it is long."""
+    text = " ".join("".join(each if each.isprintable() else " " for each in message).split())
+    if len(text) <= LONGEST:
+        return text
+    half = (LONGEST - 3) // 2
+    return f"{text[:half]} … {text[-half:]}"

@@ -2,12 +2,15 @@
 
 import os
 import sys
+from collections.abc import Callable
 from functools import cache
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from anystep.errors import InputError
 
 T = TypeVar("T")
 
@@ -93,6 +96,23 @@ class Ranks:
         parts = [torch.empty_like(values) for _ in range(self.count)]
         dist.all_gather(parts, values.contiguous())
         return torch.cat(parts)
+
+    def on_main(self, act: Callable[[], T]) -> T | None:
+        """What the first process makes while the others wait; None in those.
+
+        Raises:
+            InputError: in all processes, where the first one raised it or an OSError: the others would wait for ever.
+        """
+        made, problem = None, ""
+        if self.first:
+            try:
+                made = act()
+            except (InputError, OSError) as error:
+                problem = str(error)
+        (problem, *_) = self.tell(problem)
+        if problem:
+            raise InputError(problem)
+        return made
 
     def wait(self) -> None:
         if self.count > 1:

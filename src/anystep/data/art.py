@@ -19,10 +19,10 @@ from typing import Literal, get_args
 
 from PIL import Image
 
-from anystep.atomic import replacing
 from anystep.data.example import Example
 from anystep.data.sizing import Fixed, Limits, canvas
 from anystep.errors import InputError
+from anystep.files import replacing
 
 ARCHIVE = files("anystep.data") / "art"
 STYLES = ("flat", "noto")

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anystep.atomic import write_text
 from anystep.data.example import BrokenExample, Example, Source
 from anystep.data.images import to_tensor
 from anystep.data.latents import ABOUT, DATASET, FEATURES, LATENT, MIRRORED, TEXT, LatentShards
 from anystep.data.shards import INDEX, Index, Record, to_npy, write_shard
 from anystep.data.sizing import cropped
 from anystep.errors import InputError
+from anystep.files import write_text
 from anystep.ranks import Ranks
 
 BATCH = 32  # images that are read and encoded together, at most

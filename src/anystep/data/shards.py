@@ -23,10 +23,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from anystep.atomic import replacing
 from anystep.data.art import cache_folder
 from anystep.data.example import BrokenExample
 from anystep.errors import InputError
+from anystep.files import replacing
 
 INDEX = "index.safetensors"
 UNKNOWN = -1  # a checksum or label nobody has noted; the size of a field that a record lacks

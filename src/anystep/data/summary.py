@@ -4,8 +4,8 @@ import math
 from collections import Counter
 from pathlib import Path
 
-from anystep.atomic import replacing
 from anystep.data.latents import LatentShards
+from anystep.files import replacing
 
 SHOWN = 10  # reasons, and shapes, that are spelled out
 

@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from anystep.atomic import replacing
 from anystep.codecs import to_uint8
 from anystep.conditioning import TextEncoder, load_text_encoder
 from anystep.data.art import ArtSource
@@ -21,6 +20,7 @@ from anystep.data.images import to_tensor
 from anystep.errors import InputError
 from anystep.evaluation.collect import Images
 from anystep.evaluation.features import FeatureExtractor, extract, load_extractor
+from anystep.files import replacing
 from anystep.fingerprint import weights_digest
 
 BUILTIN = "builtin"

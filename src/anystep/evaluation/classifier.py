@@ -9,12 +9,12 @@ from jaxtyping import Int, UInt8
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from anystep.atomic import replacing
 from anystep.codecs import to_uint8
 from anystep.data.example import Source
 from anystep.data.images import to_tensor
 from anystep.data.sources import open_source
 from anystep.errors import InputError
+from anystep.files import replacing
 
 WIDTH = 128
 

@@ -16,10 +16,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from anystep.atomic import replacing
 from anystep.errors import InputError
 from anystep.evaluation.features import FeatureExtractor, extract
 from anystep.evaluation.metric import Observed
+from anystep.files import replacing
 from anystep.ranks import Ranks
 
 CHUNK = 50

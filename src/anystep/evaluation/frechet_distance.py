@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from anystep.atomic import replacing
 from anystep.errors import InputError
 from anystep.evaluation.metric import Counts, Observed
+from anystep.files import replacing
 
 Features = Float[Tensor, "count width"]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from PIL import Image
 
-from anystep.atomic import replacing, write_text
 from anystep.errors import InputError
+from anystep.files import replacing, write_text
 
 
 def markdown(report: dict[str, Any]) -> str:

@@ -27,9 +27,9 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
-from anystep.atomic import write_text
 from anystep.environment import environment
 from anystep.errors import InputError
+from anystep.files import write_text
 from anystep.ranks import Ranks
 
 # that there is one process only is known; a thread says it, so that no block around the call could silence it

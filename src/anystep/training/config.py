@@ -10,18 +10,27 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    model_validator,
-)
+from annotated_types import Ge, Lt
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from anystep.bounds import (
+    Aspect,
+    BatchSize,
+    Coefficient,
+    Count,
+    Depth,
+    Guidance,
+    LearningRate,
+    OptionalCount,
+    PositiveCoefficient,
+    PositiveShare,
+    SamplingSteps,
+    Seed,
+    Share,
+    Side,
+    Threads,
+    Width,
+)
 from anystep.data.example import Source
 from anystep.data.sizing import Limits
 from anystep.data.sources import FewerSource, open_source
@@ -29,13 +38,13 @@ from anystep.errors import InputError
 from anystep.objectives import OBJECTIVES, ObjectiveKind
 
 Parallel = Literal["none", "ddp", "fsdp", "hsdp"]
-Decay = Annotated[float, Field(ge=0, lt=1)]
+Decay = Annotated[float, Ge(0), Lt(1)]
 
 
 class Section(BaseModel):
     """A part of a recipe: immutable, and an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -45,14 +54,14 @@ class DataConfig(Section):
     the built-in art; the others are taken whole.
     """
 
-    source: str | dict[str, PositiveFloat] = "builtin"
+    source: str | dict[str, PositiveCoefficient] = "builtin"
     # side of the images in pixels; of a square of as many pixels as the largest images, with `native`
-    size: PositiveInt = 64
+    size: Side = 64
     # images keep their shape: they are scaled down to that area, and cropped to whole tokens
     native: bool = False
     # with `native`: the most pixels along one side, and the longest side over the shortest
-    longest: PositiveInt | None = None
-    aspect: float = Field(5.0, ge=1)
+    longest: Side | None = None
+    aspect: Aspect = 5.0
     vocabulary: Literal["everyday", "all"] = "all"
     split: Literal["train", "held_out", "both"] = "train"
     # every class equally often, whatever its number of examples
@@ -60,9 +69,9 @@ class DataConfig(Section):
     # turn half of the images left to right
     mirror: bool = False
     # so many examples of each source, spread evenly over it: to try something, or to see whether it overfits
-    limit: PositiveInt | None = None
+    limit: Count | None = None
     # share of the examples that may turn out unreadable before the run stops
-    broken_limit: float = Field(0.01, ge=0, le=1)
+    broken_limit: Share = 0.01
 
     @model_validator(mode="after")
     def _some_source(self) -> "DataConfig":
@@ -97,24 +106,24 @@ class OptimizerConfig(Section):
     """
 
     name: Literal["adamw", "muon", "adafactor"] = "adamw"
-    learning_rate: PositiveFloat = 2e-4
-    warmup: NonNegativeInt = 100
-    final: float = Field(1.0, ge=0, le=1)
-    betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: NonNegativeFloat = 0.0
-    clip: PositiveFloat = 1.0
+    learning_rate: LearningRate = 2e-4
+    warmup: OptionalCount = 100
+    final: Share = 1.0
+    betas: tuple[Decay, Decay] = (0.9, 0.99)
+    weight_decay: Coefficient = 0.0
+    clip: PositiveCoefficient = 1.0
 
 
 class CodecModelConfig(Section):
     """Sizes of an AutoencoderDC of convolutions alone, so that it can be tiled exactly."""
 
-    latent_channels: PositiveInt = 32
-    widths: tuple[PositiveInt, ...] = (32, 32, 64, 128)
-    encoder_depths: tuple[NonNegativeInt, ...] = (0, 1, 1, 1)
-    decoder_depths: tuple[NonNegativeInt, ...] = (0, 1, 2, 2)
+    latent_channels: Width = 32
+    widths: tuple[Width, ...] = (32, 32, 64, 128)
+    encoder_depths: tuple[Depth, ...] = (0, 1, 1, 1)
+    decoder_depths: tuple[Depth, ...] = (0, 1, 2, 2)
     # on the latents in training, as a share of their standard deviation, for each image a level between the two:
     # the decoder must bear a generator's errors
-    noise: tuple[NonNegativeFloat, NonNegativeFloat] = (0.03, 0.03)
+    noise: tuple[Coefficient, Coefficient] = (0.03, 0.03)
 
 
 class RunConfig(Section):
@@ -124,44 +133,44 @@ class RunConfig(Section):
     packed, of any.
     """
 
-    steps: PositiveInt = 1000
-    batch_size: PositiveInt = 64
-    accumulate: PositiveInt = 1
+    steps: Count = 1000
+    batch_size: BatchSize = 64
+    accumulate: BatchSize = 1
     # by default the tokens of `batch_size` squares of `data.size`, over `parts`
-    tokens_per_part: PositiveInt | None = None
-    parts: PositiveInt = 1
+    tokens_per_part: Count | None = None
+    parts: BatchSize = 1
     packed: bool = False
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     device: str = "auto"
-    threads: PositiveInt | None = None
-    log_every: PositiveInt = 10
-    checkpoint_every: PositiveInt = 500
-    sample_every: NonNegativeInt = 1000
+    threads: Threads | None = None
+    log_every: Count = 10
+    checkpoint_every: Count = 500
+    sample_every: OptionalCount = 1000
     # checkpoints: the newest `keep`, and those at multiples of `keep_every` (0: none) for good
-    keep: PositiveInt = 2
-    keep_every: NonNegativeInt = 0
+    keep: Count = 2
+    keep_every: OptionalCount = 0
     # bfloat16 where the device has units for it, or as said
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: bool = False
     # processes that share one sharded copy under `parallel: hsdp`; those of one machine when null
-    shard_size: PositiveInt | None = None
+    shard_size: Count | None = None
     # trackers beside metrics.jsonl, which is always written
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     # 10^12 operations a second that one device could do, for the utilisation in the log; known for common GPUs
-    peak_tflops: PositiveFloat | None = None
+    peak_tflops: PositiveCoefficient | None = None
     # write a trace of this many steps into `profile/`
-    profile: NonNegativeInt = 0
+    profile: OptionalCount = 0
 
 
 class GuardConfig(Section):
     """What ends a run, or turns it back, before its weights are lost."""
 
     # steps in a row whose loss or gradient is not finite (each is skipped) until the run stops
-    patience: PositiveInt = 10
+    patience: Count = 10
     # a gradient norm of more than this many medians of the last 100 is a spike, and is logged
-    spike: PositiveFloat = 10.0
+    spike: PositiveCoefficient = 10.0
     # on a spike, go back to the last checkpoint and on with other samples; this many times at most
-    rollbacks: NonNegativeInt = 0
+    rollbacks: OptionalCount = 0
 
 
 class CodecRecipe(Section):
@@ -179,7 +188,7 @@ class TransportConfig(Section):
     name: Literal["ot_fm", "trigflow", "edm", "vp", "ve"] = "ot_fm"
     options: dict[str, float] = {}
     # side in pixels of the square above whose area times are moved towards noise; data.size when null
-    base_size: PositiveInt | None = None
+    base_size: Side | None = None
 
 
 class ObjectiveConfig(Section):
@@ -188,15 +197,15 @@ class ObjectiveConfig(Section):
     kind: ObjectiveKind = "transition"
     target: Literal["identity", "self_consistency"] = "identity"
     derivative: Literal["central", "forward_mode", "one_sided"] = "central"
-    eps: PositiveFloat | None = None
-    diffusion_share: float = Field(0.5, ge=0, le=1)
-    consistency_share: float = Field(0.1, ge=0, le=1)
+    eps: PositiveShare | None = None
+    diffusion_share: Share = 0.5
+    consistency_share: Share = 0.1
     weight: Literal["sqrt", "constant", "reciprocal", "square", "soft_min_snr"] = "sqrt"
     tangent: bool = True
     adaptive: bool = True
     direction: bool = True
     # share of the run, at its start, that is plain diffusion (t = r for every sample)
-    diffusion_phase: float = Field(0.0, ge=0, le=1)
+    diffusion_phase: Share = 0.0
     # model guidance in the target, from the EMA network; none when null
     guidance: dict[Literal["w_gt", "w_cond", "start", "end"], float] | None = None
 
@@ -225,11 +234,11 @@ class AlignmentConfig(Section):
 
     # a vision model of transformers by id or folder, or radio:VERSION
     encoder: str
-    coefficient: PositiveFloat = 1.0
+    coefficient: PositiveCoefficient = 1.0
     # share of the run after which it is switched off
-    until: float = Field(1.0, gt=0, le=1)
-    depth: PositiveInt = 8
-    projector_dim: PositiveInt = 2048
+    until: PositiveShare = 1.0
+    depth: Annotated[Depth, Ge(1)] = 8
+    projector_dim: Width = 2048
 
 
 class Recipe(Section):
@@ -244,13 +253,13 @@ class Recipe(Section):
     guard: GuardConfig = GuardConfig()
     alignment: AlignmentConfig | None = None
     parallel: Parallel = "ddp"
-    condition_dropout: float = Field(0.1, ge=0, le=1)
+    condition_dropout: Share = 0.1
     # one, or several: the first is what samples, guides and is exported
     ema_decay: Decay | tuple[Decay, ...] = 0.9995
     # numbers of steps and captions (or class indices) of the sample grids
-    sample_steps: tuple[PositiveInt, ...] = (1, 2, 4, 8)
+    sample_steps: tuple[SamplingSteps, ...] = (1, 2, 4, 8)
     sample_prompts: tuple[str, ...] = ()
-    guidance: PositiveFloat = 1.5
+    guidance: Guidance = 1.5
 
     @model_validator(mode="after")
     def _native_goes_together(self) -> "Recipe":

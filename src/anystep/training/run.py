@@ -14,10 +14,10 @@ from typing import Any
 import torch
 import yaml
 
-from anystep.atomic import write_text
 from anystep.device import pick_device
 from anystep.environment import environment
 from anystep.errors import InputError
+from anystep.files import write_text
 from anystep.training.config import CodecRecipe, OptimizerConfig, Recipe, RunConfig, dump
 from anystep.training.trackers import Tracker, open_tracker
 

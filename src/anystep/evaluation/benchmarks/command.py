@@ -14,7 +14,6 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from anystep.atomic import write_text
 from anystep.device import pick_device
 from anystep.environment import environment
 from anystep.errors import InputError
@@ -26,6 +25,7 @@ from anystep.evaluation.benchmarks.scene_detector import SceneDetector
 from anystep.evaluation.benchmarks.scores import write_scores
 from anystep.evaluation.evaluate import model_digest
 from anystep.evaluation.features import load_extractor
+from anystep.files import write_text
 from anystep.pipelines.load import Model, load
 from anystep.ranks import Ranks
 

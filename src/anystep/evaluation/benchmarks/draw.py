@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
-from anystep.atomic import replacing, write_text
 from anystep.errors import InputError
+from anystep.files import replacing, write_text
 from anystep.pipelines.load import Model
 from anystep.ranks import Ranks
 

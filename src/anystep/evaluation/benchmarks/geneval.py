@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from anystep.atomic import write_text
 from anystep.errors import InputError
 from anystep.evaluation.benchmarks.detections import ColourClassifier, Detector, examine
 from anystep.evaluation.benchmarks.draw import Order, open_image
 from anystep.evaluation.benchmarks.scores import over_groups
+from anystep.files import write_text
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9  # of a detection's score; counting wants surer ones

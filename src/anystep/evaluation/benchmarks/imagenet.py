@@ -13,8 +13,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from anystep.atomic import replacing
 from anystep.errors import InputError
+from anystep.files import replacing
 from anystep.pipelines.load import Model
 from anystep.ranks import Ranks
 

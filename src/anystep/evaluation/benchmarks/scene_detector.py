@@ -13,11 +13,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from anystep.atomic import replacing
 from anystep.data.images import to_tensor
 from anystep.data.scenes import CANVASES, COLOURS, TASKS, Scene, concepts, draw_scene
 from anystep.errors import InputError
 from anystep.evaluation.benchmarks.detections import Detection
+from anystep.files import replacing
 
 STRIDE = 4
 NAMED = (None, *COLOURS)

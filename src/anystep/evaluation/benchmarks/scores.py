@@ -7,9 +7,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from anystep.atomic import write_text
 from anystep.environment import environment
 from anystep.errors import InputError
+from anystep.files import write_text
 
 Z = 1.96
 

@@ -1,0 +1,255 @@
+"""Files and folders: written whole or not at all, read with a guard, claimed by the command that makes them.
+
+Everything that anystep reads of what somebody else may have written passes `read_bytes`, `read_text` or `read_json`:
+they open regular files only, up to a size, and what is wrong is one line. Every folder of a command's output is opened
+by `claimed`, which marks it, locks it, and refuses one that something else has made.
+"""
+
+import errno
+import json
+import os
+import shutil
+import socket
+import stat
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from anystep.errors import InputError
+
+MARKER = ".anystep.json"
+LOCK = ".lock"
+HOLDER = ".holder.json"
+FORMAT = 1  # of the folders that commands make
+TEXT_LIMIT = 256 * 2**20  # bytes of a text file that is read whole
+
+
+@contextmanager
+def replacing(path: Path, durable: bool = False) -> Iterator[Path]:
+    """A temporary name beside `path` to write to; renamed to it on leaving, removed where that failed.
+
+    Args:
+        durable: whether what was written must be on the disk before it has its name, so that a power cut leaves the old
+            file or the new one; it costs milliseconds.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
+    try:
+        yield part
+        part.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner may read
+        if durable:
+            _flush(part)
+        part.replace(path)
+    finally:
+        with suppress(FileNotFoundError):
+            part.unlink()
+
+
+def _umask() -> int:
+    """There is no other way to read it than to set it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text whole or not at all; lone surrogates of odd file names are written as they are."""
+    with replacing(path, durable=True) as part:
+        part.write_text(text, "utf-8", "surrogateescape")
+
+
+def finite(content: Any) -> Any:
+    """Plain values with null in place of each number that is not finite, which JSON cannot say."""
+    if isinstance(content, dict):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not -float("inf") < content < float("inf") else content
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write plain values as JSON that every reader takes: numbers that are not finite become null."""
+    write_text(path, json.dumps(finite(content), indent=1, allow_nan=False) + "\n")
+
+
+def check_regular(path: Path) -> None:
+    """Refuse what is no regular file: opening a FIFO waits for ever, and a device may never end.
+
+    Raises:
+        InputError: nothing there, or a folder, FIFO, socket or device.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:  # a name with a NUL byte is a ValueError
+        raise InputError(f"cannot read {str(path)!r}: {getattr(error, 'strerror', None) or error}") from None
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
+        raise InputError(f"cannot read {str(path)!r}: it is {kinds.get(stat.S_IFMT(mode), 'a device')}, not a file")
+
+
+def read_bytes(path: Path, limit: int = TEXT_LIMIT) -> bytes:
+    """The content of a regular file of at most `limit` bytes.
+
+    Raises:
+        InputError: it is not there, not regular, too large, or may not be read.
+    """
+    check_regular(path)
+    try:
+        size = path.stat().st_size
+        if size > limit:
+            raise InputError(f"cannot read {str(path)!r}: it has {size:,} bytes, more than the {limit:,} that are read")
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {str(path)!r}: {error.strerror}") from None
+
+
+def decode_text(content: bytes, name: str) -> str:
+    """UTF-8 text that somebody else wrote, without a byte order mark and with plain line ends.
+
+    Raises:
+        InputError: it is not UTF-8.
+    """
+    try:
+        return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name}: not UTF-8 text, at byte {error.start}") from None
+
+
+def read_text(path: Path, limit: int = TEXT_LIMIT) -> str:
+    """`decode_text` of a file. Raises `InputError` as `read_bytes` does."""
+    return decode_text(read_bytes(path, limit), str(path))
+
+
+def parse_json(text: str | bytes, name: str, kind: type | tuple[type, ...] = dict) -> Any:
+    """JSON that somebody else wrote, of the kind that is expected.
+
+    Raises:
+        InputError: it is no JSON, too deeply nested, or of another kind.
+    """
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise InputError(f"{name}: not JSON: {reason}") from None
+    if not isinstance(content, kind):
+        expected = " or ".join(each.__name__ for each in (kind if isinstance(kind, tuple) else (kind,)))
+        raise InputError(f"{name}: expected a JSON {expected}, got {type(content).__name__}")
+    return content
+
+
+def read_json(path: Path, kind: type | tuple[type, ...] = dict) -> Any:
+    """`parse_json` of a file. Raises `InputError` as `read_bytes` does."""
+    return parse_json(read_text(path), str(path), kind)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it. Raises `InputError` where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot write to folder {str(folder)!r}: {getattr(error, 'strerror', error)}") from None
+
+
+@contextmanager
+def claimed(folder: Path, kind: str, legacy: Sequence[str] = ()) -> Iterator[None]:
+    """A folder for one command's output, made where it is not there, marked as such, and locked for the block.
+
+    The lock goes with the process, however that ends. Where the file system has no locks, the folder is used without.
+
+    Args:
+        kind: what is made in it, for example "training run".
+        legacy: entries that tell a folder of this kind made before folders were marked; all must be there.
+
+    Raises:
+        InputError: another process uses it; it holds what this command has not made; or it cannot be written.
+    """
+    make_folder(folder)
+    check_claim(folder, kind, legacy)
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / LOCK, timeout=0, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InputError(
+            f"{str(folder)!r} is in use by {_holder(folder)}: wait for it, or choose another --out"
+        ) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise InputError(f"cannot write to folder {str(folder)!r}: {error.strerror}") from None
+    try:
+        try:
+            write_json(folder / HOLDER, {"pid": os.getpid(), "host": socket.gethostname()})
+            if not (folder / MARKER).exists():
+                write_json(folder / MARKER, {"kind": kind, "format": FORMAT})
+        except OSError as error:
+            raise InputError(f"cannot write to folder {str(folder)!r}: {error.strerror}") from None
+        yield
+    finally:
+        (folder / HOLDER).unlink(missing_ok=True)
+        lock.release()
+
+
+def check_claim(folder: Path, kind: str, legacy: Sequence[str] = ()) -> None:
+    """Raise `InputError` where `folder` holds something that is not of `kind`; an empty or missing one is free."""
+    marker = folder / MARKER
+    if marker.exists():
+        content = read_json(marker)
+        found, version = content.get("kind"), content.get("format")
+        if found != kind:
+            raise InputError(f"{str(folder)!r} holds a {found}, not a {kind}: choose another --out")
+        if not isinstance(version, int) or version > FORMAT:
+            raise InputError(
+                f"{str(folder)!r} was made by a newer anystep (format {version}): upgrade, or choose another"
+            )
+        return
+    if not folder.exists():
+        return
+    held = sorted(path.name for path in folder.iterdir() if path.name not in (LOCK, HOLDER))
+    held = [name for name in held if not name.endswith(".part")]  # of a process that was killed in its first write
+    if held and not (legacy and set(legacy) <= set(held)):
+        raise InputError(
+            f"{str(folder)!r} holds {held[0]}{f' and {len(held) - 1} more' * (len(held) > 1)}, which this command has "
+            "not made: choose a new or an empty folder as --out"
+        )
+
+
+def _holder(folder: Path) -> str:
+    try:
+        content = read_json(folder / HOLDER)
+    except InputError:
+        return "another process"
+    return f"process {content.get('pid')} on {content.get('host')}"
+
+
+def publish_folder(part: Path, folder: Path) -> None:
+    """Give the finished folder `part` its name, in place of what was published there before.
+
+    What is in the old folder and was not published by this function stays: it is carried over, unless the new folder
+    has an entry of its name. The marker lists what was published.
+    """
+    old = folder.with_name(f".{folder.name}.old.part")
+    if old.exists() and not folder.exists():  # a process was killed between the two renames below
+        old.replace(folder)
+    made = sorted(path.relative_to(part).as_posix() for path in part.rglob("*") if path.is_file())
+    before: set[str] = set()
+    if (folder / MARKER).exists():
+        before = {str(name) for name in read_json(folder / MARKER).get("published", [])}
+    for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
+        name = path.relative_to(folder).as_posix()
+        if not path.is_file() or name in before or name in made or name == MARKER:
+            continue
+        (part / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, part / name, follow_symlinks=False)
+    write_json(part / MARKER, {"kind": "published folder", "format": FORMAT, "published": made})
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.replace(old)
+    part.replace(folder)
+    shutil.rmtree(old, ignore_errors=True)

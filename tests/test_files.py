@@ -1,0 +1,122 @@
+"""Files appear whole; folders are claimed; what others wrote is read with a guard."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from anystep.errors import InputError
+from anystep.files import (
+    check_claim,
+    claimed,
+    publish_folder,
+    read_bytes,
+    read_json,
+    read_text,
+    replacing,
+    write_json,
+    write_text,
+)
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    with pytest.raises(TypeError), replacing(path) as part:
+        part.write_text(7)  # type: ignore[arg-type]
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_json_says_null_where_a_number_is_not_finite(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"loss": float("nan"), "norms": (1.0, float("inf"))})
+    assert read_json(tmp_path / "a.json") == {"loss": None, "norms": [1.0, None]}
+
+
+@pytest.mark.parametrize("content", ["", "{", "[" * 100_000, "[]", "3", '"x"', "NaN"])
+def test_damaged_json_is_one_line_that_names_the_file(tmp_path: Path, content: str) -> None:
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(InputError, match=r"a\.json") as told:
+        read_json(tmp_path / "a.json")
+    assert "\n" not in str(told.value)
+
+
+def test_text_of_others_has_no_byte_order_mark_and_plain_line_ends(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfa cat\r\na dog\r")
+    assert read_text(tmp_path / "a.txt") == "a cat\na dog\n"
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(InputError, match=r"a\.txt: not UTF-8 text, at byte 3"):
+        read_text(tmp_path / "a.txt")
+
+
+def test_what_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "large").write_bytes(b"0123456789")
+    for name, word in (("fifo", "FIFO"), ("missing", "No such file"), ("large", "10 bytes"), (".", "a folder")):
+        with pytest.raises(InputError, match=word):
+            read_bytes(tmp_path / name, limit=9)
+    with pytest.raises(InputError, match="a device"):
+        read_bytes(Path("/dev/zero"))
+
+
+def test_a_folder_is_claimed_for_one_kind_of_output(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "out"
+    for _ in range(2):
+        with claimed(folder, "report"):
+            (folder / "report.md").write_text("x")
+    with pytest.raises(InputError, match="holds a report, not a training run"), claimed(folder, "training run"):
+        pass
+    assert (folder / "report.md").exists()
+
+
+def test_a_folder_of_somebody_else_is_refused_and_untouched(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("x")
+    with (
+        pytest.raises(InputError, match=r"holds thesis\.tex, which this command has not made"),
+        claimed(tmp_path, "report"),
+    ):
+        pass
+    assert os.listdir(tmp_path) == ["thesis.tex"]
+
+
+def test_a_folder_from_before_there_were_marks_is_recognised_by_its_entries(tmp_path: Path) -> None:
+    (tmp_path / "settings.json").write_text("{}")
+    with pytest.raises(InputError):
+        check_claim(tmp_path, "benchmark", ("settings.json", "steps-001"))
+    with claimed(tmp_path, "benchmark", ("settings.json",)):
+        pass
+    assert json.loads((tmp_path / ".anystep.json").read_text())["kind"] == "benchmark"
+
+
+def test_one_process_at_a_time_and_the_lock_goes_with_it(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from anystep.files import claimed\n"
+        f"with claimed(Path({str(tmp_path)!r}), 'report'):\n    print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match=f"in use by process {other.pid} on "), claimed(tmp_path, "report"):
+            pass
+        other.kill()
+        other.wait()
+    with claimed(tmp_path, "report"):
+        pass
+
+
+def test_publishing_replaces_what_was_published_and_keeps_what_was_not(tmp_path: Path) -> None:
+    folder = tmp_path / "pipeline"
+    for names in (("old.bin", "both.bin"), ("both.bin", "deep/new.bin")):
+        part = tmp_path / "part"
+        for name in names:
+            (part / name).parent.mkdir(parents=True, exist_ok=True)
+            (part / name).write_text(names[0])
+        publish_folder(part, folder)
+        (folder / "mine.txt").write_text("mine")
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert found == {".anystep.json", "both.bin", "deep/new.bin", "mine.txt"}
+    assert (folder / "both.bin").read_text() == "both.bin"
+    assert sorted(os.listdir(tmp_path)) == ["pipeline"]
