@@ -93,7 +93,15 @@ def test_the_reference_takes_the_same_path(
 
 @pytest.mark.parametrize(
     ("guidance", "interval", "nfe"),
-    [(1.0, None, 4), (2.0, None, 8), (2.0, (0.0, 0.5), 6), (2.0, (1.0, 1.0), 5), (2.0, (0.26, 0.49), 4)],
+    [
+        (1.0, None, 4),
+        (0.0, None, 4),
+        (0.5, None, 4),
+        (2.0, None, 8),
+        (2.0, (0.0, 0.5), 6),
+        (2.0, (1.0, 1.0), 5),
+        (2.0, (0.26, 0.49), 4),
+    ],
 )
 def test_evaluations_are_counted_and_the_interval_is_closed(guidance: float, interval: Any, nfe: int) -> None:
     network = Gaussian(make_transport("ot_fm"))
@@ -184,6 +192,8 @@ def test_ot_fm_is_what_diffusers_flow_map_scheduler_computes(t: float, r: float,
         ({"steps": 0}, "steps must be at least 1"),
         ({"steps": [0.5, 0.5, 0.0]}, "must decrease"),
         ({"guidance": 2.0}, "null_condition"),
+        ({"guidance": -1.0}, "guidance -1.0: expected a number from 0"),
+        ({"guidance": float("nan")}, "guidance nan: expected a number from 0"),
         ({"stochasticity": 1.5}, "stochasticity"),
         ({"stochasticity": 0.5}, "seed"),
         ({"shift": 0.0}, "shift"),

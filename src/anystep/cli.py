@@ -98,7 +98,9 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument(
         "--seed", type=parse(Seed), default=0, help="of the noise, the same for every image (default: 0)"
     )
-    generate.add_argument("--guidance", type=parse(Guidance), help="guidance scale, 1 is none (default: the model's)")
+    generate.add_argument(
+        "--guidance", type=parse(Guidance), help="guidance scale, none at 1 and below (default: the model's)"
+    )
     generate.add_argument(
         "--guidance-interval", type=parse(Time), nargs=2, metavar=("LOW", "HIGH"), help="guide inside it only"
     )
@@ -229,7 +231,9 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--alignment", help="builtin, none, or a file of train-alignment (default: builtin if it fits)")
     parser.add_argument("--clip-score", metavar="MODEL", help="a CLIP model of transformers, by id or folder")
     parser.add_argument("--size", type=size, metavar="WxH", help="in pixels (default: the training size)")
-    parser.add_argument("--guidance", type=parse(Guidance), help="guidance scale, 1 is none (default: the model's)")
+    parser.add_argument(
+        "--guidance", type=parse(Guidance), help="guidance scale, none at 1 and below (default: the model's)"
+    )
     parser.add_argument(
         "--seed", type=parse(Seed), default=0, help="of the first image, the next has the next (default: 0)"
     )
@@ -274,7 +278,9 @@ def add_benchmarks(parser: argparse.ArgumentParser) -> None:
             kind.add_argument("--images", type=Path, help="score this folder, made elsewhere, and generate nothing")
         if kind not in (imagenet, scenes):
             kind.add_argument("--size", type=size, metavar="WxH", help="in pixels (default: the training size)")
-        kind.add_argument("--guidance", type=parse(Guidance), help="guidance scale, 1 is none (default: the model's)")
+        kind.add_argument(
+            "--guidance", type=parse(Guidance), help="guidance scale, none at 1 and below (default: the model's)"
+        )
         kind.add_argument("--seed", type=parse(Seed), default=0, help="of the first image (default: 0)")
         kind.add_argument("--threads", type=parse(Threads), default=1, help="of each process (default: 1)")
         kind.set_defaults(run=run_benchmark)
@@ -354,9 +360,10 @@ def check_room(model: "Model", width: int, height: int, options: argparse.Namesp
         return
     from anystep.generation_plan import Blueprint, check_fits
     from anystep.planning import memory_of
+    from anystep.sampling import is_guided
 
     memory = memory_of(model.pipeline.device)
-    guided = (options.guidance or model.pipeline.config.guidance_scale) != 1
+    guided = is_guided(model.pipeline.resolve_guidance(options.guidance))
     check_fits(Blueprint.of(model.name), width, height, 1, memory, guided=guided, key_grid=options.key_grid)
 
 

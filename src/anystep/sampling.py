@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from anystep.bounds import Guidance, check
 from anystep.transport import Sample, Transport
 
 
@@ -67,6 +68,11 @@ def noise(shape: Sequence[int], seeds: Sequence[int]) -> Float[Tensor, "batch *s
     return torch.stack([torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
+def is_guided(scale: float) -> bool:
+    """Whether a guidance scale asks for a second evaluation a step: 1 and below mean none, as everywhere in diffusers."""
+    return scale > 1.0
+
+
 @torch.no_grad()
 def sample(
     network: Any,
@@ -95,8 +101,8 @@ def sample(
             that is called once and its answer stands for the condition in every step.
         z: (batch, ...) noise at t_max; scaled to the path there.
         steps: a number of steps, or the decreasing times themselves.
-        null_condition, null_mask: the empty condition, one row a sample; needed where `guidance` is not 1.
-        guidance: g in F_null + g (F_cond - F_null).
+        null_condition, null_mask: the empty condition, one row a sample; needed where `guidance` is above 1.
+        guidance: g in F_null + g (F_cond - F_null); 1 and below mean unguided, at one evaluation a step.
         guidance_interval: closed interval of t in which to guide; all of it by default.
         stochasticity: 0 is deterministic. With c > 0 each step but the last jumps below its target r, to
             r - c (r - t_min), and re-noises to r with fresh noise; 1 is multistep consistency sampling.
@@ -113,14 +119,15 @@ def sample(
     times = schedule(transport, steps, shift) if isinstance(steps, int) else torch.as_tensor(steps).float()
     if len(times) < 2 or not bool((times[1:] < times[:-1]).all()):
         raise ValueError(f"times must decrease and number at least two, got {times.tolist()}")
-    if guidance != 1.0 and null_condition is None:
+    guidance = check("guidance", guidance, Guidance)
+    if is_guided(guidance) and null_condition is None:
         raise ValueError(f"guidance {guidance} needs null_condition")
     if not 0 <= stochasticity <= 1:
         raise ValueError(f"stochasticity must be in [0, 1], got {stochasticity}")
     if stochasticity and (seeds is None or len(seeds) != len(z)):
         raise ValueError(f"stochastic sampling needs one seed an image, got {seeds}")
     low, high = guidance_interval or (-math.inf, math.inf)
-    guided = [guidance != 1.0 and low <= t <= high for t in times[:-1].tolist()]
+    guided = [is_guided(guidance) and low <= t <= high for t in times[:-1].tolist()]
 
     encode = getattr(network, "encode_condition", lambda condition, mask: condition)
     condition = encode(condition, condition_mask)

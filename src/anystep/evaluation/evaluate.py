@@ -169,7 +169,7 @@ def generate_points(
         InputError: prompts of a kind that the model does not read.
     """
     width, height = size or (model.pipeline.base_size,) * 2
-    scale = float(model.pipeline.config.guidance_scale if guidance is None else guidance)
+    scale = model.pipeline.resolve_guidance(guidance)
     if model.pipeline.config.class_names is None and not all(isinstance(prompt, str) for prompt in prompts):
         raise InputError(f"model {model.name!r} draws captions, but the data has classes only")
     digest, points = model_digest(model), []

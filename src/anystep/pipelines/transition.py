@@ -1,6 +1,5 @@
 """Prompts to images: encode, sample in any number of steps, decode."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
+from anystep.bounds import Guidance, check
 from anystep.codecs import AutoencoderCodec, Codec, IdentityCodec, to_uint8
 from anystep.codecs.tiling import decode_tiled, encode_tiled
 from anystep.conditioning import Conditioner, LabelEncoder, TextEncoder, load_text_encoder
@@ -23,7 +23,7 @@ from anystep.errors import InputError
 from anystep.models.rotary import RotaryScaling
 from anystep.models.transformer import TransitionTransformer2DModel
 from anystep.pipelines.scheduler import TransitionScheduler
-from anystep.sampling import StopSampling, noise, sample
+from anystep.sampling import StopSampling, is_guided, noise, sample
 
 MOST_ASPECT = 5  # longest side over shortest
 
@@ -118,6 +118,15 @@ class TransitionPipeline(DiffusionPipeline):
         """Side in pixels of the images the model was trained on."""
         return self.latent_codec.factor * int(self.transformer.config.sample_size)
 
+    def resolve_guidance(self, scale: float | None) -> float:
+        """The guidance scale of a call: the model's own for None, and 1.0 for all that mean unguided.
+
+        Raises:
+            InputError: negative, not finite or no number.
+        """
+        checked = float(check("guidance_scale", self.config.guidance_scale if scale is None else scale, Guidance))
+        return checked if is_guided(checked) else 1.0
+
     @property
     def interrupt(self) -> bool:
         return self._interrupt
@@ -211,7 +220,7 @@ class TransitionPipeline(DiffusionPipeline):
             prompt: a caption, class name or class index, or several.
             height, width: in pixels, multiples of `size_multiple`; the training size by default.
             num_inference_steps: any number; each costs one network evaluation, two where guided.
-            guidance_scale: 1 is none; the model's own default when None.
+            guidance_scale: 1 and below mean unguided; the model's own default when None.
             guidance_interval: closed interval of t in which to guide.
             generator, seeds, latents: where the noise comes from. A seed gives the same image on every device and in
                 every batch.
@@ -245,9 +254,7 @@ class TransitionPipeline(DiffusionPipeline):
             raise InputError(f"stochasticity {stochasticity}: expected 0 to 1")
         if stochasticity and seeds is None:
             raise InputError(f"stochasticity {stochasticity} needs seeds, one an image")
-        guidance = self.config.guidance_scale if guidance_scale is None else guidance_scale
-        if not math.isfinite(guidance):
-            raise InputError(f"guidance {guidance}: expected a number")
+        guidance = self.resolve_guidance(guidance_scale)
         device, codec = self._execution_device, self.latent_codec
         self._interrupt = False
         if image is not None and not 0 < strength <= 1:
@@ -257,7 +264,7 @@ class TransitionPipeline(DiffusionPipeline):
 
         prompts = [each for each in prompts for _ in range(num_images_per_prompt)]
         condition, mask = self.encode_prompt(prompts, device)
-        null, null_mask = self.conditioner.null(len(prompts)) if guidance != 1.0 else (None, None)
+        null, null_mask = self.conditioner.null(len(prompts)) if is_guided(guidance) else (None, None)
         shape = (len(prompts), self.transformer.config.in_channels, height // codec.factor, width // codec.factor)
         z = self.prepare_latents(shape, generator, seeds, latents, device)
         given = None if image is None else self.encode(image, height, width).expand(shape)

@@ -28,6 +28,7 @@ from anystep.evaluation.features import load_extractor
 from anystep.files import write_text
 from anystep.pipelines.load import Model, load
 from anystep.ranks import Ranks
+from anystep.sampling import is_guided
 
 Scores = dict[str, dict[str, float]]
 
@@ -92,7 +93,7 @@ def run(
         return write_scores(made, benchmark, str(task.images), [only], notes, seed=task.seed, truth=judge.truth)
     judged = None if load_judge is None else in_first(ranks, load_judge)
     model = load(task.model, pick_device(task.device))
-    scale = float(model.pipeline.config.guidance_scale if task.guidance is None else task.guidance)
+    scale = model.pipeline.resolve_guidance(task.guidance)
     asked_for = settings(task, benchmark, model, scale, content)
     in_first(ranks, lambda: claim(task.out, asked_for))
     with _progress(ranks) as bar:
@@ -108,7 +109,7 @@ def run(
     if judged is None:
         return {}
     points: list[dict[str, Any]] = [
-        {"steps": steps, "nfe": steps * (1 + (scale != 1.0)), "scores": judged.score(steps_folder(task.out, steps))}
+        {"steps": steps, "nfe": steps * (1 + is_guided(scale)), "scores": judged.score(steps_folder(task.out, steps))}
         for steps in sorted(set(task.steps))
     ]
     facts = {"guidance": scale, "seed": task.seed, "truth": judged.truth}
@@ -269,7 +270,7 @@ def run_imagenet(task: Task, samples: int, classes: str) -> list[Path]:
     if not names:
         raise InputError(f"model {task.model!r} is not class-conditional")
     labels = imagenet.draw_labels(samples, len(names), classes, task.seed)  # type: ignore[arg-type]
-    scale = float(model.pipeline.config.guidance_scale if task.guidance is None else task.guidance)
+    scale = model.pipeline.resolve_guidance(task.guidance)
     asked_for = settings(task, "ImageNet", model, scale, labels)
     in_first(ranks, lambda: claim(task.out, asked_for))
     points, earlier = [], imagenet.read_points(task.out / "report.json")
@@ -281,7 +282,7 @@ def run_imagenet(task: Task, samples: int, classes: str) -> list[Path]:
             path = imagenet.sample_imagenet(
                 model, steps_folder(task.out, steps), labels, steps, task.seed, task.guidance, ranks, advance
             )
-            nfe, seconds = steps * (1 + (scale != 1.0)), time.perf_counter() - begin
+            nfe, seconds = steps * (1 + is_guided(scale)), time.perf_counter() - begin
             point = {"steps": steps, "nfe": nfe, "seconds": seconds, "file": str(path.relative_to(task.out))}
             points.append(earlier.get(steps, point) if there else point)  # what is there took its time back then
     if ranks.first:
