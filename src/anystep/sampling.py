@@ -69,7 +69,7 @@ def noise(shape: Sequence[int], seeds: Sequence[int]) -> Float[Tensor, "batch *s
 
 
 def is_guided(scale: float) -> bool:
-    """Whether a guidance scale asks for a second evaluation a step: 1 and below mean none, as everywhere in diffusers."""
+    """Whether a guidance scale asks for a second evaluation a step: 1 and below mean none, as in diffusers."""
     return scale > 1.0
 
 
