@@ -3,11 +3,13 @@
 import json
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import anystep
 from anystep.codecs import load_codec
@@ -18,10 +20,27 @@ from anystep.pipelines.vocabulary import check_known
 
 WEIGHTS = Path(str(files("anystep") / "weights"))
 
+PROMPTS = ["a red apple", "a whale", "a rocket on a blue background, flat style"]
+CALLS: dict[str, dict[str, Any]] = {
+    **{
+        f"square-{steps}": {"prompt": PROMPTS, "num_inference_steps": steps, "seeds": [0, 1, 2]}
+        for steps in (1, 2, 4, 8)
+    },
+    "wide-4": {"prompt": "a dog face", "width": 96, "height": 64, "num_inference_steps": 4, "seeds": [3]},
+    "unguided-4": {"prompt": "a dog face", "num_inference_steps": 4, "seeds": [3], "guidance_scale": 1.0},
+}
+
 
 @pytest.fixture(scope="module")
 def model() -> Model:
     return anystep.load("builtin")
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_seed_is_the_latent_it_always_was(model: Model, numbers: Path, name: str) -> None:
+    expected = load_file(numbers / "builtin.latents.safetensors")[name]
+    latents: Any = model.pipeline(**CALLS[name], output_type="latent").images
+    torch.testing.assert_close(latents, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_all_weights_together_are_a_small_download() -> None:

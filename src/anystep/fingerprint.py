@@ -1,20 +1,50 @@
 """What tells one network, or one file, from another of the same name."""
 
 import hashlib
+import json
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 
-def weights_digest(network: nn.Module) -> str:
-    """Of all tensors of a network and their names."""
+def weights_digest(network: nn.Module, ignored: str | None = None) -> str:
+    """Of all tensors of a network and their names, but for those whose names begin with `ignored`."""
     digest = hashlib.sha256()
     for name, tensor in network.state_dict().items():
+        if ignored is not None and name.startswith(ignored):
+            continue
         digest.update(name.encode())
-        digest.update(tensor.float().cpu().contiguous().numpy().tobytes())
+        digest.update(tensor.float().cpu().contiguous().view(-1).numpy())
     return digest.hexdigest()[:16]
+
+
+def encoder_digest(model: Any, *beside: Any) -> str:
+    """Of all that the last hidden states of a model of transformers depend on, and of what is said beside it.
+
+    Neither the name of its folder nor the release of transformers that wrote it counts, nor a pooler, which comes after
+    those states and is drawn at random where a file has none.
+    """
+    config = getattr(model, "config", None)
+    said = {} if config is None else json.loads(config.to_json_string())
+    said = {key: value for key, value in said.items() if not key.startswith("_") and key != "transformers_version"}
+    text = json.dumps([weights_digest(model, "pooler."), said, *beside], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """Of all that decides how a tokenizer of transformers cuts text."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        said: Any = [type(tokenizer).__name__, tokenizer.get_vocab(), tokenizer.special_tokens_map]
+    else:  # how it pads and cuts is remembered from its last call
+        said = {
+            key: value for key, value in json.loads(backend.to_str()).items() if key not in ("padding", "truncation")
+        }
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def file_digest(path: Path) -> str:
     """Of all that a file says."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

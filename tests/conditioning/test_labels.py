@@ -1,5 +1,6 @@
 """Class names and indices to labels."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,8 +17,22 @@ def test_names_indices_and_digits_are_labels() -> None:
     assert mask is None
 
 
-def test_a_name_goes_before_an_index() -> None:
-    assert LabelEncoder(["7", "cat", "1"])(["7", "1", "cat"])[0].tolist() == [0, 2, 1]
+def test_text_is_a_name_before_it_is_an_index() -> None:
+    assert LabelEncoder(["7", "cat", "1"])(["7", "1", "cat", "0"])[0].tolist() == [0, 2, 1, 0]
+
+
+@pytest.mark.parametrize("names", [["1", "2", "3"], ["0", "1", "10", "11", "2"], ["2", "1", "0"]])
+def test_a_whole_number_is_an_index_whatever_the_classes_are_called(names: list[str]) -> None:
+    encoder, indices = LabelEncoder(names), list(range(len(names)))
+    for numbers in (indices, np.array(indices), torch.tensor(indices), [np.uint8(index) for index in indices]):
+        assert encoder(numbers)[0].tolist() == indices
+    assert encoder(names)[0].tolist() == indices
+
+
+@pytest.mark.parametrize("prompt", [True, np.True_, torch.tensor(True), 1.0, torch.tensor(1.0), None, b"cat", [0]])
+def test_what_is_neither_a_number_nor_text_is_refused(prompt: object) -> None:
+    with pytest.raises(InputError, match="unknown class"):
+        LabelEncoder(["cat", "dog"])([prompt])
 
 
 def test_the_null_label_follows_the_classes() -> None:
@@ -26,7 +41,7 @@ def test_the_null_label_follows_the_classes() -> None:
     assert mask is None
 
 
-@pytest.mark.parametrize("prompt", ["horse", "Cat", "", 2, -1, "2", "-1", "1.0", "²"])
+@pytest.mark.parametrize("prompt", ["horse", "Cat", "", 2, -1, "2", "-1", "1.0", "²", "9" * 50])
 def test_what_is_no_class_is_one_line_that_says_what_is(prompt: str | int) -> None:
     with pytest.raises(InputError, match=r"^unknown class .*a number below 2, or one of cat, dog$") as caught:
         LabelEncoder(["cat", "dog"])([prompt])

@@ -89,12 +89,29 @@ def test_a_tokenizer_without_padding_pads_with_its_end_token(tiny_text_models: d
     torch.testing.assert_close(states[mask], expected[mask])
 
 
-def test_the_fingerprint_follows_the_weights(tiny_text_models: dict[str, Path]) -> None:
-    one, again, other = (load_text_encoder(tiny_text_models["bert"]) for _ in range(3))
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_fingerprint_follows_every_weight(tiny_text_models: dict[str, Path], kind: str) -> None:
+    one, again, other = (load_text_encoder(tiny_text_models[kind]) for _ in range(3))
+    again(["a red apple", "whale"])  # what the tokenizer remembers of a call is no part of it
     assert one.fingerprint == again.fingerprint
-    with torch.no_grad():
-        next(iter(other.model.parameters())).add_(1e-3)
-    assert other.fingerprint != one.fingerprint
+    weights = [weight for name, weight in other.model.named_parameters() if "pooler" not in name]
+    for weight in weights:
+        changed = TextEncoder(other.tokenizer, other.model, "changed")
+        with torch.no_grad():
+            weight.view(-1)[-1] += 1e-2
+            assert changed.fingerprint != one.fingerprint
+            weight.view(-1)[-1] -= 1e-2
+
+
+def test_the_fingerprint_follows_the_tokenizer_and_not_the_folder(
+    tiny_text_models: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_text_models["bert"], tmp_path / "copy")
+    expected = load_text_encoder(tiny_text_models["bert"]).fingerprint
+    assert load_text_encoder(folder).fingerprint == expected
+    words = folder / "tokenizer.json"
+    words.write_text(words.read_text().replace('"apple"', '"pear"'))
+    assert load_text_encoder(folder).fingerprint != expected
 
 
 @pytest.mark.parametrize("name", ["nowhere", "/nowhere", "nobody/nothing"])

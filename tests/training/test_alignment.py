@@ -66,6 +66,10 @@ def test_an_encoder_gives_a_vector_for_each_token_of_the_grid(encoders: dict[str
 def test_a_fingerprint_is_that_of_the_weights(encoders: dict[str, Path]) -> None:
     first, again, other = (load_image_encoder(str(encoders[name])) for name in ("dinov2", "dinov2", "registers"))
     assert first.fingerprint == again.fingerprint != other.fingerprint
+    changed = load_image_encoder(str(encoders["dinov2"]))
+    with torch.no_grad():
+        changed.model.layernorm.bias[-1] += 1e-2  # the last of all
+    assert changed.fingerprint != first.fingerprint
 
 
 def test_tokens_lie_row_by_row() -> None:

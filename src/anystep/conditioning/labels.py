@@ -1,22 +1,31 @@
 """Class labels as a condition."""
 
+import operator
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from anystep.bounds import shown
 from anystep.errors import InputError
 
 
 class LabelEncoder:
-    """Class names or indices to labels; the null label is `len(class_names)`."""
+    """Classes to labels; the null label is `len(class_names)`.
+
+    A whole number, of Python, NumPy or PyTorch, is an index. Text is a name, or an index in digits where no class has
+    that name.
+    """
 
     def __init__(self, class_names: Sequence[str]) -> None:
         self.class_names = list(class_names)
         self._index = {name: index for index, name in enumerate(self.class_names)}
 
-    def __call__(self, prompts: Sequence[str | int]) -> tuple[Int[Tensor, " batch"], None]:
+    def __call__(self, prompts: Sequence[Any] | Tensor | np.ndarray) -> tuple[Int[Tensor, " batch"], None]:
         """(batch,) labels.
 
         Raises:
@@ -27,10 +36,15 @@ class LabelEncoder:
     def null(self, count: int) -> tuple[Int[Tensor, " batch"], None]:
         return torch.full((count,), len(self.class_names)), None
 
-    def _label(self, prompt: str | int) -> int:
-        text = str(prompt)
-        label = self._index.get(text, int(text) if text.isdecimal() else -1)
+    def _label(self, prompt: Any) -> int:
+        label = -1
+        if isinstance(prompt, str):
+            label = self._index.get(prompt, int(prompt) if prompt.isdecimal() and len(prompt) < 10 else -1)
+        elif not isinstance(prompt, bool) and getattr(prompt, "dtype", None) is not torch.bool:
+            with suppress(TypeError):
+                label = operator.index(prompt)
         if not 0 <= label < len(self.class_names):
-            shown = ", ".join(self.class_names[:10]) + (", ..." if len(self.class_names) > 10 else "")
-            raise InputError(f"unknown class {prompt!r}: a number below {len(self.class_names)}, or one of {shown}")
+            names = ", ".join(self.class_names[:10]) + (", ..." if len(self.class_names) > 10 else "")
+            what = f"a number below {len(self.class_names)}, or one of {names}"
+            raise InputError(f"unknown class {shown(prompt)}: {what}")
         return label

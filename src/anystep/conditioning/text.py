@@ -1,7 +1,7 @@
 """Captions to the token states of a text encoder."""
 
-import hashlib
 from collections.abc import Sequence
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from anystep.errors import InputError
+from anystep.fingerprint import encoder_digest, tokenizer_digest
 
 BUILTIN = "builtin"
 MAX_LENGTH = 256
@@ -33,11 +34,10 @@ class TextEncoder:
             tokenizer.pad_token = tokenizer.eos_token
         tokenizer.padding_side = "right"
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """Changes when the states would: of the name, the sizes and a few of the weights."""
-        weights = next(iter(self.model.parameters())).flatten()[:1024].float().cpu().numpy().tobytes()
-        return hashlib.sha256(f"{self.name}/{self.model.config.to_json_string()}".encode() + weights).hexdigest()[:16]
+        """Changes when the states would: of the tokenizer, the configuration and all of the weights."""
+        return encoder_digest(self.model, tokenizer_digest(self.tokenizer), self.max_length)
 
     @torch.no_grad()
     def __call__(

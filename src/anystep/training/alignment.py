@@ -3,8 +3,8 @@
 They are made once, when data are prepared, and read with the latents: no encoder runs beside training.
 """
 
-import hashlib
 import inspect
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anystep.errors import InputError
+from anystep.fingerprint import encoder_digest
 
 RADIO = "radio:"
 RADIO_REPOSITORY = "NVlabs/RADIO"
@@ -43,11 +44,10 @@ class ImageEncoder:
         takes = inspect.signature(model.forward).parameters
         self._options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in takes else {}
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """Changes when the features would: of the sizes and a few of the weights."""
-        weights = next(iter(self.model.parameters())).flatten()[:1024].float().cpu().numpy().tobytes()
-        return hashlib.sha256(f"{self.patch} {self._mean} {self._std}".encode() + weights).hexdigest()[:16]
+        """Changes when the features would: of the sizes, the configuration and all of the weights."""
+        return encoder_digest(self.model, self.patch, self._mean.tolist(), self._std.tolist())
 
     @torch.no_grad()
     def __call__(
