@@ -14,6 +14,7 @@ from anystep.cli import main
 from anystep.compare import Comparison, student, variant_recipe, vary
 from anystep.errors import InputError
 from anystep.objective import interval_weight
+from anystep.objectives import OBJECTIVES
 from anystep.training.budget import evaluations_per_sample
 from anystep.training.config import ObjectiveConfig
 from anystep.training.train import make_objective
@@ -138,6 +139,13 @@ def test_another_transport_starts_from_its_own_options(name: str) -> None:
 @pytest.mark.parametrize(("freedom", "quantile"), [(1, 12.706), (9, 2.262), (10, 2.2281), (15, 2.1314), (30, 2.0423)])
 def test_students_quantiles(freedom: int, quantile: float) -> None:
     assert student(freedom) == pytest.approx(quantile, abs=4e-3)
+
+
+def test_each_variant_is_its_own_kind_whatever_the_recipe_says() -> None:
+    comparison = Comparison.model_validate({"recipe": {"objective": {"kind": "mean_flow", "eps": 0.1}}})
+    for kind, preset in OBJECTIVES.items():
+        expected = ObjectiveConfig.model_validate({"kind": kind, "eps": 0.1})
+        assert variant_recipe(comparison, preset.label, 0).objective == expected
 
 
 def test_costs_of_a_sample() -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from anystep.errors import InputError
-from anystep.training.config import Recipe, dump, load_recipe
+from anystep.objectives import OBJECTIVES
+from anystep.training.config import ObjectiveConfig, Recipe, dump, load_recipe
 
 EMOJI = Path(__file__).parent.parent.parent / "configs" / "emoji.yaml"
 
@@ -57,3 +58,16 @@ def test_a_missing_recipe_or_debug_size_is_said(tmp_path: Path) -> None:
         load_recipe(tmp_path / "none.yaml", Recipe)
     with pytest.raises(InputError, match="no debug section"):
         load_recipe(write(tmp_path, "run: {steps: 3}"), Recipe, debug=True)
+
+
+def test_another_kind_of_objective_keeps_what_was_given_and_nothing_else(tmp_path: Path) -> None:
+    given = ObjectiveConfig.model_validate({"kind": "mean_flow", "eps": 0.1})
+    assert given.model_dump(exclude_unset=True) == {"kind": "mean_flow", "eps": 0.1}
+    (tmp_path / "config.yaml").write_text(dump(Recipe(objective=given)))
+    assert load_recipe(tmp_path / "config.yaml", Recipe).objective == given
+    for kind in OBJECTIVES:
+        changed = load_recipe(tmp_path / "config.yaml", Recipe, ["--objective.kind", kind]).objective
+        assert changed == ObjectiveConfig.model_validate({"kind": kind, "eps": 0.1})
+    (tmp_path / "own.yaml").write_text("objective: {kind: mean_flow, diffusion_share: 0.75}")
+    own = load_recipe(tmp_path / "own.yaml", Recipe, ["--objective.kind", "transition"]).objective
+    assert (own.diffusion_share, own.derivative) == (0.75, "central")

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from annotated_types import Ge, Lt
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from anystep.bounds import (
     Aspect,
@@ -209,12 +209,19 @@ class ObjectiveConfig(Section):
     # model guidance in the target, from the EMA network; none when null
     guidance: dict[Literal["w_gt", "w_cond", "start", "end"], float] | None = None
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _fill(cls, given: Any) -> Any:
-        if isinstance(given, dict) and (kind := given.get("kind")) in OBJECTIVES:
-            return {**OBJECTIVES[kind].options, **given}
-        return given
+    def _fill(cls, given: Any, validate: ModelWrapValidatorHandler["ObjectiveConfig"]) -> "ObjectiveConfig":
+        kind = given.get("kind") if isinstance(given, dict) else None
+        if not isinstance(kind, str) or kind not in OBJECTIVES:
+            return validate(given)
+        config = validate({**OBJECTIVES[kind].options, **given})
+        # what the kind has set was not given: another kind sets it anew
+        object.__setattr__(config, "__pydantic_fields_set__", set(given))
+        return config
+
+
+SET_BY_KINDS = {"kind"}.union(*(preset.options for preset in OBJECTIVES.values()))
 
 
 class ModelConfig(Section):
@@ -329,8 +336,13 @@ def set_path(key: str, value: Any) -> dict[str, Any]:
 
 
 def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`base` with the entries of `over`, section by section."""
+    """`base` with the entries of `over`, section by section; another kind of objective sets its own values."""
     both = dict(base)
+    kind = base.get("kind")
+    if base.keys() >= SET_BY_KINDS and kind in list(OBJECTIVES) and over.get("kind", kind) != kind:
+        # a section that says every value was dumped, not written: those that its kind has set go with the kind
+        filled = ObjectiveConfig.model_validate({"kind": kind}).model_dump(mode="json")
+        both = {key: value for key, value in base.items() if key not in SET_BY_KINDS or value != filled[key]}
     for key, value in over.items():
         nested = isinstance(value, dict) and isinstance(both.get(key), dict)
         both[key] = merged(both[key], value) if nested else value
