@@ -172,7 +172,7 @@ def test_ablations_are_variants_of_the_first() -> None:
         vary(comparison, ["eps"])
     nested = vary(comparison, ["objective.guidance={w_gt: 1, w_cond: 0.5}", "a.std=1", "b.std=1"])
     assert list(nested.variants)[-3:] == ['guidance {"w_gt": 1, "w_cond": 0.5}', "std 1", "b.std 1"]
-    with pytest.raises(InputError, match="are not values of YAML"):
+    with pytest.raises(InputError, match="is not YAML"):
         vary(comparison, ["objective.eps={"])
     with pytest.raises(InputError, match=r"variant 'epz 1'.*objective\.epz"):
         variant_recipe(vary(comparison, ["objective.epz=1"]), "epz 1", 0)

@@ -4,10 +4,14 @@ A kind is a type annotation: pydantic checks recipe fields by it, `parse` checks
 `check` checks arguments of the Python interface by it. Importing this module costs nothing.
 """
 
+import difflib
+import inspect
 import math
 import operator
-from collections.abc import Callable
-from typing import Annotated, Any, get_args
+from collections.abc import Callable, Iterable, Mapping
+from decimal import Decimal, InvalidOperation
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -27,6 +31,14 @@ Width = Annotated[int, Ge(1), Le(65_536)]
 """Channels of a layer of a network."""
 Depth = Annotated[int, Ge(0), Le(1000)]
 """Layers of a network, or of one of its parts."""
+LayerCount = Annotated[int, Ge(1), Le(1000)]
+"""Blocks of a transformer."""
+OptionalWidth = Annotated[int, Ge(0), Le(65_536)]
+"""A width, or 0 for none."""
+Patch = Annotated[int, Ge(1), Le(256)]
+"""Latent pixels along one side of a token."""
+Ratio = Annotated[float, Gt(0), Le(64)]
+"""Of a hidden width to the width outside."""
 BatchSize = Annotated[int, Ge(1), Le(10**7)]
 Threads = Annotated[int, Ge(1), Le(4096)]
 Guidance = Annotated[float, Ge(0), Le(100)]
@@ -42,6 +54,10 @@ LearningRate = Annotated[float, Gt(0), Le(1000)]
 Coefficient = Annotated[float, Ge(0), Le(10**6)]
 """A weight of a term, or a factor."""
 PositiveCoefficient = Annotated[float, Gt(0), Le(10**6)]
+Decay = Annotated[float, Ge(0), Lt(1)]
+"""Of a moving average."""
+Real = Annotated[float, Ge(-(10**6)), Le(10**6)]
+"""Any number that arithmetic in 32 bits bears."""
 
 
 def expectation(kind: Any) -> str:
@@ -58,20 +74,21 @@ def expectation(kind: Any) -> str:
             case Le(high):
                 words.append(f"to {high:g}" if base is float else f"to {high}")
             case Lt(high):
-                words.append(f"below {high:g}")
+                words.append(f"to below {high:g}")
     return " ".join([what, *words]).replace("above 0 to", "above 0, up to")
 
 
-def is_within(kind: Any, value: int | float) -> bool:
+def is_within(kind: Any, value: int | float | Decimal) -> bool:
     """Whether a number is finite and within the bounds of a kind."""
     tests = {Ge: operator.ge, Gt: operator.gt, Le: operator.le, Lt: operator.lt}
     limits = [(type(limit), getattr(limit, type(limit).__name__.lower())) for limit in get_args(kind)[1:]]
-    whole = isinstance(value, int)  # whose conversion to float may overflow
-    return (whole or math.isfinite(value)) and all(tests[each](value, limit) for each, limit in limits)
+    # a whole number's conversion to a float may overflow
+    finite = value.is_finite() if isinstance(value, Decimal) else isinstance(value, int) or math.isfinite(value)
+    return finite and all(tests[each](value, limit) for each, limit in limits)
 
 
 def parse(kind: Any) -> Callable[[str], Any]:
-    """What argparse takes as the `type` of an option: text to a number of the kind.
+    """What argparse takes as the `type` of an option: text in ASCII to a number of the kind; `1e3` is a whole number.
 
     Raises:
         argparse.ArgumentTypeError: by the function it returns, in words that say what was expected.
@@ -80,13 +97,16 @@ def parse(kind: Any) -> Callable[[str], Any]:
 
     def read(text: str) -> Any:
         try:
-            value = get_args(kind)[0](text)
-            if is_within(kind, value):
-                return value
-        except (ValueError, OverflowError):
+            value = Decimal(text)
+            if text.isascii() and is_within(kind, value):
+                number = get_args(kind)[0](value)
+                if is_within(kind, number) and (isinstance(number, float) or number == value):
+                    return number
+        except InvalidOperation:
             pass
         raise argparse.ArgumentTypeError(f"{shown(text)}: expected {expectation(kind)}")
 
+    read.kind = kind  # type: ignore[attr-defined]  # for the tests' table of all options
     return read
 
 
@@ -111,3 +131,48 @@ def shown(value: Any, longest: int = 60) -> str:
     """A value as it can stand in a message of one line, cut where it is long."""
     text = repr(value)
     return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of a message about a name that is none of those known: the one that was meant, or all of them."""
+    names = [str(name) for name in known]
+    near = difflib.get_close_matches(word[:100], names, n=1)
+    return f", did you mean {near[0]}?" if near else f"; known are {', '.join(names)}"
+
+
+def check_options(what: str, function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a recipe for a function's keyword arguments, whose annotations say which values they take.
+
+    Raises:
+        InputError: a name that the function does not take, or a value that is not of its annotation.
+    """
+    hints = get_type_hints(function, include_extras=True)
+    known = [name for name in inspect.signature(function).parameters if name != "self"]
+    for name in given:
+        if name not in known:
+            raise InputError(f"unknown {what}.{shown(name).strip(chr(39))}{nearest(name, known)}")
+    return {name: fitted(f"{what}.{name}", value, hints[name]) for name, value in given.items()}
+
+
+def fitted(name: str, value: Any, annotation: Any) -> Any:
+    """A plain value as an annotation wants it: a kind of numbers, text, a truth value, choices, or None beside these.
+
+    Raises:
+        InputError: it is of another type, or out of bounds.
+    """
+    if get_origin(annotation) is Literal:
+        if value not in (choices := get_args(annotation)):
+            raise InputError(f"{name} {shown(value)}: expected one of {', '.join(map(str, choices))}")
+        return value
+    if annotation in (str, bool):
+        if not isinstance(value, annotation):
+            raise InputError(f"{name} {shown(value)}: expected {'text' if annotation is str else 'true or false'}")
+        return value
+    if get_origin(annotation) is Annotated:
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        return check(name, value, annotation)
+    if value is None and NoneType in get_args(annotation):
+        return None
+    (inner,) = (each for each in get_args(annotation) if each is not NoneType)
+    return fitted(name, value, inner)

@@ -12,11 +12,10 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
-import yaml
 from PIL import Image
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from anystep.bounds import Count, Guidance, SamplingSteps, Seed
+from anystep.bounds import Count, Guidance, SamplingSteps, Seed, shown
 from anystep.contact_sheet import contact_sheet, save_image
 from anystep.data.sources import JoinedSource
 from anystep.device import pick_device
@@ -30,8 +29,9 @@ from anystep.evaluation.report import check_drawing, curve
 from anystep.files import write_text
 from anystep.objectives import OBJECTIVES
 from anystep.pipelines.load import Model, load
+from anystep.plain_yaml import dump_yaml, parse_yaml, read_yaml
 from anystep.training.budget import evaluations_per_sample
-from anystep.training.config import Recipe, Section, merged, set_path
+from anystep.training.config import Recipe, Section, explain, merged, set_path
 from anystep.training.run import differences, latents_path
 
 # 97.5 % quantiles of Student's t for 1 to 9 degrees of freedom
@@ -78,9 +78,8 @@ def variant_recipe(comparison: Comparison, name: str, seed: int) -> Recipe:
     content = merged(base, change)
     try:
         recipe = Recipe.model_validate(content)
-    except ValueError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"variant {name!r}: {reason}") from None
+    except ValidationError as error:
+        raise InputError(f"variant {shown(name)}: {explain(Recipe, error)}") from None
     if (recipe.data, recipe.model.codec) != (comparison.recipe.data, comparison.recipe.model.codec):
         raise InputError(f"variant {name!r} changes data or model.codec: a comparison has one set of data")
     cost = recipe.run.batch_size * evaluations_per_sample(recipe.objective)
@@ -99,12 +98,10 @@ def vary(comparison: Comparison, changes: Sequence[str]) -> Comparison:
     for change in changes:
         key, equals, values = change.partition("=")
         if not (equals and key and values):
-            raise InputError(f"--vary {change!r}: expected KEY=VALUE[,VALUE...], for example objective.eps=0.001,0.02")
-        try:
-            meant = yaml.safe_load(f"[{values}]")
-        except yaml.YAMLError:
-            raise InputError(f"--vary {change!r}: {values!r} are not values of YAML") from None
-        for value in meant:
+            raise InputError(
+                f"--vary {shown(change)}: expected KEY=VALUE[,VALUE...], for example objective.eps=0.001,0.02"
+            )
+        for value in parse_yaml(f"[{values}]", f"--vary {shown(change)}"):
             word = json.dumps(value).strip('"')
             short = f"{key.split('.')[-1]} {word}"
             variants[f"{key} {word}" if short in variants else short] = merged(first, set_path(key, value))
@@ -227,12 +224,12 @@ def _plan(content: Mapping[str, Any], folder: Path) -> None:
     """Note what a folder is for, or refuse one that was begun for something else."""
     path = folder / PLANNED
     if path.exists():
-        changed = differences(yaml.safe_load(path.read_text("utf-8")), content)
+        changed = differences(read_yaml(path, "plan"), content)
         if changed:
             raise InputError(
                 f"{str(folder)!r} was begun with other values of {', '.join(changed)}: choose another --out"
             )
-    write_text(path, yaml.safe_dump(dict(content), sort_keys=False))
+    write_text(path, dump_yaml(dict(content)))
 
 
 def _link(source: str, target: str) -> None:

@@ -21,6 +21,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from anystep.bounds import PositiveCoefficient, Real, Time, check_options
+from anystep.errors import InputError
+
 Sample = Float[Tensor, "batch *shape"]
 Times = Float[Tensor, " batch"]
 
@@ -162,8 +165,8 @@ class OTFlowMatching(Transport):
 
     name = "ot_fm"
 
-    def __init__(self, t_min: float = 0.0, t_max: float = 1.0, mean: float = -0.4, std: float = 1.0,
-                 sigma_data: float = 1.0) -> None:  # fmt: skip
+    def __init__(self, t_min: Time = 0.0, t_max: Time = 1.0, mean: Real = -0.4, std: PositiveCoefficient = 1.0,
+                 sigma_data: PositiveCoefficient = 1.0) -> None:  # fmt: skip
         self.t_min, self.t_max, self.mean, self.std, self.sigma_data = t_min, t_max, mean, std, sigma_data
 
     def coefficients(self, t: Tensor) -> Coefficients:
@@ -179,8 +182,8 @@ class TrigFlow(Transport):
 
     name = "trigflow"
 
-    def __init__(self, t_min: float = 0.0, t_max: float = 1.57, mean: float = -1.0, std: float = 1.6,
-                 sigma_data: float = 1.0) -> None:  # fmt: skip
+    def __init__(self, t_min: Time = 0.0, t_max: Time = 1.57, mean: Real = -1.0, std: PositiveCoefficient = 1.6,
+                 sigma_data: PositiveCoefficient = 1.0) -> None:  # fmt: skip
         self.t_min, self.t_max, self.mean, self.std, self.sigma_data = t_min, t_max, mean, std, sigma_data
 
     def coefficients(self, t: Tensor) -> Coefficients:
@@ -195,8 +198,8 @@ class EDM(Transport):
 
     name = "edm"
 
-    def __init__(self, t_min: float = 0.01, t_max: float = 80.0, mean: float = -1.2, std: float = 1.2,
-                 sigma_data: float = 0.5) -> None:  # fmt: skip
+    def __init__(self, t_min: Time = 0.01, t_max: Time = 80.0, mean: Real = -1.2, std: PositiveCoefficient = 1.2,
+                 sigma_data: PositiveCoefficient = 0.5) -> None:  # fmt: skip
         self.t_min, self.t_max, self.mean, self.std, self.sigma_data = t_min, t_max, mean, std, sigma_data
 
     def coefficients(self, t: Tensor) -> Coefficients:
@@ -215,8 +218,8 @@ class VariancePreserving(Transport):
 
     name = "vp"
 
-    def __init__(self, t_min: float = 1e-5, t_max: float = 1.0, beta_min: float = 0.1, beta_d: float = 19.9,
-                 sigma_data: float = 1.0) -> None:  # fmt: skip
+    def __init__(self, t_min: Time = 1e-5, t_max: Time = 1.0, beta_min: PositiveCoefficient = 0.1,
+                 beta_d: PositiveCoefficient = 19.9, sigma_data: PositiveCoefficient = 1.0) -> None:  # fmt: skip
         self.t_min, self.t_max, self.beta_min, self.beta_d = t_min, t_max, beta_min, beta_d
         self.sigma_data = sigma_data
 
@@ -237,7 +240,7 @@ class VarianceExploding(Transport):
 
     name = "ve"
 
-    def __init__(self, t_min: float = 0.02, t_max: float = 100.0, sigma_data: float = 1.0) -> None:
+    def __init__(self, t_min: Time = 0.02, t_max: Time = 100.0, sigma_data: PositiveCoefficient = 1.0) -> None:
         self.t_min, self.t_max, self.sigma_data = t_min, t_max, sigma_data
 
     def coefficients(self, t: Tensor) -> Coefficients:
@@ -263,16 +266,14 @@ def make_transport(name: str, **options: Any) -> Transport:
     (`ot_fm`, `trigflow`, `edm`) or `beta_min`, `beta_d` (`vp`).
 
     Raises:
-        ValueError: unknown name, unknown option, or values that leave no time range.
+        InputError: unknown name, unknown option, or values that leave no time range.
     """
     if name not in TRANSPORTS:
-        raise ValueError(f"unknown transport {name!r}: choose one of {', '.join(TRANSPORTS)}")
-    try:
-        transport = TRANSPORTS[name](**options)
-    except TypeError as error:
-        raise ValueError(f"transport {name!r}: {str(error).split('__init__() ')[-1]}") from None
+        raise InputError(f"unknown transport {name!r}: choose one of {', '.join(TRANSPORTS)}")
+    kind = TRANSPORTS[name]
+    transport = kind(**check_options("transport.options", kind.__init__, options))
     if not (0 <= transport.t_min < transport.t_max < math.inf and transport.sigma_data > 0):
-        raise ValueError(
+        raise InputError(
             f"transport {name!r}: need 0 <= t_min < t_max and sigma_data > 0, "
             f"got t_min={transport.t_min}, t_max={transport.t_max}, sigma_data={transport.sigma_data}"
         )

@@ -190,7 +190,7 @@ def test_labels_have_a_null() -> None:
         ("t2i-test", {"dept": 3}, "dept"),
         ("t2i-test", {"num_classes": 3}, "one of text_width and num_classes"),
         ("t2i-test", {"num_heads": 3}, "multiple of 4"),
-        ("t2i-test", {"interval_condition": "t/r"}, "unknown interval_condition"),
+        ("t2i-test", {"interval_condition": "t/r"}, "interval_condition 't/r': expected one of"),
     ],
 )
 def test_bad_sizes_are_refused(preset: str, options: dict[str, Any], message: str) -> None:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from anystep.bounds import check_options, shown
+from anystep.errors import InputError
 from anystep.models.transformer import TransitionTransformer2DModel
 
 _XL = {"hidden_size": 1152, "depth": 28, "num_heads": 16, "modulation_rank": 384}
@@ -35,11 +37,12 @@ def build_transformer(preset: str, **options: Any) -> TransitionTransformer2DMod
     """A freshly initialised network of a preset's size; `options` override its entries.
 
     Raises:
-        ValueError: unknown preset or option.
+        InputError: unknown preset or option.
     """
     if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}")
+        raise InputError(f"unknown preset {shown(preset)}: choose one of {', '.join(PRESETS)}")
+    options = check_options("model.options", TransitionTransformer2DModel.__init__, options)
     try:
         return TransitionTransformer2DModel(**{**PRESETS[preset], **options})
-    except TypeError as error:
-        raise ValueError(f"preset {preset!r}: {str(error).split('__init__() ')[-1]}") from None
+    except ValueError as error:
+        raise InputError(f"preset {preset!r}: {error}") from None

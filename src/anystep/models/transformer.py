@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as functional
@@ -21,6 +21,17 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from anystep.bounds import (
+    Count,
+    LayerCount,
+    OptionalWidth,
+    Patch,
+    Ratio,
+    Share,
+    Side,
+    Width,
+    check_options,
+)
 from anystep.models.key_grid import kept_tokens
 from anystep.models.rotary import Rotary, RotaryGrid, RotaryScaling, joined, rotary, rotate
 from anystep.packing import Packing
@@ -298,36 +309,36 @@ class TransitionTransformer2DModel(
     @register_to_config
     def __init__(
         self,
-        in_channels: int = 4,
-        patch_size: int = 2,
-        sample_size: int = 32,
-        hidden_size: int = 1152,
-        depth: int = 28,
-        num_heads: int = 16,
-        mlp_ratio: float = 4.0,
-        text_width: int | None = None,
-        num_classes: int | None = None,
-        class_dropout_prob: float = 0.1,
-        modulation_rank: int | None = None,
-        interval_condition: str = "t-r",
+        in_channels: Width = 4,
+        patch_size: Patch = 2,
+        sample_size: Side = 32,
+        hidden_size: Width = 1152,
+        depth: LayerCount = 28,
+        num_heads: Width = 16,
+        mlp_ratio: Ratio = 4.0,
+        text_width: Width | None = None,
+        num_classes: Count | None = None,
+        class_dropout_prob: Share = 0.1,
+        modulation_rank: Width | None = None,
+        interval_condition: IntervalCondition = "t-r",
         shared_time_embedder: bool = False,
         interval_attention: bool = True,
         qk_norm: bool = True,
         rope_grid: RotaryGrid = "row_major",
         rope_scaling: RotaryScaling = "plain",
-        rope_extent: int | None = None,
+        rope_extent: Side | None = None,
         mask_text: bool = True,
-        encoder_depth: int = 8,
-        projector_dim: int = 2048,
-        z_dim: int = 0,
+        encoder_depth: LayerCount = 8,
+        projector_dim: Width = 2048,
+        z_dim: OptionalWidth = 0,
     ) -> None:
         super().__init__()
+        given = {name: value for name, value in self.config.items() if not name.startswith("_")}
+        check_options("transformer", TransitionTransformer2DModel.__init__, given)
         if (text_width is None) == (num_classes is None):
             raise ValueError(f"give one of text_width and num_classes, got {text_width} and {num_classes}")
         if hidden_size % num_heads or (hidden_size // num_heads) % 4:
             raise ValueError(f"hidden_size {hidden_size} / num_heads {num_heads} must be a multiple of 4")
-        if interval_condition not in get_args(IntervalCondition):
-            raise ValueError(f"unknown interval_condition {interval_condition!r}: {get_args(IntervalCondition)}")
         if z_dim and not 1 <= encoder_depth <= depth:
             raise ValueError(f"encoder_depth {encoder_depth} must be a block from 1 to depth {depth}")
         width = hidden_size

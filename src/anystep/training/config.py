@@ -4,47 +4,90 @@ A size, a default or a name is defined here once; a recipe file says what differ
 section, merged over the rest by `--debug`, that makes it a laptop-size run.
 """
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-import yaml
-from annotated_types import Ge, Lt
-from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
+from annotated_types import Ge
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
 
 from anystep.bounds import (
     Aspect,
     BatchSize,
     Coefficient,
     Count,
+    Decay,
     Depth,
     Guidance,
     LearningRate,
     OptionalCount,
     PositiveCoefficient,
     PositiveShare,
+    Real,
     SamplingSteps,
     Seed,
     Share,
     Side,
     Threads,
     Width,
+    check_options,
+    expectation,
+    nearest,
+    shown,
 )
 from anystep.data.example import Source
 from anystep.data.sizing import Limits
 from anystep.data.sources import FewerSource, open_source
 from anystep.errors import InputError
 from anystep.objectives import OBJECTIVES, ObjectiveKind
+from anystep.plain_yaml import dump_yaml, parse_yaml, read_yaml
+from anystep.transport import make_transport
 
 Parallel = Literal["none", "ddp", "fsdp", "hsdp"]
-Decay = Annotated[float, Ge(0), Lt(1)]
 
 
 class Section(BaseModel):
     """A part of a recipe: immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plain(cls, value: Any, info: Any) -> Any:
+        """Whole numbers are text where text is wanted; true and false are no numbers."""
+        return _plainly(value, cls.model_fields[info.field_name or ""].annotation)
+
+
+def _plainly(value: Any, annotation: Any) -> Any:
+    kinds = _kinds(annotation)
+    if isinstance(value, list | tuple):
+        inner = next((each for each in kinds if get_origin(each) is tuple), None)
+        places = (
+            get_args(inner)[:1] * len(value) if inner is not None and get_args(inner)[-1] is ... else get_args(inner)
+        )
+        return [_plainly(*each) for each in zip(value, places, strict=True)] if len(places) == len(value) else value
+    numeric, text = {int, float} & set(kinds), str in kinds
+    if isinstance(value, bool) and numeric and bool not in kinds:
+        raise ValueError("expected a number, not true or false")
+    return str(value) if type(value) is int and text and not numeric else value
+
+
+def _kinds(annotation: Any) -> list[Any]:
+    """The types that an annotation allows, without bounds and None."""
+    if get_origin(annotation) is Annotated:
+        return _kinds(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [kind for each in get_args(annotation) if each is not NoneType for kind in _kinds(each)]
+    return [annotation]
 
 
 class DataConfig(Section):
@@ -186,9 +229,14 @@ class CodecRecipe(Section):
 
 class TransportConfig(Section):
     name: Literal["ot_fm", "trigflow", "edm", "vp", "ve"] = "ot_fm"
-    options: dict[str, float] = {}
+    options: dict[str, Real] = {}
     # side in pixels of the square above whose area times are moved towards noise; data.size when null
     base_size: Side | None = None
+
+    @model_validator(mode="after")
+    def _exists(self) -> "TransportConfig":
+        make_transport(self.name, **self.options)
+        return self
 
 
 class ObjectiveConfig(Section):
@@ -207,7 +255,7 @@ class ObjectiveConfig(Section):
     # share of the run, at its start, that is plain diffusion (t = r for every sample)
     diffusion_phase: Share = 0.0
     # model guidance in the target, from the EMA network; none when null
-    guidance: dict[Literal["w_gt", "w_cond", "start", "end"], float] | None = None
+    guidance: dict[Literal["w_gt", "w_cond", "start", "end"], Real] | None = None
 
     @model_validator(mode="wrap")
     @classmethod
@@ -234,6 +282,15 @@ class ModelConfig(Section):
     codec: str = "builtin"
     text_encoder: str = "builtin"
     gradient_checkpointing: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_options(cls, given: Any) -> Any:
+        if not (isinstance(given, dict) and isinstance(options := given.get("options"), dict)):
+            return given
+        from anystep.models.transformer import TransitionTransformer2DModel
+
+        return {**given, "options": check_options("model.options", TransitionTransformer2DModel.__init__, options)}
 
 
 class AlignmentConfig(Section):
@@ -292,16 +349,7 @@ def load_recipe(path: str | Path, kind: type[R], overrides: Sequence[str] = (), 
     Raises:
         InputError: in one line: a missing file, a key that does not exist (with the nearest that does), a wrong type.
     """
-    try:
-        content = yaml.safe_load(Path(path).read_text("utf-8")) or {}
-    except OSError as error:
-        raise InputError(f"cannot read recipe {str(path)!r}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"recipe {str(path)!r} is not UTF-8 text") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"recipe {str(path)!r} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"recipe {str(path)!r} must be a mapping of sections, got {type(content).__name__}")
+    content = read_yaml(Path(path))
     laptop = content.pop("debug", None)
     if debug:
         if not isinstance(laptop, dict):
@@ -312,20 +360,15 @@ def load_recipe(path: str | Path, kind: type[R], overrides: Sequence[str] = (), 
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        raise InputError(f"recipe {str(path)!r}: " + "; ".join(_explain(kind, e) for e in error.errors())) from None
+        raise InputError(f"recipe {shown(str(path))}: {explain(kind, error)}") from None
 
 
 def _pairs(overrides: Sequence[str]) -> list[tuple[str, Any]]:
     words = [part for word in overrides for part in (word.split("=", 1) if word.startswith("--") else [word])]
     if len(words) % 2 or any(not word.startswith("--") for word in words[::2]):
-        raise InputError(f"expected --section.key value pairs, got {' '.join(overrides)!r}")
-    pairs = []
-    for key, value in zip(words[::2], words[1::2], strict=True):
-        try:
-            pairs.append((key[2:].replace("-", "_"), yaml.safe_load(value)))
-        except yaml.YAMLError:
-            raise InputError(f"{key}: {value!r} is not YAML") from None
-    return pairs
+        raise InputError(f"expected --section.key value pairs, got {shown(' '.join(overrides), 160)}")
+    pairs = zip(words[::2], words[1::2], strict=True)
+    return [(key[2:].replace("-", "_"), parse_yaml(value, shown(f"{key} {value}", 160))) for key, value in pairs]
 
 
 def set_path(key: str, value: Any) -> dict[str, Any]:
@@ -349,18 +392,66 @@ def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return both
 
 
-def _explain(kind: type[BaseModel], error: Any) -> str:
-    where = ".".join(str(part) for part in error["loc"])
-    if error["type"] != "extra_forbidden":
-        return f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
-    section: Any = kind
-    for part in error["loc"][:-1]:
-        section = section.model_fields[part].annotation
-    known = list(section.model_fields)
-    near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
-    return f"unknown key {where}" + (f", did you mean {near[0]}?" if near else f"; known are {', '.join(known)}")
+def explain(kind: type[BaseModel], error: ValidationError) -> str:
+    """What is wrong with a recipe, as a line: field, value, and what was expected, once a field."""
+    told: dict[str, str] = {}
+    for each in error.errors():
+        where, annotation, known = _place(kind, each["loc"])
+        message = each["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+        if each["type"] == "extra_forbidden":
+            told[where] = f"unknown key {shown(where).strip(chr(39))}{nearest(str(each['loc'][-1]), known)}"
+        elif each["type"] == "value_error" and isinstance(each["input"], dict | BaseModel):
+            told[where] = f"{where}: {message}" if where and where not in message else message
+        else:
+            if expected := [expectation(kind) for kind in _bounded(annotation)]:
+                message = f"expected {' or '.join(expected)}"
+            told.setdefault(where, f"{where}: {message[:1].lower()}{message[1:]}, got {shown(each['input'])}")
+    lines = list(told.values())
+    return "; ".join(lines[:2]) + (f"; and {len(lines) - 2} more" if len(lines) > 2 else "")
+
+
+def _place(kind: type[BaseModel], path: Sequence[str | int]) -> tuple[str, Any, list[str]]:
+    """Of the place of an error: its name in the recipe, the annotation there, and the keys that are known beside it."""
+    names: list[str] = []
+    annotation: Any = kind
+    known: list[str] = []
+    parts = list(path)
+    while parts:
+        kinds = _kinds(annotation)
+        if len(kinds) > 1:  # pydantic names the alternative that it tried
+            tag = str(parts.pop(0))
+            origin = {"tuple": tuple, "dict": dict}.get(tag.split("[")[0])
+            if origin is None or not parts:
+                break
+            annotation = next((each for each in kinds if get_origin(each) is origin), None)
+            continue
+        (single,) = kinds
+        part = parts.pop(0)
+        names.append(str(part))
+        if isinstance(single, type) and issubclass(single, BaseModel):
+            known = list(single.model_fields)
+            annotation = _whole(single.model_fields[part]) if part in single.model_fields else None
+        elif get_origin(single) is tuple:
+            inner = get_args(single)
+            annotation = inner[0] if inner[-1] is ... or not isinstance(part, int) else inner[min(part, len(inner) - 1)]
+        elif get_origin(single) is dict:
+            annotation = None if parts[:1] == ["[key]"] else get_args(single)[1]
+        else:
+            annotation = None
+    return ".".join(names), annotation, known
+
+
+def _whole(field: FieldInfo) -> Any:
+    return Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+
+
+def _bounded(annotation: Any) -> list[Any]:
+    """The kinds of numbers among what an annotation allows."""
+    if get_origin(annotation) in (Union, UnionType):
+        return [kind for each in get_args(annotation) for kind in _bounded(each)]
+    return [annotation] if get_origin(annotation) is Annotated and get_args(annotation)[0] in (int, float) else []
 
 
 def dump(recipe: Section) -> str:
     """The recipe as YAML that `load_recipe` reads back."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+    return dump_yaml(recipe.model_dump(mode="json"))

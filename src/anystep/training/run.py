@@ -12,12 +12,12 @@ from types import FrameType
 from typing import Any
 
 import torch
-import yaml
 
 from anystep.device import pick_device
 from anystep.environment import environment
 from anystep.errors import InputError
 from anystep.files import write_text
+from anystep.plain_yaml import read_yaml
 from anystep.training.config import CodecRecipe, OptimizerConfig, Recipe, RunConfig, dump
 from anystep.training.trackers import Tracker, open_tracker
 
@@ -78,7 +78,7 @@ class Run:
             return
         changed = [
             key
-            for key in differences(yaml.safe_load(path.read_text("utf-8")), recipe.model_dump(mode="json"))
+            for key in differences(read_yaml(path, "the run's"), recipe.model_dump(mode="json"))
             if not (key[:4] == "run." and key[4:] in FREE_TO_CHANGE) and key[:6] != "guard." and key != "parallel"
         ]
         if changed and not self._begun():  # a run that failed before it saved anything binds nobody
