@@ -245,3 +245,40 @@ def test_a_process_exits_with_2_and_one_line() -> None:
 @pytest.mark.parametrize("arguments", [[], ["paint"], ["data"], ["data", "paint"], ["train"], ["info", "--x"]])
 def test_bad_usage_is_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     assert "error: " in refused(capsys, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["generate", "a whale", "--num-inference-steps", "3"], "--steps"),
+        (["generate", "a whale", "--step", "3"], "--steps"),
+        (["generate", "a whale", "-o", "x.png"], "--out"),
+        (["generate", "a whale", "--width", "64"], "--size"),
+        (["generate", "a whale", "--guidance-scale", "3"], "--guidance"),
+        (["data", "prepare", "x", "--size", "32", "--outt", "y"], "--out"),
+        (["benchmark", "scenes", "--out", "x", "--num-inference-steps", "3"], "--steps"),
+        (["evaluate", "--output", "x"], "--out"),
+        (["train", "emoji", "--dryrun", "1"], "--dry-run"),
+        (["genrate", "a whale"], "generate"),
+        (["plan", "--on", "H10"], "H100"),
+    ],
+)
+def test_a_near_miss_is_told_what_was_meant(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], meant: str
+) -> None:
+    assert f"did you mean {meant}?" in refused(capsys, *arguments)
+
+
+def test_dir_shows_the_public_names() -> None:
+    import anystep
+
+    assert dir(anystep) == sorted(anystep.__all__)
+    assert {"load", "TransitionPipeline", "__version__"} <= set(dir(anystep))
+    assert all(getattr(anystep, name) is not None for name in dir(anystep))
+    assert (Path(anystep.__file__).parent / "py.typed").exists()
+
+
+@pytest.mark.parametrize("module", ["anystep", "anystep.cli"])
+def test_it_runs_as_a_module(module: str) -> None:
+    said = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True, check=True)
+    assert said.stdout == f"anystep {__version__}\n"

@@ -3,13 +3,23 @@
 The names below load on first use, so that `import anystep` and `anystep --help` do not wait for torch.
 """
 
-from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from importlib import import_module as _import_module
+from importlib.metadata import PackageNotFoundError as _PackageNotFoundError
+from importlib.metadata import version as _version
+from typing import TYPE_CHECKING
+from typing import Any as _Any
+
+if TYPE_CHECKING:
+    from anystep.models.transformer import TransitionTransformer2DModel as TransitionTransformer2DModel
+    from anystep.pipelines.load import load as load
+    from anystep.pipelines.scheduler import TransitionScheduler as TransitionScheduler
+    from anystep.pipelines.transition import TransitionPipeline as TransitionPipeline
+    from anystep.sampling import sample as sample
+    from anystep.transport import make_transport as make_transport
 
 try:
-    __version__ = version("anystep")
-except PackageNotFoundError:  # a source tree that is not installed
+    __version__ = _version("anystep")
+except _PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0.0.0"
 
 _WHERE = {
@@ -20,12 +30,16 @@ _WHERE = {
     "make_transport": "anystep.transport",
     "sample": "anystep.sampling",
 }
-__all__ = ["__version__", *_WHERE]
+__all__ = ["__version__", *_WHERE]  # pyright: ignore[reportUnsupportedDunderAll]
 # diffusers checks a component's class against these bases, looked up in the module that `model_index.json` names
 _WHERE |= {"ModelMixin": "diffusers", "SchedulerMixin": "diffusers"}
 
 
-def __getattr__(name: str) -> Any:
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+def __getattr__(name: str) -> _Any:
     if name in _WHERE:
-        return getattr(import_module(_WHERE[name]), name)
+        return getattr(_import_module(_WHERE[name]), name)
     raise AttributeError(f"module 'anystep' has no attribute {name!r}")

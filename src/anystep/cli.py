@@ -1,12 +1,14 @@
 """The command line, thin: it reads arguments, calls the library and prints. Heavy imports wait until a command runs."""
 
 import argparse
+import difflib
 import json
 import math
 import os
+import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -42,9 +44,59 @@ class OneLineParser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{**options, "allow_abbrev": False})
+        self.given: list[str] | None = None  # what it was asked to parse
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self.given = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
+    @property
+    def chosen(self) -> "OneLineParser":
+        """The parser of the command that was given, or of its action."""
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                return next((each.chosen for each in action.choices.values() if each.given is not None), self)
+        return self
+
+    def did_you_mean(self, words: Iterable[str]) -> str:
+        """What options were meant by words that are none but are near one."""
+        known = [name for name in self._option_string_actions if name.startswith("--")]
+        meant = {word: near for word in words if (near := nearest_option(word, known))}
+        return "".join(f"; {word}: did you mean {near}?" for word, near in meant.items())
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            names = [str(each) for each in action.choices]
+            near = difflib.get_close_matches(str(value), names, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise argparse.ArgumentError(action, f"{shown(value)}: {hint}expected one of {', '.join(names)}")
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {one_line(message)}\n")
+        # a misspelt name may be why another is missing, so it is told with every error
+        self.exit(2, f"{self.prog}: error: {one_line(message + self.did_you_mean(self.given or ()))}\n")
+
+
+# what other programs call our options
+OTHER_NAMES = {
+    "width": "--size", "height": "--size", "resolution": "--size", "num-images": "--count", "n": "--count",
+    "cfg": "--guidance", "cfg-scale": "--guidance", "init-image": "--image", "checkpoint": "--model", "ckpt": "--model",
+    "num-images-per-prompt": "--count", "batch-size": "--batch", "num-samples": "--samples",
+}  # fmt: skip
+
+
+def nearest_option(word: str, known: Sequence[str]) -> str | None:
+    """The option that was meant by a word that looks like one and is none."""
+    if not re.fullmatch(r"--?[A-Za-z][\w-]*(=.*)?", word, re.DOTALL):
+        return None
+    name = word.split("=")[0].lower().replace("_", "-").strip("-")
+    if f"--{name}" in known:
+        return None
+    plain = [each[2:] for each in known]
+    near = [each for each in known if OTHER_NAMES.get(name) == each or (len(name) == 1 and each[2:].startswith(name))]
+    near += [f"--{each}" for each in difflib.get_close_matches(name, plain, n=1, cutoff=0.7)]
+    near += [f"--{each}" for each in plain if each in name.split("-")]
+    near += [f"--{each}" for each in difflib.get_close_matches(name, plain, n=1)]
+    return near[0] if near else None
 
 
 def size(text: str) -> tuple[int, int]:
@@ -62,7 +114,7 @@ def size(text: str) -> tuple[int, int]:
 DEVICE_NAMES = ("B200", "H200", "H100", "A100", "L40S", "4090")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> OneLineParser:
     parser = OneLineParser(
         prog="anystep",
         description="Transition models: one set of weights generates in any number of steps.",
@@ -160,7 +212,7 @@ def build_parser() -> argparse.ArgumentParser:
     classifier.add_argument("--epochs", type=parse(Count), default=3, help="default: 3")
     classifier.set_defaults(run=run_train_classifier)
     compare = commands.add_parser("compare", help="train several objectives alike and draw their curves")
-    compare.add_argument("recipe", type=Path, help="a YAML file, for example configs/compare/fashion-mnist.yaml")
+    compare.add_argument("recipe", help="a name of `anystep recipes`, for example fashion-mnist, or a YAML file")
     compare.add_argument("--out", type=Path, required=True, help="the folder; the same command resumes")
     compare.add_argument("--only", nargs="+", metavar="NAME", help="some of the variants")
     compare.add_argument("--vary", nargs="+", default=[], metavar="KEY=VALUES", help="more variants of the first one")
@@ -200,6 +252,13 @@ def build_parser() -> argparse.ArgumentParser:
     prepare.add_argument("--shard-size", type=parse(Count), default=1000, help="examples in a tar (default: 1000)")
     prepare.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
     prepare.set_defaults(run=run_data_prepare)
+
+    recipes = commands.add_parser("recipes", help="the recipes that come with anystep")
+    recipes.set_defaults(run=run_recipes)
+    shown_or_listed = recipes.add_subparsers(dest="action", metavar="ACTION", parser_class=OneLineParser)
+    shown_recipe = shown_or_listed.add_parser("show", help="print one, to change it: `recipes show emoji > mine.yaml`")
+    shown_recipe.add_argument("name", help="for example emoji or compare/fashion-mnist")
+    shown_recipe.set_defaults(run=run_recipes)
 
     info = commands.add_parser("info", help="versions, device, and what a model is and knows")
     add_model(info)
@@ -287,7 +346,7 @@ def add_benchmarks(parser: argparse.ArgumentParser) -> None:
 
 
 def add_recipe(parser: argparse.ArgumentParser, out_required: bool = True) -> None:
-    parser.add_argument("recipe", type=Path, help="a YAML file, for example configs/emoji.yaml")
+    parser.add_argument("recipe", help="a name of `anystep recipes`, for example emoji, or a YAML file")
     parser.add_argument("--out", type=Path, required=out_required, help="the run folder; an existing run is resumed")
     parser.add_argument("--debug", action="store_true", help="the recipe's laptop size")
     parser.epilog = "Any value of the recipe: --section.key VALUE, for example --run.steps 2000."
@@ -367,10 +426,36 @@ def check_room(model: "Model", width: int, height: int, options: argparse.Namesp
     check_fits(Blueprint.of(model.name), width, height, 1, memory, guided=guided, key_grid=options.key_grid)
 
 
-def run_train(options: argparse.Namespace) -> None:
-    from anystep.training.config import Recipe, load_recipe
+def read_recipe(options: argparse.Namespace, kind: Any) -> Any:
+    """The recipe, of that kind, that a command was given by name or path, with its overrides."""
+    from anystep.training.config import load_recipe
+    from anystep.training.recipes import find_recipe
 
-    recipe = load_recipe(options.recipe, Recipe, options.overrides, options.debug)
+    try:
+        return load_recipe(find_recipe(options.recipe, options.command), kind, options.overrides, options.debug)
+    except InputError as error:  # perhaps what was taken for an override was meant to be an option
+        raise InputError(f"{error}{getattr(options, 'did_you_mean', '')}") from None
+
+
+def run_recipes(options: argparse.Namespace) -> None:
+    from anystep.training.recipes import command_of, description, find_recipe, recipe_names
+
+    if options.action == "show":
+        sys.stdout.write(find_recipe(options.name).read_text("utf-8"))
+        return
+    rows = [
+        (f"anystep {command_of(name)} {name.removeprefix('compare/')}", description(name)) for name in recipe_names()
+    ]
+    width = max(len(command) for command, _ in rows)
+    for command, words in rows:
+        print(f"{command:{width}}  {words}")
+    print("`anystep recipes show NAME` prints one (comparisons: compare/NAME); a changed copy is given by its path")
+
+
+def run_train(options: argparse.Namespace) -> None:
+    from anystep.training.config import Recipe
+
+    recipe = read_recipe(options, Recipe)
     if options.dry_run:
         dry_run(recipe, options.on, options.devices, options.utilisation)
         return
@@ -453,9 +538,9 @@ def plan_training(options: argparse.Namespace, preset: str, width: int, height: 
 
 
 def run_train_codec(options: argparse.Namespace) -> None:
-    from anystep.training.config import CodecRecipe, load_recipe
+    from anystep.training.config import CodecRecipe
 
-    recipe = load_recipe(options.recipe, CodecRecipe, options.overrides, options.debug)
+    recipe = read_recipe(options, CodecRecipe)
     from anystep.training.codec import train_codec
 
     report(train_codec(recipe, options.out), recipe.run.steps, options.out)
@@ -560,9 +645,8 @@ def run_train_classifier(options: argparse.Namespace) -> None:
 def chosen_comparison(options: argparse.Namespace) -> "Comparison":
     """The variants that were named, and then those that `--vary` makes of the first of them."""
     from anystep.compare import Comparison, vary
-    from anystep.training.config import load_recipe
 
-    comparison = load_recipe(options.recipe, Comparison, options.overrides, options.debug)
+    comparison = read_recipe(options, Comparison)
     if options.only is not None:
         unknown = sorted(set(options.only) - set(comparison.variants))
         if unknown:
@@ -671,8 +755,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
     if rest and not hasattr(options, "recipe"):
-        parser.error(f"unknown arguments: {' '.join(rest)}")
+        parser.chosen.error(f"unknown arguments: {' '.join(rest)}")
     options.overrides, options.typed = rest, sys.argv[1:] if arguments is None else arguments
+    options.did_you_mean = parser.chosen.did_you_mean(rest)
     try:
         options.run(options)
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""The recipes of `configs/`: every one parses, and its laptop size trains."""
+"""The recipes of the package: found by name, every one parses, and its laptop size trains."""
 
 import json
 from pathlib import Path
@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 
 from anystep.cli import main
+from anystep.compare import Comparison
+from anystep.errors import InputError
 from anystep.training.config import CodecRecipe, Recipe, load_recipe
+from anystep.training.recipes import FOLDER, command_of, find_recipe, recipe_names
 
-CONFIGS = sorted((Path(__file__).parent.parent.parent / "configs").glob("*.yaml"))
+CONFIGS = sorted(FOLDER.glob("*.yaml"))
 
 
 def by_name(path: Path) -> str:
@@ -33,3 +36,53 @@ def test_the_laptop_size_of_every_recipe_takes_three_steps(path: Path, tmp_path:
     assert all(0 < record["loss"] < 100 and record["gradient_norm"] > 0 for record in log)
     made = "codec/config.json" if command == "train-codec" else "pipeline/model_index.json"
     assert (tmp_path / "run" / made).exists()
+
+
+def test_every_recipe_is_found_by_its_name_and_is_for_its_command() -> None:
+    kinds = {"train": Recipe, "train-codec": CodecRecipe, "compare": Comparison}
+    names = recipe_names()
+    assert {"emoji", "codec-emoji", "compare/fashion-mnist"} <= set(names)
+    for name in names:
+        path = find_recipe(name.removeprefix("compare/"), command_of(name))
+        assert path == find_recipe(name, command_of(name)) == FOLDER / f"{name}.yaml"
+        load_recipe(path, kinds[command_of(name)])
+
+
+def test_a_file_comes_before_a_name_and_a_folder_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "emoji").mkdir()
+    assert find_recipe("emoji", "train") == FOLDER / "emoji.yaml"
+    (tmp_path / "scenes").write_text("{}")
+    assert find_recipe("scenes", "train") == Path("scenes")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert find_recipe("~/scenes", "train") == tmp_path / "scenes"
+
+
+@pytest.mark.parametrize(
+    ("given", "command", "message"),
+    [
+        ("emojii", "train", "did you mean emoji?"),
+        ("configs/emoji.yaml", "train", "did you mean emoji?"),
+        ("fashion_mnist", "compare", "did you mean compare/fashion-mnist?"),
+        ("codec-emoji", "train", "it is for `anystep train-codec`"),
+        ("emoji", "train-codec", "it is for `anystep train`"),
+        ("xyzzy", "train", "recipe 'xyzzy': there is no such file or recipe; `anystep recipes` lists"),
+    ],
+)
+def test_a_wrong_name_says_what_was_meant(
+    given: str, command: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as caught:
+        find_recipe(given, command)
+    assert message in str(caught.value)
+
+
+def test_recipes_lists_every_recipe_with_its_first_line_and_show_prints_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(recipe_names()) + 1
+    assert any(line.startswith("anystep compare fashion-mnist ") and "Five objectives" in line for line in lines)
+    assert any(line.startswith("anystep train emoji ") and "built-in text-to-image model" in line for line in lines)
+    assert main(["recipes", "show", "emoji"]) == 0
+    assert capsys.readouterr().out == (FOLDER / "emoji.yaml").read_text()

@@ -1,0 +1,58 @@
+"""The recipes that come with the package, found by name. Importing this costs nothing: listing them is instant."""
+
+import difflib
+from pathlib import Path
+
+from anystep.errors import InputError
+
+FOLDER = Path(__file__).parent.parent / "recipes"
+
+
+def recipe_names() -> list[str]:
+    """All of them, `compare/NAME` those of comparisons."""
+    return sorted(
+        (path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*.yaml")),
+        key=lambda name: (name.count("/"), name),
+    )
+
+
+def command_of(name: str) -> str:
+    """The command that a recipe is for."""
+    if name.startswith("compare/"):
+        return "compare"
+    return "train-codec" if name.startswith("codec-") else "train"
+
+
+def description(name: str) -> str:
+    """The first line of a recipe's comment."""
+    return (FOLDER / f"{name}.yaml").read_text("utf-8").split("\n", 1)[0].removeprefix("# ")
+
+
+def find_recipe(given: str, command: str | None = None) -> Path:
+    """The file that a recipe's name, or path, stands for; a file that is there comes before a name.
+
+    Args:
+        given: `emoji`, `compare/emoji`, or the path of a YAML file.
+        command: what it is for: `anystep compare emoji` is `compare/emoji`. Any when None.
+
+    Raises:
+        InputError: neither a file nor a name of ours; says the nearest.
+    """
+    path = Path(given).expanduser()
+    if path.is_file():
+        return path
+    names = [name for name in recipe_names() if command in (None, command_of(name))]
+    for name in (given, f"{command}/{given}"):
+        if name in names:
+            return FOLDER / f"{name}.yaml"
+    if path.exists() and not path.is_dir():  # reading it says what is wrong with it
+        return path
+    stem = path.with_suffix("").name if path.suffix in (".yaml", ".yml") else given
+    near = next((name for name in names if Path(name).name == stem), None)
+    near = near or next(iter(difflib.get_close_matches(stem, names, n=1, cutoff=0.5)), None)
+    other = next((name for name in recipe_names() if name == given), None)
+    if other is not None:
+        hint = f"it is for `anystep {command_of(other)}`"
+    else:
+        hint = (f"did you mean {near}? " if near else "") + "`anystep recipes` lists those that come with anystep"
+    raise InputError(f"cannot read recipe {given!r}: there is no such file or recipe; {hint}")
