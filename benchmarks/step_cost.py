@@ -30,7 +30,7 @@ from resident import held, peak
 from anystep.device import pick_device
 from anystep.models.presets import PRESETS, build_transformer
 from anystep.objective import TARGET_COST, derivative
-from anystep.planning import forward_flops
+from anystep.planning import ForwardFlops
 from anystep.training.config import Recipe, load_recipe
 from anystep.training.optimizers import make_optimizers
 from anystep.training.train import make_objective, peak_flops, pick_precision, utilisation
@@ -134,7 +134,7 @@ def main() -> None:
 
     count, rated = recipe.run.batch_size, peak_flops(recipe.run, device)
     side = int({**PRESETS[recipe.model.preset], **recipe.model.options}["sample_size"])
-    flops = forward_flops(recipe.model.preset, side, side, options.length, **recipe.model.options)
+    flops = ForwardFlops.of(recipe.model.preset, **recipe.model.options)(side, side, options.length)
     figures: dict[str, dict[str, Any]] = {}
     print(f"{'':22}{'s / step':>9}{'images/s':>10}{'ratio':>7}{'min':>6}{'max':>6}{'peak MB':>9}{'ratio':>7}{'MFU':>7}")
     for variant, name in DERIVATIVES.items():

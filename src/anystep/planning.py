@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from anystep.errors import InputError
 from anystep.models.presets import PRESETS, build_transformer
 
 
@@ -134,9 +135,30 @@ class NetworkCost:
 
 
 def count_parameters(preset: str, **options: Any) -> int:
-    """Of a preset, without making it."""
+    """The weights of a preset, without making them: blocks are alike, so the second one is multiplied.
+
+    Raises:
+        InputError: an unknown preset or option.
+    """
     with torch.device("meta"):
-        return sum(weight.numel() for weight in build_transformer(preset, **options).parameters())
+        one, two = (
+            sum(weight.numel() for weight in build_transformer(preset, **shallow(options, blocks)).parameters())
+            for blocks in (1, 2)
+        )
+    return one + (two - one) * (depth_of(preset, options) - 1)
+
+
+def depth_of(preset: str, options: dict[str, Any]) -> int:
+    return int({**PRESETS.get(preset, {}), **options}.get("depth", 28))
+
+
+def shallow(options: dict[str, Any], blocks: int) -> dict[str, Any]:
+    """The options of the same network with so many blocks, aligned after the first of them."""
+    if options.get("z_dim", 0) and not 1 <= options.get("encoder_depth", 8) <= options.get("depth", 28):
+        raise InputError(
+            f"model.options.encoder_depth {options.get('encoder_depth', 8)}: expected a block of the network"
+        )
+    return {**options, "depth": blocks, "encoder_depth": 1}
 
 
 def network_cost(
@@ -158,25 +180,53 @@ def network_cost(
         options: of the network, over the preset's.
 
     Raises:
-        ValueError: unknown preset or option.
+        InputError: an unknown preset or option.
     """
-    depth = int({**PRESETS.get(preset, {}), **options}.get("depth", 28))
+    depth = depth_of(preset, options)
     one, two = (
-        _measure(preset, batch, rows, columns, text_length, precision, checkpointing, {**options, "depth": blocks})
+        _measure(preset, batch, rows, columns, text_length, precision, checkpointing, shallow(options, blocks))
         for blocks in (1, 2)
     )
     whole = [first + (second - first) * (depth - 1) for first, second in zip(one, two, strict=True)]
     return NetworkCost(count_parameters(preset, **options), *whole)
 
 
-def forward_flops(preset: str, rows: int, columns: int, text_length: int = 256, **options: Any) -> int:
-    """Operations of one forward on one latent of rows x columns."""
-    depth = int({**PRESETS.get(preset, {}), **options}.get("depth", 28))
-    one, two = (
-        FakeNetwork(preset, 1, rows, columns, text_length, torch.float32, {**options, "depth": blocks}).flops()
-        for blocks in (1, 2)
-    )
-    return one + (two - one) * (depth - 1)
+@dataclass(frozen=True)
+class ForwardFlops:
+    """Operations of one forward on one latent: a polynomial in its tokens N and those of its caption, L.
+
+    Every token costs the same, self-attention costs N², cross-attention N L, and the caption's projection L; so five
+    points of a small network of one block, and of two, tell all other sizes exactly.
+    """
+
+    patch: int
+    once: int
+    by_tokens: int
+    by_square: int
+    by_caption: int
+    by_both: int
+
+    @classmethod
+    def of(cls, preset: str, **options: Any) -> "ForwardFlops":
+        """Those of a preset. Raises `InputError` on an unknown preset or option."""
+        patch = int({**PRESETS.get(preset, {}), **options}["patch_size"])
+        fakes = [FakeNetwork(preset, 1, patch, patch, 1, torch.float32, shallow(options, blocks)) for blocks in (1, 2)]
+        counted = []
+        for tokens, caption in ((1, 1), (2, 1), (3, 1), (1, 2), (2, 2)):
+            for fake in fakes:
+                fake.give(1, patch, tokens * patch, caption)
+            one, two = (fake.flops() for fake in fakes)
+            counted.append(one + (two - one) * (depth_of(preset, options) - 1))
+        f11, f21, f31, f12, f22 = counted
+        square, both = (f31 - 2 * f21 + f11) // 2, f22 - f21 - f12 + f11
+        caption, along = f12 - f11 - both, f21 - f11 - 3 * square - both
+        return cls(patch, f11 - along - square - caption - both, along, square, caption, both)
+
+    def __call__(self, rows: int, columns: int, text_length: int = 256) -> int:
+        """Of a latent of rows x columns and a caption of so many tokens."""
+        tokens = rows * columns // self.patch**2
+        alone = self.once + self.by_tokens * tokens + self.by_square * tokens**2
+        return alone + text_length * (self.by_caption + self.by_both * tokens)
 
 
 def _measure(
@@ -204,7 +254,12 @@ class FakeNetwork:
             self._network.key_grid = key_grid
             if checkpointing:
                 self._network.enable_gradient_checkpointing()
-            config = self._network.config
+        self.give(batch, rows, columns, text_length)
+
+    def give(self, batch: int, rows: int, columns: int, text_length: int) -> None:
+        """Inputs of another shape."""
+        config = self._network.config
+        with self._mode:
             condition = (
                 torch.zeros(batch, dtype=torch.long)
                 if config.text_width is None

@@ -9,7 +9,7 @@ import torch
 from anystep.cli import build_parser, main
 from anystep.errors import InputError
 from anystep.models.presets import build_transformer
-from anystep.planning import DEVICES, LivingStorages, count_parameters, network_cost
+from anystep.planning import DEVICES, ForwardFlops, LivingStorages, count_parameters, network_cost
 from anystep.training.budget import Traffic, budget, check_fits, check_memory, traffic
 from anystep.training.config import Recipe, load_recipe
 
@@ -163,10 +163,12 @@ def test_the_command_knows_the_devices_of_the_plan() -> None:
 
 
 def test_operations_of_a_forward_are_those_of_its_matrices_and_scale_with_the_steps_evaluations() -> None:
-    from anystep.planning import forward_flops, network_cost
     from anystep.training.train import utilisation
 
-    assert forward_flops("c2i-test", 8, 8) == network_cost("c2i-test", 1, 8, 8).flops
-    assert forward_flops("t2i-test", 8, 8, 40) > forward_flops("t2i-test", 8, 8, 10)
+    for preset, options in (("c2i-test", {}), ("t2i-test", {"depth": 5, "patch_size": 2}), ("t2i-emoji", {})):
+        cost = ForwardFlops.of(preset, **options)
+        for rows, columns, length in ((8, 8, 1), (4, 12, 7), (16, 8, 40)):
+            counted = network_cost(preset, 1, rows, columns, length, **options).flops
+            assert cost(rows, columns, 0 if preset == "c2i-test" else length) == counted
     # 4 samples forward, 2 of them on both sides, 4 backward at twice the price: 16 forwards in half a second
     assert utilisation(100, 8, 4, 0.5, 6400.0) == pytest.approx(16 * 100 / 0.5 / 6400)

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from anystep.data.latents import Encoded, LatentSet
 from anystep.environment import peak_megabytes
 from anystep.errors import InputError
 from anystep.objective import LossRecord, ModelGuidance, TransitionObjective, derivative, residual_by_bin
-from anystep.planning import device_kind, forward_flops
+from anystep.planning import ForwardFlops, device_kind
 from anystep.ranks import Ranks
 from anystep.sampling import resolution_shift
 from anystep.training.assemble import as_pipeline, export, prepare_data, prepare_network, reads_captions, sample_grid
@@ -211,11 +210,7 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
     step, record = facts["step"], {"step": facts["step"]}
     probe = derivative(recipe.objective.derivative, recipe.objective.eps, widened=2.0)
     peak = peak_flops(config, device)
-
-    @cache
-    def forward_cost(rows: int, columns: int, length: int) -> int:
-        return forward_flops(recipe.model.preset, rows, columns, length, **recipe.model.options)
-
+    forward_flops = ForwardFlops.of(recipe.model.preset, **recipe.model.options) if peak else None
     announced = 0  # unreadable examples that all processes know of
 
     with (
@@ -240,10 +235,14 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
             waited = time.perf_counter() - clock
 
             losses: list[LossRecord] = []
+            flops = 0.0
             for part in parts:
                 clock = time.perf_counter()
                 chosen = choose_captions(part.examples, recipe.condition_dropout, part.draws)
                 condition, mask = encode_conditions(conditioner, part.examples, chosen)
+                if forward_flops is not None:
+                    length = condition.shape[1] if condition.ndim == 3 else 0
+                    flops += sum(forward_flops(*each, length) for each in part.pixels)
                 shift = torch.tensor([resolution_shift(*each, base) for each in part.pixels])
                 t, r = current.times(part.draws.normal, part.draws.uniform, shift if (shift > 1).any() else None)
                 extra: dict[str, Any] = {}
@@ -308,12 +307,11 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
             last = step == config.steps or ranks.any(bool(interrupted))
             residual, t, r = gathered_samples(losses, ranks, batches.most * len(parts))
             pixels = [each for part in parts for each in part.pixels]
-            length = condition.shape[1] if condition.ndim == 3 else 0
             sums = [
                 sum(part.part.share * loss.loss.item() for part, loss in zip(parts, losses, strict=True)),
                 float(sum(loss.evaluations for loss in losses)),
                 float(sum(rows * columns for rows, columns in pixels)) / patch**2,
-                float(sum(forward_cost(*each, length) for each in pixels)) if peak else 0.0,
+                float(flops),
             ]
             total, evaluated, tokens, flops = ranks.gather(torch.tensor([sums], dtype=torch.float64)).sum(0).tolist()
             seconds, images, evaluations = time.perf_counter() - begin, len(t), int(evaluated)
