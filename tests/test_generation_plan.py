@@ -90,8 +90,8 @@ def test_what_does_not_fit_is_refused_with_the_number_and_what_would() -> None:
 
 
 def test_the_command_plans_images_and_training(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["plan", "--model", "t2i-xl", "--size", "2048x1024", "--steps", "8", "--on", "H100"]
-    assert main(words) == 0
+    words = ["plan", "--model", "t2i-xl", "--size", "2048x1024", "--on", "H100"]
+    assert main([*words, "--steps", "8"]) == 0
     shown = capsys.readouterr().out
     for part in ("864,978,080", "2,048 in one sequence", "8 of 2.", "GB while decoding", "s an image"):
         assert part in shown
@@ -102,5 +102,11 @@ def test_the_command_plans_images_and_training(capsys: pytest.CaptureFixture[str
     assert main(["plan", "--model", "nothing"]) == 2
     assert main(["plan", "--train", "--model", "builtin"]) == 2
     assert main(["plan", "--steps", "0"]) == 2
+    for option in (["--batch", "3"], ["--devices", "2"], ["--parallel", "fsdp"], ["--checkpointing"]):
+        assert main([*words, *option]) == 2
+        assert f"{option[0]}" in capsys.readouterr().err
+    assert main([*words, "--train", "--steps", "8"]) == 2
+    assert main(["plan", "--model", "t2i-test", "--utilisation", "0.5"]) == 2
+    assert "this machine's is measured" in capsys.readouterr().err
     for name in DEVICES:
         build_parser().parse_args(["plan", "--on", name])

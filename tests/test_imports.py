@@ -12,7 +12,7 @@ PACKAGE = Path(anystep.__file__).parent
 FLOORS = [
     {"errors"},
     {"bounds", "environment", "files", "fingerprint"},
-    {"plain_yaml", "transport", "device", "ranks", "packing"},
+    {"option_types", "plain_yaml", "transport", "device", "ranks", "packing"},
     {"objective", "objectives", "sampling", "contact_sheet"},
     {"models", "codecs", "conditioning", "data"},
     {"pipelines", "planning"},

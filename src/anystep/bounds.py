@@ -129,7 +129,10 @@ def check(name: str, value: Any, kind: Any) -> Any:
 
 def shown(value: Any, longest: int = 60) -> str:
     """A value as it can stand in a message of one line, cut where it is long."""
-    text = repr(value)
+    return cut(repr(value), longest)
+
+
+def cut(text: str, longest: int = 60) -> str:
     return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
@@ -150,7 +153,7 @@ def check_options(what: str, function: Callable[..., Any], given: Mapping[str, A
     known = [name for name in inspect.signature(function).parameters if name != "self"]
     for name in given:
         if name not in known:
-            raise InputError(f"unknown {what}.{shown(name).strip(chr(39))}{nearest(name, known)}")
+            raise InputError(f"unknown {what}.{cut(name)}{nearest(name, known)}")
     return {name: fitted(f"{what}.{name}", value, hints[name]) for name, value in given.items()}
 
 

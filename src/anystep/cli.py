@@ -28,10 +28,12 @@ from anystep.bounds import (
     Side,
     Threads,
     Time,
+    cut,
     parse,
     shown,
 )
-from anystep.errors import InputError, one_line
+from anystep.errors import LONGEST, InputError, one_line
+from anystep.option_types import input_file, input_folder, output_file, output_folder, size, spec, text
 
 if TYPE_CHECKING:
     from anystep.compare import Comparison
@@ -45,10 +47,26 @@ class OneLineParser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         super().__init__(**{**options, "allow_abbrev": False})
         self.given: list[str] | None = None  # what it was asked to parse
+        self.takes_overrides = False  # whether what is no option is `--section.key VALUE` of a recipe
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         self.given = list(sys.argv[1:] if args is None else args)
-        return super().parse_known_args(args, namespace)
+        if not self.takes_overrides:
+            return super().parse_known_args(args, namespace)
+        # set aside before anything is taken for a positional argument, so that they may come first
+        plain: list[str] = []
+        overrides: list[str] = []
+        words = iter(self.given)
+        for word in words:
+            if not word.startswith("--") or word == "--" or word.split("=")[0] in self._option_string_actions:
+                plain.append(word)
+            else:
+                overrides += (
+                    [word] if "=" in word else [word, *[value for value in [next(words, None)] if value is not None]]
+                )
+        parsed, rest = super().parse_known_args(plain, namespace)
+        parsed.overrides = [*overrides, *rest]
+        return parsed, []
 
     @property
     def chosen(self) -> "OneLineParser":
@@ -62,7 +80,7 @@ class OneLineParser(argparse.ArgumentParser):
         """What options were meant by words that are none but are near one."""
         known = [name for name in self._option_string_actions if name.startswith("--")]
         meant = {word: near for word in words if (near := nearest_option(word, known))}
-        return "".join(f"; {word}: did you mean {near}?" for word, near in meant.items())
+        return "".join(f"; {cut(word)}: did you mean {near}?" for word, near in meant.items())
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
@@ -73,7 +91,8 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         # a misspelt name may be why another is missing, so it is told with every error
-        self.exit(2, f"{self.prog}: error: {one_line(message + self.did_you_mean(self.given or ()))}\n")
+        start = f"{self.prog}: error: "
+        self.exit(2, f"{start}{one_line(message + self.did_you_mean(self.given or ()), LONGEST + 16 - len(start))}\n")
 
 
 # what other programs call our options
@@ -99,17 +118,6 @@ def nearest_option(word: str, known: Sequence[str]) -> str | None:
     return near[0] if near else None
 
 
-def size(text: str) -> tuple[int, int]:
-    """`WIDTHxHEIGHT`."""
-    width, cross, height = text.lower().partition("x")
-    try:
-        if cross and width.isdecimal() and height.isdecimal():
-            return parse(Side)(width), parse(Side)(height)
-    except argparse.ArgumentTypeError:
-        pass
-    raise argparse.ArgumentTypeError(f"{shown(text)}: expected WIDTHxHEIGHT in pixels, for example 64x64")
-
-
 # those of anystep.planning, which is not imported for --help
 DEVICE_NAMES = ("B200", "H200", "H100", "A100", "L40S", "4090")
 
@@ -124,16 +132,23 @@ def build_parser() -> OneLineParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=OneLineParser)
 
     generate = commands.add_parser("generate", help="draw prompts at several step counts, side by side")
-    generate.add_argument("prompts", nargs="+", metavar="PROMPT", help='what to draw, for example "a red apple"')
+    generate.add_argument(
+        "prompts", type=text, nargs="+", metavar="PROMPT", help='what to draw, for example "a red apple"'
+    )
     generate.add_argument(
         "--steps", type=parse(SamplingSteps), nargs="+", default=[1, 2, 4, 8], help="step counts (default: 1 2 4 8)"
     )
     generate.add_argument(
-        "--out", type=Path, default=Path("anystep.png"), help="the sheet, or a single image (default: anystep.png)"
+        "--out",
+        type=output_file,
+        default=Path("anystep.png"),
+        help="the sheet, or a single image (default: anystep.png)",
     )
-    generate.add_argument("--separate", type=Path, metavar="FOLDER", help="also write every image to its own file")
+    generate.add_argument(
+        "--separate", type=output_folder, metavar="FOLDER", help="also write every image to its own file"
+    )
     generate.add_argument("--size", type=size, metavar="WxH", help="in pixels (default: the training size)")
-    generate.add_argument("--image", type=Path, help="start from this image instead of noise alone")
+    generate.add_argument("--image", type=input_file, help="start from this image instead of noise alone")
     generate.add_argument(
         "--strength", type=parse(PositiveShare), default=0.6, help="how far back to begin, with --image (0.6)"
     )
@@ -166,27 +181,27 @@ def build_parser() -> OneLineParser:
     add_recipe(train, out_required=False)
     train.add_argument("--dry-run", action="store_true", help="print what it takes, and train nothing")
     train.add_argument("--on", choices=DEVICE_NAMES, help="dry run: devices (default: this machine)")
-    train.add_argument("--devices", type=parse(Count), default=1, help="dry run: how many (default: 1)")
+    train.add_argument("--devices", type=parse(Count), help="dry run: how many (default: 1)")
     train.add_argument(
-        "--utilisation", type=parse(PositiveShare), default=0.4, help="dry run: of their peak rate (default: 0.4)"
+        "--utilisation", type=parse(PositiveShare), help="dry run: of a data sheet's rate (default: 0.4)"
     )
     train.set_defaults(run=run_train)
     plan = commands.add_parser("plan", help="what an image, or training, takes before it is begun")
-    plan.add_argument("--model", default="builtin", help="a preset, builtin, a folder, a run or a hub id")
+    plan.add_argument("--model", type=spec, default="builtin", help="a preset, builtin, a folder, a run or a hub id")
     plan.add_argument("--size", type=size, metavar="WxH", help="in pixels (default: the training size)")
-    plan.add_argument("--steps", type=parse(SamplingSteps), default=4, help="of an image (default: 4)")
+    plan.add_argument("--steps", type=parse(SamplingSteps), help="of an image (default: 4)")
     plan.add_argument("--guided", action="store_true", help="two evaluations a step")
     plan.add_argument(
         "--key-grid", type=parse(Side), metavar="TOKENS", help="attend to at most so many along the longer side"
     )
     plan.add_argument("--on", choices=DEVICE_NAMES, help="a device (default: this machine)")
     plan.add_argument(
-        "--utilisation", type=parse(PositiveShare), default=0.4, help="of the device's peak rate (default: 0.4)"
+        "--utilisation", type=parse(PositiveShare), help="of the data sheet's rate of a device (default: 0.4)"
     )
     plan.add_argument("--train", action="store_true", help="plan training of a preset, on squares of as many pixels")
-    plan.add_argument("--batch", type=parse(BatchSize), default=256, help="training: images a step (default: 256)")
-    plan.add_argument("--devices", type=parse(Count), default=1, help="training: how many (default: 1)")
-    plan.add_argument("--parallel", choices=("none", "ddp", "fsdp", "hsdp"), default="ddp", help="training")
+    plan.add_argument("--batch", type=parse(BatchSize), help="training: images a step (default: 256)")
+    plan.add_argument("--devices", type=parse(Count), help="training: how many (default: 1)")
+    plan.add_argument("--parallel", choices=("none", "ddp", "fsdp", "hsdp"), help="training (default: ddp)")
     plan.add_argument("--checkpointing", action="store_true", help="training: compute blocks again")
     plan.set_defaults(run=run_plan)
     codec = commands.add_parser("train-codec", help="train a latent autoencoder from a recipe")
@@ -199,42 +214,51 @@ def build_parser() -> OneLineParser:
     benchmark = commands.add_parser("benchmark", help="GenEval, DPG-Bench, MJHQ-30K, ImageNet samples, scenes")
     add_benchmarks(benchmark)
     detector = commands.add_parser("train-scene-detector", help="train the detector that judges scenes")
-    detector.add_argument("--out", type=Path, required=True, help="a .safetensors file")
+    detector.add_argument("--out", type=output_file, required=True, help="a .safetensors file")
     detector.add_argument("--steps", type=parse(Count), default=4000, help="default: 4000")
     detector.set_defaults(run=run_train_scene_detector)
     alignment = commands.add_parser("train-alignment", help="train the offline caption alignment score")
-    alignment.add_argument("--out", type=Path, required=True, help="a .safetensors file")
+    alignment.add_argument("--out", type=output_file, required=True, help="a .safetensors file")
     alignment.set_defaults(run=run_train_alignment)
     classifier = commands.add_parser("train-classifier", help="train a small feature extractor on labelled data")
-    classifier.add_argument("data", help="classes:FOLDER or idx:FOLDER")
-    classifier.add_argument("--out", type=Path, required=True, help="a .pt file for --extractor")
+    classifier.add_argument("data", type=spec, help="classes:FOLDER or idx:FOLDER")
+    classifier.add_argument("--out", type=output_file, required=True, help="a .pt file for --extractor")
     classifier.add_argument("--size", type=parse(Side), default=28, help="side of the images in pixels (default: 28)")
     classifier.add_argument("--epochs", type=parse(Count), default=3, help="default: 3")
     classifier.set_defaults(run=run_train_classifier)
     compare = commands.add_parser("compare", help="train several objectives alike and draw their curves")
-    compare.add_argument("recipe", help="a name of `anystep recipes`, for example fashion-mnist, or a YAML file")
-    compare.add_argument("--out", type=Path, required=True, help="the folder; the same command resumes")
-    compare.add_argument("--only", nargs="+", metavar="NAME", help="some of the variants")
-    compare.add_argument("--vary", nargs="+", default=[], metavar="KEY=VALUES", help="more variants of the first one")
+    compare.add_argument(
+        "recipe", type=spec, help="a name of `anystep recipes`, for example fashion-mnist, or a YAML file"
+    )
+    compare.add_argument("--out", type=output_folder, required=True, help="the folder; the same command resumes")
+    compare.add_argument("--only", type=text, nargs="+", metavar="NAME", help="some of the variants")
+    compare.add_argument(
+        "--vary", type=text, nargs="+", default=[], metavar="KEY=VALUES", help="more variants of the first one"
+    )
     compare.add_argument(
         "--jobs", type=parse(Threads), default=1, help="runs at a time, each in its process (default: 1)"
     )
     compare.add_argument("--debug", action="store_true", help="the file's laptop size")
+    compare.takes_overrides = True
     compare.epilog = "Any value of the file: --section.key VALUE, for example --recipe.data.source idx:FOLDER."
     compare.set_defaults(run=run_compare)
 
     data = commands.add_parser("data", help="look at data, and prepare them for training")
     actions = data.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=OneLineParser)
     show = actions.add_parser("show", help="a contact sheet of a source")
-    show.add_argument("source", help="builtin, scenes, a folder, or classes:, idx:, parquet: or shards:FOLDER")
-    show.add_argument("--out", type=Path, default=Path("sheet.png"), help="the picture (default: sheet.png)")
+    show.add_argument(
+        "source", type=spec, help="builtin, scenes, a folder, or classes:, idx:, parquet: or shards:FOLDER"
+    )
+    show.add_argument("--out", type=output_file, default=Path("sheet.png"), help="the picture (default: sheet.png)")
     show.add_argument("--count", type=parse(Count), default=120, help="examples, spread over the source (default: 120)")
     show.add_argument("--size", type=parse(Side), default=96, help="side of an image in pixels (default: 96)")
     show.set_defaults(run=run_data_show)
 
     prepare = actions.add_parser("prepare", help="encode a source once, into tar shards that training reads")
-    prepare.add_argument("source", help="a folder, classes:FOLDER, parquet:FOLDER, shards:URL of images, ...")
-    prepare.add_argument("--out", type=Path, required=True, help="the folder; the same command resumes")
+    prepare.add_argument(
+        "source", type=spec, help="a folder, classes:FOLDER, parquet:FOLDER, shards:URL of images, ..."
+    )
+    prepare.add_argument("--out", type=output_folder, required=True, help="the folder; the same command resumes")
     prepare.add_argument("--size", type=parse(Side), required=True, help="side of the images in pixels")
     prepare.add_argument(
         "--native", action="store_true", help="images keep their shape: --size is that of a square of the most area"
@@ -243,21 +267,25 @@ def build_parser() -> OneLineParser:
     prepare.add_argument(
         "--aspect", type=parse(Aspect), default=5.0, help="with --native: longest over shortest (default: 5)"
     )
-    prepare.add_argument("--codec", default="builtin", help="builtin, identity, a folder or a hub id")
-    prepare.add_argument("--text-encoder", help="also keep the token states of captions: builtin, a folder or hub id")
-    prepare.add_argument("--features", help="also keep features for alignment: DINOv2, SigLIP by id, or radio:VERSION")
+    prepare.add_argument("--codec", type=spec, default="builtin", help="builtin, identity, a folder or a hub id")
+    prepare.add_argument(
+        "--text-encoder", type=spec, help="also keep the token states of captions: builtin, a folder or hub id"
+    )
+    prepare.add_argument(
+        "--features", type=spec, help="also keep features for alignment: DINOv2, SigLIP by id, or radio:VERSION"
+    )
     prepare.add_argument("--patch-size", type=parse(Side), default=1, help="of the network that the features are for")
     prepare.add_argument("--mirror", action="store_true", help="also keep every image turned left to right")
     prepare.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="default: float16")
     prepare.add_argument("--shard-size", type=parse(Count), default=1000, help="examples in a tar (default: 1000)")
-    prepare.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
+    prepare.add_argument("--device", type=spec, default="auto", help="auto, cpu, cuda, mps (default: auto)")
     prepare.set_defaults(run=run_data_prepare)
 
     recipes = commands.add_parser("recipes", help="the recipes that come with anystep")
     recipes.set_defaults(run=run_recipes)
     shown_or_listed = recipes.add_subparsers(dest="action", metavar="ACTION", parser_class=OneLineParser)
     shown_recipe = shown_or_listed.add_parser("show", help="print one, to change it: `recipes show emoji > mine.yaml`")
-    shown_recipe.add_argument("name", help="for example emoji or compare/fashion-mnist")
+    shown_recipe.add_argument("name", type=spec, help="for example emoji or compare/fashion-mnist")
     shown_recipe.set_defaults(run=run_recipes)
 
     info = commands.add_parser("info", help="versions, device, and what a model is and knows")
@@ -268,27 +296,44 @@ def build_parser() -> OneLineParser:
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="builtin", help="builtin, a folder, or a hub id (default: builtin)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
+    parser.add_argument(
+        "--model", type=spec, default="builtin", help="builtin, a folder, or a hub id (default: builtin)"
+    )
+    parser.add_argument("--device", type=spec, default="auto", help="auto, cpu, cuda, mps (default: auto)")
 
 
 def add_evaluation(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", nargs="+", default=[], help="default: builtin, unless --images is given")
+    parser.add_argument("--model", type=spec, nargs="+", default=[], help="default: builtin, unless --images is given")
     parser.add_argument(
-        "--images", nargs="+", default=[], metavar="STEPS[:NFE]=FOLDER", help="images made elsewhere, a folder each"
+        "--images",
+        type=spec,
+        nargs="+",
+        default=[],
+        metavar="STEPS[:NFE]=FOLDER",
+        help="images made elsewhere, a folder each",
     )
     parser.add_argument(
         "--steps", type=parse(SamplingSteps), nargs="+", default=[1, 2, 4, 8, 16, 32], help="default: 1 2 4 8 16 32"
     )
     parser.add_argument("--samples", type=parse(Count), default=2000, help="images a step count (default: 2000)")
-    parser.add_argument("--out", type=Path, required=True, help="the report's folder; the same command resumes")
-    parser.add_argument("--data", default="builtin", help="real images and captions (default: builtin)")
-    parser.add_argument("--metrics", nargs="+", help="default: all that the extractor and the data allow")
-    parser.add_argument("--extractor", default="effnetlite0", help="effnetlite0, inception:PATH, a .pt or .onnx file")
-    parser.add_argument("--reference", type=Path, metavar="NPZ", help="mu and sigma for the Frechet distance")
-    parser.add_argument("--save-reference", type=Path, metavar="NPZ", help="write mu and sigma of the real images")
-    parser.add_argument("--alignment", help="builtin, none, or a file of train-alignment (default: builtin if it fits)")
-    parser.add_argument("--clip-score", metavar="MODEL", help="a CLIP model of transformers, by id or folder")
+    parser.add_argument(
+        "--out", type=output_folder, required=True, help="the report's folder; the same command resumes"
+    )
+    parser.add_argument("--data", type=spec, default="builtin", help="real images and captions (default: builtin)")
+    parser.add_argument("--metrics", type=spec, nargs="+", help="default: all that the extractor and the data allow")
+    parser.add_argument(
+        "--extractor", type=spec, default="effnetlite0", help="effnetlite0, inception:PATH, a .pt or .onnx file"
+    )
+    parser.add_argument("--reference", type=input_file, metavar="NPZ", help="mu and sigma for the Frechet distance")
+    parser.add_argument(
+        "--save-reference", type=output_file, metavar="NPZ", help="write mu and sigma of the real images"
+    )
+    parser.add_argument(
+        "--alignment", type=spec, help="builtin, none, or a file of train-alignment (default: builtin if it fits)"
+    )
+    parser.add_argument(
+        "--clip-score", type=spec, metavar="MODEL", help="a CLIP model of transformers, by id or folder"
+    )
     parser.add_argument("--size", type=size, metavar="WxH", help="in pixels (default: the training size)")
     parser.add_argument(
         "--guidance", type=parse(Guidance), help="guidance scale, none at 1 and below (default: the model's)"
@@ -301,40 +346,48 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", type=parse(Threads), default=1, help="of each process; other numbers change last bits (default: 1)"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
+    parser.add_argument("--device", type=spec, default="auto", help="auto, cpu, cuda, mps (default: auto)")
 
 
 def add_benchmarks(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK", parser_class=OneLineParser)
     scenes = kinds.add_parser("scenes", help="GenEval's tasks in the built-in art; needs nothing else")
     scenes.add_argument("--each", type=parse(Count), default=50, help="scenes of each of the six tasks (default: 50)")
-    scenes.add_argument("--detector", default="builtin", help="builtin, or a file of train-scene-detector")
+    scenes.add_argument("--detector", type=spec, default="builtin", help="builtin, or a file of train-scene-detector")
     geneval = kinds.add_parser("geneval", help="object-focused prompts, judged by a detector")
-    geneval.add_argument("--metadata", type=Path, required=True, help="evaluation_metadata.jsonl")
+    geneval.add_argument("--metadata", type=input_file, required=True, help="evaluation_metadata.jsonl")
     geneval.add_argument("--samples", type=parse(Count), default=4, help="images of each prompt (default: 4)")
-    geneval.add_argument("--detector", help="transformers object detection model, by id or folder; only draw without")
-    geneval.add_argument("--clip", help="CLIP model that names colours, by id or folder")
+    geneval.add_argument(
+        "--detector", type=spec, help="transformers object detection model, by id or folder; only draw without"
+    )
+    geneval.add_argument("--clip", type=spec, help="CLIP model that names colours, by id or folder")
     dpg = kinds.add_parser("dpg", help="long prompts, judged by questions")
-    dpg.add_argument("--prompts", type=Path, required=True, help="folder of ID.txt files")
-    dpg.add_argument("--questions", type=Path, help="dpg_bench.csv")
-    dpg.add_argument("--vqa", help="transformers question answering model, by id or folder; only draw without")
+    dpg.add_argument("--prompts", type=input_folder, required=True, help="folder of ID.txt files")
+    dpg.add_argument("--questions", type=input_file, help="dpg_bench.csv")
+    dpg.add_argument(
+        "--vqa", type=spec, help="transformers question answering model, by id or folder; only draw without"
+    )
     mjhq = kinds.add_parser("mjhq", help="FID and CLIP score on high-quality images")
-    mjhq.add_argument("--metadata", type=Path, required=True, help="meta_data.json")
-    mjhq.add_argument("--real", type=Path, help="folder of CATEGORY/ID.jpg; only draw without")
-    mjhq.add_argument("--extractor", default="effnetlite0", help="effnetlite0, inception:PATH, a .pt or .onnx file")
-    mjhq.add_argument("--clip", help="CLIP model for the CLIP score, by id or folder")
+    mjhq.add_argument("--metadata", type=input_file, required=True, help="meta_data.json")
+    mjhq.add_argument("--real", type=input_folder, help="folder of CATEGORY/ID.jpg; only draw without")
+    mjhq.add_argument(
+        "--extractor", type=spec, default="effnetlite0", help="effnetlite0, inception:PATH, a .pt or .onnx file"
+    )
+    mjhq.add_argument("--clip", type=spec, help="CLIP model for the CLIP score, by id or folder")
     mjhq.add_argument("--count", type=parse(Count), help="the first so many prompts (default: all)")
     imagenet = kinds.add_parser("imagenet", help="samples in the .npz that ADM's evaluator reads")
     imagenet.add_argument("--samples", type=parse(Count), default=50_000, help="default: 50000")
-    imagenet.add_argument("--classes", default="balanced", help="balanced or random (default: balanced)")
+    imagenet.add_argument("--classes", choices=("balanced", "random"), default="balanced", help="default: balanced")
     for kind in (scenes, geneval, dpg, mjhq, imagenet):
         add_model(kind)
         kind.add_argument(
             "--steps", type=parse(SamplingSteps), nargs="+", default=[1, 2, 4, 8], help="default: 1 2 4 8"
         )
-        kind.add_argument("--out", type=Path, required=True, help="folder; the same command resumes")
+        kind.add_argument("--out", type=output_folder, required=True, help="folder; the same command resumes")
         if kind is not imagenet:
-            kind.add_argument("--images", type=Path, help="score this folder, made elsewhere, and generate nothing")
+            kind.add_argument(
+                "--images", type=input_folder, help="score this folder, made elsewhere, and generate nothing"
+            )
         if kind not in (imagenet, scenes):
             kind.add_argument("--size", type=size, metavar="WxH", help="in pixels (default: the training size)")
         kind.add_argument(
@@ -345,10 +398,13 @@ def add_benchmarks(parser: argparse.ArgumentParser) -> None:
         kind.set_defaults(run=run_benchmark)
 
 
-def add_recipe(parser: argparse.ArgumentParser, out_required: bool = True) -> None:
-    parser.add_argument("recipe", help="a name of `anystep recipes`, for example emoji, or a YAML file")
-    parser.add_argument("--out", type=Path, required=out_required, help="the run folder; an existing run is resumed")
+def add_recipe(parser: OneLineParser, out_required: bool = True) -> None:
+    parser.add_argument("recipe", type=spec, help="a name of `anystep recipes`, for example emoji, or a YAML file")
+    parser.add_argument(
+        "--out", type=output_folder, required=out_required, help="the run folder; an existing run is resumed"
+    )
     parser.add_argument("--debug", action="store_true", help="the recipe's laptop size")
+    parser.takes_overrides = True
     parser.epilog = "Any value of the recipe: --section.key VALUE, for example --run.steps 2000."
 
 
@@ -457,8 +513,9 @@ def run_train(options: argparse.Namespace) -> None:
 
     recipe = read_recipe(options, Recipe)
     if options.dry_run:
-        dry_run(recipe, options.on, options.devices, options.utilisation)
+        dry_run(recipe, options.on, options.devices or 1, options.utilisation)
         return
+    refuse_without(options, "--dry-run", "on", "devices", "utilisation")
     if options.out is None:
         raise InputError("--out is missing: the run folder; or --dry-run")
     from anystep.training.train import train
@@ -466,12 +523,20 @@ def run_train(options: argparse.Namespace) -> None:
     report(train(recipe, options.out), recipe.run.steps, options.out)
 
 
-def dry_run(recipe: "Recipe", on: str | None, devices: int, utilisation: float) -> None:
+def refuse_without(options: argparse.Namespace, needed: str, *names: str) -> None:
+    """Options that would be passed over in silence are refused."""
+    for name in names:
+        if (value := getattr(options, name)) not in (None, False):
+            flag = f"--{name.replace('_', '-')}"
+            raise InputError(f"{flag if value is True else f'{flag} {value}'}: goes with {needed} only")
+
+
+def dry_run(recipe: "Recipe", on: str | None, devices: int, utilisation: float | None) -> None:
     """Print what the recipe takes, on this machine or on devices that are named."""
     import torch
 
     from anystep.device import pick_device
-    from anystep.planning import DEVICES, flops_of, memory_of
+    from anystep.planning import DEVICES, UTILISATION, memory_of, rate_of
     from anystep.training.budget import describe
     from anystep.training.train import make_objective, parts_of, pick_precision
 
@@ -479,13 +544,13 @@ def dry_run(recipe: "Recipe", on: str | None, devices: int, utilisation: float) 
     parts_of(recipe, devices)
     if on is None:
         device = pick_device(recipe.run.device)
-        kind, memory, flops = None, memory_of(device), flops_of(device)
+        kind, memory, rate = None, memory_of(device), rate_of(device, utilisation)
         precision = pick_precision(recipe.run.precision, device)
     else:
         kind = DEVICES[on]
-        memory, flops = kind.memory, kind.flops
+        memory, rate = kind.memory, (utilisation or UTILISATION) * kind.flops
         precision = torch.float32 if recipe.run.precision == "float32" else torch.bfloat16
-    for name, told in describe(recipe, devices, memory, utilisation * flops, precision, kind).items():
+    for name, told in describe(recipe, devices, memory, rate, precision, kind).items():
         print(f"{name:22}{told}")
 
 
@@ -494,25 +559,27 @@ def run_plan(options: argparse.Namespace) -> None:
 
     from anystep.device import pick_device
     from anystep.generation_plan import Blueprint, check_fits, describe
-    from anystep.planning import DEVICES, flops_of, memory_of
+    from anystep.planning import DEVICES, UTILISATION, memory_of, rate_of
 
     model = Blueprint.of(options.model)
     side = int(model.network["sample_size"]) * model.factor
     width, height = options.size or (side, side)
     if options.train:
+        refuse_without(options, "a plan of an image", "steps", "guided", "key_grid")
         plan_training(options, model.name, width, height)
         return
+    refuse_without(options, "--train", "batch", "devices", "parallel", "checkpointing")
     if options.on is None:
         device = pick_device("auto")
-        memory, flops, precision = memory_of(device), flops_of(device), torch.float32
+        memory, rate, precision = memory_of(device), rate_of(device, options.utilisation), torch.float32
     else:
         kind = DEVICES[options.on]
-        memory, flops, precision = kind.memory, options.utilisation * kind.flops, torch.bfloat16
+        memory, rate, precision = kind.memory, (options.utilisation or UTILISATION) * kind.flops, torch.bfloat16
     plan = check_fits(
-        model, width, height, options.steps, memory,
+        model, width, height, options.steps or 4, memory,
         guided=options.guided, key_grid=options.key_grid, precision=precision,
     )  # fmt: skip
-    for name, told in describe(plan, memory, flops).items():
+    for name, told in describe(plan, memory, rate).items():
         print(f"{name:22}{told}")
 
 
@@ -530,11 +597,11 @@ def plan_training(options: argparse.Namespace, preset: str, width: int, height: 
         {
             "model": {"preset": preset, "codec": "identity", "gradient_checkpointing": options.checkpointing},
             "data": {"size": side},
-            "run": {"batch_size": options.batch},
-            "parallel": options.parallel,
+            "run": {"batch_size": options.batch or 256},
+            "parallel": options.parallel or "ddp",
         }
     )
-    dry_run(recipe, options.on, options.devices, options.utilisation)
+    dry_run(recipe, options.on, options.devices or 1, options.utilisation)
 
 
 def run_train_codec(options: argparse.Namespace) -> None:
@@ -753,11 +820,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for library in ("TRANSFORMERS", "DIFFUSERS"):  # their notices are not for the reader of one line
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     parser = build_parser()
-    options, rest = parser.parse_known_args(arguments)
-    if rest and not hasattr(options, "recipe"):
-        parser.chosen.error(f"unknown arguments: {' '.join(rest)}")
-    options.overrides, options.typed = rest, sys.argv[1:] if arguments is None else arguments
-    options.did_you_mean = parser.chosen.did_you_mean(rest)
+    try:
+        options, rest = parser.parse_known_args(arguments)
+        if rest:
+            parser.chosen.error(f"unknown arguments: {cut(' '.join(rest), 160)}")
+    except SystemExit as stop:  # argparse has said what is wrong, or has helped
+        return int(stop.code or 0)
+    options.typed = sys.argv[1:] if arguments is None else arguments
+    options.did_you_mean = parser.chosen.did_you_mean(getattr(options, "overrides", ()))
     try:
         options.run(options)
         sys.stdout.flush()

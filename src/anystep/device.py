@@ -2,6 +2,7 @@
 
 import torch
 
+from anystep.bounds import shown
 from anystep.errors import InputError
 
 
@@ -16,7 +17,10 @@ def pick_device(name: str) -> torch.device:
         return torch.device(kind)
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {name!r} is not available: {str(error).splitlines()[0]}") from None
-    return device
+        if device.type != "meta":  # which has no data to compute with
+            torch.ones(1, device=device).item()
+            return device
+        reason = "expected auto, cpu, cuda, mps or another that PyTorch computes on"
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError, AttributeError, ValueError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+    raise InputError(f"device {shown(name)} is not available: {reason}")

@@ -7,10 +7,10 @@ class InputError(ValueError):
     """Bad input: one line that names the value, what was expected and what to do. The command line exits with 2."""
 
 
-def one_line(message: str) -> str:
+def one_line(message: str, longest: int = LONGEST) -> str:
     """A message without line breaks or characters that a terminal would act on, cut in the middle where it is long."""
     text = " ".join("".join(each if each.isprintable() else " " for each in message).split())
-    if len(text) <= LONGEST:
+    if len(text) <= longest:
         return text
-    half = (LONGEST - 3) // 2
+    half = (longest - 3) // 2
     return f"{text[:half]} … {text[-half:]}"

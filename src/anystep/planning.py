@@ -52,6 +52,9 @@ DEVICES = {
 }
 
 
+UTILISATION = 0.4  # of the data sheet's rate that work reaches, where nobody says
+
+
 def device_kind(name: str) -> DeviceKind | None:
     """Of a device by its name, where it is known."""
     return next((kind for part, kind in DEVICES.items() if part in name.upper()), None)
@@ -74,6 +77,20 @@ def flops_of(device: torch.device) -> float:
         (one @ one)[0, 0].item()
         rounds += 1
     return 2 * 1024**3 * rounds / (time.perf_counter() - begin)
+
+
+def rate_of(device: torch.device, utilisation: float | None = None) -> float:
+    """Operations a second that work reaches: a share of the data sheet's, or what was measured.
+
+    Raises:
+        InputError: a share of what is measured, which has no meaning.
+    """
+    known = device.type == "cuda" and device_kind(torch.cuda.get_device_name(device)) is not None
+    if not known and utilisation is not None:
+        raise InputError(
+            "--utilisation is a share of a data sheet's rate, and this machine's is measured: name devices --on"
+        )
+    return flops_of(device) * ((utilisation or UTILISATION) if known else 1)
 
 
 class LivingStorages(TorchDispatchMode):

@@ -40,6 +40,7 @@ from anystep.bounds import (
     Threads,
     Width,
     check_options,
+    cut,
     expectation,
     nearest,
     shown,
@@ -399,13 +400,13 @@ def explain(kind: type[BaseModel], error: ValidationError) -> str:
         where, annotation, known = _place(kind, each["loc"])
         message = each["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
         if each["type"] == "extra_forbidden":
-            told[where] = f"unknown key {shown(where).strip(chr(39))}{nearest(str(each['loc'][-1]), known)}"
+            told[where] = f"unknown key {cut(where)}{nearest(str(each['loc'][-1]), known)}"
         elif each["type"] == "value_error" and isinstance(each["input"], dict | BaseModel):
-            told[where] = f"{where}: {message}" if where and where not in message else message
+            told[where] = f"{cut(where)}: {message}" if where and where not in message else message
         else:
             if expected := [expectation(kind) for kind in _bounded(annotation)]:
                 message = f"expected {' or '.join(expected)}"
-            told.setdefault(where, f"{where}: {message[:1].lower()}{message[1:]}, got {shown(each['input'])}")
+            told.setdefault(where, f"{cut(where)}: {message[:1].lower()}{message[1:]}, got {shown(each['input'])}")
     lines = list(told.values())
     return "; ".join(lines[:2]) + (f"; and {len(lines) - 2} more" if len(lines) > 2 else "")
 

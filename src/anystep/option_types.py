@@ -1,0 +1,101 @@
+"""What options of the command line take that are no numbers: text, names, sizes, files and folders.
+
+Each is the `type` of an argparse option: it says what was expected, before anything is loaded. Whether a file holds
+what it should is said by what reads it.
+"""
+
+import argparse
+import stat
+import unicodedata
+from pathlib import Path
+
+from anystep.bounds import Side, cut, parse, shown
+
+LONGEST_TEXT = 100_000  # characters
+LONGEST_NAME = 1000
+
+
+def text(value: str) -> str:
+    """Free text, such as a prompt: lines and tabs are part of it, other control characters are not."""
+    if any(unicodedata.category(each) == "Cc" and each not in "\n\r\t" for each in value):
+        raise argparse.ArgumentTypeError(f"{shown(value)}: expected text without control characters")
+    if len(value) > LONGEST_TEXT:
+        raise argparse.ArgumentTypeError(f"{shown(value)}: expected at most {LONGEST_TEXT:,} characters")
+    return value
+
+
+def spec(value: str) -> str:
+    """What a model, a source or the like is called; `~` at its start is the home folder."""
+    if not value or len(value) > LONGEST_NAME or any(unicodedata.category(each) == "Cc" for each in value):
+        raise argparse.ArgumentTypeError(
+            f"{shown(value)}: expected a name or path of 1 to {LONGEST_NAME} characters, without control characters"
+        )
+    if value.startswith("~"):
+        try:
+            return str(Path(value).expanduser())
+        except RuntimeError:
+            raise argparse.ArgumentTypeError(f"{shown(value)}: there is no such home folder") from None
+    return value
+
+
+def size(value: str) -> tuple[int, int]:
+    """`WIDTHxHEIGHT`."""
+    width, cross, height = value.lower().partition("x")
+    try:
+        if cross and width.isdecimal() and height.isdecimal():
+            return parse(Side)(width), parse(Side)(height)
+    except argparse.ArgumentTypeError:
+        pass
+    raise argparse.ArgumentTypeError(f"{shown(value)}: expected WIDTHxHEIGHT in pixels, for example 64x64")
+
+
+def input_file(value: str) -> Path:
+    """A file that is there. Devices and the like may never end, and are refused."""
+    path, mode = _place(value)
+    if mode is None or not stat.S_ISREG(mode):
+        wrong = "there is no such file" if mode is None else "it is no regular file"
+        raise argparse.ArgumentTypeError(f"{shown(value)}: {wrong}; expected a file to read")
+    return path
+
+
+def input_folder(value: str) -> Path:
+    """A folder that is there."""
+    path, mode = _place(value)
+    if mode is None or not stat.S_ISDIR(mode):
+        wrong = "there is no such folder" if mode is None else "it is no folder"
+        raise argparse.ArgumentTypeError(f"{shown(value)}: {wrong}; expected a folder to read")
+    return path
+
+
+def output_file(value: str) -> Path:
+    """A file to write, in a folder that is there."""
+    path, mode = _place(value)
+    if mode is not None and not stat.S_ISREG(mode):
+        raise argparse.ArgumentTypeError(f"{shown(value)}: cannot write there, it is no regular file")
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(
+            f"{shown(value)}: cannot write there, there is no folder {cut(str(path.parent))}"
+        )
+    return path
+
+
+def output_folder(value: str) -> Path:
+    """A folder to write to, which may have to be made."""
+    path, _ = _place(value)
+    above = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists() or each.is_symlink())
+    if not above.is_dir():
+        raise argparse.ArgumentTypeError(f"{shown(value)}: cannot write there, {shown(str(above))} is no folder")
+    return path
+
+
+def _place(value: str) -> tuple[Path, int | None]:
+    """A path and the mode of what is there; None where nothing is."""
+    path = Path(spec(value))
+    try:
+        return path, path.stat().st_mode
+    except FileNotFoundError:
+        return path, None
+    except NotADirectoryError:
+        return path, None
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{shown(value)}: {error.strerror}; expected a path") from None
