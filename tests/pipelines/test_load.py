@@ -1,9 +1,12 @@
 """Models by name: what is found, what is refused, and how damage is told."""
 
 import json
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -35,6 +38,45 @@ def test_one_seed_serves_every_prompt_or_each_has_its_own(model: Model) -> None:
     assert drawn.images[0].tobytes() == one.tobytes() != drawn.images[1].tobytes()
 
 
+def test_several_images_of_a_prompt_have_the_seeds_from_the_first_on(model: Model) -> None:
+    drawn = model.generate(["a whale", "a tractor"], 1, seed=3, num_images_per_prompt=2)
+    assert drawn.seeds == (3, 4, 3, 4)
+    assert drawn.images[1].tobytes() == model("a whale", 1, seed=4)[0].tobytes() != drawn.images[0].tobytes()
+    assert model.generate("a whale", 1, seed=[5, 9], num_images_per_prompt=2).seeds == (5, 9)
+
+
+def test_numbers_of_numpy_are_numbers(model: Model) -> None:
+    drawn = model.generate("a whale", np.int64(1), seed=np.int64(3), size=np.array([24, 16]))
+    assert (drawn.steps, drawn.seeds, drawn.images[0].size) == (1, (3,), (24, 16))
+    assert model.generate(["a whale"] * 2, 1, seed=np.arange(2)).seeds == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": None}, "seed None: expected a whole number from 0"),
+        ({"seed": "3"}, "seed '3': expected a whole number from 0"),
+        ({"seed": 1.5}, "seed 1.5: expected a whole number"),
+        ({"seed": -1}, "seed -1: expected a whole number from 0"),
+        ({"seed": [0, 1]}, "seed [0, 1]: expected 1 of them, got 2"),
+        ({"seed": [None]}, "seed None: expected a whole number"),
+        ({"steps": 2.5}, "steps 2.5: expected a whole number from 1"),
+        ({"steps": 0}, "steps 0: expected a whole number from 1"),
+        ({"num_images_per_prompt": 0}, "num_images_per_prompt 0: expected a whole number from 1"),
+        ({"size": 64}, "size 64: expected 2 of them"),
+        ({"size": (64, 64, 3)}, "size (64, 64, 3): expected 2 of them, got 3"),
+        ({"size": (64.5, 64)}, "size 64.5: expected a whole number"),
+        ({"prompt": 1.5}, "prompt 1.5: expected one, or a list of them"),
+        ({"prompt": None}, "prompt None: expected one, or a list of them"),
+        ({"prompt": []}, "no prompt given"),
+    ],
+)
+def test_what_cannot_be_drawn_is_one_line(model: Model, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        model.generate(**{"prompt": "a whale", "steps": 1, **options})
+    assert message in str(caught.value)
+
+
 def test_generating_reports_what_it_cost(model: Model) -> None:
     drawn = model.generate("a whale", steps=3)
     assert (drawn.steps, drawn.nfe) == (3, 6)
@@ -60,6 +102,24 @@ def test_a_run_folder_stands_for_its_pipeline(tiny_model: Path, tmp_path: Path) 
 def test_an_unknown_model_is_told_what_would_be_one(name: str) -> None:
     with pytest.raises(InputError, match=r"^unknown model .*builtin.*model_index\.json.*owner/name$"):
         load(name)
+
+
+def test_a_misspelt_model_is_told_what_was_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs" / "emoji" / "checkpoints").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for name, message in (
+        ("runs/emojii", "unknown model 'runs/emojii': did you mean runs/emoji?"),
+        ("buitlin", "did you mean builtin?"),
+        ("runs/emoji", "a training run that has not ended yet"),
+        ("run", "did you mean runs?"),
+    ):
+        with pytest.raises(InputError, match=re.escape(message)):
+            find(name)
+
+
+def test_the_home_folder_is_known(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tiny_model.parent))
+    assert find(f"~/{tiny_model.name}") == str(tiny_model)
 
 
 def test_a_hub_id_that_cannot_be_had_is_one_line() -> None:

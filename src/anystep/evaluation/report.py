@@ -58,7 +58,7 @@ def check_drawing() -> None:
     try:
         import matplotlib
     except ImportError:
-        raise InputError("drawing curves needs matplotlib: pip install 'anystep[evaluate]'") from None
+        raise InputError("drawing curves needs matplotlib: pip install matplotlib") from None
     matplotlib.use("Agg")
 
 

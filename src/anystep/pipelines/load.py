@@ -1,16 +1,20 @@
 """`anystep.load`: a model by name, ready to draw."""
 
+import difflib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files
+from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from diffusers.utils import logging as library_log
 from PIL import Image
 
+from anystep.bounds import Count, SamplingSteps, Seed, Side, check, shown
 from anystep.codecs.codec import check_whole
 from anystep.device import pick_device
 from anystep.errors import InputError
@@ -18,15 +22,24 @@ from anystep.pipelines.transition import TransitionPipeline
 
 BUILTIN = "builtin"
 
+if TYPE_CHECKING:
+    Prompts: TypeAlias = str | int | Sequence[str | int]
+    Seeds: TypeAlias = int | Sequence[int]
+    Whole: TypeAlias = int
+    Size: TypeAlias = tuple[int, int]
+else:  # `generate` checks them itself, and takes the numbers of numpy
+    Prompts = Seeds = Whole = Size = Any
+
 
 @dataclass(frozen=True)
 class Generated:
-    """Images with what they cost."""
+    """Images, those of a prompt beside each other, with the seed of each and with what they cost."""
 
     images: list[Image.Image]
     steps: int
     nfe: int
     seconds: float
+    seeds: tuple[int, ...] = ()
 
 
 class Model:
@@ -40,40 +53,67 @@ class Model:
     def __init__(self, name: str, pipeline: TransitionPipeline) -> None:
         self.name, self.pipeline = name, pipeline
 
-    def __call__(
-        self, prompt: str | int | Sequence[str | int], steps: int = 4, seed: int = 0, **options: Any
-    ) -> list[Image.Image]:
+    def __call__(self, prompt: Prompts, steps: Whole = 4, seed: Seeds = 0, **options: Any) -> list[Image.Image]:
         """`generate`'s images."""
         return self.generate(prompt, steps, seed, **options).images
 
     def generate(
         self,
-        prompt: str | int | Sequence[str | int],
-        steps: int = 4,
-        seed: int | Sequence[int] = 0,
-        size: tuple[int, int] | None = None,
+        prompt: Prompts,
+        steps: Whole = 4,
+        seed: Seeds = 0,
+        size: Size | None = None,
         guidance: float | None = None,
+        num_images_per_prompt: Whole = 1,
         **options: Any,
     ) -> Generated:
-        """One image a prompt.
+        """Images of the prompts.
 
         Args:
             prompt: a caption or class, or several.
-            seed: one for all prompts, or one each.
+            seed: one for all prompts, or one for each image.
             size: (width, height) in pixels.
-            guidance: scale; the model's default when None.
+            guidance: scale; none at 1 and below, the model's default when None.
+            num_images_per_prompt: with one seed, the further images of a prompt have the seeds after it.
             options: further arguments of `TransitionPipeline.__call__`.
+
+        Raises:
+            InputError: what cannot be drawn, in one line.
         """
-        count = 1 if isinstance(prompt, str | int) else len(prompt)
-        seeds = [seed] * count if isinstance(seed, int) else list(seed)
-        width, height = size or (self.pipeline.base_size, self.pipeline.base_size)
+        prompts = [prompt] if isinstance(prompt, str | Integral) else _listed("prompt", prompt)
+        steps = check("steps", steps, SamplingSteps)
+        each = check("num_images_per_prompt", num_images_per_prompt, Count)
+        seeds = _seeds(seed, len(prompts), each)
+        base = self.pipeline.base_size
+        width, height = (
+            (base, base) if size is None else (check("size", side, Side) for side in _listed("size", size, 2))
+        )
         start = time.perf_counter()
         output: Any = self.pipeline(
-            prompt, height, width, steps, guidance_scale=guidance, seeds=seeds, output_type="pil", **options
-        )
+            prompts, height, width, steps, guidance_scale=guidance, seeds=seeds, num_images_per_prompt=each,
+            output_type="pil", **options,
+        )  # fmt: skip
         if self.pipeline.device.type == "cuda":
             torch.cuda.synchronize()
-        return Generated(output.images, steps, output.nfe, time.perf_counter() - start)
+        return Generated(output.images, steps, output.nfe, time.perf_counter() - start, tuple(seeds))
+
+
+def _listed(name: str, values: Any, count: int | None = None) -> list[Any]:
+    if not isinstance(values, Iterable) or isinstance(values, str | bytes | dict):
+        what = "one, or a list of them" if count is None else f"{count} of them"
+        raise InputError(f"{name} {shown(values)}: expected {what}")
+    listed = list(values)
+    if count is not None and len(listed) != count:
+        raise InputError(f"{name} {shown(values)}: expected {count} of them, got {len(listed)}")
+    return listed
+
+
+def _seeds(seed: Any, prompts: int, each: int) -> list[int]:
+    """The seed of every image, from one for all prompts or one for each image."""
+    if isinstance(seed, Iterable) and not isinstance(seed, str | bytes):
+        return [check("seed", one, Seed) for one in _listed("seed", seed, prompts * each)]
+    first = check("seed", seed, Seed)
+    return [check("seed", first + number, Seed) for number in range(each)] * prompts
 
 
 def load(model: str | Path = BUILTIN, device: str | torch.device = "auto", dtype: torch.dtype = torch.float32) -> Model:
@@ -109,12 +149,25 @@ def find(model: str | Path) -> str:
     """The folder or hub id that a model's name stands for."""
     if str(model) == BUILTIN:
         return str(files("anystep") / "weights" / "builtin")
-    folder = Path(model)
+    folder = Path(model).expanduser()
     for candidate in (folder, folder / "pipeline"):  # a training run keeps its pipeline in a folder of that name
         if (candidate / "model_index.json").exists():
             return str(candidate)
-    if folder.exists() or str(model).count("/") != 1 or str(model).startswith((".", "/")):
-        raise InputError(
-            f"unknown model {str(model)!r}: expected 'builtin', a folder with model_index.json, or a hub id owner/name"
-        )
+    # `runs/x` is no hub id where there is a folder `runs`
+    is_hub_id = str(model).count("/") == 1 and not str(model).startswith((".", "/", "~"))
+    if not is_hub_id or folder.exists() or folder.parent.is_dir():
+        raise InputError(f"unknown model {shown(str(model))}: {_instead(folder)}")
     return str(model)
+
+
+def _instead(folder: Path) -> str:
+    """What may have been meant by a folder that holds no model."""
+    if (folder / "checkpoints").is_dir():
+        return "a training run that has not ended yet; its model is written at its end"
+    hint = ""
+    with suppress(OSError):
+        names = [path.name for path in folder.parent.iterdir() if path.is_dir()] + [BUILTIN]
+        near = difflib.get_close_matches(folder.name, names, n=1)
+        if near and not folder.exists():
+            hint = f"did you mean {BUILTIN if near[0] == BUILTIN else folder.with_name(near[0])}? "
+    return f"{hint}expected 'builtin', a folder with model_index.json, or a hub id owner/name"
