@@ -738,12 +738,16 @@ def run_compare(options: argparse.Namespace) -> None:
 
 def run_data_show(options: argparse.Namespace) -> None:
     from anystep.contact_sheet import check_writable, save_image
+    from anystep.data.folders import SHEET
     from anystep.data.overview import overview
+    from anystep.data.summary import left_out
 
     check_writable(options.out)
-    picture, shown, total = overview(options.source, options.size, options.count)
-    save_image(picture, options.out)
-    print(f"wrote {options.out}: {shown} of {total} examples")
+    sheet = overview(options.source, options.size, options.count)
+    save_image(sheet.picture, options.out, SHEET)
+    for line in (*sheet.passed_over.lines, *left_out(sheet.left_out)):
+        print(line)
+    print(f"wrote {options.out}: {sheet.shown} of {sheet.total} examples")
 
 
 def run_data_prepare(options: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import ExifTags, Image, ImageDraw, ImageFont
 
 from anystep.errors import InputError
 from anystep.files import replacing
@@ -173,13 +173,19 @@ def check_writable(path: str | Path) -> None:
         raise InputError(f"cannot write {path}: {'it is a folder' if path.is_dir() else 'no permission'}")
 
 
-def save_image(image: Image.Image, path: str | Path) -> None:
-    """Write an image whole or not at all, in the format that the suffix of `path` names. Raises `InputError`."""
+def save_image(image: Image.Image, path: str | Path, software: str = "") -> None:
+    """Write an image whole or not at all, in the format that the suffix of `path` names. Raises `InputError`.
+
+    Args:
+        software: what the file says that made it, in its EXIF data.
+    """
     check_writable(path)
-    path = Path(path)
+    path, exif = Path(path), Image.Exif()
+    exif[ExifTags.Base.Software] = software
+    said = {"exif": exif} if software else {}
     try:
         with replacing(path) as part, part.open("xb") as file:
             # Pillow's quality of 75 shows around text and flat colours; lossless formats ignore it
-            image.save(file, Image.registered_extensions()[path.suffix.lower()], quality=95)
+            image.save(file, Image.registered_extensions()[path.suffix.lower()], quality=95, **said)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from None

@@ -23,6 +23,7 @@ MARKER = ".anystep.json"
 LOCK = ".lock"
 HOLDER = ".holder.json"
 FORMAT = 1  # of the folders that commands make
+NO_MORE_FILES = (errno.EMFILE, errno.ENFILE)  # of the machine, and no fault of the file that was to be opened
 TEXT_LIMIT = 256 * 2**20  # bytes of a text file that is read whole
 
 
@@ -106,6 +107,8 @@ def read_bytes(path: Path, limit: int = TEXT_LIMIT) -> bytes:
             raise InputError(f"cannot read {str(path)!r}: it has {size:,} bytes, more than the {limit:,} that are read")
         return path.read_bytes()
     except OSError as error:
+        if error.errno in NO_MORE_FILES:
+            raise
         raise InputError(f"cannot read {str(path)!r}: {error.strerror}") from None
 
 

@@ -1,15 +1,20 @@
 """Folders of captioned images and of classes."""
 
+import errno
 import json
+import os
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
+from anystep.cli import main
 from anystep.data.example import BrokenExample
-from anystep.data.folders import ClassFolderSource, ImageFolderSource, read_image
+from anystep.data.folders import ClassFolderSource, ImageFolderSource, read_image, read_picture
 from anystep.errors import InputError
+from anystep.files import MARKER
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -58,36 +63,190 @@ def test_captions_from_metadata(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("row", ["{", "[]", '{"text": "x"}', '{"file_name": "a.png"}', '{"file_name": 1, "text": "x"}',
-                                 '{"file_name": "a.png", "captions": [1]}'])  # fmt: skip
+@pytest.mark.parametrize("row", ["{", "[]", '{"text": "x"}', '{"file_name": 1, "text": "x"}', "[" * 100_000])
 def test_bad_metadata_names_the_line(tmp_path: Path, row: str) -> None:
     put(tmp_path / "a.png")
     (tmp_path / "metadata.jsonl").write_text("\n" + row)
-    with pytest.raises(InputError, match=r"metadata\.jsonl, line 2: expected"):
+    with pytest.raises(InputError, match=r"metadata\.jsonl, line 2: (expected|not JSON)"):
         ImageFolderSource(tmp_path, 8)
 
 
-def test_metadata_of_images_that_are_not_there(tmp_path: Path) -> None:
+def test_metadata_of_images_that_are_not_there_are_counted(tmp_path: Path) -> None:
     put(tmp_path / "a.png", "x")
-    (tmp_path / "metadata.jsonl").write_text('{"file_name": "../a.png", "text": "x"}')
-    with pytest.raises(InputError, match=r"\.\./a\.png named there, but no such image"):
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "../a.png", "text": "x"}\n{"file_name": "b", "text": ""}')
+    source = ImageFolderSource(tmp_path, 8)
+    assert (len(source), source[0].captions) == (1, ("x",))
+    assert source.passed_over == {"images of metadata.jsonl that are not there": (2, "../a.png")}
+
+
+@pytest.mark.parametrize("text", [None, 5, [1], "", [], "a\0b", "\ud800", [["a"]], {}])
+def test_an_image_whose_row_gives_no_caption_is_left_out(tmp_path: Path, text: object) -> None:
+    for name in ("a.png", "b.png"):
+        put(tmp_path / name)
+    rows = [{"file_name": "a.png", "text": text}, {"file_name": "b.png", "text": "b"}]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    source = ImageFolderSource(tmp_path, 8)
+    with pytest.raises(BrokenExample, match=r"a\.png: its caption .*, in its row of metadata\.jsonl"):
+        source[0]
+    assert source[1].captions == ("b",)
+    (tmp_path / "b.png").unlink()
+    with pytest.raises(InputError, match="none of 1 images has a caption that can be used: its caption"):
         ImageFolderSource(tmp_path, 8)
+
+
+def test_everything_in_a_folder_is_used_or_counted(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "p", tmp_path / "elsewhere"
+    put(folder / "a.png", "a")
+    put(folder / "deep" / "b.png").with_suffix(".TXT").write_text("b")
+    put(elsewhere / "c.png", "c")
+    (folder / "linked").symlink_to("../elsewhere")
+    (folder / "again").symlink_to("deep")
+    (elsewhere / "loop").symlink_to("../p")
+    (folder / "self").symlink_to("self")
+    for name in ("IMG_1.HEIC", "IMG_2.heic", "d.cr2", "notes.md", ".DS_Store"):
+        (folder / name).write_bytes(b"?")
+    (folder / "IMG_1.txt").write_text("of a photograph")
+    os.mkfifo(folder / "pipe.png")
+    put(folder / "made" / "picture.png")
+    (folder / "made" / MARKER).write_text('{"kind": "report", "format": 1}')
+    source = ImageFolderSource(folder, 8)
+    assert [example.captions for example in source] == [("a",), ("b",), ("c",)]
+    assert source.names == ["a.png", "deep/b.png", "linked/c.png"]
+    assert source.passed_over == {
+        ".heic images, which pillow-heif reads (pip install pillow-heif)": (2, "IMG_1.HEIC"),
+        ".cr2 images, which rawpy develops: save them as PNG or JPEG": (1, "d.cr2"),
+        ".md files": (1, "notes.md"),
+        "other files": (1, "self"),
+        "captions without an image that can be read": (1, "IMG_1.txt"),
+        "hidden files and folders": (1, ".DS_Store"),
+        "FIFOs, sockets and devices": (1, "pipe.png"),
+        "folders that anystep made": (1, "made/"),
+        "links to folders that are read already": (2, "again/"),
+    }
+    (folder / "a.png").unlink()
+    classes = ClassFolderSource(tmp_path, 8)
+    assert classes.class_names == ["elsewhere", "p"]
+    assert classes.names == ["elsewhere/c.png", "p/deep/b.png"]  # neither is in both, whatever the links say
+    assert classes.passed_over["other files"] == (1, "p/self")
+
+
+def test_what_is_no_file_is_never_opened(tmp_path: Path) -> None:
+    put(tmp_path / "a.png", "a")
+    put(tmp_path / "b.png")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("c.png", "b.txt"):
+        (tmp_path / name).symlink_to("pipe")
+    with pytest.raises(InputError, match=r"no caption for b\.png"):  # its text is none
+        ImageFolderSource(tmp_path, 8)
+    (tmp_path / "b.txt").unlink()
+    (tmp_path / "b.txt").write_text("b")
+    source = ImageFolderSource(tmp_path, 8)
+    (tmp_path / "a.png").unlink()
+    (tmp_path / "a.png").symlink_to("pipe")
+    with pytest.raises(BrokenExample, match="it is a FIFO"):
+        source[0]
+    assert source.stamp(0) != source.stamp(1)
+    assert source.digest(0) != source.digest(1)
+    os.mkfifo(tmp_path / "metadata.jsonl")
+    assert source.names == ["a.png", "b.png"]
+
+
+def test_names_that_are_no_utf8_and_captions_that_are_none(tmp_path: Path) -> None:
+    odd = os.fsdecode(b"caf\xe9.png")
+    put(tmp_path / odd, "a cup")
+    put(tmp_path / "b.png").with_suffix(".txt").write_bytes("a tea pot".encode("utf-16-le"))
+    source = ImageFolderSource(tmp_path, 8)
+    assert (source[1].key, source[1].captions) == ("caf\\udce9.png", ("a cup",))
+    with pytest.raises(BrokenExample, match="NUL characters"):
+        source[0]
+    (tmp_path / odd).write_bytes(b"")
+    with pytest.raises(BrokenExample, match=r"caf\\udce9\.png: not an image"):
+        source[1]
+
+
+def test_our_own_sheet_and_prepared_folder_are_no_data(tmp_path: Path) -> None:
+    folder = tmp_path / "p"
+    put(folder / "a.png", "a thing", (64, 64))
+    for name in ("sheet.png", "sheet.jpg", "sheet.webp"):
+        for _ in range(2):
+            assert main(["data", "show", str(folder), "--out", str(folder / name)]) == 0
+    words = ["data", "prepare", str(folder), "--out", str(folder / "made"), "--size", "64", "--codec", "identity"]
+    assert main(words) == main(words) == 0
+    source = ImageFolderSource(folder, 8)
+    assert source.names == ["a.png"]
+    assert source.passed_over == {
+        "contact sheets that anystep drew": (3, "sheet.jpg"), "folders that anystep made": (1, "made/"),
+    }  # fmt: skip
+    assert main(["data", "show", str(folder / "made"), "--out", str(tmp_path / "no.png")]) == 2
+
+
+def test_an_image_is_not_left_out_because_files_run_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = ImageFolderSource(put(tmp_path / "a.png", "a").parent, 8)
+
+    def no_more(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Image, "open", no_more)
+    with pytest.raises(OSError, match="Too many open files"):
+        source[0]
+
+
+def profile(*swapped: bytes) -> bytes:
+    """An sRGB profile, in which two primaries are exchanged."""
+    found = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    count = struct.unpack(">I", found[128:132])[0]
+    tags = {
+        bytes(found[at : at + 4]): struct.unpack(">II", found[at + 4 : at + 12])
+        for at in range(132, 132 + 12 * count, 12)
+    }
+    if swapped:
+        (one, size), (other, _) = (tags[name] for name in swapped)
+        found[one : one + size], found[other : other + size] = found[other : other + size], found[one : one + size]
+    return bytes(found)
+
+
+def test_colour_profiles_are_applied_and_damaged_ones_are_no_reason(tmp_path: Path) -> None:
+    odd, plain = profile(b"rXYZ", b"bXYZ"), profile()
+    for name, icc, expected, note in (
+        ("a.png", odd, BLUE, ("colour profile to sRGB",)),
+        ("a.jpg", odd, BLUE, ("colour profile to sRGB",)),
+        ("b.png", plain, RED, ()),
+        ("c.png", odd[:500], RED, ("a colour profile that cannot be used",)),
+        ("d.png", b"?" * 200, RED, ("a colour profile that cannot be used",)),
+    ):
+        Image.new("RGB", (16, 16), RED).save(tmp_path / name, icc_profile=icc)
+        picture = read_picture(tmp_path / name, None)
+        np.testing.assert_allclose(picture.image.getpixel((4, 4)), expected, atol=6)
+        assert picture.notes == note
+    clear = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    clear.putpixel((0, 0), (255, 0, 0, 255))
+    clear.save(tmp_path / "e.png", icc_profile=odd)
+    found = read_image(tmp_path / "e.png", None)
+    np.testing.assert_allclose(found.getpixel((0, 0)), BLUE, atol=6)
+    assert found.getpixel((2, 2)) == WHITE
+    Image.new("L", (4, 4), 99).save(tmp_path / "f.png", icc_profile=plain)  # of another kind than the pixels
+    assert read_picture(tmp_path / "f.png", None).image.getpixel((0, 0)) == (99, 99, 99)
+
+
+def test_a_damaged_orientation_is_none(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 6), RED).save(tmp_path / "a.png", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff\0\0")
+    assert read_picture(tmp_path / "a.png", 4).notes == ()
 
 
 def test_missing_captions_are_one_line_with_a_count(tmp_path: Path) -> None:
     put(tmp_path / "sub" / "a.png", "  \n")
-    with pytest.raises(InputError, match=r"no caption for sub/a\.png; write sub/a\.txt .*metadata\.jsonl$"):
+    with pytest.raises(InputError, match="none of 1 images has a caption that can be used: its caption is empty"):
         ImageFolderSource(tmp_path, 8)
     for name in "bcd":
         put(tmp_path / "sub" / f"{name}.png")
-    with pytest.raises(InputError, match=r"no caption for sub/a\.png and 3 more; ") as caught:
+    with pytest.raises(InputError, match=r"no caption for sub/b\.png and 2 more; write sub/b\.txt") as caught:
         ImageFolderSource(tmp_path, 8)
     assert "\n" not in str(caught.value)
 
 
 def test_caption_that_is_not_utf8(tmp_path: Path) -> None:
     put(tmp_path / "a.png").with_suffix(".txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(InputError, match=r"a\.txt"):
+    with pytest.raises(InputError, match="its caption: not UTF-8 text, at byte 0"):
         ImageFolderSource(tmp_path, 8)
 
 

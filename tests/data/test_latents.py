@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from anystep.data.example import BrokenExample, Example
-from anystep.data.latents import LatentSet, LatentShards
+from anystep.data.latents import About, LatentSet, LatentShards
 from anystep.data.overview import overview
 from anystep.data.prepare import Encoders, prepare
 from anystep.errors import InputError
@@ -67,7 +67,7 @@ def test_latents_captions_and_labels_stay_together(tmp_path: Path) -> None:
 def test_they_are_encoded_once_and_nothing_else_is_left(tmp_path: Path) -> None:
     prepare(Colours(), tmp_path, encoders(), shard_size=20)
     before = folder_bytes(tmp_path)
-    assert list(before) == ["000000.tar", "000001.tar", "dataset.json", "index.safetensors"]
+    assert list(before) == [".anystep.json", ".lock", "000000.tar", "000001.tar", "dataset.json", "index.safetensors"]
 
     def twice(images: Tensor) -> Tensor:
         raise AssertionError("encoded twice")
@@ -125,15 +125,16 @@ def test_a_killed_encoding_leaves_nothing_and_ends_in_the_same_bytes(tmp_path: P
 
 
 def test_processes_share_the_shards(tmp_path: Path) -> None:
-    from anystep.data.prepare import _encode, _finish
+    from anystep.data.prepare import _encode, _Work
 
-    about = {"made_by": {}, "class_names": [], "complete": False}
+    (tmp_path / "two").mkdir()
+    work = _Work(Colours(), tmp_path / "two", About({}, []), 10, print)
+    assert not work.begin()
     for rank in (1, 0):
         ranks = Ranks.alone()
         ranks.count, ranks.rank = 2, rank
-        (tmp_path / "two").mkdir(exist_ok=True)
         _encode(Colours(), tmp_path / "two", encoders(), ranks, 10, lambda done, total: None)
-    _finish(tmp_path / "two", about, 4)
+    work.finish()
     prepare(Colours(), tmp_path / "one", encoders(), shard_size=10)
     assert all(
         (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
@@ -219,15 +220,16 @@ def test_overview_of_a_folder_leaves_broken_images_out(captioned_folder: Path, t
     for path in captioned_folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "00.png").write_bytes(b"no image")
-    picture, shown, total = overview(str(tmp_path), 32, 100)
-    assert (shown, total) == (11, 12)
-    assert picture.height > 2 * 160
+    sheet = overview(str(tmp_path), 32, 100)
+    assert (sheet.shown, sheet.total, len(sheet.left_out)) == (11, 12, 1)
+    assert "00.png: not an image" in sheet.left_out[0]
+    assert sheet.picture.height > 2 * 160
 
 
 def test_overview_of_the_art_shows_every_background() -> None:
-    picture, shown, total = overview("builtin", 24, 40)
-    assert shown == 40 < total
-    colours = {colour for _, colour in picture.getcolors(2**24)}
+    sheet = overview("builtin", 24, 40)
+    assert sheet.shown == 40 < sheet.total
+    colours = {colour for _, colour in sheet.picture.getcolors(2**24)}
     from anystep.data.art import BACKGROUNDS
 
     assert set(BACKGROUNDS.values()) <= colours

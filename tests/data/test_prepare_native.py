@@ -61,8 +61,8 @@ def test_whatever_lies_in_a_folder_is_handled_or_left_out_with_its_reason(
         "pixel.png: 1x1 is smaller than the 8 pixels of a token",
         "panorama.png: 30000x64 is 469 times as long as wide, the limit is 5",
         "cut.jpg: image file is truncated",
-        "silent.txt holds no caption",
-        "latin.txt is not UTF-8",
+        "silent.png: its caption is empty",
+        "latin.png: its caption: not UTF-8 text, at byte 3",
         "turned upright: 1",
         "CMYK to RGB: 1",
         "16 bits to 8: 1",
@@ -119,8 +119,7 @@ def test_a_killed_preparation_of_many_shapes_ends_in_the_same_bytes(wild: Path, 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--aspect", "0.5"], "--aspect 0.5"),
-        (["--longest", "4"], "--longest 4: expected at least 1 and 8"),
+        (["--longest", "4"], "--longest 4: expected at least 8"),
         (["--size", "60"], "--size 60: must be a multiple of 8"),
     ],
 )

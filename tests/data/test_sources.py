@@ -56,5 +56,11 @@ def test_unknown_spec_lists_what_is_possible(spec: str) -> None:
 
 
 def test_option_of_another_source_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="vocabulary"):
-        open_source(str(tmp_path), 16, vocabulary="all")
+    for spec, option in (
+        (str(tmp_path), "vocabulary"), ("scenes", "split"), ("builtin", "count"), (f"shards:{tmp_path}", "split"),
+        (f"classes:{tmp_path}", "split"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=f"data source '{spec}' takes no option '{option}', but "):
+            open_source(spec, 16, **{option: "all"})
+    with pytest.raises(InputError, match="style 'oil' is unknown"):
+        open_source("builtin", 16, styles=["flat", "oil"])

@@ -68,7 +68,7 @@ def pad_states(
     rows: Sequence[Float[Tensor, "_ width"]],
 ) -> tuple[Float[Tensor, "batch length width"], Bool[Tensor, "batch length"] | None]:
     """The opposite, in float32: padded to the longest, with a mask where anything is padded."""
-    states = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True).float()
+    states = torch.nn.utils.rnn.pad_sequence([row.float() for row in rows], batch_first=True)
     mask = torch.arange(states.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
     return states, None if bool(mask.all()) else mask
 

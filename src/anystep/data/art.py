@@ -10,7 +10,9 @@ import json
 import lzma
 import os
 import re
+import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.resources import files
@@ -19,10 +21,10 @@ from typing import Literal, get_args
 
 from PIL import Image
 
-from anystep.data.example import Example
+from anystep.data.example import Example, digest_of
 from anystep.data.sizing import Fixed, Limits, canvas
 from anystep.errors import InputError
-from anystep.files import replacing
+from anystep.files import read_bytes, replacing
 
 ARCHIVE = files("anystep.data") / "art"
 STYLES = ("flat", "noto")
@@ -95,31 +97,63 @@ def caption(concept: str, background: str | None = None, style: str | None = Non
 
 
 def cache_folder() -> Path:
-    """Where rendered art and other derived files are kept: `$ANYSTEP_CACHE`, else `~/.cache/anystep`."""
-    root = os.environ.get("ANYSTEP_CACHE")
-    return Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "anystep"
+    """Where rendered art and other derived files are kept: `$ANYSTEP_CACHE`, else `~/.cache/anystep`.
+
+    One of our own under the temporary folder where the user has no home.
+    """
+    if root := os.environ.get("ANYSTEP_CACHE"):
+        return Path(root)
+    if root := os.environ.get("XDG_CACHE_HOME"):
+        return Path(root) / "anystep"
+    try:
+        return Path.home() / ".cache" / "anystep"
+    except RuntimeError:
+        return _temporary_folder()
 
 
 @cache
-def _fingerprint() -> str:
+def _temporary_folder() -> Path:
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    folder = Path(tempfile.gettempdir()) / f"anystep-{user}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if hasattr(os, "getuid") and folder.lstat().st_uid != user:  # somebody else has put something there for us to read
+        return Path(tempfile.mkdtemp(prefix="anystep-"))
+    return folder
+
+
+@cache
+def art_fingerprint() -> str:
+    """What tells this archive of drawings from another."""
     return hashlib.sha256((ARCHIVE / "art.jsonl.xz").read_bytes()).hexdigest()[:8]
 
 
 @lru_cache(maxsize=8192)
 def render(drawing: Drawing, side: int) -> Image.Image:
-    """The drawing alone as a `side x side` RGBA picture, rendered once per size and then read from the disk cache."""
-    path = cache_folder() / f"art-{_fingerprint()}" / str(side) / f"{drawing.key}.png"
-    if not path.exists():
-        import resvg_py
+    """The drawing alone as a `side x side` RGBA picture, rendered once per size and then read from the disk cache.
 
-        svg = (
-            '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-            f'viewBox="0 0 {drawing.size} {drawing.size}">{drawing.body}</svg>'
-        )
+    The cache may be damaged, full or not to be written: then the picture is rendered again.
+    """
+    path = cache_folder() / f"art-{art_fingerprint()}" / str(side) / f"{drawing.key}.png"
+    try:
+        return Image.open(io.BytesIO(read_bytes(path))).convert("RGBA")
+    except (InputError, OSError, ValueError, SyntaxError):  # the last is Pillow's word for damage
+        content = _rasterised(drawing, side)
+    with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as part:
-            part.write_bytes(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=side)))
-    return Image.open(io.BytesIO(path.read_bytes())).convert("RGBA")
+            part.write_bytes(content)
+    return Image.open(io.BytesIO(content)).convert("RGBA")
+
+
+def _rasterised(drawing: Drawing, side: int) -> bytes:
+    """As the content of a PNG file."""
+    import resvg_py
+
+    svg = (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'viewBox="0 0 {drawing.size} {drawing.size}">{drawing.body}</svg>'
+    )
+    return bytes(resvg_py.svg_to_bytes(svg_string=svg, width=side))
 
 
 def compose(drawing: Drawing, background: str, width: int, height: int) -> Image.Image:
@@ -148,8 +182,12 @@ class ArtSource(Sequence[Example]):
         split: Split = "both",
         styles: Sequence[str] = STYLES,
     ) -> None:
-        if split not in get_args(Split):
-            raise InputError(f"built-in data: split {split!r} is none of {', '.join(get_args(Split))}")
+        chosen_from = {"split": (split, get_args(Split)), "vocabulary": (vocabulary, get_args(Vocabulary))}
+        for name, (value, possible) in chosen_from.items():
+            if value not in possible:
+                raise InputError(f"built-in data: {name} {value!r} is none of {', '.join(possible)}")
+        if unknown := [style for style in styles if style not in STYLES]:
+            raise InputError(f"built-in data: style {unknown[0]!r} is unknown; styles are {', '.join(STYLES)}")
         chosen = set(everyday_concepts()) if vocabulary == "everyday" else None
         self.size = size
         self.drawings = [
@@ -160,7 +198,7 @@ class ArtSource(Sequence[Example]):
             and (split == "both" or is_held_out(drawing.name) == (split == "held_out"))
         ]
         if not self.drawings:
-            raise InputError(f"no built-in drawing has style {list(styles)} and split {split!r}; styles are {STYLES}")
+            raise InputError(f"no built-in drawing is of {vocabulary} words, styles {list(styles)} and split {split}")
         self.class_names = sorted({drawing.name for drawing in self.drawings})
         self._label = {name: label for label, name in enumerate(self.class_names)}
 
@@ -183,3 +221,9 @@ class ArtSource(Sequence[Example]):
             ),
             label=self._label[drawing.name],
         )
+
+    def stamp(self, index: int) -> str:
+        drawing = self.drawings[index // len(BACKGROUNDS)]
+        return digest_of(art_fingerprint(), drawing.key, index % len(BACKGROUNDS), self._label[drawing.name])
+
+    digest = stamp

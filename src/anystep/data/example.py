@@ -1,10 +1,13 @@
 """What every source of data yields."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from PIL import Image
+
+from anystep.errors import one_line
 
 
 @dataclass(frozen=True)
@@ -40,5 +43,59 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Example: ...
 
 
+@runtime_checkable
+class Traceable(Protocol):
+    """A source that can tell whether its examples have changed since they were prepared."""
+
+    def stamp(self, index: int) -> str:
+        """What changes whenever the example may have changed; it costs no reading of images."""
+
+    def digest(self, index: int) -> str:
+        """What changes only when the example has changed; it may read the image."""
+
+
+MOST_CLASSES = 100_000  # a label above is a mistake: ImageNet-21k has 21,841
+
+
 class BrokenExample(Exception):
     """One example cannot be read. Says which and why; callers skip, count and report it."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(printable(reason))
+
+
+def printable(text: str) -> str:
+    """Text that UTF-8 can say: bytes of file names that are none, and halves of surrogate pairs, are spelled out."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def digest_of(*parts: object) -> str:
+    """A short digest of plain values, or of bytes."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        content = part if isinstance(part, bytes) else repr(part).encode("utf-8", "backslashreplace")
+        digest.update(len(content).to_bytes(8, "big") + content)
+    return digest.hexdigest()
+
+
+class PassedOver(dict[str, tuple[int, str]]):
+    """What lies in a source and is not used: of each kind, how many there are and the name of the first."""
+
+    MOST_KINDS = 30
+
+    def add(self, kind: str, name: str, count: int = 1) -> None:
+        if kind not in self and len(self) >= self.MOST_KINDS:
+            kind = "things of further kinds"
+        before, first = self.get(kind, (0, printable(name)))
+        self[kind] = (before + count, first)
+
+    @property
+    def lines(self) -> list[str]:
+        """One line for each kind, the most frequent first."""
+        kinds = sorted(self.items(), key=lambda item: -item[1][0])
+        return [one_line(f"passed over: {count:,} {kind}, such as {first}") for kind, (count, first) in kinds]
+
+
+def passed_over(source: Source) -> PassedOver:
+    """What a source says that it does not use; nothing where it does not say."""
+    return PassedOver(getattr(source, "passed_over", {}))

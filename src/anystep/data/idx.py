@@ -10,11 +10,13 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from anystep.data.example import Example
+from anystep.data.example import Example, digest_of
 from anystep.data.sizing import Size, fit, target
 from anystep.errors import InputError
+from anystep.files import check_regular
 
 PREFIXES = {"train": "train", "test": "t10k"}
+LARGEST = 768 * 2**20  # bytes of an array; the largest set of this format, EMNIST, has 550 million
 DIGITS = tuple("0123456789")
 FASHION = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -22,31 +24,38 @@ FASHION = (
 
 
 def read_idx(path: Path, dimensions: int) -> UInt8[np.ndarray, "..."]:
-    """The array in an IDX file of bytes, plain or gzipped.
+    """The array in an IDX file of bytes, plain or gzipped, of which no more is unpacked than its header announces.
 
     The format: 0, 0, 8 (for bytes), the number of dimensions; each dimension as big-endian uint32; the data.
     """
+    check_regular(path)
+    start = 4 + 4 * dimensions
     try:
-        content = path.read_bytes()
-        content = gzip.decompress(content) if path.suffix == ".gz" else content
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            header = file.read(start)
+            magic = bytes((0, 0, 8, dimensions))
+            if header[:4] != magic:
+                raise InputError(f"{path}: bad magic number {header[:4].hex()!r}, expected {magic.hex()!r}")
+            shape = [int.from_bytes(header[place : place + 4], "big") for place in range(4, start, 4)]
+            announced = math.prod(shape)
+            if announced > LARGEST:
+                raise InputError(f"{path}: {announced:,} bytes by its header, more than the {LARGEST:,} that are read")
+            content = file.read(announced + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: {error}") from None
-    magic = bytes((0, 0, 8, dimensions))
-    if content[:4] != magic:
-        raise InputError(f"{path}: bad magic number {content[:4].hex()!r}, expected {magic.hex()!r}")
-    start = 4 + 4 * dimensions
-    shape = [int.from_bytes(content[place : place + 4], "big") for place in range(4, start, 4)]
-    expected = start + math.prod(shape)
-    if len(content) != expected:
-        raise InputError(f"{path}: truncated or damaged: {len(content)} bytes, expected {expected}")
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    if len(header) < start or len(content) != announced:
+        more = " or more" * (len(content) > announced)
+        raise InputError(
+            f"{path}: truncated or damaged: {len(header) + len(content)} bytes{more}, expected {start + announced}"
+        )
+    return np.frombuffer(content, np.uint8).reshape(shape)
 
 
 def find_idx(folder: Path, stem: str, dimensions: int) -> Path:
     """The file of either spelling, plain or gzipped."""
     names = [f"{stem}{mark}idx{dimensions}-ubyte{packed}" for mark in "-." for packed in ("", ".gz")]
     for name in names:
-        if (folder / name).is_file():
+        if (folder / name).exists():
             return folder / name
     raise InputError(f"{folder}: no {names[0]} in it (nor {', '.join(names[1:])})")
 
@@ -83,3 +92,8 @@ class IdxSource:
         return Example(
             f"{self.split}-{index:05d}", fit(image, target(*image.size, self.size)), label=int(self._labels[index])
         )
+
+    def stamp(self, index: int) -> str:
+        return digest_of(self._images[index].tobytes(), self._images.shape, int(self._labels[index]))
+
+    digest = stamp

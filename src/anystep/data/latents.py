@@ -1,9 +1,9 @@
 """Encoded examples: what training reads, by number, from shards that `anystep.data.prepare` wrote."""
 
-import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from anystep.data.example import BrokenExample
-from anystep.data.shards import Shards, from_npy, read_beside
+from anystep.data.example import BrokenExample, PassedOver
+from anystep.data.folders import checked_captions
+from anystep.data.shards import DATASET, Shards, from_npy, read_beside
 from anystep.errors import InputError
+from anystep.files import decode_text, parse_json
 
-DATASET = "dataset.json"  # beside the shards: what they hold and what made them
+AGAIN = "run the same `anystep data prepare` again"
 LATENT, MIRRORED, TEXT, FEATURES, ABOUT = "latent.npy", "mirrored.npy", "text.npy", "features.npy", "json"
 REMOTE_READERS = 16
 SUBSTITUTES = 100  # records tried in the place of a broken one
@@ -54,6 +56,7 @@ class LatentShards:
         broken: why examples of the source were left out.
         captioned: how many have a caption.
         notes: how many examples needed what.
+        passed_over: what lies in the source and was not used.
         cropped, most_cropped: the share of an image that was cropped away, on average and at most.
 
     Raises:
@@ -61,21 +64,28 @@ class LatentShards:
     """
 
     def __init__(self, url: str) -> None:
-        about = read_beside(url, DATASET)
-        if about is None:
+        content = read_beside(url, DATASET)
+        if content is None:
             raise InputError(f"shards {url!r} hold no latents: make some with `anystep data prepare`")
-        said: dict[str, Any] = json.loads(about)
-        if not said["complete"]:
-            raise InputError(f"shards {url!r} are not finished: run the same `anystep data prepare` again")
+        about = About.parse(content, f"{url}/{DATASET}")
+        if not about.complete:
+            raise InputError(f"shards {url!r} are not finished: {AGAIN}")
         self.shards = Shards(url)
         self.url = url
-        self.made_by: dict[str, Any] = said["made_by"]
-        self.class_names: list[str] = said["class_names"]
-        self.broken: list[str] = said["broken"]
-        self.captioned: int = said["captioned"]
-        self.channels: int = said["channels"]
-        self.notes: dict[str, int] = said["notes"]
-        self.cropped, self.most_cropped = said["cropped"] / max(1, said["counted"]), float(said["most_cropped"])
+        note = about.total
+        self.made_by, self.class_names = about.made_by, about.class_names
+        self.passed_over = about.passed_over
+        self.broken, self.captioned, self.channels, self.notes = note.broken, note.captioned, note.channels, note.notes
+        self.cropped, self.most_cropped = note.cropped / max(1, note.counted), float(note.most_cropped)
+        if missing := [name for name in (LATENT, ABOUT) if name not in self.shards.fields]:
+            raise InputError(f"shards {url!r} hold no {missing[0]}: {AGAIN}")
+        wrong = (self.labels < -1) | (self.labels >= len(self.class_names))
+        if bool(wrong.any()):
+            number = int(wrong.nonzero()[0])
+            raise InputError(
+                f"{self.shards.where(number)}: class {int(self.labels[number])}, expected 0 to "
+                f"{len(self.class_names) - 1}: {AGAIN}"
+            )
 
     def __len__(self) -> int:
         return len(self.shards)
@@ -112,16 +122,129 @@ class LatentShards:
         """Raises BrokenExample."""
         found = self.shards.read(number)
         try:
-            about: dict[str, Any] = json.loads(found[ABOUT])
-            arrays = {name: _tensor(found[name]) for name in (LATENT, MIRRORED, FEATURES) if name in found}
-            text = None
-            if TEXT in found:
-                text = torch.from_numpy(from_npy(found[TEXT])).split(about["lengths"])
-        except (KeyError, ValueError, EOFError) as error:
-            raise BrokenExample(f"{self.url}, record {number}: {error}") from None
-        return Encoded(
-            arrays[LATENT], tuple(about["captions"]), about["label"], arrays.get(MIRRORED), text, arrays.get(FEATURES)
+            about = parse_json(decode_text(found[ABOUT], ABOUT), ABOUT)
+            said = about.get("captions")
+            captions = checked_captions(said) if said != [] else ()
+            arrays = {name: _tensor(found[name], name) for name in (LATENT, MIRRORED, FEATURES) if name in found}
+            label, shape = about.get("label"), arrays[LATENT].shape
+            if label != int(self.labels[number]):
+                raise ValueError(f"class {label!r}, but {int(self.labels[number])} by the index")
+            if shape[:1] != (self.channels,) or list(shape[1:]) != self.grids[number].tolist():
+                raise ValueError(f"a latent of {list(shape)}, but {self.channels} channels and another grid are noted")
+            if MIRRORED in arrays and arrays[MIRRORED].shape != shape:
+                raise ValueError(f"latents of {list(shape)} and, mirrored, {list(arrays[MIRRORED].shape)}")
+            if FEATURES in arrays and arrays[FEATURES].ndim != 2:
+                raise ValueError(f"features of shape {list(arrays[FEATURES].shape)}")
+            text = _states(found[TEXT], about.get("lengths"), len(captions)) if TEXT in found else None
+        except (KeyError, ValueError) as error:
+            what = f"no {error.args[0]}" if isinstance(error, KeyError) else error
+            raise BrokenExample(f"{self.shards.where(number)}: {what}") from None
+        return Encoded(arrays[LATENT], captions, label, arrays.get(MIRRORED), text, arrays.get(FEATURES))
+
+
+@dataclass
+class Note:
+    """What one shard became.
+
+    Attributes:
+        broken: why examples were left out.
+        captioned: how many have a caption.
+        channels: of the latents; 0 where all examples were left out.
+        notes: how many examples needed what.
+        cropped: the share of each image that was cropped away, summed; and the most.
+        counted: of how many images that is.
+        digest: of the examples it was made from; empty where nobody could tell.
+    """
+
+    broken: list[str] = field(default_factory=list)
+    captioned: int = 0
+    channels: int = 0
+    notes: dict[str, int] = field(default_factory=dict)
+    cropped: float = 0.0
+    most_cropped: float = 0.0
+    counted: int = 0
+    digest: str = ""
+
+    @classmethod
+    def parse(cls, content: Any, name: str) -> "Note":
+        """Raises InputError where it is none."""
+        kinds = {name: type(value) for name, value in vars(cls()).items()}
+        if not isinstance(content, dict) or not all(
+            isinstance(content.get(key), (int, float) if kind is float else kind)
+            for key, kind in kinds.items()
+            if key in content
+        ):
+            raise InputError(f"{name} is damaged: {AGAIN}")
+        return cls(**{key: content[key] for key in kinds if key in content})
+
+    @classmethod
+    def sum(cls, notes: Sequence["Note"]) -> "Note":
+        """Of several shards."""
+        kinds: Counter[str] = Counter()
+        for note in notes:
+            kinds.update(note.notes)
+        return cls(
+            [reason for note in notes for reason in note.broken],
+            sum(note.captioned for note in notes),
+            max((note.channels for note in notes), default=0),
+            dict(kinds),
+            sum(note.cropped for note in notes),
+            max((note.most_cropped for note in notes), default=0.0),
+            sum(note.counted for note in notes),
         )
+
+
+@dataclass
+class About:
+    """What `dataset.json` says of a prepared folder.
+
+    Attributes:
+        made_by: fingerprints of what made it, and how.
+        class_names: of the source.
+        complete: whether all shards are made.
+        notes: of each shard; None in older folders, which have `total` alone.
+        total: of all shards.
+        passed_over: what lies in the source and is not used.
+    """
+
+    made_by: dict[str, Any]
+    class_names: list[str]
+    complete: bool = False
+    notes: list[Note] | None = None
+    total: Note = field(default_factory=Note)
+    passed_over: PassedOver = field(default_factory=PassedOver)
+
+    @classmethod
+    def parse(cls, content: str, name: str) -> "About":
+        """Raises InputError where it is none."""
+        try:
+            said = parse_json(content, name)
+        except InputError as error:
+            raise InputError(f"{error}: {AGAIN}") from None
+        names, made_by, passed = said.get("class_names"), said.get("made_by"), said.get("passed_over", {})
+        fine = isinstance(names, list) and all(isinstance(each, str) for each in names)
+        fine = (
+            fine and isinstance(made_by, dict) and isinstance(said.get("complete"), bool) and isinstance(passed, dict)
+        )
+        fine = fine and all(
+            isinstance(each, list) and [type(part) for part in each] == [int, str] for each in passed.values()
+        )
+        if not fine or not isinstance(said.get("shards", []), list):
+            raise InputError(f"{name} is damaged: {AGAIN}")
+        notes = [Note.parse(each, name) for each in said["shards"]] if "shards" in said else None
+        total = Note.parse(said, name) if notes is None else Note.sum(notes)
+        over = PassedOver({kind: (count, first) for kind, (count, first) in passed.items()})
+        return cls(made_by, names, said["complete"], notes, total, over)
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """As `dataset.json` holds it."""
+        said: dict[str, Any] = {"made_by": self.made_by, "class_names": self.class_names, "complete": self.complete}
+        if self.notes is not None:
+            total = Note.sum(self.notes)
+            said |= {name: value for name, value in vars(total).items() if name != "digest"}
+            said["shards"] = [vars(note) for note in self.notes]
+        return {**said, "passed_over": self.passed_over}
 
 
 def holds_latents(url: str) -> bool:
@@ -129,9 +252,31 @@ def holds_latents(url: str) -> bool:
     return read_beside(url, DATASET) is not None
 
 
-def _tensor(content: bytes) -> Tensor:
-    array = from_npy(content)
-    return torch.from_numpy(array.astype(np.float32, copy=False))
+def describe(fields: Mapping[str, bytes]) -> tuple[int, tuple[int, int]]:
+    """The label and the grid of a record, from its content. Raises ValueError where that is damaged."""
+    label, shape = parse_json(fields[ABOUT], ABOUT).get("label"), from_npy(fields[LATENT]).shape
+    if not isinstance(label, int) or len(shape) != 3:
+        raise ValueError(f"class {label!r} and a latent of {shape}")
+    return label, (shape[1], shape[2])
+
+
+def _tensor(content: bytes, name: str) -> Tensor:
+    array = torch.from_numpy(from_npy(content).astype(np.float32, copy=False))
+    if not bool(torch.isfinite(array).all()):
+        raise ValueError(f"{name} is not finite")
+    return array
+
+
+def _states(content: bytes, lengths: Any, captions: int) -> tuple[Tensor, ...]:
+    """The token states of each caption. Raises ValueError where they do not go with the captions."""
+    states = torch.from_numpy(from_npy(content))
+    if not isinstance(lengths, list) or not all(isinstance(length, int) and length >= 0 for length in lengths):
+        raise ValueError("no lengths of its captions")
+    if states.ndim != 2 or sum(lengths) != len(states) or len(lengths) != captions:
+        raise ValueError(f"states of shape {list(states.shape)} for {captions} captions of {lengths} tokens")
+    if not bool(torch.isfinite(states).all()):
+        raise ValueError(f"{TEXT} is not finite")
+    return states.split(lengths)
 
 
 class LatentSet:

@@ -1,7 +1,6 @@
 """Images in Parquet files of the Hugging Face layout: a column of encoded images, one of captions or of classes."""
 
 import bisect
-import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from io import BytesIO
@@ -10,10 +9,11 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from anystep.data.example import BrokenExample, Example
-from anystep.data.folders import CAPTION_KEYS, caption_texts, read_picture
+from anystep.data.example import MOST_CLASSES, BrokenExample, Example, PassedOver, digest_of, printable
+from anystep.data.folders import CAPTION_KEYS, caption_texts, read_picture, walk
 from anystep.data.sizing import Size
 from anystep.errors import InputError
+from anystep.files import parse_json
 
 GROUPS = 4  # row groups kept decoded: readers of one batch are neighbours
 
@@ -22,7 +22,7 @@ class ParquetSource:
     """All `.parquet` files below a folder, in the order of their names. The split is what the names begin with.
 
     Raises:
-        InputError: no file, no column of images, or pyarrow is not installed.
+        InputError: no file, no column of images, columns of other types, or pyarrow is not installed.
     """
 
     def __init__(self, folder: str | Path, size: Size, split: str = "train") -> None:
@@ -30,24 +30,35 @@ class ParquetSource:
             import pyarrow.parquet as parquet
         except ImportError:
             raise InputError("a Parquet source needs pyarrow: pip install 'anystep[data]'") from None
-        self.folder, self.size = Path(folder), size
-        paths = sorted(self.folder.rglob("*.parquet"))
-        paths = [path for path in paths if path.name.startswith(split)] or paths
-        if not paths:
+        self.folder, self.size, self.passed_over = Path(folder), size, PassedOver()
+        names = sorted(walk(self.folder, self.passed_over))
+        every = [name for name in names if name.lower().endswith(".parquet")]
+        chosen = [name for name in every if Path(name).name.startswith(split)] or every
+        for name in sorted(set(every) - set(chosen)):
+            self.passed_over.add("Parquet files of other splits", name)
+        for name in sorted(set(names) - set(every)):
+            self.passed_over.add("files that are no Parquet", name)
+        if not chosen:
             raise InputError(f"{folder}: no .parquet file in it or below it")
-        try:
-            self._files = [parquet.ParquetFile(path) for path in paths]
-        except (OSError, ValueError) as error:
-            raise InputError(f"{folder}: {str(error).splitlines()[0]}") from None
+        self._paths = [self.folder / name for name in chosen]
+        self._files = []
+        for path in self._paths:
+            try:
+                self._files.append(parquet.ParquetFile(path))
+            except (OSError, ValueError, pyarrow_error()) as error:
+                raise InputError(f"{path}: not a Parquet file that can be read: {first_line(error)}") from None
         schema = self._files[0].schema_arrow
         columns = {name.lower(): name for name in schema.names}
         pictures = [columns[name] for name in ("image", "img", "jpg", "png") if name in columns]
         if not pictures:
-            raise InputError(f"{paths[0]}: no column image among {', '.join(schema.names)}")
+            raise InputError(f"{self._paths[0]}: no column image among {', '.join(schema.names)}")
         classes = [columns[name] for name in ("label", "labels", "class", "fine_label") if name in columns]
         self._image, self._label = pictures[0], classes[0] if classes else None
         self._texts = [columns[name] for name in CAPTION_KEYS if name in columns]
+        for path, file in zip(self._paths, self._files, strict=True):
+            self._check_columns(path, file.schema_arrow)
         self.class_names: Sequence[str] = self._names(schema) if self._label is not None else []
+        self._stats = [path.stat() for path in self._paths]
         # (file, row group, first row) of every group
         self._groups = [
             (place, group, file.metadata.row_group(group).num_rows)
@@ -58,35 +69,81 @@ class ParquetSource:
         self._decoded: OrderedDict[int, list[dict[str, Any]]] = OrderedDict()
         self._lock = Lock()
 
+    def _check_columns(self, path: Path, schema: Any) -> None:
+        """Each file must have the columns of the first, of types that can be what they are called."""
+        from pyarrow import types
+
+        def is_bytes(kind: Any) -> bool:
+            return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))
+
+        def is_text(kind: Any) -> bool:
+            listed = types.is_list(kind) or types.is_large_list(kind)
+            kind = kind.value_type if listed or types.is_dictionary(kind) else kind
+            return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_null(kind))
+
+        def is_image(kind: Any) -> bool:
+            return is_bytes(kind) or (
+                types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and is_bytes(kind.field("bytes").type)
+            )
+
+        wanted = [(self._image, is_image, "the bytes of image files")]
+        wanted += [] if self._label is None else [(self._label, types.is_integer, "whole numbers")]
+        wanted += [(name, is_text, "text") for name in self._texts]
+        for name, fits, expected in wanted:
+            if name not in schema.names:
+                raise InputError(f"{path}: no column {name}, which {self._paths[0].name} has")
+            kind = schema.field(name).type
+            if not fits(kind):
+                raise InputError(f"{path}: column {name} holds {kind}, expected {expected}")
+
     def _names(self, schema: Any) -> list[str]:
         """Of the classes, from what Hugging Face writes into the schema; else as many numbers as the labels need."""
-        said = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-        names = said.get("info", {}).get("features", {}).get(self._label, {}).get("names")
-        if names:
-            return list(names)
-        largest = max(max(file.read(columns=[self._label]).column(0).to_pylist(), default=-1) for file in self._files)
+        import pyarrow.compute as compute
+
+        said = (schema.metadata or {}).get(b"huggingface", b"{}")
+        for key in ("info", "features", self._label, "names"):
+            said = parse_json(said, f"{self._paths[0]}, what Hugging Face notes") if isinstance(said, bytes) else said
+            said = said.get(key) if isinstance(said, dict) else None
+        if isinstance(said, list) and said and all(isinstance(name, str) for name in said):
+            return [printable(name) for name in said]
+        largest = -1
+        for path, file in zip(self._paths, self._files, strict=True):
+            try:
+                labels = file.read(columns=[self._label]).column(0)
+            except (OSError, ValueError, pyarrow_error()) as error:
+                raise InputError(f"{path}: column {self._label} cannot be read: {first_line(error)}") from None
+            fitting = compute.filter(labels, compute.less(labels, MOST_CLASSES))
+            largest = max(largest, compute.max(fitting).as_py() or 0) if len(fitting) else largest
         return [str(number) for number in range(largest + 1)]
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, index: int) -> Example:
+        row = self._row(index)
+        where = f"{self.folder}, row {index}"
+        content = row[self._image]
+        content = content.get("bytes") if isinstance(content, dict) else content
+        if not content:
+            raise BrokenExample(f"{where}: no image")
+        label = row[self._label] if self._label is not None else None
+        if self._label is not None and (label is None or not 0 <= label < len(self.class_names)):
+            raise BrokenExample(f"{where}: class {label}, expected 0 to {len(self.class_names) - 1}")
+        try:
+            captions = caption_texts({name: row[name] for name in self._texts if row[name]})
+            if self._texts and not captions:
+                raise ValueError("its caption is empty")
+        except ValueError as error:
+            raise BrokenExample(f"{where}: {error}") from None
+        picture = read_picture(BytesIO(content), self.size, where)
+        return Example(f"{index:09d}", picture.image, captions, label, *picture[1:])
+
+    def _row(self, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):
             raise IndexError(index)
         group = bisect.bisect_right(self._ends, index)
         first = self._ends[group - 1] if group else 0
-        row = self._rows(group)[index - first]
-        content = row[self._image]
-        content = content.get("bytes") if isinstance(content, dict) else content
-        if not content:
-            raise BrokenExample(f"{self.folder}, row {index}: no image")
-        picture = read_picture(BytesIO(content), self.size, f"{self.folder}, row {index}")
-        said = {name: row[name] for name in self._texts if row[name]}
-        captions = caption_texts(said) if said else ()
-        if self._texts and not captions:
-            raise BrokenExample(f"{self.folder}, row {index}: its caption is empty")
-        label = row[self._label] if self._label is not None else None
-        return Example(f"{index:09d}", picture.image, captions, label, *picture[1:])
+        return self._rows(group)[index - first]
 
     def _rows(self, group: int) -> list[dict[str, Any]]:
         with self._lock:
@@ -95,5 +152,32 @@ class ParquetSource:
                     self._decoded.popitem(last=False)
                 place, number, _ = self._groups[group]
                 wanted = [name for name in (self._image, self._label, *self._texts) if name is not None]
-                self._decoded[group] = self._files[place].read_row_group(number, columns=wanted).to_pylist()
+                try:
+                    self._decoded[group] = self._files[place].read_row_group(number, columns=wanted).to_pylist()
+                except (OSError, ValueError, pyarrow_error()) as error:
+                    raise BrokenExample(f"{self._paths[place]}, row group {number}: {first_line(error)}") from None
             return self._decoded[group]
+
+    def stamp(self, index: int) -> str:
+        group = bisect.bisect_right(self._ends, index)
+        place = self._groups[group][0]
+        found = self._stats[place]
+        return digest_of(index, self._paths[place].name, found.st_size, found.st_mtime_ns)
+
+    def digest(self, index: int) -> str:
+        try:
+            return digest_of(*self._row(index).items())
+        except BrokenExample as error:
+            return digest_of(str(error))
+
+
+def pyarrow_error() -> type[Exception]:
+    """The base of what pyarrow raises that is neither an OSError nor a ValueError."""
+    from pyarrow import ArrowException
+
+    found: type[Exception] = ArrowException
+    return found
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

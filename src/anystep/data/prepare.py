@@ -1,14 +1,16 @@
 """A source encoded once, into shards that training reads.
 
 Shard `k` holds the examples `k * size` to `(k + 1) * size` of the source and depends on nothing else, so that processes
-share the work, and one that was killed goes on with the first shard that is missing.
+share the work, and one that was killed goes on with the first shard that is missing. Each shard notes what it was made
+from, so that those whose examples have changed since are made again, and no others.
 """
 
 import json
-from collections import Counter
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,18 +19,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anystep.data.example import BrokenExample, Example, Source
+from anystep.data.example import BrokenExample, Example, Source, Traceable, digest_of, passed_over
 from anystep.data.images import to_tensor
-from anystep.data.latents import ABOUT, DATASET, FEATURES, LATENT, MIRRORED, TEXT, LatentShards
-from anystep.data.shards import INDEX, Index, Record, to_npy, write_shard
+from anystep.data.latents import ABOUT, FEATURES, LATENT, MIRRORED, TEXT, About, LatentShards, Note, describe
+from anystep.data.shards import DATASET, INDEX, Index, Record, empty_index, read_shard, to_npy, write_shard
 from anystep.data.sizing import cropped
-from anystep.errors import InputError
-from anystep.files import write_text
+from anystep.errors import InputError, one_line
+from anystep.files import claimed, read_json, read_text, write_json
 from anystep.ranks import Ranks
 
 BATCH = 32  # images that are read and encoded together, at most
 PIXELS = BATCH * 512 * 512  # and fewer where they have more pixels than this
 SHARD = 1000
+KIND = "prepared data set"
+STAMPS = ".stamps.json"  # by which a source is known to be unchanged without reading it; they may be deleted
 READERS = 4  # threads that decode images while the codec works
 
 
@@ -62,6 +66,10 @@ class Encoders:
         return max(1, min(BATCH, PIXELS // self.area))
 
 
+def _say(line: str) -> None:
+    print(one_line(line), file=sys.stderr, flush=True)
+
+
 def prepare(
     source: Source,
     folder: Path,
@@ -69,15 +77,19 @@ def prepare(
     ranks: Ranks | None = None,
     shard_size: int = SHARD,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_note: Callable[[str], None] = _say,
 ) -> LatentShards:
     """Encode every example into `folder`, or what is missing there. Unreadable ones are left out and named.
+
+    Shards whose examples have changed since they were made are made again.
 
     Args:
         ranks: the processes that share the work; all call this.
         on_progress: told how many of the examples are done.
+        on_note: told what somebody should know, such as which shards are made again; in the first process.
 
     Raises:
-        InputError: no example can be read, or the folder was begun with other encoders, examples or shards.
+        InputError: no example can be read, the folder was begun with other encoders or shards, or is in use.
     """
     ranks = ranks or Ranks.alone()
     made_by = {
@@ -87,51 +99,265 @@ def prepare(
         "examples": len(source),
         "shard_size": shard_size,
     }
-    about = {"made_by": made_by, "class_names": list(source.class_names), "complete": False}
-    said: dict[str, Any] = about
-    if ranks.first:
-        said = _agree(folder, about)
-    said = ranks.tell(said)[0]
-    if "problem" in said:
-        raise InputError(said["problem"])
-    if not said["complete"]:
-        _encode(source, folder, encoders, ranks, shard_size, on_progress)
-        ranks.wait()
-        problem = ""
-        if ranks.first:
+    about = About(made_by, list(source.class_names), passed_over=passed_over(source))
+    work = _Work(source, folder, about, shard_size, on_note)
+    with ExitStack() as stack:
+        ranks.on_main(lambda: stack.enter_context(claimed(folder, KIND, legacy=(DATASET,))))
+        if not ranks.tell(ranks.on_main(work.begin))[0]:
+            problem: InputError | OSError | None = None
             try:
-                _finish(folder, about, -(-len(source) // shard_size))
-            except InputError as error:
-                problem = str(error)
-        if problem := ranks.tell(problem)[0]:
-            raise InputError(problem)
-    return LatentShards(str(folder))
-
-
-def _agree(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """What the folder says of itself, once it says the same as we would; else the problem."""
-    path = folder / DATASET
-    if path.exists():
-        before: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        for name, value in about["made_by"].items():
-            if before["made_by"].get(name) != value:
-                return {
-                    "problem": f"{folder} was made with {name.replace('_', ' ')} {before['made_by'].get(name)!r}, not "
-                    f"{value!r}: choose another folder, or delete it"
-                }
-        for left in folder.glob(".*.part"):  # of a writer that was killed
-            left.unlink()
-        return before
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(about, indent=1) + "\n")
-    except OSError as error:
-        return {"problem": f"cannot write to folder {str(folder)!r}: {error.strerror}"}
-    return about
+                _encode(source, folder, encoders, ranks, shard_size, on_progress)
+            except (InputError, OSError) as error:
+                problem = error
+            problems = [each for each in ranks.tell("" if problem is None else str(problem)) if each]
+            if problem is not None:
+                raise problem
+            if problems:
+                raise InputError(problems[0])
+            ranks.on_main(work.finish)
+        return LatentShards(str(folder))
 
 
 def _part(folder: Path, number: int) -> Path:
     return folder / f".{number:06d}.part.safetensors"
+
+
+def _note(folder: Path, number: int) -> Path:
+    return _part(folder, number).with_suffix(".json")
+
+
+def _tar(folder: Path, number: int) -> Path:
+    return folder / f"{number:06d}.tar"
+
+
+def _trace(source: Source, number: int) -> tuple[str, str]:
+    """The stamp and the digest of an example; empty where the source cannot tell."""
+    return (source.stamp(number), source.digest(number)) if isinstance(source, Traceable) else ("", "")
+
+
+def _listing(numbers: Sequence[int]) -> str:
+    """`0-2, 5`."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ", ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in spans)
+
+
+class _Work:
+    """What the first process does before and after all of them encode.
+
+    A folder that is being made holds, beside each shard that is whole, its index and its note.
+
+    Args:
+        about: what the folder will be.
+    """
+
+    def __init__(
+        self, source: Source, folder: Path, about: About, shard_size: int, on_note: Callable[[str], None]
+    ) -> None:
+        self._source, self._folder, self._about, self._on_note = source, folder, about, on_note
+        self._size = shard_size
+        self._shards = -(-len(source) // shard_size)
+        self._stamps: dict[int, str] = {}
+
+    def begin(self) -> bool:
+        """Keep what is whole and unchanged in the folder; whether that is all of it."""
+        for left in self._folder.glob(".*.part"):  # of a writer that was killed
+            left.unlink()
+        before = self._before()
+        if before is None:
+            self._remove(range(self._shards))
+            self._write(self._about)
+            return False
+        if before.complete and before.notes is None:
+            self._on_note(
+                f"{str(self._folder)!r} was prepared before sources were noted: it is taken as it is, whatever has "
+                "changed in its source since"
+            )
+            self._remove_parts()
+            return True
+        total = -(-int(before.made_by.get("examples", 0)) // self._size)
+        for number in range(self._shards, max(total, self._shards)):
+            _tar(self._folder, number).unlink(missing_ok=True)
+        if before.complete and self._unpack(before):
+            self._remove_parts()
+            return True
+        if not before.complete:
+            self._check_parts(range(max(total, self._shards)), before.made_by.get("examples") == len(self._source))
+        self._write(self._about)
+        return False
+
+    def _before(self) -> About | None:
+        """What the folder says of itself, once it says the same as we would."""
+        path = self._folder / DATASET
+        if not path.exists():
+            return None
+        try:
+            before = About.parse(read_text(path), str(path))
+        except InputError as error:
+            self._on_note(f"{str(error).partition(': run the same')[0]}: every shard is made again")
+            return None
+        ours = self._about.made_by
+        known = not before.complete or before.notes is not None
+        for name, value in ours.items():
+            if before.made_by.get(name) != value and not (name == "examples" and known):
+                raise InputError(
+                    f"{self._folder} was made with {name.replace('_', ' ')} {before.made_by.get(name)!r}, not "
+                    f"{value!r}: choose another folder, or delete it"
+                )
+        return before
+
+    def _numbers(self, number: int) -> range:
+        return range(number * self._size, min(len(self._source), (number + 1) * self._size))
+
+    def _unchanged(self, number: int, note: Note, stamp: str) -> bool:
+        """Whether the examples of a shard are those that it was made from; images are read where their times differ."""
+        if not isinstance(self._source, Traceable) or not note.digest:
+            return True
+        numbers = self._numbers(number)
+        self._stamps[number] = digest_of(*(self._source.stamp(each) for each in numbers))
+        return stamp == self._stamps[number] or note.digest == digest_of(
+            *(self._source.digest(each) for each in numbers)
+        )
+
+    def _unpack(self, before: About) -> bool:
+        """Whether a finished folder is whole and unchanged; where it is not, what is goes beside its shards again."""
+        notes, stamps = before.notes or [], self._read_stamps()
+        try:
+            index = Index.load(self._folder / INDEX)
+        except InputError as error:
+            self._on_note(f"{error}: it is made again from the shards")
+            index = None
+        parts: dict[int, Index] = {}
+        changed, damaged = [], []
+        for number in range(self._shards):
+            if number >= len(notes) or not self._unchanged(number, notes[number], stamps.get(str(number), "")):
+                changed.append(number)
+            elif (part := self._whole(number, notes[number], index)) is None:
+                damaged.append(number)
+            else:
+                parts[number] = part
+        for what, numbers in (("their examples have changed", changed), ("they are damaged or missing", damaged)):
+            if numbers:
+                self._on_note(
+                    f"{str(self._folder)!r}: shards {_listing(numbers)} of {self._shards} are made again: {what}"
+                )
+        if index is not None and len(parts) == self._shards == len(notes):
+            self._about.complete, self._about.notes = True, notes
+            if self._about.content != before.content:
+                self._write(self._about)
+            self._write_stamps()
+            return True
+        for number, part in parts.items():
+            whole = index.of(_tar(self._folder, number).name) if index is not None and len(part.labels) else part
+            self._keep(number, notes[number], whole)
+        return False
+
+    def _whole(self, number: int, note: Note, index: Index | None) -> Index | None:
+        """The index of a shard that is there as it was written, or None. Of one that is in `index`, that itself."""
+        path = _tar(self._folder, number)
+        if not note.channels:
+            return empty_index(path.name)
+        if index is None:
+            try:
+                return read_shard(path, describe)
+            except InputError:
+                return None
+        size = index.shards.get(path.name)
+        return index if path.is_file() and size == path.stat().st_size else None
+
+    def _check_parts(self, numbers: range, as_many: bool) -> None:
+        """Of shards that are whole in an unfinished folder, forget those that have changed.
+
+        Args:
+            as_many: whether the source has as many examples as it had.
+        """
+        changed, unknown = [], []
+        for number in numbers:
+            if not _part(self._folder, number).exists() or number >= self._shards:
+                self._remove([number])
+                continue
+            try:
+                said = read_json(_note(self._folder, number))
+                note, part = Note.parse(said, str(_note(self._folder, number))), Index.load(_part(self._folder, number))
+                sizes = {name: (self._folder / name).stat().st_size for name in part.shards} if note.channels else {}
+                fine = not note.channels or sizes == part.shards
+            except (InputError, OSError):
+                fine = False
+            noted = bool(note.digest) or not isinstance(self._source, Traceable)
+            if not fine:
+                self._remove([number])
+            elif not self._unchanged(number, note, str(said.get("stamp", ""))) or not (noted or as_many):
+                changed.append(number)
+                self._remove([number])
+            elif not noted:
+                unknown.append(number)
+        if changed:
+            self._on_note(
+                f"{str(self._folder)!r}: shards {_listing(changed)} of {self._shards} are made again: their examples "
+                "have changed since they were made"
+            )
+        if unknown:
+            self._on_note(
+                f"{str(self._folder)!r}: shards {_listing(unknown)} were made before sources were noted: they are "
+                "kept, whatever has changed since"
+            )
+
+    def _keep(self, number: int, note: Note, index: Index) -> None:
+        write_json(_note(self._folder, number), {**vars(note), "stamp": self._stamps.get(number, "")})
+        index.save(_part(self._folder, number))
+
+    def _remove(self, numbers: Sequence[int]) -> None:
+        """Parts of shards; the shards themselves are replaced when they are made."""
+        for number in numbers:
+            _part(self._folder, number).unlink(missing_ok=True)
+            _note(self._folder, number).unlink(missing_ok=True)
+
+    def _remove_parts(self) -> None:
+        for suffix in ("safetensors", "json"):
+            for left in self._folder.glob(f".*.part.{suffix}"):
+                left.unlink()
+
+    def _write(self, about: About) -> None:
+        write_json(self._folder / DATASET, about.content)
+
+    def _read_stamps(self) -> dict[str, Any]:
+        try:
+            found: dict[str, Any] = read_json(self._folder / STAMPS)
+        except InputError:
+            return {}
+        return found
+
+    def _write_stamps(self) -> None:
+        """Only where they differ: a second look at a folder changes nothing in it."""
+        stamps = {str(number): stamp for number, stamp in sorted(self._stamps.items()) if stamp}
+        if stamps != self._read_stamps():
+            write_json(self._folder / STAMPS, stamps)
+
+    def finish(self) -> None:
+        """The index of all shards, and what the folder holds; what was kept to go on with is removed."""
+        folder, notes = self._folder, []
+        for number in range(self._shards):
+            said = read_json(_note(folder, number))
+            notes.append(Note.parse(said, str(_note(folder, number))))
+            self._stamps[number] = str(said.get("stamp", ""))
+        parts = [Index.load(_part(folder, number)) for number in range(self._shards)]
+        whole = [part for part in parts if len(part.labels)]
+        if not whole:
+            reasons = Note.sum(notes).broken
+            self._remove_parts()
+            (folder / DATASET).unlink()
+            raise InputError(
+                f"no example could be read; the first failure: {reasons[0] if reasons else 'the source is empty'}"
+            )
+        Index.joined(whole).save(folder / INDEX)
+        self._write_stamps()
+        self._about.complete, self._about.notes = True, notes
+        self._write(self._about)
+        self._remove_parts()
 
 
 def _encode(
@@ -151,10 +377,14 @@ def _encode(
     for number in mine:
         numbers = range(number * shard_size, min(len(source), (number + 1) * shard_size))
         if not _part(folder, number).exists():
-            note = Note()
-            records = _records(source, numbers, encoders, note, partial(heard, done))
-            index = write_shard(folder / f"{number:06d}.tar", records)
-            write_text(_part(folder, number).with_suffix(".json"), json.dumps(asdict(note)))
+            note, traces = Note(), list[tuple[str, str]]()
+            records = _records(source, numbers, encoders, note, traces, partial(heard, done))
+            index = write_shard(_tar(folder, number), records)
+            if not len(index.labels):  # a shard of broken examples alone
+                _tar(folder, number).unlink()
+            stamps, digests = zip(*traces, strict=True)
+            note.digest = digest_of(*digests) if any(digests) else ""
+            write_json(_note(folder, number), {**vars(note), "stamp": digest_of(*stamps) if note.digest else ""})
             index.save(_part(folder, number))  # last: it says that the shard is whole
         done += len(numbers)
         heard(done, 0)
@@ -164,16 +394,21 @@ def _records(
     source: Source,
     numbers: range,
     encoders: Encoders,
-    note: "Note",
+    note: Note,
+    traces: list[tuple[str, str]],
     on_more: Callable[[int], None],
 ) -> Iterator[Record]:
-    """The records of one shard, a batch at a time, in the order of the source; `note` says what they were."""
+    """The records of one shard, a batch at a time, in the order of the source.
 
-    def read(number: int) -> Example | str:
+    `note` says what they were, `traces` what the source said of each before it was read.
+    """
+
+    def read(number: int) -> tuple[tuple[str, str], Example | str]:
+        trace = _trace(source, number)  # first: what changes while it is read is seen the next time
         try:
-            return source[number]
+            return trace, source[number]
         except BrokenExample as error:
-            return str(error)
+            return trace, str(error)
 
     with ThreadPoolExecutor(READERS) as pool:
         parts = [numbers[start : start + encoders.batch] for start in range(0, len(numbers), encoders.batch)]
@@ -182,58 +417,35 @@ def _records(
             found = [future.result() for future in waiting]
             if place + 1 < len(parts):  # read while these are encoded
                 waiting = [pool.submit(read, number) for number in parts[place + 1]]
-            note.broken += [reason for reason in found if isinstance(reason, str)]
-            examples = [
-                (number, example) for number, example in zip(part, found, strict=True) if isinstance(example, Example)
-            ]
+            traces += [trace for trace, _ in found]
+            examples = []
+            for number, (_, example) in zip(part, found, strict=True):
+                if isinstance(example, str):
+                    note.broken.append(example)
+                elif reason := _fault(example, source):
+                    note.broken.append(reason)
+                else:
+                    examples.append((number, example))
             if examples:
                 yield from _encoded(examples, encoders, note)
             on_more(part[-1] + 1 - numbers.start)
 
 
-@dataclass
-class Note:
-    """What one shard became.
+def _fault(example: Example, source: Source) -> str:
+    """What forbids to use an example that was read; nothing where all is well."""
+    if example.label is not None and not 0 <= example.label < len(source.class_names):
+        return f"{example.key}: class {example.label}, expected 0 to {len(source.class_names) - 1}"
+    return ""
 
-    Attributes:
-        broken: why examples were left out.
-        captioned: how many have a caption.
-        channels: of the latents.
-        notes: how many examples needed what.
-        cropped: the share of each image that was cropped away, summed; and the most.
-        counted: of how many images that is.
-    """
 
-    broken: list[str] = field(default_factory=list)
-    captioned: int = 0
-    channels: int = 0
-    notes: dict[str, int] = field(default_factory=dict)
-    cropped: float = 0.0
-    most_cropped: float = 0.0
-    counted: int = 0
-
-    def add(self, example: Example) -> None:
-        self.captioned += bool(example.captions)
-        for what in example.notes:
-            self.notes[what] = self.notes.get(what, 0) + 1
-        if example.original is not None:
-            lost = cropped(example.original, example.image.size)
-            self.cropped, self.most_cropped, self.counted = (
-                self.cropped + lost, max(self.most_cropped, lost), self.counted + 1
-            )  # fmt: skip
-
-    def __add__(self, other: "Note") -> "Note":
-        counts = Counter(self.notes)
-        counts.update(other.notes)
-        return Note(
-            self.broken + other.broken,
-            self.captioned + other.captioned,
-            max(self.channels, other.channels),
-            dict(counts),
-            self.cropped + other.cropped,
-            max(self.most_cropped, other.most_cropped),
-            self.counted + other.counted,
-        )
+def _add(note: Note, example: Example) -> None:
+    note.captioned += bool(example.captions)
+    for what in example.notes:
+        note.notes[what] = note.notes.get(what, 0) + 1
+    if example.original is not None:
+        lost = cropped(example.original, example.image.size)
+        note.cropped, note.most_cropped = note.cropped + lost, max(note.most_cropped, lost)
+        note.counted += 1
 
 
 @torch.no_grad()
@@ -249,42 +461,48 @@ def _encoded(examples: Sequence[tuple[int, Example]], encoders: Encoders, note: 
         rows = [row for row, (_, example) in enumerate(examples) if example.image.size == size]
         images = torch.stack([to_tensor(examples[row][1].image) for row in rows])
         for name, make in makers.items():
-            for row, array in zip(rows, make(images).float().cpu().numpy().astype(kind), strict=True):
+            for row, array in zip(rows, make(images).float().cpu().numpy(), strict=True):
                 arrays[name][row] = array
     spoken = [caption for _, example in examples for caption in example.captions]
     encoders.captions(spoken)
     unique = list(dict.fromkeys(spoken))
     states = dict(zip(unique, encoders.text(unique), strict=True)) if encoders.text is not None and unique else {}
     for row, (number, example) in enumerate(examples):
-        note.add(example)
-        channels, high, wide = arrays[LATENT][row].shape
-        note.channels = channels
+        fields: dict[str, bytes] = {}
         label = -1 if example.label is None else example.label
         about: dict[str, Any] = {"key": example.key, "captions": list(example.captions), "label": label}
-        fields = {name: to_npy(column[row]) for name, column in arrays.items()}
-        if encoders.text is not None:
-            mine = [states[caption].half().cpu() for caption in example.captions]
-            about["lengths"] = [len(each) for each in mine]
-            fields[TEXT] = to_npy(torch.cat(mine or [torch.zeros(0, 0).half()]).numpy())
-        fields[ABOUT] = json.dumps(about, ensure_ascii=False).encode()
+        try:
+            for name, column in arrays.items():
+                fields[name] = to_npy(_kept(column[row], kind, name))
+            if encoders.text is not None:
+                mine = [states[caption].float().cpu() for caption in example.captions]
+                about["lengths"] = [len(each) for each in mine]
+                fields[TEXT] = to_npy(_half(torch.cat(mine or [torch.zeros(0, 0)]).numpy()))
+        except ValueError as error:
+            note.broken.append(f"{example.key}: {error}")
+            continue
+        _add(note, example)
+        channels, high, wide = arrays[LATENT][row].shape
+        note.channels = channels
+        fields[ABOUT] = json.dumps(about, ensure_ascii=False).encode("utf-8", "backslashreplace")
         yield Record(f"{number:09d}", fields, label, (high, wide))
 
 
-def _finish(folder: Path, about: dict[str, Any], shards: int) -> None:
-    """The index of all shards, and what the folder holds; what was kept to go on with is removed."""
-    parts = [Index.load(_part(folder, number)) for number in range(shards)]
-    texts = [_part(folder, number).with_suffix(".json").read_text("utf-8") for number in range(shards)]
-    note = sum((Note(**json.loads(text)) for text in texts), start=Note())
-    whole = [part for part in parts if len(part.labels)]
-    if not whole:
-        raise InputError(
-            f"no example could be read; the first failure: {note.broken[0] if note.broken else 'the source is empty'}"
-        )
-    for part in parts:
-        if not len(part.labels):  # a shard of broken examples alone
-            (folder / next(iter(part.shards))).unlink(missing_ok=True)
-    Index.joined(whole).save(folder / INDEX)
-    write_text(folder / DATASET, json.dumps({**about, "complete": True, **asdict(note)}, indent=1) + "\n")
-    for number in range(shards):
-        _part(folder, number).unlink(missing_ok=True)
-        _part(folder, number).with_suffix(".json").unlink(missing_ok=True)
+def _kept(array: np.ndarray, kind: np.dtype[Any], name: str) -> np.ndarray:
+    """In the type that is kept. Raises ValueError where that, or the array itself, holds what is not finite."""
+    if not np.isfinite(array).all():
+        raise ValueError(f"its {name} is not finite: the encoder cannot encode this image")
+    with np.errstate(over="ignore"):
+        kept = array.astype(kind)
+    if not np.isfinite(kept).all():
+        raise ValueError(f"its {name} reaches {np.abs(array).max():.3g}, too much for {kind}: --dtype float32 keeps it")
+    return kept
+
+
+def _half(states: np.ndarray) -> np.ndarray:
+    """Token states in half precision, or as they are where that cannot hold them. Raises ValueError, not finite."""
+    if not np.isfinite(states).all():
+        raise ValueError("the states of its caption are not finite: the text encoder cannot encode it")
+    with np.errstate(over="ignore"):
+        half = states.astype(np.float16)
+    return half if np.isfinite(half).all() else states

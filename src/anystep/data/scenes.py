@@ -13,8 +13,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from PIL import Image
 
-from anystep.data.art import PROPORTIONS, STYLES, Drawing, drawings, is_held_out, render, with_article
-from anystep.data.example import Example
+from anystep.data.art import PROPORTIONS, STYLES, Drawing, art_fingerprint, drawings, is_held_out, render, with_article
+from anystep.data.example import Example, digest_of
 from anystep.data.sizing import Fixed, Limits, both, canvas
 from anystep.errors import InputError
 
@@ -224,3 +224,8 @@ class SceneSource(Sequence[Example]):
             raise IndexError(index)
         scene = self.scene(index)
         return Example(f"scene-{index:06d}", scene.picture(), (scene.prompt,))
+
+    def stamp(self, index: int) -> str:
+        return digest_of(art_fingerprint(), index)
+
+    digest = stamp

@@ -7,7 +7,7 @@ from typing import Any
 from torch.utils.data import ConcatDataset
 
 from anystep.data.art import ArtSource
-from anystep.data.example import Example, Source
+from anystep.data.example import Example, PassedOver, Source, Traceable, passed_over
 from anystep.data.folders import ClassFolderSource, ImageFolderSource
 from anystep.data.idx import IdxSource
 from anystep.data.parquet import ParquetSource
@@ -16,14 +16,22 @@ from anystep.data.sizing import Fixed, Limits
 from anystep.data.webdataset import WebDatasetSource
 from anystep.errors import InputError
 
+SHARDS = "shards:"
+DRAWN: dict[str, Callable[..., Source]] = {"builtin": ArtSource, "scenes": SceneSource}
 # The empty prefix fits every spec, so it comes last.
 FOLDERS: dict[str, Callable[..., Source]] = {
+    SHARDS: WebDatasetSource,
     "idx:": IdxSource,
     "classes:": ClassFolderSource,
     "parquet:": ParquetSource,
     "": ImageFolderSource,
 }
-SHARDS = "shards:"
+OPTIONS = {
+    "builtin": ("vocabulary", "split", "styles"),
+    "scenes": ("count",),
+    "idx:": ("split",),
+    "parquet:": ("split",),
+}
 POSSIBLE = (
     "builtin (captioned vector art), scenes (composed of it), FOLDER (captioned images), "
     "classes:FOLDER (one subfolder a class), idx:FOLDER (MNIST or Fashion-MNIST), parquet:FOLDER (Hugging Face) or "
@@ -37,6 +45,10 @@ class JoinedSource(Sequence[Example]):
     def __init__(self, sources: Sequence[Source]) -> None:
         self._all: ConcatDataset[Example] = ConcatDataset(sources)  # type: ignore[arg-type]
         self.class_names = sorted({name for source in sources for name in source.class_names})
+        self.passed_over = PassedOver()
+        for source in sources:
+            for kind, (count, first) in passed_over(source).items():
+                self.passed_over.add(kind, first, count)
 
     def __len__(self) -> int:
         return len(self._all)
@@ -50,13 +62,23 @@ class FewerSource(Sequence[Example]):
 
     def __init__(self, source: Source, count: int) -> None:
         self._source, self.class_names = source, source.class_names
+        self.passed_over = passed_over(source)
         self._numbers = [place * len(source) // count for place in range(count)] if count < len(source) else None
 
     def __len__(self) -> int:
         return len(self._source) if self._numbers is None else len(self._numbers)
 
     def __getitem__(self, index: int) -> Example:  # type: ignore[override]
-        return self._source[index if self._numbers is None else self._numbers[index]]
+        return self._source[self._number(index)]
+
+    def _number(self, index: int) -> int:
+        return index if self._numbers is None else self._numbers[index]
+
+    def stamp(self, index: int) -> str:
+        return self._source.stamp(self._number(index)) if isinstance(self._source, Traceable) else ""
+
+    def digest(self, index: int) -> str:
+        return self._source.digest(self._number(index)) if isinstance(self._source, Traceable) else ""
 
 
 def open_source(spec: str, size: Fixed | Limits, **options: Any) -> Source:
@@ -70,15 +92,20 @@ def open_source(spec: str, size: Fixed | Limits, **options: Any) -> Source:
     Raises:
         InputError: for an unknown spec, a missing folder, or what the source finds wrong in it.
     """
-    if spec == "builtin":
-        return ArtSource(size, **options)
-    if spec == "scenes":
-        return SceneSource(size, **options)
-    if spec.startswith(SHARDS):
-        return WebDatasetSource(spec.removeprefix(SHARDS), size)
-    prefix = next(prefix for prefix in FOLDERS if spec.startswith(prefix))
+    prefix = spec if spec in DRAWN else next(prefix for prefix in FOLDERS if spec.startswith(prefix))
+    for name in options:
+        if name not in OPTIONS.get(prefix, ()):
+            takes = ", ".join(OPTIONS.get(prefix, ())) or "none"
+            raise InputError(f"data source {spec!r} takes no option {name!r}, but {takes}")
+    if spec in DRAWN:
+        return DRAWN[spec](size, **options)
     name = spec.removeprefix(prefix)
-    folder = Path(name).expanduser()
+    if prefix == SHARDS:
+        return WebDatasetSource(name, size)
+    try:
+        folder = Path(name).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"data source {spec!r}: {error}") from None
     if not name or not folder.is_dir():
         raise InputError(f"data source {spec!r}: no such folder; possible sources: {POSSIBLE}")
     return FOLDERS[prefix](folder, size=size, **options)

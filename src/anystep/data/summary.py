@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 from anystep.data.latents import LatentShards
+from anystep.errors import one_line
 from anystep.files import replacing
 
 SHOWN = 10  # reasons, and shapes, that are spelled out
@@ -13,6 +14,15 @@ SHOWN = 10  # reasons, and shapes, that are spelled out
 def reason_kinds(reasons: list[str]) -> list[tuple[str, int]]:
     """Why examples were left out, without their names, the most frequent first."""
     return Counter(reason.partition(": ")[2] or reason for reason in reasons).most_common()
+
+
+def left_out(reasons: list[str]) -> list[str]:
+    """How many examples were left out, and one line for each of the most frequent kinds of reasons."""
+    lines = [f"left out: {len(reasons):,}"] if reasons else []
+    for kind, count in reason_kinds(reasons)[:SHOWN]:
+        one = next(reason for reason in reasons if reason.endswith(kind))
+        lines.append(f"  {one_line(one)}" + (f", and {count - 1:,} like it" if count > 1 else ""))
+    return lines
 
 
 def summary(made: LatentShards, factor: int) -> list[str]:
@@ -28,12 +38,7 @@ def summary(made: LatentShards, factor: int) -> list[str]:
     if made.cropped > 0:
         lines.append(f"cropped: {made.cropped:.1%} of an image on average, {made.most_cropped:.1%} at most")
     lines += [f"{what}: {count:,}" for what, count in sorted(made.notes.items(), key=lambda each: -each[1])]
-    if made.broken:
-        lines.append(f"left out: {len(made.broken):,}")
-        for kind, count in reason_kinds(made.broken)[:SHOWN]:
-            one = next(reason for reason in made.broken if reason.endswith(kind))
-            lines.append(f"  {one}" + (f", and {count - 1:,} like it" if count > 1 else ""))
-    return lines
+    return [*lines, *made.passed_over.lines, *left_out(made.broken)]
 
 
 def picture_of_sizes(made: LatentShards, factor: int, path: Path) -> bool:

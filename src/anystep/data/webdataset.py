@@ -1,14 +1,16 @@
 """Images in tar files of the WebDataset layout, with captions (`txt`, `json`) or a class (`cls`) beside each."""
 
-import json
 from collections.abc import Sequence
 from io import BytesIO
 
-from anystep.data.example import BrokenExample, Example
-from anystep.data.folders import caption_texts, image_suffixes, read_picture
-from anystep.data.shards import UNKNOWN, Shards, read_beside
+from anystep.data.example import BrokenExample, Example, PassedOver, digest_of, printable
+from anystep.data.folders import caption_lines, caption_texts, image_suffixes, kind_of, read_picture
+from anystep.data.shards import BESIDE, CLASSES, UNKNOWN, Shards, read_beside
 from anystep.data.sizing import Size
 from anystep.errors import InputError
+from anystep.files import decode_text, parse_json
+
+PROBED = 16  # records that are looked at to see whether captions are in their `json`
 
 
 class WebDatasetSource:
@@ -19,16 +21,35 @@ class WebDatasetSource:
 
     def __init__(self, url: str, size: Size) -> None:
         self.shards, self.size = Shards(url), size
-        self._images = [field for field in self.shards.fields if f".{field}" in image_suffixes()]
+        fields, index = self.shards.fields, self.shards.index
+        self._images = [field for field in fields if f".{field}" in image_suffixes()]
         if not self._images:
-            raise InputError(f"shards {url!r} hold no images, but {', '.join(self.shards.fields)}")
-        names = read_beside(url, "classes.txt")
-        count = int(self.shards.index.labels.max()) + 1
+            raise InputError(f"shards {url!r} hold no images, but {', '.join(fields) or 'nothing'}")
+        self.passed_over = PassedOver(self.shards.passed_over)
+        for column, field in enumerate(fields):
+            if field not in self._images and f".{field}" not in BESIDE:
+                count = int((index.sizes[:, column] != UNKNOWN).sum())
+                self.passed_over.add(f"{kind_of(f'a.{field}')} in tars", f"*.{field}", count)
+        names = read_beside(url, CLASSES)
+        count = max(0, int(index.labels.max()) + 1) if len(self) else 0
         self.class_names: Sequence[str] = (
-            [line.strip() for line in names.splitlines() if line.strip()] if names else [str(n) for n in range(count)]
+            [printable(line.strip()) for line in names.splitlines() if line.strip()]
+            if names
+            else [str(number) for number in range(count)]
         )
         if count > len(self.class_names):
-            raise InputError(f"shards {url!r}: class {count - 1}, but classes.txt names {len(self.class_names)}")
+            raise InputError(f"shards {url!r}: class {count - 1}, but {CLASSES} names {len(self.class_names)}")
+        self._captioned = "txt" in fields or self._json_captions()
+
+    def _json_captions(self) -> bool:
+        """Whether captions are to be expected in the `json` of a record."""
+        for number in range(min(PROBED, len(self)) if "json" in self.shards.fields else 0):
+            try:
+                if caption_texts(parse_json(self.shards.read(number, ["json"])["json"], "")):
+                    return True
+            except (BrokenExample, KeyError, ValueError):
+                continue
+        return False
 
     def __len__(self) -> int:
         return len(self.shards)
@@ -36,26 +57,42 @@ class WebDatasetSource:
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < len(self):
             raise IndexError(index)
+        where = self.shards.where(index)
         found = self.shards.read(index)
         content = next((found[field] for field in self._images if field in found), None)
         if content is None:
-            raise BrokenExample(f"{self.shards.url}, record {index}: no image")
-        picture = read_picture(BytesIO(content), self.size, f"{self.shards.url}, record {index}")
+            raise BrokenExample(f"{where}: no image, but {', '.join(found) or 'nothing'}")
         label = int(self.shards.index.labels[index])
-        captions = self._captions(index, found)
+        if label < UNKNOWN:
+            said = found.get("cls", b"")[:20].decode("utf-8", "replace").strip()
+            raise BrokenExample(
+                f"{where}: cls {said!r} is not the number of a class, counted from 0; {CLASSES} is where names go"
+            )
+        try:
+            captions = self._captions(found)
+            if not captions and label == UNKNOWN and self._captioned:
+                raise ValueError("no caption")
+        except ValueError as error:  # an InputError is one
+            raise BrokenExample(f"{where}: {error}") from None
+        picture = read_picture(BytesIO(content), self.size, where)
         return Example(f"{index:09d}", picture.image, captions, None if label == UNKNOWN else label, *picture[1:])
 
-    def _captions(self, index: int, found: dict[str, bytes]) -> tuple[str, ...]:
-        where = f"{self.shards.url}, record {index}"
+    @staticmethod
+    def _captions(found: dict[str, bytes]) -> tuple[str, ...]:
+        """Raises ValueError where what should be a caption is none."""
         if "txt" in found:
-            try:
-                lines = tuple(line.strip() for line in found["txt"].decode().splitlines() if line.strip())
-            except UnicodeDecodeError:
-                raise BrokenExample(f"{where}: its caption is not UTF-8") from None
-            if not lines:
-                raise BrokenExample(f"{where}: its caption is empty")
-            return lines
-        try:
-            return caption_texts(json.loads(found["json"])) if "json" in found else ()
-        except (ValueError, TypeError, AttributeError, StopIteration):
+            return caption_lines(decode_text(found["txt"], "its caption"))
+        if "json" not in found:
             return ()
+        return caption_texts(parse_json(decode_text(found["json"], "its json"), "its json"))
+
+    def stamp(self, index: int) -> str:
+        return self.shards.stamp(index)
+
+    def digest(self, index: int) -> str:
+        if not self.shards.local:  # it would be read twice over a network
+            return self.stamp(index)
+        try:
+            return digest_of(int(self.shards.index.labels[index]), *self.shards.read(index).items())
+        except BrokenExample as error:
+            return digest_of(str(error))
