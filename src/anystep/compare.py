@@ -26,13 +26,13 @@ from anystep.evaluation.features import load_extractor
 from anystep.evaluation.metric import interval
 from anystep.evaluation.metrics import check_measurable, choose_metrics
 from anystep.evaluation.report import check_drawing, curve
-from anystep.files import write_text
+from anystep.files import claimed, write_text
 from anystep.objectives import OBJECTIVES
 from anystep.pipelines.load import Model, load
 from anystep.plain_yaml import dump_yaml, parse_yaml, read_yaml
 from anystep.training.budget import evaluations_per_sample
 from anystep.training.config import Recipe, Section, explain, merged, set_path
-from anystep.training.run import differences, latents_path
+from anystep.training.run import RUN, differences, latents_path
 
 # 97.5 % quantiles of Student's t for 1 to 9 degrees of freedom
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -160,8 +160,8 @@ def compare(
     shared = comparison.recipe
     _plan({"data": shared.data.model_dump(mode="json"), "codec": shared.model.codec}, out)
     for recipe, folder in runs.values():
-        folder.mkdir(parents=True, exist_ok=True)
-        _plan(recipe.model_dump(mode="json"), folder)
+        with claimed(folder, RUN, (PLANNED,)):
+            _plan(recipe.model_dump(mode="json"), folder)
     prepare_data(shared, out, device)  # encoded once, linked into every run
     for _, folder in runs.values():
         for place in range(len(comparison.recipe.data.shares)):

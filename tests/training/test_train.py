@@ -37,14 +37,14 @@ def recipe(source: Path, codec: Path | str, **run: Any) -> Recipe:
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    """The tensors of the newest checkpoint: `network.NAME`, `ema-0.NAME`, `optimizer.NAME`."""
+    """The tensors of the newest checkpoint: `network.NAME`, `ema-0.NAME`, `optimizer.NAME`; but its step."""
     newest = sorted((run / "checkpoints").glob("step-*"))[-1]
     reader = dcp.FileSystemReader(newest)
     wanted = reader.read_metadata().state_dict_metadata
     state = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype)
         for name, entry in wanted.items()
-        if isinstance(entry, TensorStorageMetadata)
+        if isinstance(entry, TensorStorageMetadata) and name != "step"
     }
     dcp.load(state, storage_reader=reader, no_dist=True)
     return state

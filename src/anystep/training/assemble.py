@@ -1,6 +1,5 @@
 """What a recipe is put together from: codec, data, conditioner, network, and the pipeline that users load."""
 
-import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +30,10 @@ from anystep.training.alignment import ImageEncoder, load_image_encoder
 from anystep.training.budget import codec_spec
 from anystep.training.checkpoints import differing_tensors, read_average
 from anystep.training.config import Recipe
-from anystep.training.run import latents_path
+from anystep.training.parallel import all_finite
+from anystep.training.run import latents_path, publishing
+
+KNOWN = 4  # rows of a sample grid where the recipe names none
 
 
 def prepare_data(
@@ -212,16 +214,35 @@ def as_pipeline(
     return pipeline
 
 
-def sample_grid(recipe: Recipe, pipeline: TransitionPipeline, conditioner: Conditioner, data: LatentSet) -> Any:
-    """Prompts down, step counts across, one noise for all."""
+def sample_prompts(
+    recipe: Recipe, pipeline: TransitionPipeline, conditioner: Conditioner, data: LatentSet
+) -> list[str]:
+    """What sample grids show: what the recipe says, else the first of the data.
+
+    Raises:
+        InputError: one cannot be drawn.
+    """
     if isinstance(conditioner, CachedTextEncoder):
         pipeline._conditioner = conditioner
+    first = range(min(KNOWN, len(data)))
     known = (
-        data.class_names[:4]
+        data.class_names[:KNOWN]
         if isinstance(conditioner, LabelEncoder)
-        else [example.captions[-1] for example in data.read(range(4))]
+        else [example.captions[-1] for example in data.read(first)]
     )
     prompts = list(recipe.sample_prompts or known)
+    for steps in recipe.sample_steps:
+        try:
+            pipeline.check_inputs(prompts, pipeline.base_size, pipeline.base_size, steps, "pil")
+            conditioner(prompts)
+        except InputError as error:
+            raise InputError(f"sample_prompts: {error}") from None
+    return prompts
+
+
+def sample_grid(recipe: Recipe, pipeline: TransitionPipeline, conditioner: Conditioner, data: LatentSet) -> Any:
+    """Prompts down, step counts across, one noise for all."""
+    prompts = sample_prompts(recipe, pipeline, conditioner, data)
     columns = [Model("run", pipeline).generate(prompts, steps) for steps in recipe.sample_steps]
     return contact_sheet(
         [[column.images[row] for column in columns] for row in range(len(prompts))],
@@ -238,10 +259,13 @@ def export(run: Path, recipe: Recipe, codec: Codec, data: LatentSet, conditioner
     network = prepare_network(
         recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": None})}), codec, data, conditioner
     )
-    read_average(run / "checkpoints", network)
-    folder = run / "pipeline"
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    as_pipeline(recipe, network.eval(), codec, data).save_pretrained(part)
-    shutil.rmtree(folder, ignore_errors=True)
-    part.replace(folder)
+    step = read_average(run / "checkpoints", network)
+    if not all_finite([network], Ranks.alone()):
+        raise InputError(f"the weights of checkpoint step {step} are not finite: nothing is exported")
+    pipeline = as_pipeline(recipe, network.eval(), codec, data)
+    if isinstance(conditioner, CachedTextEncoder) and Path(recipe.model.text_encoder).exists():
+        encoder = conditioner.encoder  # a folder of this machine: what is moved elsewhere would not find it
+        pipeline.register_modules(text_encoder=encoder.model, tokenizer=encoder.tokenizer)
+        pipeline.register_to_config(text_encoder_name=None)
+    with publishing(run / "pipeline") as part:
+        pipeline.save_pretrained(part)

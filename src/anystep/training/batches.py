@@ -164,7 +164,7 @@ class TokenBatches:
 
     def _make_epoch(self, place: int, epoch: int) -> tuple[Tensor, list[tuple[int, int]]]:
         """The order of the examples, and where each part of the epoch begins and ends in it."""
-        dice = torch.Generator().manual_seed((self._seed + 104_729 * place) * 7_919 + epoch)
+        dice = _generator(self._seed + 104_729 * place, epoch)
         tokens = self._tokens[place]
         if self._packed:
             order = torch.randperm(len(tokens), generator=dice).repeat(2)  # the last part is filled from the beginning
@@ -202,7 +202,11 @@ def batch_indices(count: int, batch_size: int, seed: int, step: int) -> list[int
 @lru_cache(maxsize=8)
 def _order(count: int, seed: int, epoch: int) -> Tensor:
     """Of an epoch; kept, since shuffling millions for every batch would take longer than a step."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 7_919 + epoch))
+    return torch.randperm(count, generator=_generator(seed, epoch))
+
+
+def _generator(seed: int, epoch: int) -> torch.Generator:
+    return torch.Generator().manual_seed((seed * 7_919 + epoch) % 2**63)  # the largest seeds would not fit
 
 
 def apportion(batch_size: int, shares: Sequence[float], name: str = "run.batch_size") -> list[int]:

@@ -6,19 +6,21 @@ once it is whole.
 """
 
 import hashlib
-import json
+import re
 import shutil
-import sys
+import stat
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Size, Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_state_dict,
@@ -27,14 +29,21 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
+from anystep.console import say
 from anystep.environment import environment
 from anystep.errors import InputError
-from anystep.files import write_text
+from anystep.files import read_json, write_json
 from anystep.ranks import Ranks
+from anystep.training.checkpoint_reader import METADATA, SafePlanner, SafeReader, read_metadata
 
 # that there is one process only is known; a thread says it, so that no block around the call could silence it
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 MANIFEST = "manifest.json"
+NAME = re.compile(r"step-(\d{8,18})")
+PART = re.compile(r"\.step-\d{8,18}\.part")
+COUNT = re.compile(r"optimizer\.state\..+\.step")
+STEP = "step"  # the tensor that says of which step the others are
+COUNTS = (STEP, "ahead", "skipped", "skipped_in_a_row", "spikes", "rollbacks")  # what a manifest may count
 SHOWN = 5  # of the tensors that differ, in a message
 
 
@@ -57,28 +66,56 @@ class TrainingState:
             set_model_state_dict(each, state[f"ema-{place}"])
 
 
+class Damaged(Exception):
+    """What is wrong with a checkpoint that was whole once."""
+
+
 class Checkpoints:
     """Those of one run.
 
     Args:
         folder: of the checkpoints.
         ranks: the processes that save and load together.
-        keep: how many of the newest to keep.
+        keep: how many of the newest to keep. The newest whose facts do not say `diverged` is kept whatever it is.
         keep_every: checkpoints at multiples of this step are kept for good; 0 keeps none.
+        recipe: kept in every manifest.
     """
 
-    def __init__(self, folder: Path, ranks: Ranks, keep: int = 2, keep_every: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        ranks: Ranks,
+        keep: int = 2,
+        keep_every: int = 0,
+        recipe: Mapping[str, Any] | None = None,
+    ) -> None:
         self.folder, self.ranks, self.keep, self.keep_every = folder, ranks, keep, keep_every
+        self._recipe = {} if recipe is None else {"recipe": dict(recipe)}
         self._saving: tuple[int, dict[str, Any], Future[Any]] | None = None
         # a group of its own: it talks while training talks
         self._group = dist.new_group(backend="gloo") if ranks.count > 1 else None
         if ranks.first and folder.exists():
-            for left in folder.glob(".*.part"):  # of a run that was killed while saving
-                shutil.rmtree(left)
+            for left in folder.iterdir():  # of a run that was killed while saving
+                if PART.fullmatch(left.name) and left.is_dir():
+                    shutil.rmtree(left)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Finish what is being saved, whatever ended the block; an error of that does not hide the one before."""
+        if kind is None:
+            self.finish()
+            return
+        try:
+            self.finish(together=False)
+        except InputError as error:
+            if self.ranks.first:
+                say(str(error), error=True)
 
     def steps(self) -> list[int]:
         """Of the whole checkpoints, oldest first."""
-        return sorted(int(path.name.removeprefix("step-")) for path in self.folder.glob("step-*") if path.is_dir())
+        return checkpoint_steps(self.folder)
 
     def save(self, step: int, state: TrainingState, facts: Mapping[str, Any]) -> None:
         """Copy the tensors and write them while training goes on; the one before is finished first.
@@ -88,20 +125,26 @@ class Checkpoints:
         """
         self.finish()
         part = self._part(step)
-        if self.ranks.first:
+
+        def make() -> None:
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
-        self.ranks.wait()
+
+        self.ranks.on_main(make)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that there is one process only is known
             future: Any = dcp.async_save(
-                state.state_dict(), checkpoint_id=part, no_dist=self.ranks.count == 1,
+                {**state.state_dict(), STEP: torch.tensor(step)}, checkpoint_id=part, no_dist=self.ranks.count == 1,
                 process_group=self._group,
             )  # fmt: skip
-        self._saving = step, {**facts, "step": step, "versions": environment()}, future
+        self._saving = step, {**facts, "step": step, **self._recipe, "versions": environment()}, future
 
-    def finish(self) -> None:
+    def finish(self, together: bool = True) -> None:
         """Wait for the checkpoint that is being written, verify it, give it its name, and drop old ones.
+
+        Args:
+            together: whether all processes do so; where one of them ends with an error the others do not come, and the
+                first one looks at all files itself.
 
         Raises:
             InputError: it could not be written, for want of space for example; those before are as they were.
@@ -109,87 +152,233 @@ class Checkpoints:
         if self._saving is None:
             return
         step, facts, future = self._saving
-        self._saving, part, problem = None, self._part(step), ""
+        ranks = self.ranks if together else Ranks.alone()
+        self._saving, part, problem, mine = None, self._part(step), "", {}
         try:
-            future.result()
-            mine = {path.name: digest(path) for path in self._shared(part)}
+            future.result()  # once it is there, all processes have written theirs
+            if together or self.ranks.first:
+                mine = {path.name: digest(path) for path in _share(part, ranks)}
         except (Exception, CheckpointException) as error:  # the latter is no Exception, and wraps those of all ranks
-            cause = getattr(error, "failures", {0: (error,)})
-            problem, mine = str(next(iter(cause.values()))[0]).splitlines()[0], {}
-        told = self.ranks.tell((problem, mine))
+            problem = _cause(error)
+        told = ranks.tell((problem, mine))
         problems = [each for each, _ in told if each]
-        if problems:
-            if self.ranks.first:
+
+        def name() -> None:
+            if problems:
                 shutil.rmtree(part, ignore_errors=True)
-            raise InputError(f"the checkpoint of step {step} could not be written: {problems[0]}")
-        if self.ranks.first:
+                return
             files = {name: found for _, some in told for name, found in sorted(some.items())}
-            write_text(part / MANIFEST, json.dumps({**facts, "files": files}, indent=1))
+            write_json(part / MANIFEST, {**facts, "files": files})
             shutil.rmtree(self._whole(step), ignore_errors=True)
             part.replace(self._whole(step))
             kept = [old for old in self.steps() if not (self.keep_every and old % self.keep_every == 0)]
-            for old in kept[: -self.keep]:
+            for old in set(kept[: -self.keep]) - {self._newest_good()}:
                 shutil.rmtree(self._whole(old))
-        self.ranks.wait()
 
-    def load(self, state: TrainingState) -> dict[str, Any] | None:
-        """Read the newest whole checkpoint into `state`, and return its facts; None without one.
+        if self.ranks.first:
+            try:
+                name()
+            except OSError as error:
+                problems.append(str(error))
+        problems = ranks.tell(problems)[0]
+        if problems:
+            raise InputError(f"the checkpoint of step {step} could not be written: {problems[0]}")
 
-        A damaged one is named and the one before used.
-        """
-        for step in reversed(self.ranks.tell(self.steps())[0]):
-            folder = self._whole(step)
-            facts = self._verified(folder)
-            if facts is None:
-                if self.ranks.first:
-                    print(f"checkpoint {folder.name} is damaged, using the one before", file=sys.stderr)
+    def _newest_good(self) -> int | None:
+        for step in reversed(self.steps()):
+            try:
+                if not read_json(self._whole(step) / MANIFEST).get("diverged"):
+                    return step
+            except InputError:
                 continue
-            tensors = state.state_dict()
-            self._check_architecture(folder, tensors["network"])
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                dcp.load(tensors, checkpoint_id=folder, no_dist=self.ranks.count == 1, process_group=self._group)
-            state.load_state_dict(tensors)
-            return facts
         return None
 
-    def _check_architecture(self, folder: Path, network: Mapping[str, Tensor]) -> None:
+    def load(self, state: TrainingState) -> dict[str, Any] | None:
+        """Read the newest whole checkpoint into `state`, and return its facts; None where none was ever made.
+
+        A damaged one is named and the one before used.
+
+        Raises:
+            InputError: all are damaged; or one is of another architecture, or holds what no checkpoint does.
+        """
+        damaged: list[str] = []
+        for step in reversed(self.ranks.tell(self.steps())[0]):
+            folder = self._whole(step)
+            found = self._verified(folder, step)
+            if isinstance(found, str):
+                damaged.append(f"checkpoint {folder.name} is damaged ({found})")
+                continue
+            facts, metadata = found
+            if self.ranks.first:
+                for each in damaged:
+                    say(f"{each}, going on from {folder.name}", error=True)
+                if told := _other_versions(facts):
+                    say(
+                        f"checkpoint {folder.name} was made with {told}: the numbers may come out otherwise", error=True
+                    )
+            self._read(folder, metadata, state)
+            return facts
+        if damaged:
+            raise InputError(
+                f"{damaged[0]}, and no other is whole: nothing was changed; to begin anew choose another --out, or "
+                f"remove {str(self.folder)!r}"
+            )
+        return None
+
+    def _read(self, folder: Path, metadata: Metadata, state: TrainingState) -> None:
+        tensors = state.state_dict()
+        self._check_architecture(folder, metadata, tensors["network"])
+        try:
+            _load(tensors, folder, metadata, no_dist=self.ranks.count == 1, group=self._group)
+            state.load_state_dict(tensors)
+        except (Exception, CheckpointException) as error:
+            raise InputError(f"checkpoint {str(folder)!r} does not go with this run: {_cause(error)}") from None
+
+    def _check_architecture(self, folder: Path, metadata: Metadata, network: Mapping[str, Tensor]) -> None:
         """Raises InputError where the checkpoint's network has other tensors."""
-        found = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
         own = "network."
-        there = {name.removeprefix(own): entry.size for name, entry in found.items() if name.startswith(own)}  # type: ignore[union-attr]
+        there = {
+            name.removeprefix(own): entry.size
+            for name, entry in metadata.state_dict_metadata.items()
+            if name.startswith(own) and isinstance(entry, TensorStorageMetadata)
+        }
         if different := differing_tensors(there, network):
             raise InputError(
                 f"checkpoint {str(folder)!r} is of another architecture, its tensors differ in {different}: choose "
                 "another --out, or the model and data that it was made with"
             )
 
-    def _verified(self, folder: Path) -> dict[str, Any] | None:
-        """The manifest, if every file is what it says; each process looks at its share of them."""
-        try:
-            facts: dict[str, Any] = json.loads((folder / MANIFEST).read_text("utf-8"))
-            bad = any(
-                digest(folder / name) != found
-                for place, (name, found) in enumerate(sorted(facts["files"].items()))
-                if place % self.ranks.count == self.ranks.rank
-            )
-        except (OSError, ValueError, KeyError):
-            facts, bad = {}, True
-        return None if self.ranks.any(bad) else facts
+    def _verified(self, folder: Path, step: int) -> tuple[dict[str, Any], Metadata] | str:
+        """The manifest and what is in the files, if every file is what it says; else what is wrong, in words.
 
-    def _shared(self, part: Path) -> list[Path]:
-        """The files that this process looks after."""
-        return [
-            path
-            for place, path in enumerate(sorted(part.iterdir()))
-            if place % self.ranks.count == self.ranks.rank and path.name != MANIFEST
-        ]
+        Each process looks at its share of the files.
+        """
+        problem, refusal, found = "", "", None
+        try:
+            facts = _read_manifest(folder, step)
+            for place, (name, expected) in enumerate(sorted(facts["files"].items())):
+                if place % self.ranks.count == self.ranks.rank and digest(folder / name) != expected:
+                    raise Damaged(f"{name} is not what {MANIFEST} says")
+            metadata = read_metadata(folder, facts["files"])
+            _check_step(folder, metadata, facts)
+            found = facts, metadata
+        except (Damaged, OSError) as error:
+            problem = str(error)
+        except InputError as error:
+            refusal = str(error)
+        told = self.ranks.tell((problem, refusal))
+        if problems := [each for each, _ in told if each]:
+            return problems[0]
+        if refusals := [each for _, each in told if each]:
+            raise InputError(refusals[0])
+        assert found is not None
+        return found
 
     def _whole(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
 
     def _part(self, step: int) -> Path:
         return self.folder / f".step-{step:08d}.part"
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """Of the checkpoints in a folder, damaged ones too, oldest first; whatever else is there is passed over."""
+    names = (NAME.fullmatch(path.name) for path in folder.glob("step-*") if path.is_dir())
+    return sorted(int(name[1]) for name in names if name)
+
+
+def recorded_recipe(folder: Path) -> dict[str, Any] | None:
+    """The recipe that the newest manifest in `folder` holds; None where none does."""
+    for step in reversed(checkpoint_steps(folder)):
+        try:
+            recipe = read_json(folder / f"step-{step:08d}" / MANIFEST).get("recipe")
+        except InputError:
+            continue
+        return recipe if isinstance(recipe, dict) else None
+    return None
+
+
+def _read_manifest(folder: Path, step: int) -> dict[str, Any]:
+    """Raises Damaged where it is not what `Checkpoints` writes, or names files that are not the folder's own."""
+    try:
+        facts: dict[str, Any] = read_json(folder / MANIFEST)
+    except InputError as error:
+        raise Damaged(str(error)) from None
+    if any(type(facts.get(name, 0)) is not int or facts.get(name, 0) < 0 for name in COUNTS):
+        raise Damaged(f"{MANIFEST} counts what is no number")
+    if facts.get(STEP) != step:
+        raise Damaged(f"{MANIFEST} is of step {facts.get(STEP)}")
+    files = facts.get("files")
+    if not isinstance(files, dict) or METADATA not in files:
+        raise Damaged(f"{MANIFEST} names no files")
+    for name in files:
+        if Path(name).name != name:
+            raise Damaged(f"{MANIFEST} names {name!r}, which is not in the folder")
+        if not stat.S_ISREG((folder / name).lstat().st_mode):
+            raise Damaged(f"{name} is a link or no file")
+    return facts
+
+
+def _check_step(folder: Path, metadata: Metadata, facts: Mapping[str, Any]) -> None:
+    """Raises Damaged where the tensors are those of another step than the manifest says."""
+    entries = metadata.state_dict_metadata
+    # what was saved before there was a tensor of that name has the optimizers' own counts
+    names = (
+        [STEP] if STEP in entries else [name for name in entries if re.fullmatch(r"optimizer\.state\..+\.step", name)]
+    )
+    counts = {
+        name: torch.zeros(entry.size, dtype=entry.properties.dtype)
+        for name in names
+        if isinstance(entry := entries[name], TensorStorageMetadata) and entry.size.numel() == 1
+    }
+    if not counts:
+        return
+    try:
+        _load(counts, folder, metadata, no_dist=True)
+        told = max(int(count) for count in counts.values())
+    except (Exception, CheckpointException) as error:
+        raise Damaged(f"its tensors cannot be read: {_cause(error)}") from None
+    step = facts[STEP]
+    skipping = names != [STEP] and (facts.get("skipped") or facts.get("rollbacks"))
+    if told > step or (told != step and not skipping):
+        raise Damaged(f"its tensors are of step {told}")
+
+
+def _load(
+    tensors: dict[str, Any], folder: Path, metadata: Metadata, no_dist: bool, group: dist.ProcessGroup | None = None
+) -> None:
+    """Read into these tensors, without running what is in the files."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dcp.load(
+            tensors, storage_reader=SafeReader(folder, metadata), planner=SafePlanner(), no_dist=no_dist,
+            process_group=group,
+        )  # fmt: skip
+
+
+def _cause(error: BaseException) -> str:
+    """What an error says in one line, of those of all processes the first."""
+    cause = getattr(error, "failures", {0: (error,)})
+    first = next(iter(cause.values()))[0]
+    return (str(first).splitlines() or [type(first).__name__])[0]
+
+
+def _share(part: Path, ranks: Ranks) -> list[Path]:
+    """The files that this process looks after."""
+    return [
+        path
+        for place, path in enumerate(sorted(part.iterdir()))
+        if place % ranks.count == ranks.rank and path.name != MANIFEST
+    ]
+
+
+def _other_versions(facts: Mapping[str, Any]) -> str:
+    """The versions that a checkpoint was made with, where they are others than these."""
+    there, here = facts.get("versions"), environment()
+    if not isinstance(there, dict):
+        return "versions that it does not name"
+    names = [name for name in ("anystep", "torch") if there.get(name) != here[name]]
+    return ", ".join(f"{name} {there.get(name)} (this is {here[name]})" for name in names)
 
 
 def differing_tensors(there: Mapping[str, Tensor | Size], here: Mapping[str, Tensor | Size]) -> str:
@@ -214,14 +403,18 @@ def read_average(folder: Path, network: nn.Module, place: int = 0) -> int:
     Raises:
         InputError: no whole checkpoint.
     """
-    steps = [path for path in sorted(folder.glob("step-*")) if (path / MANIFEST).exists()]
+    steps = checkpoint_steps(folder)
     if not steps:
         raise InputError(f"{folder}: no checkpoint to export")
-    state = {f"ema-{place}": network.state_dict()}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        dcp.load(state, checkpoint_id=steps[-1], no_dist=True)
-    return int(steps[-1].name.removeprefix("step-"))
+    newest = folder / f"step-{steps[-1]:08d}"
+    try:
+        metadata = read_metadata(newest, _read_manifest(newest, steps[-1])["files"])
+        _load({f"ema-{place}": network.state_dict()}, newest, metadata, no_dist=True)
+    except InputError:
+        raise
+    except (Exception, CheckpointException) as error:
+        raise InputError(f"checkpoint {str(newest)!r} cannot be exported: {_cause(error)}") from None
+    return steps[-1]
 
 
 def digest(path: Path) -> list[Any]:

@@ -1,5 +1,8 @@
 """Training a small AutoencoderDC on images: L1 and squared error, no adversary, latents normalised at the end."""
 
+import math
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +11,26 @@ from diffusers import AutoencoderDC
 from torch import Tensor, nn
 
 from anystep.codecs import AutoencoderCodec, load_codec
+from anystep.console import say
 from anystep.data.example import BrokenExample, Source
 from anystep.data.images import to_tensor
 from anystep.data.sources import JoinedSource
 from anystep.errors import InputError
-from anystep.ranks import Ranks
 from anystep.training.batches import mixed_indices
 from anystep.training.checkpoints import Checkpoints, TrainingState
-from anystep.training.config import CodecRecipe
-from anystep.training.run import Progress, Run, interruptible, learning_rate, prepare, step_generator
+from anystep.training.config import CodecRecipe, GuardConfig
+from anystep.training.guard import LOST, Guard, diverged
+from anystep.training.parallel import all_finite
+from anystep.training.run import (
+    Progress,
+    Run,
+    interruptible,
+    learning_rate,
+    prepare,
+    publishing,
+    schedule_changes,
+    step_generator,
+)
 
 MEASURED = 256  # images on which PSNR and latent statistics are taken
 
@@ -81,14 +95,16 @@ def normalise(autoencoder: AutoencoderDC, images: Tensor) -> None:
 
 def train_codec(recipe: CodecRecipe, out: Path) -> dict[str, Any]:
     """Train, resume or refine; `out/codec` holds the result in diffusers' layout. Returns the last log record."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise InputError("train-codec runs in one process: start it without torchrun")
     device = prepare(recipe.run)
     if recipe.data.native:
         raise InputError("data.native: a codec is trained on squares; it encodes and decodes any shape")
-    sources, shares = recipe.data.open(), list(recipe.data.shares.values())
-    source = JoinedSource(sources)
+    sources = recipe.data.open()
     # judged on what training does not see, where the data has such a part
     held_out = JoinedSource(recipe.data.model_copy(update={"split": "held_out"}).open())
-    broken: dict[int, str] = {}
+    if not sum(map(len, sources)) or not len(held_out):
+        raise InputError(f"data.source {recipe.data.source!r} holds no images")
     spread = torch.linspace(0, len(held_out) - 1, min(MEASURED, len(held_out))).long().tolist()
     judged = load_images(held_out, spread, {}).to(device)
 
@@ -103,29 +119,41 @@ def train_codec(recipe: CodecRecipe, out: Path) -> dict[str, Any]:
     factor = AutoencoderCodec(autoencoder).factor
     if recipe.data.size % factor:
         raise InputError(f"data.size {recipe.data.size}: must be a multiple of {factor}")
+    with Run(out, recipe) as run:
+        return _train(run, autoencoder, sources, judged)
+
+
+def _train(run: Run, autoencoder: AutoencoderDC, sources: Sequence[Source], judged: Tensor) -> dict[str, Any]:
+    recipe, out, device = run.recipe, run.folder, judged.device
+    assert isinstance(recipe, CodecRecipe)
+    source, shares, config = JoinedSource(sources), list(recipe.data.shares.values()), recipe.optimizer
+    broken: dict[int, str] = {}
     trained = [parameter for parameter in autoencoder.parameters() if parameter.requires_grad]
-    config, run = recipe.optimizer, Run(out, recipe)
     optimizer = torch.optim.AdamW(
         trained, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
     )
-    start = 0
     state = TrainingState(autoencoder, [], [optimizer])
-    checkpoints = Checkpoints(out / "checkpoints", Ranks(), recipe.run.keep, recipe.run.keep_every)
-    if (facts := checkpoints.load(state)) is not None:
-        start = facts["step"]
+    keep, saved = (recipe.run.keep, recipe.run.keep_every), recipe.model_dump(mode="json")
+    checkpoints = Checkpoints(out / "checkpoints", run.ranks, *keep, saved)
+    facts: dict[str, Any] = {"step": 0, "skipped": 0, "skipped_in_a_row": 0, "diverged": False}
+    facts = {name: value for name, value in {**facts, **(checkpoints.load(state) or {})}.items() if name in facts}
+    start = facts["step"]
     run.cut_log(start)
+    if changes := schedule_changes(run.before, recipe, start):
+        say(changes, error=True)
+    guard = Guard(GuardConfig(), facts["skipped"], row=facts["skipped_in_a_row"])
+    rate = learning_rate(config, start, recipe.run.steps)
 
     record: dict[str, Any] = {"step": start}
-    with interruptible() as interrupted, Progress(recipe.run.steps, start) as progress:
+    with interruptible() as interrupted, Progress(recipe.run.steps, start) as progress, checkpoints:
         for step in range(start, recipe.run.steps):
+            rate = learning_rate(config, step, recipe.run.steps)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config, step, recipe.run.steps)
+                group["lr"] = rate
             generator = step_generator(recipe.run.seed, step)
-            images = load_images(
-                source,
-                mixed_indices([len(each) for each in sources], shares, recipe.run.batch_size, recipe.run.seed, step),
-                broken,
-            )
+            sizes = [len(each) for each in sources]
+            chosen = mixed_indices(sizes, shares, recipe.run.batch_size, recipe.run.seed, step)
+            images = load_images(source, chosen, broken)
             mirrored = torch.rand(len(images), generator=generator) < 0.5
             images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images).to(device)
 
@@ -138,8 +166,10 @@ def train_codec(recipe: CodecRecipe, out: Path) -> dict[str, Any]:
             loss = (decoded - images).abs().mean() + 2 * (decoded - images).square().mean()
             optimizer.zero_grad()
             loss.backward()
-            norm = nn.utils.clip_grad_norm_(trained, config.clip)
-            if norm.isfinite():
+            norm = nn.utils.clip_grad_norm_(trained, config.clip).item()
+            if not math.isfinite(norm) and not all_finite([autoencoder], run.ranks):
+                raise diverged(step + 1, "the weights are", rate)
+            if guard.accepts(step + 1, norm, chosen):
                 optimizer.step()
 
             done, last = step + 1, step + 1 == recipe.run.steps or bool(interrupted)
@@ -151,24 +181,26 @@ def train_codec(recipe: CodecRecipe, out: Path) -> dict[str, Any]:
                     "psnr": measure(autoencoder, judged),
                     "broken": len(broken),
                 }
-                run.log({**record, "learning_rate": optimizer.param_groups[0]["lr"], "gradient_norm": norm.item()})
+                run.log({**record, "learning_rate": rate, "gradient_norm": norm, "skipped_steps": guard.skipped})
                 shown = {"loss": record["loss"], "PSNR": record["psnr"]}
             progress.update(done, shown)
+            facts = {
+                "step": done, "skipped": guard.skipped, "skipped_in_a_row": guard.row,
+                "diverged": guard.row >= LOST or not bool(loss.isfinite()),
+            }  # fmt: skip
             if done % recipe.run.checkpoint_every == 0 or last:
-                checkpoints.save(done, state, {})
+                if not all_finite([autoencoder], run.ranks):
+                    raise diverged(done, "the weights are", rate)
+                checkpoints.save(done, state, facts)
             if last:
                 break
-        checkpoints.finish()
-    run.close()
+    if facts["diverged"]:
+        raise diverged(facts["step"], "loss and gradient are", rate)
     if recipe.refine is None:
         spread = torch.linspace(0, len(source) - 1, min(8 * MEASURED, len(source))).long().tolist()
         normalise(autoencoder, load_images(source, spread, broken).to(device))
-    part = out / "codec.part"
-    autoencoder.save_pretrained(part)
-    for file in part.iterdir():
-        (out / "codec").mkdir(exist_ok=True)
-        file.replace(out / "codec" / file.name)
-    part.rmdir()
+    with publishing(out / "codec") as part:
+        autoencoder.save_pretrained(part)
     for reason in broken.values():
-        print(f"skipped {reason}")
+        say(f"skipped {reason}")
     return record

@@ -10,6 +10,7 @@ from anystep.training.config import GuardConfig
 
 REMEMBERED = 100  # gradient norms that a new one is compared with
 LEAST = 20  # of them, before anything counts as a spike
+LOST = 3  # skipped steps in a row at the end of a run that mean that it has diverged
 
 
 class Guard:
@@ -18,12 +19,12 @@ class Guard:
     Attributes:
         skipped: steps whose loss or gradient was not finite, in all.
         spikes: steps whose gradient norm stood out, in all.
+        row: steps in a row, up to the last, whose loss or gradient was not finite.
     """
 
-    def __init__(self, config: GuardConfig, skipped: int = 0, spikes: int = 0) -> None:
-        self.config, self.skipped, self.spikes = config, skipped, spikes
+    def __init__(self, config: GuardConfig, skipped: int = 0, spikes: int = 0, row: int = 0) -> None:
+        self.config, self.skipped, self.spikes, self.row = config, skipped, spikes, row
         self._norms: deque[float] = deque(maxlen=REMEMBERED)
-        self._row = 0
 
     def accepts(self, step: int, norm: float, samples: Sequence[int]) -> bool:
         """Whether the step may be taken.
@@ -32,14 +33,14 @@ class Guard:
             InputError: `patience` steps in a row may not; says which samples the last of them had.
         """
         if math.isfinite(norm):
-            self._row = 0
+            self.row = 0
             return True
         self.skipped += 1
-        self._row += 1
-        if self._row >= self.config.patience:
+        self.row += 1
+        if self.row >= self.config.patience:
             raise InputError(
-                f"{self._row} steps in a row, the last of them step {step}, had a loss or gradient that is not finite; "
-                f"the weights are those of the last good one. Samples of this step: {list(samples)}. "
+                f"{self.row} steps in a row, the last of them step {step}, had a loss or gradient that is not finite; "
+                f"the weights are those of the last good one. Samples of this step: {listed(samples)}. "
                 "Try a lower learning rate, or float32"
             )
         return False
@@ -56,3 +57,17 @@ class Guard:
     def forget(self) -> None:
         """After going back to a checkpoint."""
         self._norms.clear()
+
+
+def diverged(step: int, what: str, rate: float) -> InputError:
+    """What ends a run whose `what` is not finite after `step`, and keeps its weights from being used."""
+    return InputError(
+        f"step {step}: {what} no longer finite: the run has diverged, and exports nothing. Checkpoints of good steps "
+        f"are kept. Try a lower optimizer.learning_rate (it was {rate:.3g}) in another --out"
+    )
+
+
+def listed(samples: Sequence[int], most: int = 8) -> str:
+    """Numbers of samples, the first of many."""
+    more = f" and {len(samples) - most} more" if len(samples) > most else ""
+    return f"{list(samples[:most])}{more}"

@@ -84,6 +84,14 @@ def whole(value: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def all_finite(networks: Sequence[nn.Module], ranks: Ranks) -> bool:
+    """Whether all weights of these networks are, in every process."""
+    weights = [weight for network in networks for weight in network.parameters()]
+    local = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in weights]
+    return not ranks.any(not bool(torch.stack([each.isfinite().all() for each in local]).all()))
+
+
+@torch.no_grad()
 def average(averages: Sequence[nn.Module], network: nn.Module, decays: Sequence[float]) -> None:
     """Exponential moving averages of the weights, shard by shard: no process talks to another."""
     weights: list[Tensor] = list(network.parameters())

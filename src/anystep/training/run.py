@@ -2,30 +2,55 @@
 
 import json
 import math
+import re
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from copy import deepcopy
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
+import numpy as np
 import torch
+from pydantic import ValidationError
 
+from anystep.console import say
 from anystep.device import pick_device
 from anystep.environment import environment
 from anystep.errors import InputError
-from anystep.files import write_text
+from anystep.files import (
+    check_claim,
+    check_regular,
+    claimed,
+    finite,
+    publish_folder,
+    replacing,
+    write_json,
+    write_text,
+)
 from anystep.plain_yaml import read_yaml
-from anystep.training.config import CodecRecipe, OptimizerConfig, Recipe, RunConfig, dump
+from anystep.ranks import Ranks
+from anystep.training.checkpoints import checkpoint_steps, recorded_recipe
+from anystep.training.config import CodecRecipe, OptimizerConfig, Recipe, RunConfig, Section, dump
 from anystep.training.trackers import Tracker, open_tracker
 
-# what may change between the two halves of a resumed run without changing what is learned
-FREE_TO_CHANGE = {
-    "steps", "device", "threads", "log_every", "checkpoint_every", "sample_every", "keep", "keep_every", "trackers",
-    "profile", "compile", "accumulate", "shard_size", "peak_tflops",
-}  # fmt: skip
+RUN, CODEC_RUN = "training run", "codec training run"  # kinds of folders
+CONFIG, METRICS = "config.yaml", "metrics.jsonl"
+# what a run folder had from its first moment before folders were marked
+UNMARKED = (CONFIG, "env.json", "checkpoints")
+# what `files.replacing` leaves of a process that was killed
+LEFT = re.compile(r"\..+\.\d+\.\d+\.part")
+# what may change between the two halves of a resumed run: it changes how training is done and drawn, not what is
+# learned. Where more steps move the learning rate, `schedule_changes` says so
+FREE_TO_CHANGE = re.compile(
+    r"run\.(steps|device|threads|log_every|checkpoint_every|sample_every|keep|keep_every|trackers|profile|compile"
+    r"|accumulate|shard_size|peak_tflops)"
+    r"|guard\..*|parallel|sample_prompts|sample_steps|guidance|data\.broken_limit|model\.gradient_checkpointing"
+)
 
 
 def latents_path(folder: Path, place: int | str) -> Path:
@@ -41,80 +66,188 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
     return config.learning_rate * (config.final + (1 - config.final) * (1 + math.cos(math.pi * progress)) / 2)
 
 
+def schedule_changes(before: Recipe | CodecRecipe | None, now: Recipe | CodecRecipe, step: int) -> str:
+    """What another number of steps does to the schedules of a run that goes on after `step`, in words; or nothing."""
+    if before is None or before.run.steps == now.run.steps:
+        return ""
+    old, new = (learning_rate(each.optimizer, step, each.run.steps) for each in (before, now))
+    told = [f"the learning rate goes on at {new:.3g} instead of {old:.3g}"] if old != new else []
+    if isinstance(before, Recipe) and isinstance(now, Recipe):
+        phases = {"plain diffusion": [each.objective.diffusion_phase for each in (before, now)]}
+        if before.alignment is not None and now.alignment is not None and now.alignment.until < 1:
+            phases["alignment"] = [each.alignment.until for each in (before, now) if each.alignment is not None]
+        told += [
+            f"{name} ends at step {math.ceil(shares[1] * now.run.steps)} instead of "
+            f"{math.ceil(shares[0] * before.run.steps)}"
+            for name, shares in phases.items()
+            if shares[1] and step < max(shares[0] * before.run.steps, shares[1] * now.run.steps)
+        ]
+    return f"run.steps {now.run.steps} instead of {before.run.steps}: {', '.join(told)}" if told else ""
+
+
 def step_generator(seed: int, step: int) -> torch.Generator:
-    """The CPU generator of one step, so that resuming needs no generator state."""
-    return torch.Generator().manual_seed(seed * 1_000_003 + step)
+    """The CPU generator of one step, so that resuming needs no generator state. No two seeds share one."""
+    plain = seed * 1_000_003 + step
+    if step >= 1_000_003 or plain >= 2**63:  # would be a stream of the next seed, or not fit
+        plain = int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0])
+    return torch.Generator().manual_seed(plain)
 
 
 class Run:
     """A run folder: `config.yaml`, `env.json`, `metrics.jsonl`, `checkpoints/step-N`, `samples/`, `latents-*`.
 
-    Opening it on a folder that holds the same recipe resumes; on a checkpoint of another recipe it is an InputError.
-    Of several processes one is `writing`; the others only read.
+    Entered, it is locked, and what is there is of this kind. A folder that holds the same recipe is resumed; one with a
+    checkpoint of another recipe is an InputError. Of several processes the first writes; the others only read.
+
+    Attributes:
+        before: the recipe of the last checkpoint, as far as it can be read.
     """
 
-    def __init__(self, folder: Path, recipe: Recipe | CodecRecipe, writing: bool = True) -> None:
-        self.folder, self.config, self.writing = folder, recipe.run, writing
+    def __init__(self, folder: Path, recipe: Recipe | CodecRecipe, ranks: Ranks | None = None) -> None:
+        self.folder, self.recipe, self.ranks = folder, recipe, ranks or Ranks.alone()
+        self.before: Recipe | CodecRecipe | None = None
         self._trackers: list[Tracker] = []
-        if not writing:
-            return
-        try:
-            (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-            (folder / "samples").mkdir(exist_ok=True)
-            for left in [*folder.glob(".*.part"), *(folder / "samples").glob(".*.part")]:  # of a run that was killed
-                if left.is_file():
-                    left.unlink()
-            self._agree(recipe)
-            write_text(folder / "config.yaml", dump(recipe))
-            write_text(folder / "env.json", json.dumps(environment(), indent=1))
-        except OSError as error:
-            raise InputError(f"cannot write run folder {str(folder)!r}: {error.strerror}") from None
-        config = recipe.model_dump(mode="json")
-        self._trackers = [open_tracker(name, folder, config) for name in self.config.trackers]
+        self._held = ExitStack()
 
-    def _agree(self, recipe: Recipe | CodecRecipe) -> None:
-        path = self.folder / "config.yaml"
-        if not path.exists():
+    def __enter__(self) -> "Run":
+        with ExitStack() as opening:
+            opening.push(self._held)
+            self.ranks.on_main(self._open)
+            opening.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._held.close()
+
+    def _open(self) -> None:
+        folder, recipe = self.folder, self.recipe
+        kind = RUN if isinstance(recipe, Recipe) else CODEC_RUN
+        check_claim(folder, kind, UNMARKED)
+        self._agree()  # before the folder is marked as one of this kind
+        self._held.enter_context(claimed(folder, kind, UNMARKED))
+        if (folder / METRICS).is_symlink():
+            raise InputError(f"{str(folder / METRICS)!r} is a link: the log is not written elsewhere, remove it")
+        for name in ("checkpoints", "samples"):
+            (folder / name).mkdir(exist_ok=True)
+        for left in [*folder.iterdir(), *(folder / "samples").iterdir()]:  # of a run that was killed
+            if LEFT.fullmatch(left.name) and left.is_file():
+                left.unlink()
+        write_text(folder / CONFIG, dump(recipe))
+        write_json(folder / "env.json", environment())
+        config = recipe.model_dump(mode="json")
+        for name in recipe.run.trackers:
+            self._trackers.append(open_tracker(name, folder, config))
+            self._held.callback(self._trackers[-1].close)
+
+    def _agree(self) -> None:
+        """Refuse a folder whose checkpoints are of another recipe; one that holds none binds nobody."""
+        path, checkpoints = self.folder / CONFIG, self.folder / "checkpoints"
+        if not checkpoint_steps(checkpoints):
             return
+        content = recorded_recipe(checkpoints)
+        if content is None:
+            problem = ""
+            try:
+                content = read_yaml(path, "the run's")
+            except InputError as error:
+                content, problem = {}, str(error)
+            if not content:
+                problem = problem or f"{str(path)!r} is empty"
+                say(f"{problem}; what this run was begun with is not known, it goes on with the recipe given", True)
+                return
+        there, unknown = completed(content, type(self.recipe))
+        with suppress(ValidationError):
+            self.before = type(self.recipe).model_validate(content)
         changed = [
-            key
-            for key in differences(read_yaml(path, "the run's"), recipe.model_dump(mode="json"))
-            if not (key[:4] == "run." and key[4:] in FREE_TO_CHANGE) and key[:6] != "guard." and key != "parallel"
+            key for key in differences(there, self.recipe.model_dump(mode="json")) if not FREE_TO_CHANGE.fullmatch(key)
         ]
-        if changed and not self._begun():  # a run that failed before it saved anything binds nobody
-            for latents in self.folder.glob(latents_path(Path(), "*").name):
-                shutil.rmtree(latents)
-        elif changed:
+        if changed:
             raise InputError(
                 f"{str(self.folder)!r} holds a run that differs in {', '.join(changed)}: "
                 "choose another --out, or the same recipe to resume"
             )
+        if unknown:
+            say(f"this run was begun with {', '.join(unknown)}, which this version does not have: going on", True)
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Append one object to `metrics.jsonl`."""
-        if not self.writing:
+        """Append one object to `metrics.jsonl`, with null for what is not finite."""
+        if not self.ranks.first:
             return
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        with (self.folder / METRICS).open("a", encoding="utf-8") as file:
+            file.write(_line(record))
         figures = {name: value for name, value in record.items() if isinstance(value, int | float) and name != "step"}
         for tracker in self._trackers:
             tracker.log(record["step"], figures)
 
     def cut_log(self, step: int) -> None:
-        """Drop what the log says of later steps: they are about to be made again."""
-        metrics = self.folder / "metrics.jsonl"
-        if metrics.exists() and self.writing:
-            lines = metrics.read_text("utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-            write_text(metrics, "".join(kept))
+        """Drop what the log says of later steps: they are about to be made again; and lines that cannot be read."""
+        path = self.folder / METRICS
+        if not self.ranks.first or not path.exists():
+            return
+        check_regular(path)
+        dropped = 0
+        with path.open("rb") as log, replacing(path, durable=True) as part, part.open("w", encoding="utf-8") as kept:
+            for line in log:
+                if not line.endswith(b"\n"):  # of a process that was killed while writing it
+                    continue
+                try:
+                    record = json.loads(line)
+                    if record["step"] <= step:
+                        kept.write(_line(record))
+                except (ValueError, KeyError, TypeError, RecursionError):
+                    dropped += 1
+        if dropped:
+            say(f"{str(path)!r}: {dropped} lines that cannot be read were dropped", error=True)
 
-    def close(self) -> None:
-        for tracker in self._trackers:
-            tracker.close()
 
-    def _begun(self) -> bool:
-        """Whether there is a checkpoint, whole or not."""
-        return any((self.folder / "checkpoints").glob("step-*"))
+@contextmanager
+def publishing(folder: Path) -> Iterator[Path]:
+    """A folder beside to write into, which takes the place of `folder` on leaving, and is removed where that failed."""
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        yield part
+        publish_folder(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(finite(record), allow_nan=False) + "\n"
+
+
+def completed(content: dict[str, Any], kind: type[Section]) -> tuple[dict[str, Any], list[str]]:
+    """A recipe that some version wrote, in the form of this one: what was not there yet has its default.
+
+    The second are keys that this version does not have. A value that it does not take stays as it is.
+    """
+    content, unknown = deepcopy(content), list[str]()
+    strange: dict[str, Any] = {}
+    while True:
+        try:
+            return {**dict(_flat(kind.model_validate(content).model_dump(mode="json"))), **strange}, unknown
+        except ValidationError as error:
+            found = [
+                (key, value, each["type"]) for each in error.errors() for key, value in _taken(content, each["loc"])
+            ]
+        if not found:  # wrong as a whole: compared as it is
+            return {**dict(_flat(content)), **strange}, unknown
+        unknown += [key for key, _, problem in found if problem == "extra_forbidden"]
+        strange |= {key: value for key, value, problem in found if problem != "extra_forbidden"}
+
+
+def _taken(content: dict[str, Any], where: tuple[int | str, ...]) -> list[tuple[str, Any]]:
+    """Take out the deepest key on a way into a recipe; the way may go on into what has no keys."""
+    path: list[str] = []
+    inside: Any = content
+    for part in where:
+        if not (isinstance(inside, dict) and part in inside):
+            break
+        path.append(str(part))
+        owner, inside = inside, inside[part]
+    return [(".".join(path), owner.pop(path[-1]))] if path else []
 
 
 def differences(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[str]:
@@ -128,7 +261,7 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")
         else:
-            yield prefix + key, value
+            yield f"{prefix}{key}", value
 
 
 def prepare(config: RunConfig) -> torch.device:
@@ -141,9 +274,10 @@ def prepare(config: RunConfig) -> torch.device:
 
 @contextmanager
 def interruptible() -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM append to the list: a loop then finishes its step, saves and leaves.
+    """Ctrl-C, SIGTERM and SIGHUP append to the list: a loop then finishes its step, saves and leaves.
 
     A second Ctrl-C means at once. A second SIGTERM does not: launchers send it to a group and to each of its processes.
+    SIGHUP stays ignored where it is, as under nohup. In a thread no signal arrives, and none is caught.
     """
     caught: list[int] = []
 
@@ -152,7 +286,12 @@ def interruptible() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         caught.append(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if (hangup := getattr(signal, "SIGHUP", None)) and signal.getsignal(hangup) is not signal.SIG_IGN:
+        numbers.append(hangup)
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
+    before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield caught
     finally:
@@ -180,7 +319,8 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        with suppress(OSError):
+            self._bar.stop()
 
     @property
     def rate(self) -> float:
@@ -192,10 +332,12 @@ class Progress:
     def update(self, step: int, values: Mapping[str, float] | None = None) -> None:
         """After step `step`; `values` are shown when given."""
         self._rate = (step - self._start) / max(1e-9, time.perf_counter() - self._clock)
-        self._bar.update(self._task, completed=step)
+        with suppress(OSError):  # of a terminal that is gone
+            self._bar.update(self._task, completed=step)
         if values is not None:
             text = "  ".join([*(f"{name} {value:.4g}" for name, value in values.items()), f"{self._rate:.2f} it/s"])
-            self._bar.update(self._task, description=text)
+            with suppress(OSError):
+                self._bar.update(self._task, description=text)
             if not self._quiet and not self._console.is_terminal:
                 left = (self._steps - step) / max(self._rate, 1e-9)
-                print(f"{step}/{self._steps}  {text}  {left / 60:.1f} min left", flush=True)
+                say(f"{step}/{self._steps}  {text}  {left / 60:.1f} min left")

@@ -5,7 +5,6 @@ Every draw of a step comes from a generator keyed by (seed, step), so a resumed 
 
 import copy
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from anystep.conditioning import Conditioner, LabelEncoder
 from anystep.conditioning.text import pad_states
+from anystep.console import say
 from anystep.contact_sheet import save_image
 from anystep.data.latents import Encoded, LatentSet
 from anystep.environment import peak_megabytes
@@ -26,16 +26,25 @@ from anystep.objective import LossRecord, ModelGuidance, TransitionObjective, de
 from anystep.planning import ForwardFlops, device_kind
 from anystep.ranks import Ranks
 from anystep.sampling import resolution_shift
-from anystep.training.assemble import as_pipeline, export, prepare_data, prepare_network, reads_captions, sample_grid
+from anystep.training.assemble import (
+    as_pipeline,
+    export,
+    prepare_data,
+    prepare_network,
+    reads_captions,
+    sample_grid,
+    sample_prompts,
+)
 from anystep.training.batches import Batches, EqualBatches, TokenBatches, class_members, part_count
 from anystep.training.budget import check_fits
-from anystep.training.checkpoints import Checkpoints, TrainingState
+from anystep.training.checkpoints import COUNTS, Checkpoints, TrainingState
 from anystep.training.config import Recipe, RunConfig
 from anystep.training.draws import Draws
 from anystep.training.feed import Feed
-from anystep.training.guard import Guard
+from anystep.training.guard import LOST, Guard, diverged, listed
 from anystep.training.optimizers import make_optimizers
 from anystep.training.parallel import (
+    all_finite,
     average,
     check_parallel,
     gathered,
@@ -51,6 +60,7 @@ from anystep.training.run import (
     interruptible,
     learning_rate,
     prepare,
+    schedule_changes,
 )
 from anystep.transport import Transport, make_transport
 
@@ -177,8 +187,16 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
     precision = pick_precision(config.precision, device)
     reads_captions(recipe)  # an unknown preset is said before anything is loaded
     check_fits(recipe, out, ranks.count, device, precision)
-    run = Run(out, recipe, writing=ranks.first)
-    ranks.wait()
+    with Run(out, recipe, ranks) as run:
+        return _train(run, objective, device, precision, part_total)
+
+
+def _train(
+    run: Run, objective: TransitionObjective, device: torch.device, precision: torch.dtype, part_total: int
+) -> dict[str, Any]:
+    recipe, out, ranks = run.recipe, run.folder, run.ranks
+    assert isinstance(recipe, Recipe)
+    config = recipe.run
     codec, data, conditioner = prepare_data(recipe, out, device, ranks)
     if len(data) < config.batch_size and not recipe.data.native:
         raise InputError(f"{len(data)} samples are fewer than one batch of {config.batch_size}: lower run.batch_size")
@@ -197,20 +215,28 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
     wrapped = wrap(network, ranks, find_unused=0 < aligned_until < 1)
     optimizers = make_optimizers(network, recipe.optimizer, device)
     state = TrainingState(network, averages, optimizers)
-    checkpoints = Checkpoints(out / "checkpoints", ranks, config.keep, config.keep_every)
-    facts = checkpoints.load(state) or {"step": 0, "ahead": 0, "skipped": 0, "spikes": 0, "rollbacks": 0}
+    saved = recipe.model_dump(mode="json")
+    checkpoints = Checkpoints(out / "checkpoints", ranks, config.keep, config.keep_every, saved)
+    facts: dict[str, Any] = {**dict.fromkeys(COUNTS, 0), "diverged": False}
+    facts = {name: value for name, value in {**facts, **(checkpoints.load(state) or {})}.items() if name in facts}
     run.cut_log(facts["step"])
-    guard = Guard(recipe.guard, facts["skipped"], facts["spikes"])
+    if ranks.first and (changes := schedule_changes(run.before, recipe, facts["step"])):
+        say(changes, error=True)
+    guard = Guard(recipe.guard, facts["skipped"], facts["spikes"], facts["skipped_in_a_row"])
     pipeline = as_pipeline(recipe, averages[0], codec, data)
+    if config.sample_every:  # what cannot be drawn is said before the first step
+        sample_prompts(recipe, pipeline, conditioner, data)
     null, _ = conditioner.null(1)
     patch = int(network.config.patch_size)
     batches = make_batches(recipe, data, part_total, patch)
     base = (recipe.transport.base_size or recipe.data.size) / codec.factor  # in latent pixels
 
-    step, record = facts["step"], {"step": facts["step"]}
+    step: int = facts["step"]
+    record: dict[str, Any] = {"step": step}
     probe = derivative(recipe.objective.derivative, recipe.objective.eps, widened=2.0)
     peak = peak_flops(config, device)
     forward_flops = ForwardFlops.of(recipe.model.preset, **recipe.model.options) if peak else None
+    rate = learning_rate(recipe.optimizer, step, config.steps)
     announced = 0  # unreadable examples that all processes know of
 
     with (
@@ -218,6 +244,7 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
         Progress(config.steps, step, quiet=not ranks.first) as progress,
         profiling(config.profile, out / "profile", ranks) as profiled,
         Feed(data, batches, ranks, patch, config.seed, recipe.data.mirror) as feed,
+        checkpoints,
     ):
         while step < config.steps:
             begin = time.perf_counter()
@@ -279,6 +306,8 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
             def everybody(position: int = position) -> list[int]:
                 return [number for part in batches.step(position) for number in part.examples]
 
+            if not math.isfinite(norm) and not all_finite([network], ranks):
+                raise diverged(step + 1, "the weights are", rate)
             if guard.accepts(step + 1, norm, named or everybody()):
                 for each in optimizers:
                     each.step()
@@ -288,16 +317,20 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
                 each.zero_grad()
             if ranks.first and (named or not math.isfinite(norm)):
                 skipped = "" if math.isfinite(norm) else ", step skipped"
-                print(f"step {step + 1}: not finite, samples {named or everybody()}{skipped}", file=sys.stderr)
+                say(f"step {step + 1}: not finite, samples {listed(named or everybody())}{skipped}", error=True)
             if math.isfinite(norm) and guard.spiked(norm):
                 turning = facts["rollbacks"] < recipe.guard.rollbacks
-                if ranks.first:
-                    back = "back to the last checkpoint" if turning else "see guard.rollbacks"
-                    print(f"step {step + 1}: the gradient norm {norm:.3g} is a spike, {back}", file=sys.stderr)
                 checkpoints.finish()
-                if turning and (before := checkpoints.load(state)) is not None:
+                before = checkpoints.load(state) if turning else None
+                if ranks.first:
+                    back = (
+                        "on with its step, there is no checkpoint to go back to" if turning else "see guard.rollbacks"
+                    )
+                    back = back if before is None else "back to the last checkpoint"
+                    say(f"step {step + 1}: the gradient norm {norm:.3g} is a spike, {back}", error=True)
+                if before is not None:
                     ahead = position + 1 - before["step"]
-                    facts = {**before, "ahead": ahead, "rollbacks": facts["rollbacks"] + 1}
+                    facts = {**facts, "step": before["step"], "ahead": ahead, "rollbacks": facts["rollbacks"] + 1}
                     step = facts["step"]
                     run.cut_log(step)
                     guard.forget()
@@ -307,22 +340,29 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
             last = step == config.steps or ranks.any(bool(interrupted))
             residual, t, r = gathered_samples(losses, ranks, batches.most * len(parts))
             pixels = [each for part in parts for each in part.pixels]
+            # means over the samples of all micro-batches of all processes
+            measured = ["derivative_norm", *["alignment"] * bool(aligned_until)]
+            measured += ["derivative_noise"] * (losses[-1].derivative_noise is not None)
             sums = [
                 sum(part.part.share * loss.loss.item() for part, loss in zip(parts, losses, strict=True)),
                 float(sum(loss.evaluations for loss in losses)),
                 float(sum(rows * columns for rows, columns in pixels)) / patch**2,
                 float(flops),
+                *(
+                    sum(part.part.share * getattr(loss, name).item() for part, loss in zip(parts, losses, strict=True))
+                    for name in measured
+                ),
             ]
-            total, evaluated, tokens, flops = ranks.gather(torch.tensor([sums], dtype=torch.float64)).sum(0).tolist()
+            summed = ranks.gather(torch.tensor([sums], dtype=torch.float64)).sum(0).tolist()
+            total, evaluated, tokens, flops, *means = summed
             seconds, images, evaluations = time.perf_counter() - begin, len(t), int(evaluated)
             record = {
                 "step": step,
                 "loss": total,
                 "residual": residual.nanmean().item(),
                 **interval_residuals(residual, t, r),
-                **({"alignment": losses[-1].alignment.item()} if aligned_until else {}),
+                **dict(zip(measured, means, strict=True)),
                 **residual_bins(objective.transport, t, r, residual),
-                "derivative_norm": losses[-1].derivative_norm.item(),
                 "gradient_norm": norm,
                 "learning_rate": rate,
                 "evaluations": evaluations,
@@ -336,8 +376,6 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
                 "data_wait": waited / seconds,
                 "memory_megabytes": peak_megabytes(),
             }
-            if losses[-1].derivative_noise is not None:
-                record["derivative_noise"] = losses[-1].derivative_noise.item()
             if peak:
                 record["mfu"] = utilisation(flops / images, evaluations, images, seconds, peak * ranks.count)
             run.log(record)
@@ -345,8 +383,13 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
                 name: record[name] for name in ("residual", "residual_short", "residual_long") if name in record
             }
             progress.update(step, shown if step % config.log_every == 0 or last else None)
+            facts = {
+                **facts, "step": step, "skipped": guard.skipped, "skipped_in_a_row": guard.row, "spikes": guard.spikes,
+                "diverged": guard.row >= LOST or not bool(residual.isfinite().any()),
+            }  # fmt: skip
             if step % config.checkpoint_every == 0 or last:
-                facts = {**facts, "step": step, "skipped": guard.skipped, "spikes": guard.spikes}
+                if not all_finite([network, *averages], ranks):
+                    raise diverged(step, "the weights are", rate)
                 checkpoints.save(step, state, facts)
             if config.sample_every and (step % config.sample_every == 0 or last):
                 with gathered(averages[0]) as everywhere:
@@ -357,13 +400,11 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
             profiled()
             if last:
                 break
-        checkpoints.finish()
-    run.close()
-    if ranks.first:
-        export(out, recipe, codec, data, conditioner)
-    ranks.wait()
+    if facts["diverged"]:
+        raise diverged(step, "loss and gradient are", rate)
+    ranks.on_main(lambda: export(out, recipe, codec, data, conditioner))
     if (reasons := [*data.left_out, *data.broken.values()]) and ranks.first:
-        print(f"skipped {len(reasons)} unreadable examples: {'; '.join(reasons[:5])}")
+        say(f"skipped {len(reasons)} unreadable examples: {'; '.join(reasons[:5])}")
     return record
 
 
