@@ -13,6 +13,7 @@ import yaml
 from anystep.cli import main
 from anystep.compare import Comparison, student, variant_recipe, vary
 from anystep.errors import InputError
+from anystep.evaluation.features import load_extractor, try_extractor
 from anystep.objective import interval_weight
 from anystep.objectives import OBJECTIVES
 from anystep.training.budget import evaluations_per_sample
@@ -59,7 +60,7 @@ def small(fashion: Path, tmp_path_factory: pytest.TempPathFactory, pooled: Path)
 @pytest.fixture(scope="module")
 def finished(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("compared")
-    assert main(["compare", str(small), "--out", str(out), "--jobs", "2"]) == 0
+    assert main(["compare", "--allow-code", str(small), "--out", str(out), "--jobs", "2"]) == 0
     return out
 
 
@@ -99,7 +100,7 @@ def test_finished_runs_are_kept(finished: Path, small: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("manifest.json")}
     assert before
     figures = read(finished)["models"]
-    assert main(["compare", str(small), "--out", str(finished)]) == 0
+    assert main(["compare", "--allow-code", str(small), "--out", str(finished)]) == 0
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("manifest.json")} == before
     for old, new in zip(figures, read(finished)["models"], strict=True):
         assert [point["metrics"] for point in old["points"]] == [point["metrics"] for point in new["points"]]
@@ -112,7 +113,7 @@ def test_finished_runs_of_other_values_are_refused(
         (["--evaluations", "2400"], "run.steps"),
         (["--recipe.optimizer.learning_rate", "0.5"], "optim"),
     ):
-        assert main(["compare", str(small), "--out", str(finished), *extra]) == 2
+        assert main(["compare", "--allow-code", str(small), "--out", str(finished), *extra]) == 2
         assert key in (error := capsys.readouterr().err)
         assert "choose another --out" in error
 
@@ -199,19 +200,24 @@ def test_ablations_are_variants_of_the_first() -> None:
 def test_bad_input_is_one_line(
     small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], extra: list[str], line: str
 ) -> None:
-    assert main(["compare", str(small), "--out", str(tmp_path / "out"), *extra]) == 2
+    assert main(["compare", "--allow-code", str(small), "--out", str(tmp_path / "out"), *extra]) == 2
     error = capsys.readouterr().err
     assert line in error
     assert error.count("\n") == 1
 
 
 def test_a_classifier_learns_its_classes(fashion: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["train-classifier", f"idx:{fashion}", "--out", str(tmp_path / "f.pt"), "--epochs", "40"]
+    command = ["train-classifier", f"idx:{fashion}", "--out", str(tmp_path / "f.safetensors"), "--epochs", "40"]
     assert main(command) == 0
     shown = capsys.readouterr().out
     assert float(shown.split("right on ")[1].split("%")[0]) > 80
-    assert main(["train-classifier", str(fashion), "--out", str(tmp_path / "f.pt")]) == 2
-    assert main(["train-classifier", f"idx:{fashion}", "--out", str(tmp_path / "f.txt")]) == 2
+    extractor = load_extractor(str(tmp_path / "f.safetensors"))
+    assert (extractor.classifies, try_extractor(extractor, 28, 28)) == (True, 128)
+    assert main(["train-classifier", str(fashion), "--out", str(tmp_path / "f.safetensors")]) == 2
+    (tmp_path / "diary.safetensors").write_text("mine")
+    for name in ("f.pt", "diary.safetensors"):
+        assert main(["train-classifier", f"idx:{fashion}", "--out", str(tmp_path / name)]) == 2
+    assert (tmp_path / "diary.safetensors").read_text() == "mine"
 
 
 @pytest.mark.parametrize("name", ["fashion-mnist.yaml", "emoji.yaml"])

@@ -7,17 +7,23 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors import safe_open
 
 from anystep.errors import InputError
 from anystep.files import (
     check_claim,
+    check_names,
+    check_output,
     claimed,
     publish_folder,
     read_bytes,
     read_json,
     read_text,
+    remove_parts,
     replacing,
     write_json,
+    write_tensors,
     write_text,
 )
 
@@ -120,3 +126,72 @@ def test_publishing_replaces_what_was_published_and_keeps_what_was_not(tmp_path:
     assert found == {".anystep.json", "both.bin", "deep/new.bin", "mine.txt"}
     assert (folder / "both.bin").read_text() == "both.bin"
     assert sorted(os.listdir(tmp_path)) == ["pipeline"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", "../a", "/a", "a/b", "a\\b", "a\0b", "a\nb", ".part", " a", "x" * 201, "\udc80", 3, None],
+)
+def test_a_name_of_others_that_leads_elsewhere_is_refused(name: object) -> None:
+    with pytest.raises(InputError, match=r"id .* cannot name a file"):
+        check_names([("good",), ("folder", name)], "id")
+
+
+def test_names_that_are_one_file_on_some_systems_are_refused() -> None:
+    check_names([("people", "é"), ("animals", "é"), ("a b",), ("partiprompts12",), ("people", "é")], "id")
+    for twin in (("People", "É"), ("people", "e\u0301")):
+        with pytest.raises(InputError, match="would be one file"):
+            check_names([("people", "é"), twin], "id")
+
+
+def test_an_output_is_written_over_its_like_only(tmp_path: Path) -> None:
+    def reads(path: Path) -> None:
+        if path.read_text() != "ours":
+            raise InputError("something else")
+
+    path = tmp_path / "a.bin"
+    check_output(path, ".bin", reads)
+    path.write_text("ours")
+    check_output(path, ".bin", reads)
+    path.write_text("diary")
+    os.mkfifo(tmp_path / "pipe.bin")
+    (tmp_path / "folder.bin").mkdir()
+    (tmp_path / "link.bin").symlink_to(tmp_path / "none")
+    for name in ("a.bin", "pipe.bin", "folder.bin", "link.bin"):
+        with pytest.raises(InputError, match="was not made by this command"):
+            check_output(tmp_path / name, ".bin", reads)
+    for other, message in ((tmp_path / "none" / "a.bin", "no such folder"), (tmp_path / "a.pt", "ends in .bin")):
+        with pytest.raises(InputError, match=message):
+            check_output(other, ".bin", reads)
+    assert path.read_text() == "diary"
+
+
+def test_a_full_disk_is_an_error_of_the_system_and_leaves_nothing(tmp_path: Path) -> None:
+    code = f"""
+import resource, torch
+from pathlib import Path
+from anystep.files import write_tensors
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    write_tensors(Path({str(tmp_path / "a.safetensors")!r}), {{"a": torch.zeros(1000)}}, {{"of": "b"}})
+except OSError as error:
+    print(error.strerror)
+"""
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "too large" in shown.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_parts_of_killed_processes_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    for name in (".a.png.7.8.part", "below/.b.part", "c.part", "below/d.png"):
+        (tmp_path / name).write_text("x")
+    remove_parts(tmp_path)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["below", "c.part", "d.png"]
+
+
+def test_tensors_are_read_back(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "a.safetensors", {"a": torch.arange(3)}, {"of": "b"})
+    with safe_open(tmp_path / "a.safetensors", "pt") as file:
+        assert file.get_tensor("a").tolist() == [0, 1, 2]
+        assert file.metadata() == {"of": "b"}

@@ -11,7 +11,8 @@ PACKAGE = Path(anystep.__file__).parent
 # a room may import from itself and from rooms of lower floors
 FLOORS = [
     {"errors"},
-    {"bounds", "console", "environment", "files", "fingerprint"},
+    {"bounds"},
+    {"console", "environment", "files", "fingerprint"},
     {"option_types", "plain_yaml", "transport", "device", "ranks", "packing"},
     {"objective", "objectives", "sampling", "contact_sheet"},
     {"models", "codecs", "conditioning", "data"},

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from anystep import __version__
@@ -33,11 +32,11 @@ from anystep.bounds import (
     shown,
 )
 from anystep.errors import LONGEST, InputError, one_line
+from anystep.files import check_output
 from anystep.option_types import input_file, input_folder, output_file, output_folder, size, spec, text
 
 if TYPE_CHECKING:
     from anystep.compare import Comparison
-    from anystep.pipelines.load import Model
     from anystep.training.config import Recipe
 
 
@@ -222,7 +221,7 @@ def build_parser() -> OneLineParser:
     alignment.set_defaults(run=run_train_alignment)
     classifier = commands.add_parser("train-classifier", help="train a small feature extractor on labelled data")
     classifier.add_argument("data", type=spec, help="classes:FOLDER or idx:FOLDER")
-    classifier.add_argument("--out", type=output_file, required=True, help="a .pt file for --extractor")
+    classifier.add_argument("--out", type=output_file, required=True, help="a .safetensors file, for --extractor")
     classifier.add_argument("--size", type=parse(Side), default=28, help="side of the images in pixels (default: 28)")
     classifier.add_argument("--epochs", type=parse(Count), default=3, help="default: 3")
     classifier.set_defaults(run=run_train_classifier)
@@ -239,6 +238,7 @@ def build_parser() -> OneLineParser:
         "--jobs", type=parse(Threads), default=1, help="runs at a time, each in its process (default: 1)"
     )
     compare.add_argument("--debug", action="store_true", help="the file's laptop size")
+    add_allow_code(compare)
     compare.takes_overrides = True
     compare.epilog = "Any value of the file: --section.key VALUE, for example --recipe.data.source idx:FOLDER."
     compare.set_defaults(run=run_compare)
@@ -302,6 +302,22 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", type=spec, default="auto", help="auto, cpu, cuda, mps (default: auto)")
 
 
+def add_extractor(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--extractor",
+        type=spec,
+        default="effnetlite0",
+        help="effnetlite0, inception:PATH, a .safetensors, .onnx or .pt file",
+    )
+    add_allow_code(parser)
+
+
+def add_allow_code(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allow-code", action="store_true", help="run a .pt extractor, a program that can do all that you can"
+    )
+
+
 def add_evaluation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=spec, nargs="+", default=[], help="default: builtin, unless --images is given")
     parser.add_argument(
@@ -321,9 +337,7 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--data", type=spec, default="builtin", help="real images and captions (default: builtin)")
     parser.add_argument("--metrics", type=spec, nargs="+", help="default: all that the extractor and the data allow")
-    parser.add_argument(
-        "--extractor", type=spec, default="effnetlite0", help="effnetlite0, inception:PATH, a .pt or .onnx file"
-    )
+    add_extractor(parser)
     parser.add_argument("--reference", type=input_file, metavar="NPZ", help="mu and sigma for the Frechet distance")
     parser.add_argument(
         "--save-reference", type=output_file, metavar="NPZ", help="write mu and sigma of the real images"
@@ -370,9 +384,7 @@ def add_benchmarks(parser: argparse.ArgumentParser) -> None:
     mjhq = kinds.add_parser("mjhq", help="FID and CLIP score on high-quality images")
     mjhq.add_argument("--metadata", type=input_file, required=True, help="meta_data.json")
     mjhq.add_argument("--real", type=input_folder, help="folder of CATEGORY/ID.jpg; only draw without")
-    mjhq.add_argument(
-        "--extractor", type=spec, default="effnetlite0", help="effnetlite0, inception:PATH, a .pt or .onnx file"
-    )
+    add_extractor(mjhq)
     mjhq.add_argument("--clip", type=spec, help="CLIP model for the CLIP score, by id or folder")
     mjhq.add_argument("--count", type=parse(Count), help="the first so many prompts (default: all)")
     imagenet = kinds.add_parser("imagenet", help="samples in the .npz that ADM's evaluator reads")
@@ -422,6 +434,7 @@ def run_generate(options: argparse.Namespace) -> None:
     from rich.progress import Progress
     from rich.table import Table
 
+    from anystep.generation_plan import check_room
     from anystep.pipelines.any_step_sheet import any_step_sheet
     from anystep.pipelines.load import load
     from anystep.pipelines.vocabulary import check_known
@@ -440,7 +453,7 @@ def run_generate(options: argparse.Namespace) -> None:
     for steps in options.steps:
         model.pipeline.check_inputs(options.prompts, height, width, steps, "pil")
     check_known(model.pipeline, options.prompts)
-    check_room(model, width, height, options)
+    check_room(model, width, height, options.guidance, options.key_grid)
     with Progress(transient=True, disable=not sys.stderr.isatty(), console=Console(stderr=True)) as bar:
         task = bar.add_task("drawing", total=len(options.prompts) * len(options.steps))
         sheet = any_step_sheet(
@@ -467,19 +480,6 @@ def run_generate(options: argparse.Namespace) -> None:
         table.add_row(str(steps), str(nfe), f"{ms:.0f}")
     Console().print(table)
     print(f"wrote {options.out}")
-
-
-def check_room(model: "Model", width: int, height: int, options: argparse.Namespace) -> None:
-    """Refuse what memory cannot hold; only large images are worth the second that planning takes."""
-    if width * height <= 1024 * 1024:
-        return
-    from anystep.generation_plan import Blueprint, check_fits
-    from anystep.planning import memory_of
-    from anystep.sampling import is_guided
-
-    memory = memory_of(model.pipeline.device)
-    guided = is_guided(model.pipeline.resolve_guidance(options.guidance))
-    check_fits(Blueprint.of(model.name), width, height, 1, memory, guided=guided, key_grid=options.key_grid)
 
 
 def read_recipe(options: argparse.Namespace, kind: Any) -> Any:
@@ -657,7 +657,7 @@ def run_benchmark(options: argparse.Namespace) -> None:
         "scenes": ("each", "detector"),
         "geneval": ("metadata", "samples", "detector", "clip"),
         "dpg": ("prompts", "questions", "vqa"),
-        "mjhq": ("metadata", "real", "extractor", "clip", "count"),
+        "mjhq": ("metadata", "real", "extractor", "clip", "count", "allow_code"),
     }[options.benchmark]
     figures = getattr(command, f"run_{options.benchmark}")(task, *(given[name] for name in own))
     if figures:
@@ -665,20 +665,22 @@ def run_benchmark(options: argparse.Namespace) -> None:
     print(f"wrote {options.out}")
 
 
-def run_train_scene_detector(options: argparse.Namespace) -> None:
-    from anystep.evaluation.benchmarks.scene_detector import train_scene_detector
+def say(text: str) -> None:
+    """A line of progress. Whoever read them may have gone, which is no reason to stop hours of work."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        _close_stdout()
 
-    if not options.out.parent.is_dir() or options.out.is_dir():
-        raise InputError(f"cannot write {options.out}: expected a file name in a folder that exists")
-    try:  # half an hour of training must not end here
-        with TemporaryFile(dir=options.out.parent):
-            pass
-    except OSError as error:
-        raise InputError(f"cannot write {options.out}: {error.strerror}") from None
+
+def run_train_scene_detector(options: argparse.Namespace) -> None:
+    from anystep.evaluation.benchmarks.scene_detector import SceneDetector, train_scene_detector
+
+    check_output(options.out, ".safetensors", SceneDetector.load)
 
     def show(done: int, total: int, loss: float) -> None:
         if done % 100 == 0 or done == total:
-            print(f"{done}/{total}  loss {loss:.3f}", flush=True)
+            say(f"{done}/{total}  loss {loss:.3f}")
 
     train_scene_detector(options.steps, on_progress=show).save(options.out)
     print(
@@ -687,10 +689,9 @@ def run_train_scene_detector(options: argparse.Namespace) -> None:
 
 
 def run_train_alignment(options: argparse.Namespace) -> None:
-    from anystep.evaluation.alignment import train_alignment
+    from anystep.evaluation.alignment import AlignmentHeads, train_alignment
 
-    if not options.out.parent.is_dir() or options.out.is_dir():
-        raise InputError(f"cannot write {options.out}: expected a file name in a folder that exists")
+    check_output(options.out, ".safetensors", AlignmentHeads.load)
     heads = train_alignment()
     heads.save(options.out)
     recall = heads.recall
@@ -700,10 +701,9 @@ def run_train_alignment(options: argparse.Namespace) -> None:
 
 
 def run_train_classifier(options: argparse.Namespace) -> None:
-    from anystep.evaluation.classifier import save_classifier, train_classifier
+    from anystep.evaluation.classifier import load_classifier, save_classifier, train_classifier
 
-    if not options.out.parent.is_dir() or options.out.suffix != ".pt":
-        raise InputError(f"cannot write {options.out}: expected a .pt file in a folder that exists")
+    check_output(options.out, ".safetensors", load_classifier)
     network, accuracy = train_classifier(options.data, options.size, options.epochs)
     save_classifier(network, options.out)
     print(f"wrote {options.out}: right on {accuracy:.1%} of the held-out images")
@@ -730,8 +730,9 @@ def run_compare(options: argparse.Namespace) -> None:
         chosen_comparison(options),
         options.out,
         options.jobs,
-        on_run=lambda what: print(what, flush=True),
+        on_run=say,
         command=shlex.join(["anystep", *options.typed]),
+        allow_code=options.allow_code,
     )
     print(f"wrote {options.out}: report.md, report.json, curve.png, sheet.png")
 

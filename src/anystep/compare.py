@@ -126,12 +126,14 @@ def compare(
     jobs: int = 1,
     on_run: Callable[[str], None] = lambda what: None,
     command: str | None = None,
+    allow_code: bool = False,
 ) -> dict[str, Any]:
     """Train what is not trained yet, measure everything, write the report into `out` and return it.
 
     Args:
         jobs: runs that are trained at once.
         command: that asked for it, for the report.
+        allow_code: run an extractor that is TorchScript.
     """
     from anystep.training.assemble import prepare_data
     from anystep.training.train import make_objective
@@ -150,7 +152,7 @@ def compare(
             raise InputError(f"variant {name!r}: {error}") from None
     metrics = choose_metrics(comparison.metrics)
     device = pick_device(comparison.recipe.run.device)
-    extractor = load_extractor(comparison.extractor, device if device.type == "cuda" else "cpu")
+    extractor = load_extractor(comparison.extractor, device if device.type == "cuda" else "cpu", allow_code)
     check_measurable(metrics, extractor, comparison.samples)
     check_drawing()
     try:

@@ -12,11 +12,14 @@ import shutil
 import socket
 import stat
 import threading
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
+from anystep.bounds import shown
 from anystep.errors import InputError
 
 MARKER = ".anystep.json"
@@ -24,6 +27,7 @@ LOCK = ".lock"
 HOLDER = ".holder.json"
 FORMAT = 1  # of the folders that commands make
 NO_MORE_FILES = (errno.EMFILE, errno.ENFILE)  # of the machine, and no fault of the file that was to be opened
+NAME_LIMIT = 200  # bytes of a name, so that something may be put around it
 TEXT_LIMIT = 256 * 2**20  # bytes of a text file that is read whole
 
 
@@ -77,6 +81,73 @@ def finite(content: Any) -> Any:
 def write_json(path: Path, content: Any) -> None:
     """Write plain values as JSON that every reader takes: numbers that are not finite become null."""
     write_text(path, json.dumps(finite(content), indent=1, allow_nan=False) + "\n")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file whole or not at all. A full disk is an OSError; in safetensors' own it is none."""
+    from safetensors.torch import save
+
+    with replacing(path, durable=True) as part:
+        part.write_bytes(save(dict(tensors), None if metadata is None else dict(metadata)))
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what killed processes have left half-written in a folder that is ours alone, and below it."""
+    for path in folder.rglob(".*.part"):
+        if path.is_file():
+            path.unlink(missing_ok=True)
+
+
+def check_output(path: Path, suffix: str, reads: Callable[[Path], object]) -> None:
+    """Refuse, before anything is made for it, a file that cannot be written or that holds something else.
+
+    Args:
+        reads: raises `InputError` for a file of another kind: such a one is not overwritten.
+    """
+    if path.suffix != suffix:
+        raise InputError(f"cannot write {str(path)!r}: expected a name that ends in {suffix}")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"cannot write {str(path)!r}: there is no such folder")
+    try:
+        if path.exists() or path.is_symlink():
+            check_regular(path)
+            reads(path)
+    except InputError:
+        raise InputError(f"cannot write {str(path)!r}: what is there was not made by this command") from None
+    try:
+        with TemporaryFile(dir=path.absolute().parent):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot write {str(path)!r}: {error.strerror}") from None
+
+
+def check_names(paths: Iterable[Sequence[Any]], what: str) -> None:
+    """Refuse names that somebody else chose where they cannot be names of files in a folder of ours.
+
+    Args:
+        paths: of each file the names of the folders above it, and its own. None may lead elsewhere or be hidden, and no
+            two paths may be one on a file system that does not tell their letters apart.
+    """
+    seen: dict[str, str] = {}
+    for parts in paths:
+        for name in parts:
+            if not isinstance(name, str) or not _is_plain(name):
+                raise InputError(
+                    f"{what} {shown(name)} cannot name a file: expected up to {NAME_LIMIT} bytes, no slash, backslash, "
+                    "control character, or dot in front"
+                )
+        path = "/".join(parts)
+        other = seen.setdefault(unicodedata.normalize("NFC", path).casefold(), path)
+        if other != path:
+            raise InputError(f"{what} {shown(path)} and {shown(other)} would be one file on many systems: rename one")
+
+
+def _is_plain(name: str) -> bool:
+    try:
+        short = 0 < len(name.encode()) <= NAME_LIMIT
+    except UnicodeEncodeError:  # a lone surrogate
+        return False
+    return short and name == name.strip() and name.isprintable() and name[0] != "." and not {"/", "\\"} & set(name)
 
 
 def check_regular(path: Path) -> None:

@@ -18,8 +18,9 @@ from anystep.codecs.tiling import TILE, Cut
 from anystep.errors import InputError
 from anystep.models.presets import PRESETS
 from anystep.models.transformer import TransitionTransformer2DModel
-from anystep.pipelines.load import find
-from anystep.planning import FakeNetwork, LivingStorages, count_parameters, flop_counter
+from anystep.pipelines.load import Model, find
+from anystep.planning import FakeNetwork, LivingStorages, count_parameters, flop_counter, memory_of
+from anystep.sampling import is_guided
 
 # the published autoencoders, without their weights
 DC_AE_F32: dict[str, Any] = {
@@ -247,6 +248,14 @@ def check_fits(model: Blueprint, width: int, height: int, steps: int, memory: fl
     raise InputError(
         f"size {width}x{height} takes {plan.peak_bytes / 1e9:.2f} GB, there are {memory / 1e9:.2f} GB: {hint}"
     )
+
+
+def check_room(model: Model, width: int, height: int, scale: float | None, key_grid: int | None = None) -> None:
+    """Refuse what memory cannot hold; only large images are worth the second that planning takes."""
+    if width * height <= 1024 * 1024:
+        return
+    memory, guided = memory_of(model.pipeline.device), is_guided(model.pipeline.resolve_guidance(scale))
+    check_fits(Blueprint.of(model.name), width, height, 1, memory, guided=guided, key_grid=key_grid)
 
 
 def _scaled(model: Blueprint, width: int, height: int, share: float) -> tuple[int, int]:

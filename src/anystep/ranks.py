@@ -2,8 +2,10 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -11,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from anystep.errors import InputError
+from anystep.files import claimed
 
 T = TypeVar("T")
 
@@ -103,16 +106,35 @@ class Ranks:
         Raises:
             InputError: in all processes, where the first one raised it or an OSError: the others would wait for ever.
         """
-        made, problem = None, ""
-        if self.first:
-            try:
+        made = None
+        with self.together():
+            if self.first:
                 made = act()
-            except (InputError, OSError) as error:
-                problem = str(error)
-        (problem, *_) = self.tell(problem)
-        if problem:
-            raise InputError(problem)
         return made
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A block that all processes go through, and leave together.
+
+        Raises:
+            InputError: in all of them, where one raised it or an OSError, as of a full disk: the others would wait.
+        """
+        problem = ""
+        try:
+            yield
+        except InputError as error:
+            problem = str(error)
+        except OSError as error:
+            problem = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
+        if problems := [each for each in self.tell(problem) if each]:
+            raise InputError(problems[0])
+
+    @contextmanager
+    def claimed(self, folder: Path, kind: str, legacy: Sequence[str] = ()) -> Iterator[None]:
+        """`files.claimed`, by the first process for all."""
+        with ExitStack() as stack:
+            self.on_main(lambda: stack.enter_context(claimed(folder, kind, legacy)))
+            yield
 
     def wait(self) -> None:
         if self.count > 1:

@@ -17,7 +17,7 @@ from anystep.evaluation.features import load_extractor
 @pytest.fixture(scope="module")
 def trained(pooled: Path) -> AlignmentHeads:
     """On small pictures and features of colour alone, in seconds."""
-    return train_alignment(load_extractor(str(pooled)), size=16, steps=300, batch=64)
+    return train_alignment(load_extractor(str(pooled), allow_code=True), size=16, steps=300, batch=64)
 
 
 @pytest.mark.slow
@@ -79,7 +79,7 @@ def test_clip_score_of_a_folder(
             {"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask, "pixel_values": pixels}
         )
 
-    monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", lambda *arguments: process)
+    monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", lambda *arguments, **options: process)
     score = CLIPScore(str(tmp_path / "clip"))
     assert score.name == "clip_score_clip"
     images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)

@@ -101,7 +101,7 @@ def test_a_missing_package_says_what_to_install(package: str, monkeypatch: pytes
 def test_a_scripted_network_is_an_extractor_and_classifies_if_it_can(
     pooled: Path, blocks: Tensor, tmp_path: Path
 ) -> None:
-    plain = load_extractor(str(pooled))
+    plain = load_extractor(str(pooled), allow_code=True)
     assert (plain.name, plain.classifies) == ("pooled", False)
     features = extract(plain, [blocks])
     expected = torch.nn.functional.adaptive_avg_pool2d(blocks.float() / 255, (4, 4)).flatten(1)
@@ -109,8 +109,8 @@ def test_a_scripted_network_is_an_extractor_and_classifies_if_it_can(
     assert plain.classify(features) is None
 
     network = SmallClassifier(5).eval()
-    save_classifier(network, tmp_path / "small.pt")
-    small = load_extractor(str(tmp_path / "small.pt"))
+    save_classifier(network, tmp_path / "small.safetensors")
+    small = load_extractor(str(tmp_path / "small.safetensors"))
     assert small.classifies
     features = extract(small, [blocks])
     torch.testing.assert_close(features, network(blocks))
@@ -152,7 +152,7 @@ def test_what_is_no_extractor_is_one_line(tmp_path: Path) -> None:
         path = tmp_path / f"bad.{suffix}"
         path.write_bytes(b"not a network")
         with pytest.raises(InputError, match=f"bad.{suffix}: not a"):
-            load_extractor(str(path))
+            load_extractor(str(path), allow_code=True)
         with pytest.raises(InputError, match="no such file"):
             load_extractor(str(tmp_path / f"none.{suffix}"))
     with pytest.raises(InputError, match="unknown feature extractor 'vgg'"):

@@ -1,5 +1,6 @@
 """The Fréchet distance against scipy, and statistics in files."""
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,40 @@ def test_statistics_of_other_features_are_one_line(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=message):
             Moments.load(tmp_path / "bad.npz")
     (tmp_path / "bad.npz").write_bytes(b"no archive")
-    for name in ("bad.npz", "none.npz"):
-        with pytest.raises(InputError, match="no reference statistics"):
+    for name, message in (("bad.npz", "no reference statistics"), ("none.npz", "No such file")):
+        with pytest.raises(InputError, match=message):
             Moments.load(tmp_path / name)
+
+
+NOT_SYMMETRIC = np.eye(3) + np.triu(np.ones((3, 3)), 1)
+
+
+@pytest.mark.parametrize(
+    ("mean", "covariance", "message"),
+    [
+        (np.zeros(3), np.full((3, 3), np.nan), "not finite"),
+        (np.array([0, np.inf, 0]), np.eye(3), "not finite"),
+        (np.zeros(3), NOT_SYMMETRIC, "must be symmetric"),
+        (np.zeros(3), -np.eye(3), "no negative variance"),
+        (np.zeros((1, 3)), np.eye(3), "do not match"),
+        (np.zeros(0), np.zeros((0, 0)), "do not match"),
+        (np.zeros(3), np.eye(3, dtype=complex), "expected numbers"),
+        (np.zeros(3), np.array([["a"]]), "expected numbers"),
+        (np.zeros(3), np.array([[None]], dtype=object), "expected numbers"),
+        (np.zeros(3), np.broadcast_to(np.int8(0), (1, 20_000)), "at most 16384"),
+    ],
+)
+def test_statistics_of_nothing_real_are_refused(
+    tmp_path: Path, mean: np.ndarray, covariance: np.ndarray, message: str
+) -> None:
+    np.savez(tmp_path / "bad.npz", mu=mean, sigma=covariance)
+    with pytest.raises(InputError, match=message):
+        Moments.load(tmp_path / "bad.npz")
+
+
+def test_statistics_that_claim_more_than_they_hold_cost_nothing(tmp_path: Path) -> None:
+    header = b"\x93NUMPY\x01\x00v\x00{'descr': '<f8', 'fortran_order': False, 'shape': (%d,), }"
+    with zipfile.ZipFile(tmp_path / "bad.npz", "w") as archive:
+        archive.writestr("mu.npy", (header % 10**12).ljust(127) + b"\n")
+    with pytest.raises(InputError, match="at most 16384"):
+        Moments.load(tmp_path / "bad.npz")

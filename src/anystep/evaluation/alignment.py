@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
@@ -20,7 +19,9 @@ from anystep.data.images import to_tensor
 from anystep.errors import InputError
 from anystep.evaluation.collect import Images
 from anystep.evaluation.features import FeatureExtractor, extract, load_extractor
-from anystep.files import replacing
+from anystep.evaluation.finite import check_finite, check_finite_weights
+from anystep.evaluation.pretrained import pretrained
+from anystep.files import write_tensors
 from anystep.fingerprint import weights_digest
 
 BUILTIN = "builtin"
@@ -39,12 +40,8 @@ class CLIPScore:
     def __init__(self, name_or_path: str, device: str | torch.device = "cpu") -> None:
         from transformers import AutoModel, AutoProcessor
 
-        try:
-            self._model = AutoModel.from_pretrained(name_or_path).eval().to(device)
-            self._processor = AutoProcessor.from_pretrained(name_or_path)
-        except Exception as error:  # transformers raises many kinds; all mean it is not usable
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise InputError(f"no CLIP model at {name_or_path!r}: {reason}") from error
+        self._model = pretrained(AutoModel, name_or_path, "CLIP model").eval().to(device)
+        self._processor = pretrained(AutoProcessor, name_or_path, "processor of the CLIP model")
         self.name = f"clip_score_{Path(name_or_path).name}"
         self.note = f"{self.name} is 100 x the cosine of the embeddings of {name_or_path}, not below zero."
         self.digest = weights_digest(self._model)
@@ -127,8 +124,7 @@ class AlignmentHeads(nn.Module):
         """Weights in half precision, and the held-out recall beside them."""
         assert self.recall is not None
         recall = {name: str(value) for name, value in vars(self.recall).items()}
-        with replacing(path) as part:
-            save_file({name: value.half().contiguous() for name, value in self.state_dict().items()}, part, recall)
+        write_tensors(path, {name: value.half().contiguous() for name, value in self.state_dict().items()}, recall)
 
     @classmethod
     def load(cls, spec: str | Path = BUILTIN) -> "AlignmentHeads":
@@ -143,8 +139,11 @@ class AlignmentHeads(nn.Module):
             heads = cls(state["image.weight"].shape[1], state["text.weight"].shape[1], len(state["text.weight"]))
             heads.load_state_dict({name: value.float() for name, value in state.items()})
             heads.recall = Recall(float(metadata["at_1"]), float(metadata["at_5"]), int(metadata["captions"]))
+            if not 0 <= heads.recall.at_1 <= heads.recall.at_5 <= 1:
+                raise ValueError(f"a recall of {heads.recall.at_1} and {heads.recall.at_5}")
         except Exception as error:  # safetensors and torch raise many kinds; all mean it is not such a file
             raise InputError(f"{path}: no alignment heads: {str(error).splitlines()[0]}") from None
+        check_finite_weights(heads, str(path))
         return heads.eval()
 
 
@@ -178,6 +177,7 @@ def train_alignment(
             on_progress(min(start + 64, len(chosen)), len(chosen))
         captions = [source[index].captions[0] for index in chosen]
         states = torch.cat([mean_states(encoder, captions[s : s + 64]) for s in range(0, len(captions), 64)])
+        check_finite(torch.cat(features), f"extractor {extractor.name}", chosen)
         return torch.cat(features), states, captions
 
     features, states, _ = encode("train")

@@ -2,27 +2,30 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Int, UInt8
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from anystep.codecs import to_uint8
-from anystep.data.example import Source
+from anystep.data.example import BrokenExample, Source
 from anystep.data.images import to_tensor
 from anystep.data.sources import open_source
 from anystep.errors import InputError
-from anystep.files import replacing
+from anystep.evaluation.finite import check_finite_weights
+from anystep.files import check_regular, write_tensors
+from anystep.planning import memory_of
 
 WIDTH = 128
+MADE_BY = "anystep train-classifier"
 
 
 class SmallClassifier(nn.Module):
     """Three convolutions, their mean, a layer of `WIDTH` features and the classes.
 
-    Saved as TorchScript, so that `--extractor FILE.pt` reads it: `forward` gives the features, `classify` the logits.
+    `forward` gives the features, `classify` the logits.
     """
 
     def __init__(self, classes: int) -> None:
@@ -39,7 +42,6 @@ class SmallClassifier(nn.Module):
         features: Tensor = self.body(images.float() / 127.5 - 1)
         return features
 
-    @torch.jit.export
     def classify(self, features: Tensor) -> Tensor:
         logits: Tensor = self.head(features)
         return logits
@@ -63,15 +65,17 @@ def train_classifier(
         InputError: the source has no classes.
     """
     source = open_source(spec, size)
-    if not source.class_names or source[0].label is None:
+    if not source.class_names:
         raise InputError(f"data {spec!r} has no classes: a classifier needs classes:FOLDER or idx:FOLDER")
-    images, labels = _read(source)
+    images, labels = _read(source, size)
     if spec.startswith("idx:"):
-        held_images, held_labels = _read(open_source(spec, size, split="test"))
+        held_images, held_labels = _read(open_source(spec, size, split="test"), size)
     else:
         held = torch.arange(len(labels)) % 10 == 0
         held_images, held_labels = images[held], labels[held]
         images, labels = images[~held], labels[~held]
+        if not len(images):
+            raise InputError(f"data {spec!r} has one image: a classifier needs more, every tenth of which is held out")
     torch.manual_seed(seed)
     network = SmallClassifier(len(source.class_names))
     steps = max(1, epochs * len(images) // batch)
@@ -92,12 +96,49 @@ def train_classifier(
 
 
 def save_classifier(network: SmallClassifier, path: Path) -> None:
-    """As TorchScript."""
-    scripted: Any = torch.jit.script(network)
-    with replacing(path) as part:
-        scripted.save(str(part))
+    """As safetensors, which `--extractor FILE.safetensors` reads."""
+    write_tensors(path, network.state_dict(), {"made_by": MADE_BY})
 
 
-def _read(source: Source) -> tuple[UInt8[Tensor, "count 3 height width"], Int[Tensor, " count"]]:
-    images = torch.cat([to_uint8(to_tensor(source[index].image)[None]) for index in range(len(source))])
-    return images, torch.tensor([source[index].label for index in range(len(source))])
+def load_classifier(path: Path) -> SmallClassifier:
+    """What `save_classifier` has written. Raises `InputError`: something else, or damaged."""
+    check_regular(path)
+    try:
+        with safe_open(path, "pt") as file:
+            if (file.metadata() or {}).get("made_by") != MADE_BY:
+                raise InputError(f"{path}: not made by {MADE_BY}")
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        network = SmallClassifier(len(state["head.bias"]))
+        network.load_state_dict(state)
+    except InputError:
+        raise
+    except Exception as error:  # safetensors and torch raise many kinds; all mean it is not such a file
+        raise InputError(f"{path}: no classifier: {str(error).splitlines()[0]}") from None
+    check_finite_weights(network, str(path))
+    return network.eval()
+
+
+def _read(source: Source, size: int) -> tuple[UInt8[Tensor, "count 3 height width"], Int[Tensor, " count"]]:
+    """All that can be read.
+
+    Raises:
+        InputError: nothing can, an example has no class that there is, or memory would not hold them.
+    """
+    needed, memory = 3 * size**2 * len(source), memory_of(torch.device("cpu"))
+    if needed > memory / 2:
+        raise InputError(
+            f"{len(source)} images of side {size} take {needed / 2**30:.0f} GiB of memory: a smaller --size"
+        )
+    images, labels = [], []
+    for index in range(len(source)):
+        try:
+            example = source[index]
+        except BrokenExample:
+            continue
+        if example.label is None or not 0 <= example.label < len(source.class_names):
+            raise InputError(f"{example.key}: label {example.label}, of {len(source.class_names)} classes")
+        images.append(to_uint8(to_tensor(example.image)[None])[0])
+        labels.append(example.label)
+    if not images:
+        raise InputError("none of the images can be read")
+    return torch.stack(images), torch.tensor(labels)

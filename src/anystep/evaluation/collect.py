@@ -13,13 +13,13 @@ from typing import Protocol, runtime_checkable
 import torch
 from jaxtyping import Float, UInt8
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from anystep.errors import InputError
-from anystep.evaluation.features import FeatureExtractor, extract
+from anystep.evaluation.features import TRIAL, FeatureExtractor, extract
+from anystep.evaluation.finite import check_finite
 from anystep.evaluation.metric import Observed
-from anystep.files import replacing
+from anystep.files import make_folder, replacing, write_tensors
 from anystep.ranks import Ranks
 
 CHUNK = 50
@@ -65,65 +65,107 @@ def collect(
     captions: Sequence[str] = (),
     keep: bool = False,
     on_images: Callable[[int], None] = lambda images: None,
+    called: Callable[[int], str] = lambda number: f"image {number}",
 ) -> tuple[Observed, list[Cost]]:
     """What metrics need of `count` images, and what each chunk cost; the same in every process.
 
     Args:
         folder: of the chunks.
         make: the images of a range of numbers.
+        called: the name of an image, for what is wrong with it.
         captions: one an image, for the scorers.
         keep: also write the images, as PNG files in `folder / "images"`.
         on_images: told of every image done or found done.
     """
     paths = [folder / f"{number:05d}.safetensors" for number in range(-(-count // CHUNK))]
-    folder.mkdir(parents=True, exist_ok=True)
-    problem = ""
-    try:
+    with ranks.together():
+        make_folder(folder)
         for number, path in enumerate(paths):
             if number % ranks.count != ranks.rank:
                 continue
             chunk = range(number * CHUNK, min(count, (number + 1) * CHUNK))
-            if not _done(path, folder / "images" if keep else None, chunk):
+            if _read_chunk(path, len(chunk)) is None or (keep and not _images_whole(folder / "images", chunk)):
                 images, cost = make(chunk)
-                features = extract(extractor, [images])
-                tensors = {"features": features}
+                tensors, names = {"features": extract(extractor, [images])}, [called(index) for index in chunk]
+                check_finite(tensors["features"], f"extractor {extractor.name}", names)
                 for scorer in scorers:
                     mine = [captions[index] for index in chunk]
-                    tensors[scorer.name] = scorer(images, features, mine).float().cpu()
+                    tensors[scorer.name] = scorer(images, tensors["features"], mine).float().cpu()
+                    check_finite(tensors[scorer.name][:, None], scorer.name, names)
                 if keep:
                     _write_images(images, folder / "images", chunk)
-                with replacing(path) as part:
-                    save_file(tensors, part, metadata={"cost": json.dumps(asdict(cost))})
+                write_tensors(path, tensors, {"cost": json.dumps(asdict(cost))})
             on_images(len(chunk))
-    except InputError as error:  # all processes must hear of it, or they wait for this one
-        problem = str(error)
-    problems = [each for each in ranks.tell(problem) if each]
-    if problems:
-        raise InputError(problems[0])
 
     rows: dict[str, list[Tensor]] = {}
     costs = []
-    for path in paths:
-        with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118
-                rows.setdefault(name, []).append(file.get_tensor(name))
-            costs.append(Cost(**json.loads(file.metadata()["cost"])))
+    for number, path in enumerate(paths):
+        read = _read_chunk(path, min(count - number * CHUNK, CHUNK))
+        if read is None:
+            raise InputError(f"{path}: damaged while it was in use: the same command makes it again")
+        for name, values in read[0].items():
+            rows.setdefault(name, []).append(values)
+        costs.append(read[1])
     joined = {name: torch.cat(parts) for name, parts in rows.items()}
     features = joined.pop("features")
     logits = [extractor.classify(part) for part in features.split(CHUNK)]
     known = [part.cpu() for part in logits if part is not None]
+    if known:
+        check_finite(torch.cat(known), f"classifier {extractor.name}", range(count))
     return Observed(features, torch.cat(known) if known else None, joined), costs
 
 
-def _done(path: Path, images: Path | None, chunk: range) -> bool:
-    """Whether a chunk is there and whole, with its images if they are wanted."""
-    if images is not None and not all((images / _image_name(number)).exists() for number in chunk):
-        return False
+def try_scorers(scorers: Sequence[Scorer], width_of_features: int, width: int, height: int) -> None:
+    """Raise `InputError`, before anything is drawn, for a scorer that cannot read such images and features."""
+    images = torch.full((2, 3, height, width), 127, dtype=torch.uint8)
+    for scorer in scorers:
+        try:
+            values = scorer(images, torch.zeros(2, width_of_features), ["a red apple", "a whale"])
+            check_finite(values.float().cpu()[:, None], scorer.name, TRIAL)
+        except InputError:
+            raise
+        except Exception as error:  # whatever a model of transformers raises
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(f"{scorer.name} cannot score images of {width}x{height}: {reason}") from None
+
+
+def _read_chunk(path: Path, count: int) -> tuple[dict[str, Tensor], Cost] | None:
+    """The tensors of a chunk and what it cost; None where it is not there, or not whole."""
     try:
         with safe_open(path, "pt") as file:
-            return "cost" in file.metadata()
-    except (OSError, SafetensorError):
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            cost = Cost(**json.loads(file.metadata()["cost"]))
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError):
+        return None
+    whole = "features" in tensors and all(
+        len(values) == count and values.isfinite().all() for values in tensors.values()
+    )
+    return (tensors, cost) if whole else None
+
+
+def _images_whole(folder: Path, chunk: range) -> bool:
+    return all(is_whole_image(folder / _image_name(number)) for number in chunk)
+
+
+def is_whole_image(path: Path) -> bool:
+    """Whether a PNG of ours is there and was not cut off: its parts carry sums of themselves. JPEG has none."""
+    from PIL import Image
+
+    if not path.is_file():
         return False
+    try:
+        with Image.open(path) as image:
+            image.verify()
+        if path.suffix != ".png":
+            with Image.open(path) as image:
+                image.load()
+    except OSError as error:
+        if error.errno is not None:  # no more files may be opened, or the like: no damage
+            raise
+        return False
+    except Exception:  # decoders meet damage with exceptions of every type
+        return False
+    return True
 
 
 def _image_name(number: int) -> str:
@@ -133,7 +175,7 @@ def _image_name(number: int) -> str:
 def _write_images(images: Images, folder: Path, numbers: range) -> None:
     from PIL import Image
 
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     for image, number in zip(images, numbers, strict=True):
         with replacing(folder / _image_name(number)) as part:
             Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(part, "PNG")

@@ -11,26 +11,29 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import nn
 
+from anystep.bounds import BatchSize, Count, SamplingSteps, Seed, Threads, check
 from anystep.contact_sheet import contact_sheet
 from anystep.data.sizing import Fixed
 from anystep.data.sources import open_source
 from anystep.device import pick_device
 from anystep.errors import InputError
 from anystep.evaluation.alignment import AlignmentHeads, CLIPScore
-from anystep.evaluation.collect import Scorer
+from anystep.evaluation.collect import Scorer, try_scorers
 from anystep.evaluation.evaluate import (
     Evaluation,
     Reference,
+    check_prompts,
     generate_points,
     observe_reference,
     report,
     with_reference_statistics,
 )
-from anystep.evaluation.features import EfficientNetLite0, FeatureExtractor, load_extractor
+from anystep.evaluation.features import EfficientNetLite0, FeatureExtractor, load_extractor, try_extractor
 from anystep.evaluation.frechet_distance import FrechetDistance, Moments
 from anystep.evaluation.image_folders import check_folders, folder_points, parse_folder
 from anystep.evaluation.metrics import METRICS, check_measurable, choose_metrics
 from anystep.evaluation.report import check_drawing, write_report
+from anystep.files import check_output, remove_parts
 from anystep.pipelines.load import Model, load
 from anystep.ranks import Ranks
 
@@ -57,6 +60,7 @@ class Request:
     guidance: float | None = None
     seed: int = 0
     keep_images: bool = False
+    allow_code: bool = False
     batch: int = 50
     threads: int = 1
     device: str = "auto"
@@ -64,29 +68,33 @@ class Request:
 
 def evaluate_models(request: Request) -> dict[str, Any]:
     """Measure everything asked for, write the report and return it; {} in all processes but the first."""
-    torch.set_num_threads(request.threads)
+    torch.set_num_threads(check("threads", request.threads, Threads))
     check_drawing()
     folders = [parse_folder(text) for text in request.images]
-    steps = sorted(set(request.steps))
-    if steps[0] < 1:
-        raise InputError(f"steps {steps[0]}: expected whole numbers of at least 1")
-    if not 0 <= request.seed < 2**62 or request.batch < 1:
-        raise InputError(
-            f"seed {request.seed}, batch {request.batch}: expected a seed below 2^62 and a batch of 1 or more"
-        )
-    if request.save_reference is not None and not request.save_reference.absolute().parent.is_dir():
-        raise InputError(f"cannot write {request.save_reference}: there is no such folder")
-    theirs = check_folders(folders, request.samples)
+    steps = sorted({check("steps", count, SamplingSteps) for count in request.steps})
+    if not steps:
+        raise InputError("no steps: expected at least one number of them")
+    check("seed", request.seed, Seed)
+    check("batch", request.batch, BatchSize)
+    check("samples", request.samples, Count)
+    if request.save_reference is not None:
+        check_output(request.save_reference, ".npz", Moments.load)
+    theirs, notes = check_folders(folders, request.samples)
     if folders and (request.clip_score or request.alignment not in (None, "none")):
         raise InputError("--images have no captions: --clip-score and --alignment serve models only")
     device, ranks = pick_device(request.device), Ranks()
-    extractor = load_extractor(request.extractor, device if device.type == "cuda" else "cpu")
+    extractor = load_extractor(request.extractor, device if device.type == "cuda" else "cpu", request.allow_code)
     names = request.metrics or [name for name in METRICS if name != "inception_score" or extractor.classifies]
     metrics = with_reference_statistics(choose_metrics(names), request.reference)
     check_measurable(metrics, extractor, request.samples)
     scorers = _scorers(request, extractor, device, bool(folders))
     models = [load(name, device) for name in request.model or ([] if folders else ["builtin"])]
     width, height = _shape(models, theirs, request.size)
+    features = try_extractor(extractor, width, height)
+    for metric in metrics:
+        if isinstance(metric, FrechetDistance):
+            metric.check_width(features)
+    try_scorers(scorers, features, width, height)
     shape: Fixed = width if width == height else (width, height)
     options = {"vocabulary": "everyday", "split": "train"} if request.data == "builtin" else {}
     reference = Reference.draw(open_source(request.data, shape, **options), shape, request.samples, request.seed)
@@ -98,14 +106,14 @@ def evaluate_models(request: Request) -> dict[str, Any]:
         ) from None
     prompts = reference.prompts(request.samples, request.seed)
     for model in models:
-        model.pipeline.check_inputs(prompts, height, width, steps[0], "pt")
-    try:
-        request.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write to folder {str(request.out)!r}: {error.strerror}") from None
+        check_prompts(model, prompts, width, height, steps[-1], request.guidance)
 
     quiet = not (ranks.first and sys.stderr.isatty())
-    with Progress(transient=True, disable=quiet, console=Console(stderr=True)) as bar:
+    with (
+        ranks.claimed(request.out, "evaluation report", _made_before(request.out)),
+        Progress(transient=True, disable=quiet, console=Console(stderr=True)) as bar,
+    ):
+        ranks.on_main(lambda: remove_parts(request.out))
         tasks: dict[str, Any] = {}
 
         def on_images(what: str, images: int) -> None:
@@ -126,20 +134,18 @@ def evaluate_models(request: Request) -> dict[str, Any]:
             on_images,
         )
         real, controls = observe_reference(evaluation, reference)
-        for metric in metrics:
-            if isinstance(metric, FrechetDistance):
-                metric.check_width(real)
+        given = folder_points(evaluation, folders)  # first: one of their images may be damaged
         found = {
             model.name: generate_points(evaluation, model, steps, prompts, request.size, request.guidance)
             for model in models
-        }
-        found |= folder_points(evaluation, folders)
+        } | given
         if not ranks.first:
             return {}
         if request.save_reference is not None:
             Moments.of(real.features).save(request.save_reference)
         bar.add_task("measuring", total=None)
         figures = report(evaluation, found, real, controls)
+        figures["notes"] += notes
         figures["settings"] = {
             "data": request.data,
             "size": [width, height],
@@ -165,6 +171,12 @@ def _scorers(request: Request, extractor: FeatureExtractor, device: torch.device
     if request.clip_score is not None:
         scorers.append(CLIPScore(request.clip_score, device))
     return scorers
+
+
+def _made_before(folder: Path) -> tuple[str, ...]:
+    """What tells a report of the time before folders were marked: chunks of features under keys."""
+    keys = "[0-9a-f]" * 16
+    return ("work",) if any((folder / "work").glob(f"{keys}/*.safetensors")) else ()
 
 
 def _shape(models: list[Model], theirs: tuple[int, int] | None, size: tuple[int, int] | None) -> tuple[int, int]:

@@ -23,10 +23,12 @@ from anystep.environment import environment, peak_megabytes, reset_peak
 from anystep.errors import InputError
 from anystep.evaluation.collect import Cost, Images, Scorer, collect
 from anystep.evaluation.features import FeatureExtractor
+from anystep.evaluation.finite import check_finite
 from anystep.evaluation.frechet_distance import FrechetDistance, Moments
 from anystep.evaluation.metric import Metric, Observed, interval, measure, probability_not_worse, tied, verdict
 from anystep.evaluation.metrics import MeanScore
 from anystep.fingerprint import weights_digest
+from anystep.generation_plan import check_room
 from anystep.pipelines.load import Model
 from anystep.ranks import Ranks
 
@@ -133,11 +135,18 @@ class Evaluation:
         return self.folder / "work" / hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def collect(
-        self, what: str, folder: Path, count: int, make: Any, captions: Sequence[str] = ()
+        self,
+        what: str,
+        folder: Path,
+        count: int,
+        make: Any,
+        captions: Sequence[str] = (),
+        called: Callable[[int], str] | None = None,
     ) -> tuple[Observed, list[Cost]]:
         return collect(
             folder, count, make, self.extractor, self.ranks, self.scorers if captions else (), captions,
             self.keep_images, lambda images: self.on_images(what, images),
+            called or (lambda number: f"image {number} of {what}"),
         )  # fmt: skip
 
     def all_metrics(self) -> list[Metric]:
@@ -155,6 +164,18 @@ def model_digest(model: Model) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
+def check_prompts(
+    model: Model, prompts: Sequence[str | int], width: int, height: int, steps: int, guidance: float | None = None
+) -> None:
+    """Raise `InputError`, before anything is drawn, for prompts that the model cannot read or a size it cannot draw."""
+    names = model.pipeline.config.class_names
+    if names is None and not all(isinstance(prompt, str) for prompt in prompts):
+        raise InputError(f"model {model.name!r} draws captions, but the data has classes only")
+    model.pipeline.check_inputs(prompts, height, width, steps, "pt")
+    check_room(model, width, height, guidance)
+    model.pipeline.conditioner(prompts[:1] if names is None else list(dict.fromkeys(prompts)))
+
+
 def generate_points(
     evaluation: Evaluation,
     model: Model,
@@ -163,15 +184,9 @@ def generate_points(
     size: tuple[int, int] | None = None,
     guidance: float | None = None,
 ) -> list[Point]:
-    """Image `i` has seed `evaluation.seed + i` and prompt `i` at every number of steps.
-
-    Raises:
-        InputError: prompts of a kind that the model does not read.
-    """
+    """Image `i` has seed `evaluation.seed + i` and prompt `i` at every number of steps; `check_prompts` comes first."""
     width, height = size or (model.pipeline.base_size,) * 2
     scale = model.pipeline.resolve_guidance(guidance)
-    if model.pipeline.config.class_names is None and not all(isinstance(prompt, str) for prompt in prompts):
-        raise InputError(f"model {model.name!r} draws captions, but the data has classes only")
     digest, points = model_digest(model), []
     captions = [str(prompt) for prompt in prompts] if evaluation.scorers else []
     warm = False
@@ -193,7 +208,9 @@ def generate_points(
             begin = time.perf_counter()
             parts = [chunk[first : first + evaluation.batch] for first in range(0, len(chunk), evaluation.batch)]
             outputs = [draw(part, count) for part in parts]
-            images = torch.cat([(output.images * 255).round().to(torch.uint8).cpu() for output in outputs])
+            drawn = torch.cat([output.images.cpu() for output in outputs])
+            check_finite(drawn, f"model {model.name!r} at {count} steps", chunk)
+            images = (drawn * 255).round().to(torch.uint8)
             return images, Cost(outputs[0].nfe, time.perf_counter() - begin, peak_megabytes())
 
         settings = (digest, prompts, width, height, count, scale, evaluation.seed, evaluation.batch)

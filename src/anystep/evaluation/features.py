@@ -11,6 +11,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from anystep.errors import InputError
+from anystep.evaluation.classifier import load_classifier
+from anystep.evaluation.finite import check_finite
 from anystep.evaluation.inception import FIDInception
 from anystep.fingerprint import file_digest, weights_digest
 
@@ -99,16 +101,13 @@ class ModuleExtractor:
 
     @torch.no_grad()
     def __call__(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
-        """Raises InputError for images that the network cannot take, or an answer that is no tensor."""
+        """Raises InputError for images that the network cannot take."""
         try:
-            features = self._network(images.to(self.device))
-        except (RuntimeError, ValueError) as error:
+            return as_rows(self.name, self._network(images.to(self.device)), len(images))
+        except InputError:
+            raise
+        except Exception as error:  # whatever a network of others raises
             raise cannot_take(self.name, images, error) from None
-        if not isinstance(features, Tensor) or len(features) != len(images):
-            raise InputError(
-                f"extractor {self.name} must give one tensor, a row an image, not {type(features).__name__}"
-            )
-        return features.float().flatten(1)
 
     @torch.no_grad()
     def classify(self, features: Float[Tensor, "batch features"]) -> Float[Tensor, "batch classes"] | None:
@@ -124,6 +123,14 @@ def scripted_extractor(path: Path, device: str | torch.device = "cpu") -> Module
     extractor = ModuleExtractor(network, path.stem, device)
     extractor.digest = file_digest(path)  # what it computes is in its code as much as in its weights
     return extractor
+
+
+def as_rows(name: str, features: Any, count: int) -> Float[Tensor, "count features"]:
+    """What a network of others gives, as a row an image. Raises `InputError` where that is something else."""
+    if not isinstance(features, Tensor) or features.ndim < 2 or len(features) != count or not features[:1].numel():
+        given = f"a tensor of {tuple(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
+        raise InputError(f"extractor {name} must give one tensor, a row of features an image, not {given}")
+    return features.float().flatten(1)
 
 
 def cannot_take(name: str, images: Tensor, error: Exception) -> InputError:
@@ -151,7 +158,10 @@ class OnnxNetwork:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no base but this
             raise InputError(f"{path}: not an ONNX file: {str(error).splitlines()[0]}") from None
-        self._input = self._session.get_inputs()[0]
+        inputs = self._session.get_inputs()
+        if len(inputs) != 1 or len(inputs[0].shape) != 4:
+            raise InputError(f"{path}: expected one input, images of (batch, 3, height, width)")
+        self._input = inputs[0]
         self._size = [side for side in self._input.shape[2:] if isinstance(side, int)]
         self._batch = self._input.shape[0] if isinstance(self._input.shape[0], int) else None
 
@@ -169,23 +179,31 @@ class OnnxNetwork:
                 self._session.run(None, {self._input.name: part.cpu().numpy()})[0]
                 for part in ready.split(self._batch or len(ready))
             ]
+            features = torch.cat([torch.from_numpy(part) for part in parts])
         except Exception as error:  # onnxruntime's exceptions share no base but this
             raise cannot_take(self.name, images, error) from None
-        return torch.cat([torch.from_numpy(part) for part in parts]).float().flatten(1)
+        return as_rows(self.name, features, len(images))
 
     def classify(self, features: Float[Tensor, "batch features"]) -> None:
         return None
 
 
 def load_extractor(
-    spec: str | nn.Module | FeatureExtractor = "effnetlite0", device: str | torch.device = "cpu"
+    spec: str | nn.Module | FeatureExtractor = "effnetlite0",
+    device: str | torch.device = "cpu",
+    allow_code: bool = False,
 ) -> FeatureExtractor:
-    """`effnetlite0`, `inception:PATH` (a file or its folder), or the path of a TorchScript (.pt) or ONNX (.onnx) file.
+    """`effnetlite0`, `inception:PATH` (a file or its folder), or the path of a file of one of three kinds.
 
-    From Python also a torch module, as `ModuleExtractor` reads it, or an extractor of your own.
+    These are `.safetensors` of `anystep train-classifier`, `.onnx`, and TorchScript, `.pt`. From Python also a torch
+    module, as `ModuleExtractor` reads it, or an extractor of your own.
+
+    Args:
+        allow_code: run TorchScript, which is a program: it can read and write files, and run for ever.
 
     Raises:
-        InputError: none of these, or a file that is missing, something else, or named as one that it is not.
+        InputError: none of these; a file that is missing, something else, or named as one that it is not; or
+            TorchScript that was not allowed.
     """
     if isinstance(spec, nn.Module):
         return ModuleExtractor(spec, type(spec).__name__.lower(), device)
@@ -196,15 +214,47 @@ def load_extractor(
     if spec.startswith("inception:"):
         return FIDInception(spec.removeprefix("inception:"), device)
     path = Path(spec)
-    if path.suffix not in (".pt", ".onnx"):
+    if path.suffix not in (".safetensors", ".pt", ".onnx"):
         raise InputError(
-            f"unknown feature extractor {spec!r}: expected effnetlite0, inception:PATH, or a .pt or .onnx file"
+            f"unknown feature extractor {spec!r}: expected effnetlite0, inception:PATH, or a .safetensors, .onnx or "
+            ".pt file"
         )
     if not path.is_file():
         raise InputError(f"feature extractor {spec!r}: no such file")
     if path.stem in (FIDInception.name, EfficientNetLite0.name):
         raise InputError(f"feature extractor {spec!r}: {path.stem} is the name of another; rename the file")
-    return OnnxNetwork(path) if path.suffix == ".onnx" else scripted_extractor(path, device)
+    if path.suffix == ".onnx":
+        return OnnxNetwork(path)
+    if path.suffix == ".safetensors":
+        return ModuleExtractor(load_classifier(path), path.stem, device)
+    if not allow_code:
+        raise InputError(
+            f"feature extractor {spec!r} is TorchScript, a program that can read and write your files: --allow-code "
+            "(allow_code=True in Python) runs it, if you trust it; .onnx and .safetensors files need no trust"
+        )
+    return scripted_extractor(path, device)
+
+
+TRIAL = ["a trial image"] * 2
+
+
+def try_extractor(extractor: FeatureExtractor, width: int, height: int) -> int:
+    """How many features it has, from two images of that size, before any work is spent on it.
+
+    Raises:
+        InputError: it cannot take them, or gives something else than a row of finite numbers an image.
+    """
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (2, 3, height, width), generator=generator, dtype=torch.uint8)
+    features = as_rows(extractor.name, extractor(images), 2).cpu()
+    check_finite(features, f"extractor {extractor.name}", TRIAL)
+    try:
+        logits = extractor.classify(features)
+    except Exception as error:  # whatever a network of others raises
+        raise cannot_take(extractor.name, images, error) from None
+    if logits is not None:
+        check_finite(as_rows(extractor.name, logits, 2).cpu(), f"classifier {extractor.name}", TRIAL)
+    return features.shape[1]
 
 
 def extract(extractor: FeatureExtractor, images: Iterable[Tensor], batch: int = 4) -> Float[Tensor, "count features"]:

@@ -1,5 +1,6 @@
 """The Fréchet distance between two sets of images (FID on Inception features, arXiv 1706.08500, equation 6)."""
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from anystep.errors import InputError
 from anystep.evaluation.metric import Counts, Observed
-from anystep.files import replacing
+from anystep.files import check_regular, replacing
 
+WIDEST = 16_384  # features of reference statistics
 Features = Float[Tensor, "count width"]
 
 
@@ -34,7 +36,7 @@ class Moments:
 
     def save(self, path: Path) -> None:
         """As `mu` and `sigma` in an `.npz`, the layout of pytorch-fid; ADM's has these two and more."""
-        with replacing(path) as part, part.open("wb") as file:
+        with replacing(path, durable=True) as part, part.open("wb") as file:
             np.savez(file, mu=self.mean.numpy(), sigma=self.covariance.numpy())
 
     @classmethod
@@ -42,18 +44,37 @@ class Moments:
         """From an `.npz` of either layout; ADM's may hold much else.
 
         Raises:
-            InputError: unreadable, or without `mu` and `sigma` of matching shapes.
+            InputError: unreadable, or `mu` and `sigma` are not the mean and the covariance of anything.
         """
+        check_regular(path)
         try:
-            with np.load(path) as content:
-                mean, covariance = (torch.from_numpy(content[key].astype(np.float64)) for key in ("mu", "sigma"))
-        except KeyError:
-            raise InputError(f"{path}: reference statistics need the arrays mu and sigma") from None
+            with zipfile.ZipFile(path) as archive:
+                mean, covariance = (_read_array(archive, key, path) for key in ("mu", "sigma"))
+        except InputError:
+            raise
         except Exception as error:  # zip, pickle and I/O errors alike
             raise InputError(f"{path}: no reference statistics: {error}") from None
-        if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+        if mean.ndim != 1 or not len(mean) or covariance.shape != (len(mean), len(mean)):
             raise InputError(f"{path}: mu {tuple(mean.shape)} and sigma {tuple(covariance.shape)} do not match")
+        if not (mean.isfinite().all() and covariance.isfinite().all()):
+            raise InputError(f"{path}: reference statistics that are not finite: make them again")
+        scale = covariance.diagonal().abs().max()
+        if (covariance - covariance.T).abs().max() > 1e-3 * scale or covariance.diagonal().min() < -1e-3 * scale:
+            raise InputError(f"{path}: sigma is no covariance: it must be symmetric, with no negative variance")
         return cls(mean, covariance)
+
+
+def _read_array(archive: zipfile.ZipFile, key: str, path: Path) -> Tensor:
+    """An array of an `.npz`, whose header is looked at before memory is spent on it."""
+    if f"{key}.npy" not in archive.namelist():
+        raise InputError(f"{path}: reference statistics need the arrays mu and sigma")
+    with archive.open(f"{key}.npy") as file:
+        header = np.lib.format.read_array_header_1_0 if np.lib.format.read_magic(file) == (1, 0) else None
+        shape, _, dtype = (header or np.lib.format.read_array_header_2_0)(file)
+    if dtype.kind not in "fiu" or max(shape, default=0) > WIDEST or len(shape) > 2:
+        raise InputError(f"{path}: {key} is {dtype} of {shape}: expected numbers of at most {WIDEST} features")
+    with archive.open(f"{key}.npy") as file:
+        return torch.from_numpy(np.lib.format.read_array(file, allow_pickle=False).astype(np.float64))
 
 
 def square_root(matrix: Float[Tensor, "width width"]) -> Float[Tensor, "width width"]:
@@ -92,16 +113,16 @@ class FrechetDistance:
     def __init__(self, reference: Moments | None = None) -> None:
         self.reference = reference
 
-    def check_width(self, seen: Observed) -> None:
+    def check_width(self, width: int) -> None:
         """Raises InputError for images of another feature size than the reference statistics."""
-        if self.reference is not None and len(self.reference.mean) != seen.features.shape[1]:
+        if self.reference is not None and len(self.reference.mean) != width:
             raise InputError(
-                f"reference statistics of {len(self.reference.mean)} features, but the images have "
-                f"{seen.features.shape[1]}: use the extractor that made them"
+                f"reference statistics of {len(self.reference.mean)} features, but the images have {width}: use the "
+                "extractor that made them"
             )
 
     def __call__(self, real: Observed, made: Observed, counts: Counts) -> Float[Tensor, " replicates"]:
-        self.check_width(made)
+        self.check_width(made.features.shape[1])
         reference = self.reference or Moments.of(real.features)
         root = square_root(reference.covariance)
         x, distances = made.features.double(), []

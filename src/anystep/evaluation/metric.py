@@ -103,7 +103,10 @@ def measure(metric: Metric, real: Observed, made: Observed, seed: int = 0) -> Fl
             f"{metric.name}: the reference has {real.features.shape[1]} features an image, "
             f"the images have {made.features.shape[1]}; use the extractor that made the reference"
         )
-    return metric(real, made, draw_counts(len(real), len(made), metric.replicates, seed))
+    try:
+        return metric(real, made, draw_counts(len(real), len(made), metric.replicates, seed))
+    except torch.linalg.LinAlgError as error:
+        raise InputError(f"{metric.name} cannot be computed from these features: {error}") from None
 
 
 def interval(replicates: Float[Tensor, " replicates"]) -> Estimate:

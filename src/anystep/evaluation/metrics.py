@@ -49,4 +49,6 @@ def choose_metrics(names: Sequence[str]) -> list[Metric]:
     unknown = [name for name in names if name not in METRICS]
     if unknown:
         raise InputError(f"unknown metric {', '.join(unknown)}: expected some of {', '.join(METRICS)}")
-    return [METRICS[name]() for name in names]
+    if not names:
+        raise InputError(f"no metric: expected some of {', '.join(METRICS)}")
+    return [METRICS[name]() for name in dict.fromkeys(names)]

@@ -1,6 +1,6 @@
 """An evaluation to look at: figures, tables and pictures of one report."""
 
-import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from anystep.errors import InputError
-from anystep.files import replacing, write_text
+from anystep.files import replacing, write_json, write_text
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -49,8 +49,14 @@ def _title(name: str, report: dict[str, Any]) -> str:
 
 
 def _figure(estimate: dict[str, float]) -> str:
+    if not math.isfinite(estimate["value"]):
+        return "not finite"
     digits = 3 if abs(estimate["value"]) < 10 else 1
     return f"{estimate['value']:.{digits}f} ± {estimate['high'] - estimate['value']:.{digits}f}"
+
+
+def _drawable(value: float) -> float:
+    return value if math.isfinite(value) else math.nan
 
 
 def check_drawing() -> None:
@@ -80,11 +86,11 @@ def curve(report: dict[str, Any], path: Path) -> None:
         for number, model in enumerate(report["models"]):
             nfe = [point["nfe"] for point in model["points"]]
             figures = [point["metrics"][name] for point in model["points"]]
-            line = axes.plot(nfe, [f["value"] for f in figures], "o-", ms=4, color=f"C{number}", label=model["name"])
-            low, high = ([f[end] for f in figures] for end in ("low", "high"))
+            value, low, high = ([_drawable(f[end]) for f in figures] for end in ("value", "low", "high"))
+            line = axes.plot(nfe, value, "o-", ms=4, color=f"C{number}", label=model["name"])
             axes.fill_between(nfe, low, high, color=line[0].get_color(), alpha=0.18, lw=0)
         for (what, controls), style in zip(report["controls"].items(), ("--", ":", "-."), strict=False):
-            if name in controls:
+            if name in controls and math.isfinite(controls[name]["value"]):
                 axes.axhline(controls[name]["value"], color="0.5", ls=style, lw=0.9, label=what)
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(ScalarFormatter())
@@ -105,7 +111,7 @@ def write_report(report: dict[str, Any], folder: Path, sheet: Image.Image | None
     """`report.json`, `report.md`, `curve.png` and, where there is one, `sheet.png`."""
     from anystep.contact_sheet import save_image
 
-    write_text(folder / "report.json", json.dumps(report, indent=1) + "\n")
+    write_json(folder / "report.json", report)
     write_text(folder / "report.md", markdown(report))
     curve(report, folder / "curve.png")
     if sheet is None:

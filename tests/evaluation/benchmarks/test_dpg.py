@@ -107,7 +107,7 @@ def test_images_are_drawn_in_the_layout(published: tuple[Path, Path], tiny_model
 def test_bad_files_are_one_line(published: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"expected a folder of ID\.txt"):
         dpg.read_prompts(tmp_path / "none")
-    with pytest.raises(InputError, match="DPG-Bench questions"):
+    with pytest.raises(InputError, match="No such file"):
         dpg.read_questions(tmp_path / "none.csv")
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(InputError, match="no column item_id, proposition_id"):

@@ -1,5 +1,6 @@
 """Images are made in batches that do not depend on who makes them or on what is there already."""
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 from PIL import Image
 
 from anystep.errors import InputError
-from anystep.evaluation.benchmarks.draw import Drawing, Order, draw, in_first
+from anystep.evaluation.benchmarks.draw import Drawing, Order, draw
 from anystep.pipelines.load import Generated, Model
 from anystep.ranks import Ranks
 
@@ -26,7 +27,7 @@ class Recorder(Model):
 def of(rank: int, count: int) -> Ranks:
     ranks = Ranks.alone()
     ranks.rank, ranks.count = rank, count
-    ranks.wait = lambda: None  # type: ignore[method-assign]
+    ranks.tell = lambda what: [what]  # type: ignore[method-assign]
     return ranks
 
 
@@ -46,11 +47,14 @@ def test_batches_are_the_same_where_some_images_are_there(tmp_path: Path) -> Non
     orders, model, told = ordered(tmp_path), Recorder(), list[int]()
     draw(model, orders, 1, Drawing(batch=3))
     orders[2].path.unlink()
+    orders[7].path.write_bytes(orders[7].path.read_bytes()[:-20])  # as a power cut leaves it
+    orders[9].path.write_bytes(b"")
     kept = orders[1].path.stat().st_mtime_ns
     model.batches.clear()
     draw(model, orders, 1, Drawing(batch=3, on_images=told.append))
-    assert model.batches == [[1, 2, 4]]
-    assert orders[2].path.exists()
+    assert sorted(model.batches) == [[1, 2, 4], [5, 7, 8], [9]]
+    for order in orders:
+        Image.open(order.path).load()
     assert orders[1].path.stat().st_mtime_ns == kept
     assert sum(told) == 11
 
@@ -72,8 +76,20 @@ def test_what_stops_the_first_process_stops_all() -> None:
     def never() -> None:
         raise AssertionError("the others only wait")
 
-    assert in_first(Told(True), lambda: 7) == 7
-    assert in_first(Told(False), never) is None
+    assert Told(True).on_main(lambda: 7) == 7
+    assert Told(False).on_main(never) is None
     for ranks in (Told(True), Told(False, "no whale")):
         with pytest.raises(InputError, match="no whale"):
-            in_first(ranks, fail)
+            ranks.on_main(fail)
+
+
+def fill_the_disk(ranks: Ranks) -> None:
+    with ranks.together():
+        if ranks.first:
+            raise OSError(errno.ENOSPC, "No space left on device", "a.png")
+
+
+def test_a_full_disk_of_one_process_stops_all() -> None:
+    for ranks in (Told(True), Told(False, "a.png: No space left on device")):
+        with pytest.raises(InputError, match=r"a\.png: No space left"):
+            fill_the_disk(ranks)

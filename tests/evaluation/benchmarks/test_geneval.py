@@ -13,7 +13,8 @@ from torch import Tensor
 
 from anystep.cli import main
 from anystep.errors import InputError
-from anystep.evaluation.benchmarks import geneval, judges
+from anystep.evaluation import pretrained
+from anystep.evaluation.benchmarks import geneval
 from anystep.evaluation.benchmarks.detections import COLOURS, Detection, by_class, examine, judge, relations
 from anystep.evaluation.benchmarks.judges import CLIPColours, TransformersDetector, VisualQuestions
 
@@ -139,11 +140,13 @@ def test_scores_by_task_and_overall(metadata: Path, tmp_path: Path) -> None:
     ]
     assert len({order.seed for order in orders}) == 6
     for order, level in zip(orders, [0, 255, 0, 0, 0, 100], strict=True):
+        order.path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (8, 8), level).save(order.path)
     detector = Fake()
     stray = tmp_path / "images" / "00009"
     stray.mkdir()
     (stray / "metadata.jsonl").write_text(json.dumps(ENTRIES[0]))  # nobody ordered this one
+    geneval.write_metadata(entries, tmp_path / "images")
     placed = geneval.places(entries, tmp_path / "images")
     scores = geneval.score(placed, detector, detector, tmp_path / "results.jsonl")
     assert {name: score["value"] for name, score in scores.items()} == {
@@ -265,8 +268,8 @@ def test_colours_by_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         named = [next(place for place, colour in enumerate(COLOURS) if colour in phrase) for phrase in text]
         return transformers.BatchEncoding({"colours": torch.tensor([*seen, *named])})
 
-    monkeypatch.setattr(transformers.AutoModel, "from_pretrained", lambda name: Answer())
-    monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", lambda name: process)
+    monkeypatch.setattr(transformers.AutoModel, "from_pretrained", lambda name, **options: Answer())
+    monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", lambda name, **options: process)
     image = Image.new("RGB", (40, 40), "red")
     image.paste((0, 255, 0), (0, 0, 20, 20))
     named = CLIPColours("clip")(image, [thing("dog", 10, 10), thing("dog", 30, 30)])
@@ -305,6 +308,14 @@ def test_questions_by_a_model_of_transformers(tmp_path: Path, tiny_text_models: 
             '{"tag": "a", "prompt": "b", "include": [{"class": "dog", "count": 1, "position": ["above", 4]}]}',
             "expected the number of an object before it",
         ),
+        ('{"tag": "a", "prompt": "b", "include": [{"class": "dog", "count": true}]}', "count True: expected a whole"),
+        ('{"tag": "a", "prompt": "b", "include": [{"class": ["dog"], "count": 1}]}', "needs class and count"),
+        ('{"tag": "a", "prompt": "b", "include": [{"class": "dog", "count": 1, "color": "mauve"}]}', "color 'mauve'"),
+        ('{"tag": "a", "prompt": " ", "include": []}', "must be text"),
+        ('{"tag": ["a"], "prompt": "b", "include": []}', "must be text"),
+        ('{"tag": "a", "prompt": "b", "include": "dog"}', "must be lists"),
+        ("[" * 100_000, "nested too deeply"),
+        ("7", "expected a JSON dict"),
         ("", "no prompts"),
     ],
 )
@@ -315,11 +326,11 @@ def test_bad_metadata_is_one_line(tmp_path: Path, line: str, message: str) -> No
 
 
 def test_what_is_in_the_cache_but_does_not_fit_is_not_called_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(name: str) -> Any:
+    def wrong(name: str, **options: Any) -> Any:
         raise ValueError("a whale is\nno detector")
 
     monkeypatch.setattr(transformers.AutoModelForObjectDetection, "from_pretrained", wrong)
-    monkeypatch.setattr(judges, "try_to_load_from_cache", lambda name, file: "/cache/config.json")
+    monkeypatch.setattr(pretrained, "try_to_load_from_cache", lambda name, file: "/cache/config.json")
     with pytest.raises(InputError, match="no object detector at 'owner/whale': a whale is no detector"):
         TransformersDetector("owner/whale")
 
@@ -339,9 +350,8 @@ def test_missing_judges_say_which_file_and_where(
         (["--detector", str(yolos)], "--clip needs a CLIP model"),
         (["--detector", "/nowhere/det", "--clip", "x"], "no such folder; it should hold config.json, preproc"),
         (["--detector", "owner/name", "--clip", "x"], "not in the cache and not to be had; download it, or"),
-        (["--samples", "0"], "samples 0: expected a whole number of at least 1"),
         (["--images", str(tmp_path)], "nothing was given to score with"),
-        (["--metadata", "none.jsonl"], "GenEval metadata 'none.jsonl'"),
+        (["--metadata", "none.jsonl"], "cannot read 'none.jsonl'"),
         (["--model", "nowhere"], "unknown model 'nowhere'"),
     ]:
         assert main([*base, *extra]) == 2

@@ -1,6 +1,5 @@
 """`anystep benchmark`: generate what a benchmark asks for at every number of steps, and score what can be scored."""
 
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -11,25 +10,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
+from anystep.bounds import BatchSize, Count, SamplingSteps, Seed, Threads, check
 from anystep.device import pick_device
 from anystep.environment import environment
 from anystep.errors import InputError
 from anystep.evaluation.alignment import CLIPScore
 from anystep.evaluation.benchmarks import dpg, geneval, imagenet, mjhq, scenes
-from anystep.evaluation.benchmarks.draw import Drawing, Order, claim, digest, draw, in_first, steps_folder
+from anystep.evaluation.benchmarks.detections import Detection
+from anystep.evaluation.benchmarks.draw import Drawing, Order, agree, digest, draw, made_before, steps_folder
 from anystep.evaluation.benchmarks.judges import CLIPColours, TransformersDetector, VisualQuestions
 from anystep.evaluation.benchmarks.scene_detector import SceneDetector
 from anystep.evaluation.benchmarks.scores import write_scores
-from anystep.evaluation.evaluate import model_digest
-from anystep.evaluation.features import load_extractor
-from anystep.files import write_text
+from anystep.evaluation.collect import try_scorers
+from anystep.evaluation.evaluate import check_prompts, model_digest
+from anystep.evaluation.features import load_extractor, try_extractor
+from anystep.files import claimed, write_json
 from anystep.pipelines.load import Model, load
 from anystep.ranks import Ranks
 from anystep.sampling import is_guided
 
+KIND = "benchmark"
 Scores = dict[str, dict[str, float]]
 
 
@@ -55,10 +59,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Judge:
-    """What scores a folder of images, and what it makes of pictures that are right, where that is known."""
+    """What scores a folder of images, and what it makes of pictures that are right, where that is known.
+
+    `check` raises InputError for images of a width and height that it cannot read.
+    """
 
     score: Callable[[Path], Scores]
     truth: Scores | None = None
+    check: Callable[[int, int], object] = lambda width, height: None
 
 
 def run(
@@ -77,7 +85,7 @@ def run(
         content: what is asked for; images of something else in `task.out` are refused.
         finish: what to do with the images of one number of steps before they are scored.
     """
-    check(task)
+    check_task(task)
     ranks = Ranks()
     if task.images is not None:
         if load_judge is None:
@@ -88,15 +96,24 @@ def run(
             raise InputError(f"images {str(task.images)!r}: no such folder")
         if not ranks.first:
             return {}
-        judge, made = load_judge(), _made(task.out)
-        only = {"steps": None, "nfe": None, "scores": judge.score(task.images)}
-        return write_scores(made, benchmark, str(task.images), [only], notes, seed=task.seed, truth=judge.truth)
-    judged = None if load_judge is None else in_first(ranks, load_judge)
+        judge = load_judge()
+        with claimed(task.out, KIND, made_before(task.out)):
+            only = {"steps": None, "nfe": None, "scores": judge.score(task.images)}
+            return write_scores(task.out, benchmark, str(task.images), [only], notes, seed=task.seed, truth=judge.truth)
+    judged = None if load_judge is None else ranks.on_main(load_judge)
     model = load(task.model, pick_device(task.device))
     scale = model.pipeline.resolve_guidance(task.guidance)
     asked_for = settings(task, benchmark, model, scale, content)
-    in_first(ranks, lambda: claim(task.out, asked_for))
-    with _progress(ranks) as bar:
+    by_size: dict[tuple[int, int], list[Any]] = {}
+    for order in orders(task.out, model):
+        by_size.setdefault(order.size or task.size or (model.pipeline.base_size,) * 2, []).append(order.prompt)
+    with ranks.together():
+        for (width, height), prompts in by_size.items():
+            check_prompts(model, prompts, width, height, max(task.steps), task.guidance)
+            if judged is not None:
+                judged.check(width, height)
+    with ranks.claimed(task.out, KIND, made_before(task.out)), _progress(ranks) as bar:
+        ranks.on_main(lambda: agree(task.out, asked_for))
         for steps in sorted(set(task.steps)):
             folder = steps_folder(task.out, steps)
             asked = orders(folder, model)
@@ -104,24 +121,30 @@ def run(
             line = bar.add_task(f"{steps} steps", total=len(asked))
             advance = partial(_advance, bar, line, ranks.count)
             draw(model, asked, steps, replace(drawing, on_images=advance))
-            if ranks.first:
-                finish(folder)
-    if judged is None:
-        return {}
-    points: list[dict[str, Any]] = [
-        {"steps": steps, "nfe": steps * (1 + is_guided(scale)), "scores": judged.score(steps_folder(task.out, steps))}
-        for steps in sorted(set(task.steps))
-    ]
-    facts = {"guidance": scale, "seed": task.seed, "truth": judged.truth}
-    return write_scores(task.out, benchmark, model.name, points, notes, **facts)
+            ranks.on_main(partial(finish, folder))
+        if judged is None:
+            return {}
+        points: list[dict[str, Any]] = [
+            {
+                "steps": steps,
+                "nfe": steps * (1 + is_guided(scale)),
+                "scores": judged.score(steps_folder(task.out, steps)),
+            }
+            for steps in sorted(set(task.steps))
+        ]
+        facts = {"guidance": scale, "seed": task.seed, "truth": judged.truth}
+        return write_scores(task.out, benchmark, model.name, points, notes, **facts)
 
 
-def check(task: Task) -> None:
+def check_task(task: Task) -> None:
     """Raises InputError for what no benchmark takes; other numbers of threads change last bits."""
+    if not task.steps:
+        raise InputError("no steps: expected at least one number of them")
     for steps in task.steps:
-        at_least_one("steps", steps)
-    at_least_one("threads", task.threads)
-    torch.set_num_threads(task.threads)
+        check("steps", steps, SamplingSteps)
+    check("seed", task.seed, Seed)
+    check("batch", task.batch, BatchSize)
+    torch.set_num_threads(check("threads", task.threads, Threads))
 
 
 def settings(task: Task, benchmark: str, model: Model, guidance: float, content: Any) -> dict[str, Any]:
@@ -136,13 +159,8 @@ def settings(task: Task, benchmark: str, model: Model, guidance: float, content:
     }
 
 
-def at_least_one(what: str, count: int | None) -> None:
-    if count is not None and count < 1:
-        raise InputError(f"{what} {count}: expected a whole number of at least 1")
-
-
 def run_geneval(task: Task, metadata: Path, samples: int, detector: str | None, clip: str | None) -> dict[str, Any]:
-    at_least_one("samples", samples)
+    check("samples", samples, Count)
     entries = geneval.read_metadata(metadata)
     theirs = geneval.read_folder(task.images) if detector and task.images and task.images.is_dir() else None
     if theirs is not None:  # what was asked for is what lies beside the images
@@ -155,6 +173,9 @@ def run_geneval(task: Task, metadata: Path, samples: int, detector: str | None, 
         device = pick_device(task.device)
         found, colours = TransformersDetector(detector, device), CLIPColours(clip, device) if clip else None
         found.check_knows(geneval.classes(entries))
+        try_judge(f"detector {detector}", lambda image: found(image, geneval.THRESHOLD))
+        if colours is not None:
+            try_judge(f"CLIP model {clip}", lambda image: colours(image, [Detection("dog", 1.0, (0, 0, 32, 32))]))
 
         def score(folder: Path) -> Scores:
             name = "results.jsonl" if theirs else f"results-{folder.name}.jsonl"
@@ -174,6 +195,7 @@ def run_geneval(task: Task, metadata: Path, samples: int, detector: str | None, 
         None if detector is None else judge,
         notes,
         [entries, samples],
+        lambda folder: geneval.write_metadata(entries, folder),
     )
 
 
@@ -188,6 +210,7 @@ def run_dpg(task: Task, prompts: Path, questions: Path | None, vqa: str | None) 
         known = dpg.read_questions(questions)
         dpg.check_questions(asked, known)
         answer = VisualQuestions(vqa, pick_device(task.device))
+        try_judge(f"question answering model {vqa}", lambda image: answer(image, ["is there a dog?"]))
         return Judge(lambda folder: dpg.score(folder, asked, known, answer))
 
     notes = (
@@ -207,19 +230,29 @@ def run_dpg(task: Task, prompts: Path, questions: Path | None, vqa: str | None) 
 
 
 def run_mjhq(
-    task: Task, metadata: Path, real: Path | None, extractor: str, clip: str | None, count: int | None
+    task: Task,
+    metadata: Path,
+    real: Path | None,
+    extractor: str,
+    clip: str | None,
+    count: int | None,
+    allow_code: bool = False,
 ) -> dict[str, Any]:
-    at_least_one("count", count)
+    if count is not None:
+        check("count", count, Count)
     entries = dict(list(mjhq.read_metadata(metadata).items())[:count])
 
     def judge() -> Judge:
         assert real is not None
         mjhq.check_real(real, entries)
         device = pick_device(task.device)
-        features = load_extractor(extractor, device if device.type == "cuda" else "cpu")
+        features = load_extractor(extractor, device if device.type == "cuda" else "cpu", allow_code)
         scorers = [] if clip is None else [CLIPScore(clip, device)]
         work, alone = task.out / "work", Ranks.alone()
-        return Judge(lambda folder: mjhq.score(folder, real, entries, features, work, scorers, alone))
+        return Judge(
+            lambda folder: mjhq.score(folder, real, entries, features, work, scorers, alone),
+            check=lambda width, height: try_scorers(scorers, try_extractor(features, width, height), width, height),
+        )
 
     notes = (
         f"{len(entries)} images. Real images are resized to the generated ones' size, with a minimal centre crop; the "
@@ -237,7 +270,7 @@ def run_mjhq(
 
 
 def run_scenes(task: Task, each: int, detector: str) -> dict[str, Any]:
-    at_least_one("each", each)
+    check("each", each, Count)
     drawn = scenes.draw_scenes(each, task.seed)
 
     def judge() -> Judge:
@@ -263,8 +296,8 @@ def run_imagenet(task: Task, samples: int, classes: str) -> list[Path]:
     """Also writes `report.json`: what each `.npz` took."""
     if classes not in ("balanced", "random"):
         raise InputError(f"classes {classes!r}: expected balanced or random")
-    at_least_one("samples", samples)
-    check(task)
+    check("samples", samples, Count)
+    check_task(task)
     ranks, model = Ranks(), load(task.model, pick_device(task.device))
     names = model.pipeline.config.class_names
     if not names:
@@ -272,9 +305,9 @@ def run_imagenet(task: Task, samples: int, classes: str) -> list[Path]:
     labels = imagenet.draw_labels(samples, len(names), classes, task.seed)  # type: ignore[arg-type]
     scale = model.pipeline.resolve_guidance(task.guidance)
     asked_for = settings(task, "ImageNet", model, scale, labels)
-    in_first(ranks, lambda: claim(task.out, asked_for))
-    points, earlier = [], imagenet.read_points(task.out / "report.json")
-    with _progress(ranks) as bar:
+    with ranks.claimed(task.out, KIND, made_before(task.out)), _progress(ranks) as bar:
+        ranks.on_main(lambda: agree(task.out, asked_for))
+        points, earlier = [], imagenet.read_points(task.out / "report.json")
         for steps in sorted(set(task.steps)):
             line = bar.add_task(f"{steps} steps", total=samples)
             advance = partial(_advance, bar, line, ranks.count)
@@ -285,21 +318,22 @@ def run_imagenet(task: Task, samples: int, classes: str) -> list[Path]:
             nfe, seconds = steps * (1 + is_guided(scale)), time.perf_counter() - begin
             point = {"steps": steps, "nfe": nfe, "seconds": seconds, "file": str(path.relative_to(task.out))}
             points.append(earlier.get(steps, point) if there else point)  # what is there took its time back then
-    if ranks.first:
-        report = {
-            "benchmark": "ImageNet", "model": model.name, "samples": samples, "classes": classes, "guidance": scale,
-            "seed": task.seed, "points": points, "versions": environment(),
-        }  # fmt: skip
-        write_text(task.out / "report.json", json.dumps(report, indent=1) + "\n")
+        if ranks.first:
+            report = {
+                "benchmark": "ImageNet", "model": model.name, "samples": samples, "classes": classes, "guidance": scale,
+                "seed": task.seed, "points": points, "versions": environment(),
+            }  # fmt: skip
+            write_json(task.out / "report.json", report)
     return [task.out / str(point["file"]) for point in points]
 
 
-def _made(folder: Path) -> Path:
+def try_judge(name: str, judge: Callable[[Image.Image], object]) -> None:
+    """Raise `InputError`, before anything is drawn, for a model of transformers that cannot judge images."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write to folder {str(folder)!r}: {error.strerror}") from None
-    return folder
+        judge(Image.new("RGB", (64, 64), "grey"))
+    except Exception as error:  # transformers raises many kinds; all mean it is not usable
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{name} cannot judge images: {type(error).__name__}: {reason}") from None
 
 
 def _advance(bar: Progress, line: Any, processes: int, images: int) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from anystep.errors import InputError
 from anystep.evaluation.benchmarks.draw import Order, open_image, write_image
 from anystep.evaluation.benchmarks.scores import share
+from anystep.files import check_names, read_text
 
 GRID = 2  # samples on each side of a square
 COLUMNS = ("item_id", "proposition_id", "dependency", "category_broad", "question_natural_language")
@@ -35,15 +36,18 @@ def read_prompts(folder: Path) -> dict[str, str]:
     paths = sorted(folder.glob("*.txt")) if folder.is_dir() else []
     if not paths:
         raise InputError(f"DPG-Bench prompts {str(folder)!r}: expected a folder of ID.txt files")
-    return {path.stem: path.read_text("utf-8").strip() for path in paths}
+    check_names(((path.stem,) for path in paths), f"{folder}: the prompt")
+    prompts = {path.stem: read_text(path).strip() for path in paths}
+    if empty := [name for name, prompt in prompts.items() if not prompt]:
+        raise InputError(f"{folder / empty[0]}.txt: no prompt in it")
+    return prompts
 
 
 def read_questions(path: Path) -> dict[str, list[Question]]:
     """By the id of the prompt. Raises InputError: no such file, or columns missing."""
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError) as error:
+        rows = list(csv.DictReader(read_text(path).splitlines(keepends=True)))
+    except csv.Error as error:
         raise InputError(f"DPG-Bench questions {str(path)!r}: {error}") from None
     missing = [name for name in COLUMNS if not rows or name not in rows[0]]
     if missing:

@@ -3,19 +3,21 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import compress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from PIL import Image
 
+from anystep.data.example import BrokenExample
+from anystep.data.folders import read_image
 from anystep.errors import InputError
-from anystep.files import replacing, write_text
+from anystep.evaluation.collect import is_whole_image
+from anystep.files import make_folder, read_json, remove_parts, replacing, write_json
 from anystep.pipelines.load import Model
 from anystep.ranks import Ranks
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -39,41 +41,34 @@ class Drawing:
     on_images: Callable[[int], None] = lambda images: None
 
 
-def in_first(ranks: Ranks, act: Callable[[], T]) -> T | None:
-    """What the first process makes while the others wait. What is wrong there is raised in all: they would wait on."""
-    made, problem = None, ""
-    if ranks.first:
-        try:
-            made = act()
-        except InputError as error:
-            problem = str(error)
-    (problem, *_) = ranks.tell(problem)
-    if problem:
-        raise InputError(problem)
-    return made
+def made_before(out: Path) -> tuple[str, ...]:
+    """What tells a benchmark's folder of the time before folders were marked: its settings, or a report of scores."""
+    for name, keys in (("settings.json", {"benchmark", "model", "prompts"}), ("report.json", {"benchmark", "points"})):
+        with suppress(InputError):
+            if keys <= read_json(out / name).keys():
+                return (name,)
+    return ()
 
 
-def claim(out: Path, settings: Mapping[str, Any]) -> None:
+def agree(out: Path, settings: Mapping[str, Any]) -> None:
     """Note what the images in `out` are made with, or refuse a folder whose images were made with something else.
 
     Raises:
-        InputError: it cannot be written, or holds others.
+        InputError: it holds others, or nobody knows which.
     """
     path = out / "settings.json"
     try:
-        out.mkdir(parents=True, exist_ok=True)
         # images that nothing is known of may be of anything
-        known = json.loads(path.read_text("utf-8")) if path.exists() else {} if any(out.glob("steps-*")) else settings
-        changed = sorted(key for key in {*known, *settings} if known.get(key) != settings.get(key))
-        if changed:
-            raise InputError(f"{str(out)!r} holds images that differ in {', '.join(changed)}: choose another --out")
-        write_text(path, json.dumps(settings, indent=1) + "\n")
-    except OSError as error:
-        raise InputError(f"cannot write to folder {str(out)!r}: {error.strerror}") from None
-    except json.JSONDecodeError:
+        known = read_json(path) if path.exists() else {} if any(out.glob("steps-*")) else settings
+    except InputError:
         raise InputError(
             f"{path}: damaged, so nobody knows what the images beside it are: choose another --out"
         ) from None
+    changed = sorted(key for key in {*known, *settings} if known.get(key) != settings.get(key))
+    if changed:
+        raise InputError(f"{str(out)!r} holds images that differ in {', '.join(changed)}: choose another --out")
+    write_json(path, settings)
+    remove_parts(out)
 
 
 def digest(content: Any) -> str:
@@ -99,32 +94,31 @@ def draw(model: Model, orders: Sequence[Order], steps: int, drawing: Drawing) ->
         for size, alike in by_size.items()
         for start in range(0, len(alike), drawing.batch)
     ]
-    for size, batch in batches[drawing.ranks.rank :: drawing.ranks.count]:
-        missing = [not order.path.exists() for order in batch]
-        if any(missing):
-            made = model.generate(
-                [order.prompt for order in batch], steps, [order.seed for order in batch], size, drawing.guidance
-            )
-            for order, image in compress(zip(batch, made.images, strict=True), missing):
-                write_image(image, order.path)
-        drawing.on_images(len(batch))
-    drawing.ranks.wait()
+    with drawing.ranks.together():
+        for size, batch in batches[drawing.ranks.rank :: drawing.ranks.count]:
+            missing = [not is_whole_image(order.path) for order in batch]
+            if any(missing):
+                made = model.generate(
+                    [order.prompt for order in batch], steps, [order.seed for order in batch], size, drawing.guidance
+                )
+                for order, image in compress(zip(batch, made.images, strict=True), missing):
+                    write_image(image, order.path)
+            drawing.on_images(len(batch))
 
 
 def write_image(image: Image.Image, path: Path) -> None:
     """By the ending of its name; JPEG at the highest quality."""
     options: dict[str, Any] = {"quality": 100, "subsampling": 0} if path.suffix in (".jpg", ".jpeg") else {}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as part:
+    make_folder(path.parent)
+    with replacing(path, durable=True) as part:
         image.save(part, "JPEG" if options else "PNG", **options)
 
 
 def open_image(path: Path) -> Image.Image:
     """Raises InputError: a missing or damaged file."""
+    if not path.exists():
+        raise InputError(f"no image {str(path)!r}: generate with the same command, or check the layout")
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except FileNotFoundError:
-        raise InputError(f"no image {str(path)!r}: generate with the same command, or check the layout") from None
-    except OSError:
-        raise InputError(f"{path}: not an image that can be read") from None
+        return read_image(path, None)
+    except BrokenExample as error:
+        raise InputError(str(error)) from None

@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from anystep.bounds import Count, check, shown
 from anystep.errors import InputError
-from anystep.evaluation.benchmarks.detections import ColourClassifier, Detector, examine
+from anystep.evaluation.benchmarks.detections import COLOURS, ColourClassifier, Detector, examine
 from anystep.evaluation.benchmarks.draw import Order, open_image
 from anystep.evaluation.benchmarks.scores import over_groups
-from anystep.files import write_text
+from anystep.files import parse_json, read_text, write_text
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9  # of a detection's score; counting wants surer ones
@@ -21,20 +22,14 @@ THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9  # of a detection's score; counting wan
 
 def read_metadata(path: Path) -> list[dict[str, Any]]:
     """The lines of an `evaluation_metadata.jsonl`. Raises InputError naming the line that is none."""
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"GenEval metadata {str(path)!r}: {error}") from None
     entries = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
+        entry = parse_json(line, f"{path}, line {number}")
         try:
-            entry = json.loads(line)
-            if not {"tag", "prompt", "include"} <= set(entry):
-                raise ValueError("expected tag, prompt and include")
             check_entry(entry)
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             raise InputError(f"{path}, line {number}: {error}") from None
         entries.append(entry)
     if not entries:
@@ -43,18 +38,25 @@ def read_metadata(path: Path) -> list[dict[str, Any]]:
 
 
 def check_entry(entry: Mapping[str, Any]) -> None:
-    """Raises ValueError for objects that cannot be judged."""
-    for wanted in [*entry["include"], *entry.get("exclude", [])]:
-        if not {"class", "count"} <= set(wanted):
+    """Raises ValueError for an entry that cannot be drawn, or objects that cannot be judged."""
+    if not {"tag", "prompt", "include"} <= entry.keys():
+        raise ValueError("expected tag, prompt and include")
+    if not all(isinstance(entry[key], str) and entry[key].strip() for key in ("tag", "prompt")):
+        raise ValueError("tag and prompt must be text")
+    objects = [entry["include"], entry.get("exclude", [])]
+    if not all(isinstance(part, list) and all(isinstance(each, dict) for each in part) for part in objects):
+        raise ValueError("include and exclude must be lists of objects")
+    for wanted in [*objects[0], *objects[1]]:
+        if not isinstance(wanted.get("class"), str) or "count" not in wanted:
             raise ValueError("every object needs class and count")
-        if not isinstance(wanted["count"], int) or wanted["count"] < 1:
-            raise ValueError(f"count {wanted['count']!r}: expected a whole number of at least 1")
-    for place, wanted in enumerate(entry["include"]):
-        if "position" not in wanted:
-            continue
-        relation, other = wanted["position"]
-        if not isinstance(other, int) or not 0 <= other < place:
-            raise ValueError(f"position {[relation, other]}: expected the number of an object before it")
+        check("count", wanted["count"], Count)
+        if wanted.get("color", COLOURS[0]) not in COLOURS:
+            raise ValueError(f"color {shown(wanted['color'])}: expected one of {', '.join(COLOURS)}")
+    for place, wanted in enumerate(objects[0]):
+        match wanted.get("position", ["left of", 0]):
+            case [str(), int(other)] if "position" not in wanted or 0 <= other < place:
+                continue
+        raise ValueError(f"position {shown(wanted['position'])}: expected the number of an object before it")
 
 
 def coloured(entries: Sequence[Mapping[str, Any]]) -> bool:
@@ -91,16 +93,18 @@ def places(entries: Sequence[dict[str, Any]], folder: Path) -> list[tuple[Path, 
 
 
 def orders(entries: Sequence[dict[str, Any]], folder: Path, samples: int, seed: int = 0) -> list[Order]:
-    """`samples` images of each prompt; writes the metadata beside them."""
-    asked = []
-    for number, (place, entry) in enumerate(places(entries, folder)):
-        (place / "samples").mkdir(parents=True, exist_ok=True)
+    """`samples` images of each prompt."""
+    return [
+        Order(place / "samples" / f"{sample:04d}.png", entry["prompt"], seed + number * samples + sample)
+        for number, (place, entry) in enumerate(places(entries, folder))
+        for sample in range(samples)
+    ]
+
+
+def write_metadata(entries: Sequence[dict[str, Any]], folder: Path) -> None:
+    """Each prompt beside its images."""
+    for place, entry in places(entries, folder):
         write_text(place / "metadata.jsonl", json.dumps(entry) + "\n")
-        asked += [
-            Order(place / "samples" / f"{sample:04d}.png", entry["prompt"], seed + number * samples + sample)
-            for sample in range(samples)
-        ]
-    return asked
 
 
 def score(

@@ -4,7 +4,7 @@ Images are made in chunks that appear whole, so that a run of 50,000 resumes, an
 them all.
 """
 
-import json
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from anystep.errors import InputError
-from anystep.files import replacing
+from anystep.evaluation.finite import check_finite
+from anystep.files import make_folder, read_json, replacing
 from anystep.pipelines.load import Model
 from anystep.ranks import Ranks
 
@@ -29,10 +30,28 @@ def draw_labels(count: int, classes: int, kind: Literal["balanced", "random"], s
 
 
 def read_points(report: Path) -> dict[int, dict[str, Any]]:
-    """What an earlier call reported, by number of steps."""
-    if not report.exists():
+    """What an earlier call reported, by number of steps; nothing where that is damaged, which costs a clock only."""
+    try:
+        return {point["steps"]: point for point in read_json(report)["points"]}
+    except (InputError, KeyError, TypeError):
         return {}
-    return {point["steps"]: point for point in json.loads(report.read_text("utf-8"))["points"]}
+
+
+def is_whole(archive: Path, count: int, side: int) -> bool:
+    """Whether the samples are there and were not cut off."""
+    try:
+        with zipfile.ZipFile(archive) as content:
+            sizes = {each.filename: each.file_size for each in content.infolist()}
+    except (OSError, zipfile.BadZipFile):
+        return False
+    return sizes.get("arr_0.npy", 0) > count * side * side * 3 and "arr_1.npy" in sizes
+
+
+def _is_whole_chunk(path: Path, shape: tuple[int, ...]) -> bool:
+    try:
+        return bool(np.load(path, mmap_mode="r").shape == shape)
+    except (OSError, ValueError, EOFError):
+        return False
 
 
 def sample_imagenet(
@@ -56,39 +75,43 @@ def sample_imagenet(
     ranks = ranks or Ranks()
     side = model.pipeline.base_size
     target = folder / f"samples_{len(labels)}x{side}x{side}x3.npz"
-    if target.exists():
+    chunks = folder / "chunks"
+    if any(ranks.tell(is_whole(target, len(labels), side))):
+        if ranks.first:
+            shutil.rmtree(chunks, ignore_errors=True)  # of a process that was killed when it had just put them together
         on_images(len(labels) // ranks.count)
         return target
-    chunks = folder / "chunks"
-    chunks.mkdir(parents=True, exist_ok=True)
+    make_folder(chunks)
     paths = [chunks / f"{number:06d}.npy" for number in range(-(-len(labels) // CHUNK))]
-    for number, path in enumerate(paths):
-        if number % ranks.count != ranks.rank:
-            continue
-        rows = range(number * CHUNK, min(len(labels), (number + 1) * CHUNK))
-        if not path.exists():
-            output: Any = model.pipeline(
-                [labels[row] for row in rows], side, side, steps, guidance_scale=guidance,
-                seeds=[seed + row for row in rows], output_type="pt",
-            )  # fmt: skip
-            images = (output.images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-            with replacing(path) as part, part.open("wb") as file:
-                np.save(file, images)
-        on_images(len(rows))
-    ranks.wait()
-    if ranks.first:
+    with ranks.together():
+        for number in range(ranks.rank, len(paths), ranks.count):
+            rows = range(number * CHUNK, min(len(labels), (number + 1) * CHUNK))
+            if not _is_whole_chunk(paths[number], (len(rows), side, side, 3)):
+                output: Any = model.pipeline(
+                    [labels[row] for row in rows], side, side, steps, guidance_scale=guidance,
+                    seeds=[seed + row for row in rows], output_type="pt",
+                )  # fmt: skip
+                check_finite(output.images, f"model {model.name!r} at {steps} steps", rows)
+                images = (output.images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+                with replacing(paths[number], durable=True) as part, part.open("wb") as file:
+                    np.save(file, images)
+            on_images(len(rows))
+
+    def finish() -> None:
         join(paths, labels, (side, side), target)
-        for path in paths:
-            path.unlink()
-        chunks.rmdir()
-    ranks.wait()
+        shutil.rmtree(chunks)
+
+    ranks.on_main(finish)
     return target
 
 
 def join(paths: list[Path], labels: list[int], size: tuple[int, int], target: Path) -> None:
     """The chunks one after the other as `arr_0`, read one at a time."""
     shape = (len(labels), *size, 3)
-    with replacing(target) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+    with (
+        replacing(target, durable=True) as part,
+        zipfile.ZipFile(part, "w", zipfile.ZIP_STORED, allowZip64=True) as archive,
+    ):
         with archive.open("arr_0.npy", "w", force_zip64=True) as file:
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)

@@ -3,7 +3,6 @@
 `meta_data.json` maps an id to its category and prompt; images are `CATEGORY/ID.jpg`, real and generated alike.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from PIL import Image, ImageOps
 
+from anystep.bounds import shown
 from anystep.codecs import to_uint8
 from anystep.data.images import to_tensor
 from anystep.errors import InputError
@@ -20,20 +20,20 @@ from anystep.evaluation.features import FeatureExtractor
 from anystep.evaluation.frechet_distance import FrechetDistance
 from anystep.evaluation.metric import Observed, interval, measure
 from anystep.evaluation.metrics import MeanScore
+from anystep.files import check_names, check_regular, read_json
 from anystep.ranks import Ranks
 
 
 def read_metadata(path: Path) -> dict[str, dict[str, Any]]:
-    """By id. Raises InputError: not such a file."""
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"MJHQ-30K metadata {str(path)!r}: {error}") from None
-    wrong = not isinstance(content, dict) or any(
-        not isinstance(entry, dict) or not {"category", "prompt"} <= set(entry) for entry in content.values()
-    )
-    if wrong or not content:
+    """By id. Raises InputError: not such a file, or ids and categories that cannot be names of files."""
+    content = read_json(path)
+    if not content:
         raise InputError(f"{path}: expected an object of id -> category and prompt")
+    for name, entry in content.items():
+        prompt = entry.get("prompt") if isinstance(entry, dict) else None
+        if not isinstance(prompt, str) or not prompt.strip() or not isinstance(entry.get("category"), str):
+            raise InputError(f"{path}: {shown(name)}: expected a category and a prompt, both text, got {shown(entry)}")
+    check_names(((entry["category"], name) for name, entry in content.items()), f"{path}: the name")
     return content
 
 
@@ -55,9 +55,16 @@ def check_real(real: Path, entries: Mapping[str, Mapping[str, Any]]) -> None:
         raise InputError(f"{len(entries)} images: the Fréchet distance needs at least {FrechetDistance.least}")
     if not real.is_dir():
         raise InputError(f"real images {str(real)!r}: no such folder")
-    missing = [path for name, entry in entries.items() if not (path := image_path(real, name, entry)).exists()]
-    if missing:
+    paths = [image_path(real, name, entry) for name, entry in entries.items()]
+    if missing := [path for path in paths if not path.exists()]:
         raise InputError(f"{len(missing)} of {len(entries)} real images are missing, for example {missing[0]}")
+    for path in paths:
+        check_regular(path)
+        try:
+            with Image.open(path):
+                pass
+        except Exception:  # decoders meet damage with exceptions of every type
+            raise InputError(f"{path}: not an image that can be read") from None
 
 
 def score(
@@ -82,8 +89,7 @@ def score(
     ending = next(
         (end for end in (".png", ".jpg") if image_path(folder, names[0], entries[names[0]], end).exists()), ".png"
     )
-    with open_image(image_path(folder, names[0], entries[names[0]], ending)) as image:
-        size = image.size
+    size = open_image(image_path(folder, names[0], entries[names[0]], ending)).size
     captions = [entries[name]["prompt"] for name in names]
 
     def make(place: Path, suffix: str, fit: bool) -> Callable[[range], tuple[Images, Cost]]:
@@ -105,7 +111,10 @@ def score(
         paths = [image_path(place, name, entries[name], suffix) for name in names]
         stamps = [(str(path.resolve()), path.stat().st_mtime_ns if path.exists() else 0) for path in paths]
         told = [extractor.name, extractor.digest, size, stamps, [(each.name, each.digest) for each in scored], captions]
-        return collect(work / digest(told), len(names), make(place, suffix, fit), extractor, ranks, scored, captions)[0]
+        return collect(
+            work / digest(told), len(names), make(place, suffix, fit), extractor, ranks, scored, captions,
+            called=lambda number: str(paths[number]),
+        )[0]  # fmt: skip
 
     reals, made = features_of(real, ".jpg", True, ()), features_of(folder, ending, False, scorers)
     metric = FrechetDistance()

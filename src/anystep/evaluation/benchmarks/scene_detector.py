@@ -10,14 +10,14 @@ import torch.nn.functional as functional
 from jaxtyping import Float
 from PIL import Image, ImageFilter
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from anystep.data.images import to_tensor
 from anystep.data.scenes import CANVASES, COLOURS, TASKS, Scene, concepts, draw_scene
 from anystep.errors import InputError
 from anystep.evaluation.benchmarks.detections import Detection
-from anystep.files import replacing
+from anystep.evaluation.finite import check_finite_weights
+from anystep.files import write_tensors
 
 STRIDE = 4
 NAMED = (None, *COLOURS)
@@ -84,8 +84,7 @@ class SceneDetector(nn.Module):
         state = {
             name: value.half() if value.is_floating_point() else value for name, value in self.state_dict().items()
         }
-        with replacing(path) as part:
-            save_file(state, part, {"classes": "\n".join(self.classes)})
+        write_tensors(path, state, {"classes": "\n".join(self.classes)})
 
     @classmethod
     def load(cls, spec: str | Path = BUILTIN) -> "SceneDetector":
@@ -104,6 +103,7 @@ class SceneDetector(nn.Module):
             detector.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
         except Exception as error:  # safetensors and torch raise many kinds; all mean it is not such a file
             raise InputError(f"{path}: no scene detector: {str(error).splitlines()[0]}") from None
+        check_finite_weights(detector, str(path))
         return detector.eval()
 
 

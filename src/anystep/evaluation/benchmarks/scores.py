@@ -1,6 +1,5 @@
 """Scores of a benchmark by group and number of steps: what all of them report."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 from anystep.environment import environment
 from anystep.errors import InputError
-from anystep.files import write_text
+from anystep.files import write_json, write_text
 
 Z = 1.96
 
@@ -57,7 +56,7 @@ def write_scores(
         "notes": list(notes),
         "versions": environment(),
     }
-    write_text(folder / "report.json", json.dumps(report, indent=1) + "\n")
+    write_json(folder / "report.json", report)
     write_text(folder / "report.md", table(report))
     return report
 
