@@ -665,15 +665,8 @@ def run_benchmark(options: argparse.Namespace) -> None:
     print(f"wrote {options.out}")
 
 
-def say(text: str) -> None:
-    """A line of progress. Whoever read them may have gone, which is no reason to stop hours of work."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        _close_stdout()
-
-
 def run_train_scene_detector(options: argparse.Namespace) -> None:
+    from anystep.console import say
     from anystep.evaluation.benchmarks.scene_detector import SceneDetector, train_scene_detector
 
     check_output(options.out, ".safetensors", SceneDetector.load)
@@ -725,6 +718,7 @@ def chosen_comparison(options: argparse.Namespace) -> "Comparison":
 
 def run_compare(options: argparse.Namespace) -> None:
     from anystep.compare import compare
+    from anystep.console import say
 
     compare(
         chosen_comparison(options),

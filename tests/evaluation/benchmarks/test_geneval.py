@@ -351,7 +351,7 @@ def test_missing_judges_say_which_file_and_where(
         (["--detector", "/nowhere/det", "--clip", "x"], "no such folder; it should hold config.json, preproc"),
         (["--detector", "owner/name", "--clip", "x"], "not in the cache and not to be had; download it, or"),
         (["--images", str(tmp_path)], "nothing was given to score with"),
-        (["--metadata", "none.jsonl"], "cannot read 'none.jsonl'"),
+        (["--metadata", "none.jsonl"], "'none.jsonl': there is no such file"),
         (["--model", "nowhere"], "unknown model 'nowhere'"),
     ]:
         assert main([*base, *extra]) == 2

@@ -84,7 +84,7 @@ def test_bad_input_is_one_line(tmp_path: Path, classes: Path, capsys: pytest.Cap
     base = ["benchmark", "imagenet", "--out", str(tmp_path), "--steps", "1"]
     for extra, message in [
         (["--model", "builtin"], "is not class-conditional"),
-        (["--model", str(classes), "--classes", "some"], "expected balanced or random"),
+        (["--model", str(classes), "--classes", "some"], "expected one of balanced, random"),
     ]:
         assert main([*base, *extra]) == 2
         error = capsys.readouterr().err
