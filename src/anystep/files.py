@@ -46,6 +46,9 @@ def replacing(path: Path, durable: bool = False) -> Iterator[Path]:
         if durable:
             _flush(part)
         part.replace(path)
+    except OSError as error:  # a full disk does not say for which file
+        error.filename = error.filename or str(path)
+        raise
     finally:
         with suppress(FileNotFoundError):
             part.unlink()

@@ -280,17 +280,12 @@ class _Work:
             if not _part(self._folder, number).exists() or number >= self._shards:
                 self._remove([number])
                 continue
-            try:
-                said = read_json(_note(self._folder, number))
-                note, part = Note.parse(said, str(_note(self._folder, number))), Index.load(_part(self._folder, number))
-                sizes = {name: (self._folder / name).stat().st_size for name in part.shards} if note.channels else {}
-                fine = not note.channels or sizes == part.shards
-            except (InputError, OSError):
-                fine = False
-            noted = bool(note.digest) or not isinstance(self._source, Traceable)
-            if not fine:
+            if (found := self._read_part(number)) is None:
                 self._remove([number])
-            elif not self._unchanged(number, note, str(said.get("stamp", ""))) or not (noted or as_many):
+                continue
+            note, stamp = found
+            noted = bool(note.digest) or not isinstance(self._source, Traceable)
+            if not self._unchanged(number, note, stamp) or not (noted or as_many):
                 changed.append(number)
                 self._remove([number])
             elif not noted:
@@ -305,6 +300,19 @@ class _Work:
                 f"{str(self._folder)!r}: shards {_listing(unknown)} were made before sources were noted: they are "
                 "kept, whatever has changed since"
             )
+
+    def _read_part(self, number: int) -> tuple[Note, str] | None:
+        """The note and the stamp of a shard of an unfinished folder; None where that is not whole."""
+        path = _note(self._folder, number)
+        try:
+            said = read_json(path)
+            note, part = Note.parse(said, str(path)), Index.load(_part(self._folder, number))
+            sizes = (
+                {name: (self._folder / name).stat().st_size for name in part.shards} if note.channels else part.shards
+            )
+        except (InputError, FileNotFoundError):
+            return None
+        return (note, str(said.get("stamp", ""))) if sizes == part.shards else None
 
     def _keep(self, number: int, note: Note, index: Index) -> None:
         write_json(_note(self._folder, number), {**vars(note), "stamp": self._stamps.get(number, "")})

@@ -1,0 +1,306 @@
+"""Preparing into a folder that holds something already: what changed is made again, what is damaged mended."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from anystep.data.folders import ClassFolderSource, ImageFolderSource
+from anystep.data.latents import LatentShards
+from anystep.data.prepare import Encoders, prepare
+from anystep.data.shards import Shards
+from anystep.errors import InputError
+from anystep.files import MARKER, claimed
+
+
+def put(folder: Path, name: str, level: int, caption: str = "a thing") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), (level, 0, 0)).save(folder / f"{name}.png")
+    (folder / f"{name}.txt").write_text(caption)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    for number in range(8):
+        put(tmp_path / "p", f"{number}", 10 * number, f"number {number}")
+    return tmp_path / "p"
+
+
+class Counting:
+    """An encoder that counts the images it was given, and stops after some."""
+
+    def __init__(self, stop: int | None = None) -> None:
+        self.count, self.stop = 0, stop
+
+    def __call__(self, images: Tensor) -> Tensor:
+        self.count += len(images)
+        if self.stop is not None and self.count > self.stop:
+            raise KeyboardInterrupt
+        return images[:, :, ::4, ::4]
+
+
+def made(folder: Path, out: Path, stop: int | None = None, **options: Any) -> tuple[int, list[str]]:
+    """How many images were encoded, and what was said."""
+    encoder, said = Counting(stop), list[str]()
+    prepare(ImageFolderSource(folder, 8), out, Encoders(encoder, {"codec": "fourth"}, **options), shard_size=2,
+            on_note=said.append)  # fmt: skip
+    return encoder.count, said
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def edit_caption(folder: Path) -> None:
+    (folder / "5.txt").write_text("another")
+
+
+def replace_image(folder: Path) -> None:
+    put(folder, "5", 200, "number 5")
+
+
+def add_at_the_end(folder: Path) -> None:
+    put(folder, "9", 90)
+
+
+def remove_the_first(folder: Path) -> None:
+    (folder / "0.png").unlink()
+
+
+def remove_the_last_two(folder: Path) -> None:
+    for name in ("6.png", "7.png"):
+        (folder / name).unlink()
+
+
+def damage_an_image(folder: Path) -> None:
+    (folder / "2.png").write_bytes(b"no image")
+
+
+CHANGES: dict[Callable[[Path], None], tuple[int, str]] = {
+    edit_caption: (2, "shards 2 of 4 are made again"),
+    replace_image: (2, "shards 2 of 4 are made again"),
+    add_at_the_end: (1, "shards 4 of 5 are made again"),
+    remove_the_first: (7, "shards 0-3 of 4 are made again"),
+    remove_the_last_two: (0, ""),
+    damage_an_image: (1, "shards 1 of 4 are made again"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_changed_in_the_source_is_made_again_and_nothing_else(
+    pictures: Path, tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    assert made(pictures, tmp_path / "out") == (8, [])
+    change(pictures)
+    count, said = made(pictures, tmp_path / "out")
+    made(pictures, tmp_path / "anew")
+    assert content(tmp_path / "out") == content(tmp_path / "anew")
+    assert (count, len(said)) == (CHANGES[change][0], bool(CHANGES[change][1]))
+    assert CHANGES[change][1] in "".join(said)
+    assert made(pictures, tmp_path / "out") == (0, [])
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_old_and_new_are_never_mixed_in_a_folder_that_was_not_finished(
+    pictures: Path, tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        made(pictures, tmp_path / "out", stop=6)
+    change(pictures)
+    made(pictures, tmp_path / "out")
+    made(pictures, tmp_path / "anew")
+    assert content(tmp_path / "out") == content(tmp_path / "anew")
+
+
+def test_files_that_were_only_touched_or_copied_are_not_encoded_again(pictures: Path, tmp_path: Path) -> None:
+    made(pictures, tmp_path / "out")
+    before = content(tmp_path / "out")
+    for path in pictures.iterdir():
+        os.utime(path, (1, 1))
+    assert made(pictures, tmp_path / "out") == (0, [])
+    after = content(tmp_path / "out")
+    assert before.pop(".stamps.json") != after.pop(".stamps.json")
+    assert before == after
+
+
+def test_an_interruption_while_changes_are_made_again_is_gone_on_with(pictures: Path, tmp_path: Path) -> None:
+    made(pictures, tmp_path / "out")
+    for name in ("1", "3", "7"):
+        put(pictures, name, 250)
+    with pytest.raises(KeyboardInterrupt):
+        made(pictures, tmp_path / "out", stop=3)
+    with pytest.raises(InputError, match="not finished"):
+        LatentShards(str(tmp_path / "out"))
+    assert made(pictures, tmp_path / "out")[0] == 4  # one of three shards is done already
+    made(pictures, tmp_path / "anew")
+    assert content(tmp_path / "out") == content(tmp_path / "anew")
+
+
+def test_another_order_of_classes_is_seen(tmp_path: Path) -> None:
+    for name in ("b", "c"):
+        put(tmp_path / "p" / name, "1", 100)
+
+    def labels() -> list[int]:
+        source = ClassFolderSource(tmp_path / "p", 8)
+        shards = prepare(source, tmp_path / "out", Encoders(Counting(), {}), shard_size=1, on_note=lambda line: None)
+        assert shards.class_names == source.class_names
+        return [shards[number].label for number in range(len(shards))]
+
+    assert labels() == [0, 1]
+    put(tmp_path / "p" / "a", "1", 50)
+    assert labels() == [0, 1, 2]
+
+
+def as_before(folder: Path) -> None:
+    """Make of a prepared folder what the versions before sources were noted wrote."""
+    for name in (MARKER, ".lock", ".stamps.json"):
+        (folder / name).unlink(missing_ok=True)
+    about = json.loads((folder / "dataset.json").read_text())
+    for name in ("shards", "passed_over"):
+        about.pop(name, None)
+    (folder / "dataset.json").write_text(json.dumps(about))
+    for path in folder.glob(".*.part.json"):
+        note = json.loads(path.read_text())
+        path.write_text(json.dumps({name: value for name, value in note.items() if name not in ("digest", "stamp")}))
+
+
+def test_folders_of_earlier_versions_are_read_and_gone_on_with(pictures: Path, tmp_path: Path) -> None:
+    made(pictures, tmp_path / "out")
+    as_before(tmp_path / "out")
+    assert len(LatentShards(str(tmp_path / "out"))) == 8
+    count, said = made(pictures, tmp_path / "out")
+    assert count == 0
+    assert "was prepared before sources were noted" in said[0]
+    put(pictures, "9", 1)
+    with pytest.raises(InputError, match="made with examples 8, not 9"):
+        made(pictures, tmp_path / "out")
+    (pictures / "9.png").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        made(pictures, tmp_path / "half", stop=4)
+    as_before(tmp_path / "half")
+    count, said = made(pictures, tmp_path / "half")
+    assert count == 4
+    assert "shards 0-1 were made before sources were noted" in said[0]
+    assert len(LatentShards(str(tmp_path / "half"))) == 8
+
+
+@pytest.mark.parametrize("damage", [b"", b"x" * 100, None])
+@pytest.mark.parametrize("name", ["index.safetensors", "dataset.json", "000002.tar", ".stamps.json"])
+def test_a_damaged_file_of_a_prepared_folder_is_named_and_mended(
+    pictures: Path, tmp_path: Path, name: str, damage: bytes | None
+) -> None:
+    made(pictures, tmp_path / "out")
+    before = content(tmp_path / "out")
+    (tmp_path / "out" / name).write_bytes(damage if damage is not None else before[name][:-9])
+    if name != ".stamps.json":
+        with pytest.raises(InputError, match=r"run the same `anystep data prepare` again"):
+            LatentShards(str(tmp_path / "out"))
+    count, said = made(pictures, tmp_path / "out")
+    assert content(tmp_path / "out") == before
+    assert count == {"dataset.json": 8, "000002.tar": 2}.get(name, 0)
+    assert len(said) == (name != ".stamps.json")
+
+
+@pytest.mark.parametrize("name", [".000000.part.safetensors", ".000000.part.json", "000000.tar"])
+def test_a_damaged_part_of_a_folder_that_was_not_finished_is_made_again(
+    pictures: Path, tmp_path: Path, name: str
+) -> None:
+    made(pictures, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        made(pictures, tmp_path / "out", stop=4)
+    (tmp_path / "out" / name).write_bytes(b"")
+    assert made(pictures, tmp_path / "out")[0] == 6
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+def test_a_folder_that_is_in_use_or_of_something_else_is_refused_and_left_alone(pictures: Path, tmp_path: Path) -> None:
+    with claimed(tmp_path / "out", "prepared data set"), pytest.raises(InputError, match="in use by process"):
+        made(pictures, tmp_path / "out")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / ".000001.part.json").write_text("mine")
+    (tmp_path / "mine" / "000000.tar").write_text("mine")
+    with pytest.raises(InputError, match="which this command has not made"):
+        made(pictures, tmp_path / "mine")
+    assert content(tmp_path / "mine") == {".000001.part.json": b"mine", "000000.tar": b"mine"}
+
+
+def test_nothing_readable_leaves_nothing_and_can_be_mended(pictures: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    shutil.copytree(pictures, kept)
+    for path in pictures.glob("*.png"):
+        path.write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"no example could be read; the first failure: .*0\.png: not an image"):
+        made(pictures, tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {MARKER, ".lock"}
+    for path in kept.glob("*.png"):
+        shutil.copy(path, pictures)
+    assert made(pictures, tmp_path / "out")[0] == 8
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "reason"),
+    [
+        (1e5, "float16", r"its latent\.npy reaches 1e\+05, too much for float16: --dtype float32 keeps it"),
+        (float("inf"), "float32", r"its latent\.npy is not finite"),
+        (float("nan"), "float16", r"its latent\.npy is not finite"),
+        (1e5, "float32", None),
+    ],
+)
+def test_latents_that_are_not_finite_are_left_out(
+    pictures: Path, tmp_path: Path, value: float, dtype: str, reason: str | None
+) -> None:
+    def encode(images: Tensor) -> Tensor:
+        latents = images[:, :, ::4, ::4].clone()
+        latents[images[:, 0, 0, 0] > -0.6, 0, 0, 0] = value
+        return latents
+
+    encoders = Encoders(encode, {}, dtype=dtype)
+    shards = prepare(ImageFolderSource(pictures, 8), tmp_path / "out", encoders)
+    assert len(shards) + len(shards.broken) == 8
+    assert all(torch.isfinite(shards[number].latent).all() for number in range(len(shards)))
+    if reason is None:
+        assert len(shards) == 8
+    else:
+        import re
+
+        assert shards.broken
+        assert all(re.search(reason, broken) for broken in shards.broken)
+
+
+def test_states_that_half_precision_cannot_hold_are_kept_whole(pictures: Path, tmp_path: Path) -> None:
+    def text(captions: Any) -> list[Tensor]:
+        return [torch.full((2, 3), {"3": 1e5, "4": float("nan")}.get(each[-1], 1.5)) for each in captions]
+
+    shards = prepare(ImageFolderSource(pictures, 8), tmp_path / "out", Encoders(Counting(), {}, text=text))
+    assert shards.broken == ["4.png: the states of its caption are not finite: the text encoder cannot encode it"]
+    states = [shards[number].text for number in range(7)]
+    assert [float(each[0].max()) for each in states if each is not None] == [1.5, 1.5, 1.5, 1e5, 1.5, 1.5, 1.5]
+
+
+def test_readers_do_not_wait_for_each_other_and_close_what_they_opened(pictures: Path, tmp_path: Path) -> None:
+    made(pictures, tmp_path / "out")
+    shards = Shards(str(tmp_path / "out"))
+    real, held = os.pread, []
+
+    def pread(*arguments: int) -> bytes:
+        held.append(shards._lock.locked())
+        return real(*arguments)
+
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "pread", pread)
+        patch.setattr("anystep.data.shards.OPEN_FILES", 2)
+        for number in range(8):
+            shards.read(number)
+    assert held
+    assert not any(held)
+    assert len(os.listdir("/proc/self/fd")) == before + 2
+    shards._files.clear()
+    assert len(os.listdir("/proc/self/fd")) == before
