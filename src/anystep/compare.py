@@ -4,38 +4,59 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from statistics import mean, stdev
+from threading import Thread
+from types import FrameType
 from typing import Any
 
 import torch
 from PIL import Image
 from pydantic import Field, ValidationError, model_validator
 
-from anystep.bounds import Count, Guidance, SamplingSteps, Seed, shown
+from anystep.bounds import Count, Guidance, SamplingSteps, Seed, Threads, check, shown
+from anystep.codecs import Codec
+from anystep.conditioning import Conditioner
 from anystep.contact_sheet import contact_sheet, save_image
+from anystep.data.latents import LatentSet
 from anystep.data.sources import JoinedSource
 from anystep.device import pick_device
 from anystep.environment import environment
 from anystep.errors import InputError
 from anystep.evaluation.evaluate import Evaluation, Point, Reference, generate_points, observe_reference, report
-from anystep.evaluation.features import load_extractor
-from anystep.evaluation.metric import interval
+from anystep.evaluation.features import FeatureExtractor, load_extractor, try_extractor
+from anystep.evaluation.metric import Metric, interval
 from anystep.evaluation.metrics import check_measurable, choose_metrics
 from anystep.evaluation.report import check_drawing, curve
-from anystep.files import claimed, write_text
+from anystep.files import (
+    HOLDER,
+    LOCK,
+    check_names,
+    claimed,
+    parse_json,
+    read_text,
+    remove_parts,
+    write_json,
+    write_text,
+)
 from anystep.objectives import OBJECTIVES
 from anystep.pipelines.load import Model, load
 from anystep.plain_yaml import dump_yaml, parse_yaml, read_yaml
+from anystep.training.assemble import prepare_data, prepare_network, reads_captions
 from anystep.training.budget import evaluations_per_sample
 from anystep.training.config import Recipe, Section, explain, merged, set_path
-from anystep.training.run import RUN, differences, latents_path
+from anystep.training.run import FREE_TO_CHANGE, METRICS, RUN, completed, differences, latents_path
+from anystep.training.train import make_objective, train
 
 # 97.5 % quantiles of Student's t for 1 to 9 degrees of freedom
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+KIND = "comparison"
 PLANNED = "planned.yaml"  # of a run folder, and of the whole: what it was begun for
 
 
@@ -64,8 +85,9 @@ class Comparison(Section):
 
     @model_validator(mode="after")
     def _once_each(self) -> "Comparison":
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds {list(self.seeds)} name one twice")
+        for name, values in (("seeds", self.seeds), ("steps", self.steps)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} {list(values)} name one twice")
         return self
 
 
@@ -110,7 +132,6 @@ def vary(comparison: Comparison, changes: Sequence[str]) -> Comparison:
 
 def train_run(recipe: Recipe, folder: Path) -> None:
     """One run, in a process of its own or in this one; an interrupted one is resumed, a finished one is kept."""
-    from anystep.training.train import train
 
     if (folder / "done").exists():
         return
@@ -118,6 +139,64 @@ def train_run(recipe: Recipe, folder: Path) -> None:
     if train(recipe, folder)["step"] < recipe.run.steps:
         raise KeyboardInterrupt
     (folder / "done").touch()
+
+
+def _leave_with_parent() -> None:
+    """Let this process end when the one that started it is gone: it would hold its run folder for nobody."""
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM as a Ctrl-C, so that the runs in other processes are told, and save where they are."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _train_all(runs: Mapping[tuple[str, int], tuple[Recipe, Path]], jobs: int, on_run: Callable[[str], None]) -> None:
+    """All runs, so many at once. Raises `InputError` that names the run that cannot be trained."""
+    if jobs == 1:
+        for (name, seed), run in runs.items():
+            try:
+                train_run(*run)
+            except InputError as error:
+                raise InputError(f"{name}, seed {seed}: {error}") from None
+            on_run(f"trained {name}, seed {seed}")
+        return
+    with _terminated_as_interrupted(), ProcessPoolExecutor(jobs, get_context("spawn"), _leave_with_parent) as pool:
+        waiting = {pool.submit(train_run, *run): what for what, run in runs.items()}
+        try:
+            for future in as_completed(waiting):
+                name, seed = waiting[future]
+                try:
+                    future.result()
+                except InputError as error:
+                    raise InputError(f"{name}, seed {seed}: {error}") from None
+                except BrokenProcessPool:
+                    raise InputError(
+                        "the process of a run was killed, perhaps for its memory: the same command goes on; fewer "
+                        "--jobs take less"
+                    ) from None
+                on_run(f"trained {name}, seed {seed}")
+        except BaseException:  # what has not begun shall not begin, and what runs shall save and end
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in active_children():
+                process.terminate()
+            raise
 
 
 def compare(
@@ -130,14 +209,14 @@ def compare(
 ) -> dict[str, Any]:
     """Train what is not trained yet, measure everything, write the report into `out` and return it.
 
+    What is wrong with the last variant, the extractor or the data is said before the first run is trained.
+
     Args:
         jobs: runs that are trained at once.
         command: that asked for it, for the report.
         allow_code: run an extractor that is TorchScript.
     """
-    from anystep.training.assemble import prepare_data
-    from anystep.training.train import make_objective
-
+    check("jobs", jobs, Threads)
     runs = {
         (name, seed): (variant_recipe(comparison, name, seed), out / "runs" / f"{_plain(name)}-{seed}")
         for name in comparison.variants
@@ -145,51 +224,49 @@ def compare(
     }
     if len({folder for _, folder in runs.values()}) < len(runs):
         raise InputError(f"variants {', '.join(map(repr, comparison.variants))}: two names are alike but for signs")
-    for (name, _), (recipe, _) in runs.items():
-        try:  # what is wrong with the last variant is said before the first is trained
-            make_objective(recipe)
-        except InputError as error:
-            raise InputError(f"variant {name!r}: {error}") from None
+    check_names(((folder.name,) for _, folder in runs.values()), "the variant")
     metrics = choose_metrics(comparison.metrics)
     device = pick_device(comparison.recipe.run.device)
     extractor = load_extractor(comparison.extractor, device if device.type == "cuda" else "cpu", allow_code)
     check_measurable(metrics, extractor, comparison.samples)
     check_drawing()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write to folder {str(out)!r}: {error.strerror}") from None
-    shared = comparison.recipe
-    _plan({"data": shared.data.model_dump(mode="json"), "codec": shared.model.codec}, out)
-    for recipe, folder in runs.values():
-        with claimed(folder, RUN, (PLANNED,)):
-            _plan(recipe.model_dump(mode="json"), folder)
-    prepare_data(shared, out, device)  # encoded once, linked into every run
-    for _, folder in runs.values():
-        for place in range(len(comparison.recipe.data.shares)):
-            encoded = latents_path(out, place)
-            if encoded.exists() and not (linked := latents_path(folder, place)).exists():
-                shutil.copytree(encoded, linked, copy_function=_link)
-    if jobs > 1:
-        with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
-            waiting = {pool.submit(train_run, *run): what for what, run in runs.items()}
-            try:
-                for future in as_completed(waiting):
-                    future.result()
-                    on_run("trained {}, seed {}".format(*waiting[future]))
-            except BaseException:  # what has not begun shall not begin
-                pool.shutdown(cancel_futures=True)
-                raise
-    else:
-        for (name, seed), run in runs.items():
-            train_run(*run)
-            on_run(f"trained {name}, seed {seed}")
-
     size = comparison.recipe.data.size
-    evaluation = Evaluation(extractor, metrics, out / "evaluation", comparison.samples)
+    try_extractor(extractor, size, size)
     source = JoinedSource(comparison.recipe.data.open())
     reference = Reference.draw(source, size, comparison.samples, 0)
+    check_measurable(metrics, extractor, len(reference.real))
     prompts = reference.prompts(comparison.samples, 0)
+    shared = comparison.recipe
+    with claimed(out, KIND, (PLANNED,) if _made_before(out) else ()):
+        remove_parts(out, below=False)
+        remove_parts(out / "evaluation")
+        _plan(shared, out / PLANNED, of_data=True)
+        for recipe, folder in runs.values():
+            with claimed(folder, RUN, (PLANNED,)):
+                _plan(recipe, folder / PLANNED)
+        codec, data, conditioner = prepare_data(shared, out, device)  # encoded once, linked into every run
+        for (name, _), (recipe, folder) in runs.items():
+            _check_variant(name, recipe, shared, codec, data, conditioner)
+            for place in range(len(shared.data.shares)):
+                _link_folder(latents_path(out, place), latents_path(folder, place))
+        _train_all(runs, jobs, on_run)
+        return _measure(comparison, out, runs, extractor, metrics, reference, prompts, device, on_run, command)
+
+
+def _measure(
+    comparison: Comparison,
+    out: Path,
+    runs: Mapping[tuple[str, int], tuple[Recipe, Path]],
+    extractor: FeatureExtractor,
+    metrics: Sequence[Metric],
+    reference: Reference,
+    prompts: Sequence[str | int],
+    device: torch.device,
+    on_run: Callable[[str], None],
+    command: str | None,
+) -> dict[str, Any]:
+    """Every trained run alike, and the report."""
+    evaluation = Evaluation(extractor, metrics, out / "evaluation", comparison.samples)
     real, controls = observe_reference(evaluation, reference)
     found: dict[str, list[Point]] = {}
     models: dict[str, Model] = {}
@@ -211,7 +288,7 @@ def compare(
         "command": command,
         "versions": environment(),
     }
-    write_text(out / "report.json", json.dumps(figures, indent=1) + "\n")
+    write_json(out / "report.json", figures)
     write_text(out / "report.md", markdown(figures))
     curve(figures, out / "curve.png")
     save_image(_sheet(comparison, models, prompts), out / "sheet.png")
@@ -222,16 +299,66 @@ def _plain(name: str) -> str:
     return "".join(letter if letter.isalnum() or letter in ".-" else "-" for letter in name.lower()).strip("-")
 
 
-def _plan(content: Mapping[str, Any], folder: Path) -> None:
-    """Note what a folder is for, or refuse one that was begun for something else."""
-    path = folder / PLANNED
+def _made_before(out: Path) -> bool:
+    """Whether a comparison was begun there, before folders were marked."""
+    try:
+        return {"data", "codec"} <= read_yaml(out / PLANNED, "plan").keys()
+    except InputError:
+        return False
+
+
+def _plan(recipe: Recipe, path: Path, of_data: bool = False) -> None:
+    """Note what a folder is for, or refuse one that was begun for something else.
+
+    Args:
+        of_data: only the data and the codec matter, which all runs share.
+    """
+    content = recipe.model_dump(mode="json")
     if path.exists():
-        changed = differences(read_yaml(path, "plan"), content)
+        try:
+            before = read_yaml(path, "plan")
+        except InputError as error:
+            raise InputError(f"{error}: nobody knows what is beside it; choose another --out") from None
+        if of_data:
+            before = {"data": before.get("data", {}), "model": {"codec": before.get("codec")}}
+        there, _ = completed(before, Recipe)  # values that are newer than the plan have their defaults
+        changed = [
+            key
+            for key in differences(there, content)
+            if (key.startswith("data.") or key == "model.codec" if of_data else True)
+            and (key == "run.steps" or not FREE_TO_CHANGE.fullmatch(key))
+        ]
         if changed:
             raise InputError(
-                f"{str(folder)!r} was begun with other values of {', '.join(changed)}: choose another --out"
+                f"{str(path.parent)!r} was begun with other values of {', '.join(changed)}: choose another --out"
             )
-    write_text(path, dump_yaml(dict(content)))
+    write_text(path, dump_yaml({"data": content["data"], "codec": recipe.model.codec} if of_data else content))
+
+
+def _check_variant(
+    name: str, recipe: Recipe, shared: Recipe, codec: Codec, data: LatentSet, conditioner: Conditioner
+) -> None:
+    """Raise `InputError` for a variant that could not be trained."""
+    try:
+        make_objective(recipe)
+        if len(data) < recipe.run.batch_size and not recipe.data.native:
+            raise InputError(f"{len(data)} samples are fewer than one batch of {recipe.run.batch_size}")
+        if reads_captions(recipe) == reads_captions(shared) and recipe.alignment is None:
+            bare = recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": None})})
+            with torch.device("meta"):  # its options fit together, which costs no memory to see
+                prepare_network(bare, codec, data, conditioner)
+    except InputError as error:
+        raise InputError(f"variant {name!r}: {error}") from None
+
+
+def _link_folder(encoded: Path, linked: Path) -> None:
+    """Encoded data as a folder of its own, which appears whole; locks are not shared."""
+    if not encoded.exists() or linked.exists():
+        return
+    part = linked.with_name(f".{linked.name}.part")
+    shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
+    shutil.copytree(encoded, part, copy_function=_link, ignore=shutil.ignore_patterns(LOCK, HOLDER, "*.part"))
+    part.replace(linked)
 
 
 def _link(source: str, target: str) -> None:
@@ -257,6 +384,15 @@ def _mean(values: Sequence[float], alone: Mapping[str, float]) -> dict[str, floa
     return {"value": mean(values), "low": mean(values) - half, "high": mean(values) + half}
 
 
+def _seconds(log: Path) -> float:
+    """Of a run, as far as its log can be read."""
+    total = 0.0
+    for line in read_text(log).splitlines() if log.is_file() else ():
+        with suppress(InputError, TypeError):
+            total += parse_json(line, str(log)).get("seconds") or 0.0
+    return total
+
+
 def _over_seeds(
     comparison: Comparison, name: str, runs: Mapping[tuple[str, int], tuple[Recipe, Path]], single: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -276,13 +412,12 @@ def _over_seeds(
             }
         )
     recipe, folder = runs[name, comparison.seeds[0]]
-    log = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
     return {
         "name": name,
         "training": {
             "steps": recipe.run.steps,
             "evaluations_per_sample": evaluations_per_sample(recipe.objective),
-            "seconds": sum(json.loads(line)["seconds"] for line in log),
+            "seconds": _seconds(folder / METRICS),
         },
         "points": points,
     }

@@ -94,9 +94,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str,
         part.write_bytes(save(dict(tensors), None if metadata is None else dict(metadata)))
 
 
-def remove_parts(folder: Path) -> None:
+def remove_parts(folder: Path, below: bool = True) -> None:
     """Remove what killed processes have left half-written in a folder that is ours alone, and below it."""
-    for path in folder.rglob(".*.part"):
+    for path in folder.glob("**/.*.part" if below else ".*.part"):
         if path.is_file():
             path.unlink(missing_ok=True)
 
