@@ -118,3 +118,36 @@ def test_rendering_happens_once_and_is_then_read_from_disk(cache: Path, monkeypa
     assert first.size == (24, 24)
     assert first.tobytes() == second.tobytes()
     assert [path.suffix for path in cache.rglob("*") if path.is_file()] == [".png"]
+
+
+def test_a_damaged_cache_is_rendered_again_and_one_that_cannot_be_written_is_done_without(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    drawing = find("noto", "rocket")
+    expected = art.render(drawing, 24)
+    (path,) = [path for path in cache.rglob("*.png") if path.stem == drawing.key]
+    for content in (b"", path.read_bytes()[:100]):
+        path.write_bytes(content)
+        art.render.cache_clear()
+        assert art.render(drawing, 24).tobytes() == expected.tobytes()
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("ANYSTEP_CACHE", str(tmp_path / "file" / "below"))
+    art.render.cache_clear()
+    assert art.render(drawing, 24).tobytes() == expected.tobytes()
+
+
+def test_the_cache_has_a_place_without_a_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("ANYSTEP_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert art.cache_folder() == tmp_path / ".cache" / "anystep"
+
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nobody)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    art._temporary_folder.cache_clear()
+    assert art.cache_folder().parent == tmp_path
+    assert art.cache_folder().stat().st_mode & 0o77 == 0  # nobody else writes what we read
+    art._temporary_folder.cache_clear()

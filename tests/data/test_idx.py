@@ -1,6 +1,7 @@
 """MNIST's file format."""
 
 import gzip
+import os
 from pathlib import Path
 
 import numpy as np
@@ -87,3 +88,28 @@ def test_labels_must_fit_the_images_and_the_classes(tmp_path: Path) -> None:
         IdxSource(put(tmp_path / "few", labels=LABELS[:2]))
     with pytest.raises(InputError, match="label 46, expected 0 to 9"):
         IdxSource(put(tmp_path / "letters", labels=np.array([1, 46, 2], np.uint8)))
+
+
+def test_no_more_is_unpacked_than_the_header_announces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    path.write_bytes(gzip.compress(encode(IMAGES) + bytes(50_000_000)))
+    read, opened = list[int](), gzip.open
+
+    def counted(name: Path) -> gzip.GzipFile:
+        file = opened(name)
+        real = file.read
+        file.read = lambda size=-1: read.append(size) or real(size)  # type: ignore[method-assign, func-returns-value]
+        return file  # type: ignore[return-value]
+
+    monkeypatch.setattr(gzip, "open", counted)
+    with pytest.raises(InputError, match="2369 bytes or more, expected 2368"):
+        read_idx(path, 3)
+    assert read == [16, 2353]
+    header = bytes((0, 0, 8, 3)) + b"\x7f\xff\xff\xff" * 3
+    path.write_bytes(gzip.compress(header))
+    with pytest.raises(InputError, match=r"bytes by its header, more than the 805,306,368 that are read"):
+        read_idx(path, 3)
+    plain = tmp_path / "train-images-idx3-ubyte"
+    os.mkfifo(plain)
+    with pytest.raises(InputError, match="it is a FIFO"):
+        read_idx(plain, 3)

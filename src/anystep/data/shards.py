@@ -257,6 +257,15 @@ class Entry(NamedTuple):
     content: bytes
 
 
+def _next(tar: tarfile.TarFile, at: int, size: int) -> tarfile.TarInfo | None:
+    """The header after the one at byte `at`; an error names that."""
+    try:
+        return tar.next()
+    except tarfile.TarError as error:
+        where = f" after the file at byte {at:,} of {size:,}" if at >= 0 else ""
+        raise tarfile.ReadError(f"{error}{where}") from None
+
+
 def read_entries(file: Any, size: int, passed: PassedOver) -> list[Entry]:
     """The files in an uncompressed tar, from its headers; what is no plain file is counted in `passed`.
 
@@ -267,7 +276,7 @@ def read_entries(file: Any, size: int, passed: PassedOver) -> list[Entry]:
     entries = []
     with tarfile.open(fileobj=file, mode="r:") as tar:
         at = -1
-        for entry in tar:
+        while (entry := _next(tar, at, size)) is not None:
             if entry.offset <= at or entry.size < 0:
                 raise tarfile.ReadError(f"a header that leads back, at byte {entry.offset:,}")
             at = entry.offset
