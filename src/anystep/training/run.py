@@ -210,6 +210,8 @@ def publishing(folder: Path) -> Iterator[Path]:
     try:
         yield part
         publish_folder(part, folder)
+    except Exception as error:  # of safetensors too, which has errors of its own
+        raise InputError(f"cannot write to folder {str(folder)!r}: {error}") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

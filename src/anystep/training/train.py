@@ -340,29 +340,25 @@ def _train(
             last = step == config.steps or ranks.any(bool(interrupted))
             residual, t, r = gathered_samples(losses, ranks, batches.most * len(parts))
             pixels = [each for part in parts for each in part.pixels]
-            # means over the samples of all micro-batches of all processes
-            measured = ["derivative_norm", *["alignment"] * bool(aligned_until)]
-            measured += ["derivative_noise"] * (losses[-1].derivative_noise is not None)
             sums = [
                 sum(part.part.share * loss.loss.item() for part, loss in zip(parts, losses, strict=True)),
                 float(sum(loss.evaluations for loss in losses)),
                 float(sum(rows * columns for rows, columns in pixels)) / patch**2,
                 float(flops),
-                *(
-                    sum(part.part.share * getattr(loss, name).item() for part, loss in zip(parts, losses, strict=True))
-                    for name in measured
-                ),
+                sum(part.part.share * loss.alignment.item() for part, loss in zip(parts, losses, strict=True)),
+                *derivative_sums(losses),
             ]
             summed = ranks.gather(torch.tensor([sums], dtype=torch.float64)).sum(0).tolist()
-            total, evaluated, tokens, flops, *means = summed
+            total, evaluated, tokens, flops, alignment, squares, moving, noise, noted = summed
             seconds, images, evaluations = time.perf_counter() - begin, len(t), int(evaluated)
             record = {
                 "step": step,
                 "loss": total,
                 "residual": residual.nanmean().item(),
                 **interval_residuals(residual, t, r),
-                **dict(zip(measured, means, strict=True)),
+                **({"alignment": alignment} if aligned_until else {}),
                 **residual_bins(objective.transport, t, r, residual),
+                "derivative_norm": math.sqrt(squares / moving) if moving else 0.0,
                 "gradient_norm": norm,
                 "learning_rate": rate,
                 "evaluations": evaluations,
@@ -376,6 +372,8 @@ def _train(
                 "data_wait": waited / seconds,
                 "memory_megabytes": peak_megabytes(),
             }
+            if noted:
+                record["derivative_noise"] = noise / noted
             if peak:
                 record["mfu"] = utilisation(flops / images, evaluations, images, seconds, peak * ranks.count)
             run.log(record)
@@ -406,6 +404,17 @@ def _train(
     if (reasons := [*data.left_out, *data.broken.values()]) and ranks.first:
         say(f"skipped {len(reasons)} unreadable examples: {'; '.join(reasons[:5])}")
     return record
+
+
+def derivative_sums(losses: Sequence[LossRecord]) -> list[float]:
+    """What gives the derivative's root mean square and noise over all micro-batches: sums over samples with t > r."""
+    squares, moving, noise, noted = 0.0, 0, 0.0, 0
+    for loss in losses:
+        count = int((loss.t > loss.r).sum())
+        squares, moving = squares + count * loss.derivative_norm.item() ** 2, moving + count
+        if loss.derivative_noise is not None:
+            noise, noted = noise + count * loss.derivative_noise.item(), noted + count
+    return [squares, float(moving), noise, float(noted)]
 
 
 def gathered_samples(losses: Sequence[LossRecord], ranks: Ranks, most: int) -> tuple[Tensor, Tensor, Tensor]:

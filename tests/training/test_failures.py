@@ -1,0 +1,277 @@
+"""What goes wrong in the middle of a run is said, ends with good weights, and loses nothing."""
+
+import json
+import resource
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import anystep
+from anystep.errors import InputError
+from anystep.training import codec as codec_module
+from anystep.training import train as module
+from anystep.training.checkpoints import checkpoint_steps
+from anystep.training.codec import train_codec
+from anystep.training.config import CodecRecipe, Recipe
+from anystep.training.guard import Guard
+from anystep.training.train import derivative_sums, train
+
+
+def recipe(source: Path, codec: Path | str, **changes: Any) -> Recipe:
+    run = {"steps": 6, "batch_size": 4, "checkpoint_every": 2, "sample_every": 0, **changes.pop("run", {})}
+    return Recipe.model_validate(
+        {
+            "data": {"source": str(source), "size": 16, **changes.pop("data", {})},
+            "model": {"preset": "t2i-test", "codec": str(codec), **changes.pop("model", {})},
+            "optimizer": {"learning_rate": 1e-2, "warmup": 2},
+            "run": run,
+            "sample_steps": [1],
+            **changes,
+        }
+    )
+
+
+def codec_recipe(source: Path, **run: Any) -> CodecRecipe:
+    return CodecRecipe.model_validate(
+        {
+            "data": {"source": str(source), "size": 16},
+            "codec": {
+                "latent_channels": 4,
+                "widths": [8, 8, 16],
+                "encoder_depths": [0, 1, 1],
+                "decoder_depths": [0, 1, 1],
+            },
+            "run": {"steps": 6, "batch_size": 4, "log_every": 1, "checkpoint_every": 2, "sample_every": 0, **run},
+        }
+    )
+
+
+def steps(run: Path) -> list[int]:
+    return checkpoint_steps(run / "checkpoints")
+
+
+def losses(run: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(("poisoned", "kept"), [(5, [2, 4]), (6, [2, 4])])
+def test_weights_that_are_not_finite_are_never_saved_and_end_the_run(
+    captioned_folder: Path, tiny_codec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, poisoned: int, kept: Any
+) -> None:
+    real, calls = module.average, []
+
+    def average(averages: Any, network: torch.nn.Module, decays: Any) -> None:
+        calls.append(1)
+        if len(calls) == poisoned:
+            next(network.parameters()).data.fill_(torch.nan)
+        real(averages, network, decays)
+
+    monkeypatch.setattr(module, "average", average)
+    with pytest.raises(InputError, match=r"step 6: the weights are no longer finite: the run has diverged"):
+        train(recipe(captioned_folder, tiny_codec), tmp_path)
+    assert steps(tmp_path) == kept
+    assert not (tmp_path / "pipeline").exists()
+
+
+def test_a_run_whose_last_steps_were_skipped_is_not_finished_and_is_not_when_it_is_asked_again(
+    captioned_folder: Path, tiny_codec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = module.nn.utils.clip_grad_norm_, []
+
+    def clip(parameters: Any, limit: float) -> torch.Tensor:
+        calls.append(1)
+        return torch.tensor(torch.nan) if len(calls) > 3 else real(parameters, limit)
+
+    monkeypatch.setattr(module.nn.utils, "clip_grad_norm_", clip)
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"step 7: loss and gradient are no longer finite"):
+            train(recipe(captioned_folder, tiny_codec, run={"steps": 7, "checkpoint_every": 1}), tmp_path)
+    assert len(calls) == 7
+    assert steps(tmp_path) == [5, 6, 7]  # the newest two, and the newest that had not diverged
+    assert not (tmp_path / "pipeline").exists()
+
+
+def test_a_residual_that_is_not_finite_at_the_end_is_no_finish_and_null_in_the_log(
+    captioned_folder: Path, tiny_codec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = module.gathered_samples
+
+    def gathered(*arguments: Any) -> Any:
+        residual, t, r = real(*arguments)
+        return torch.full_like(residual, torch.inf), t, r
+
+    monkeypatch.setattr(module, "gathered_samples", gathered)
+    with pytest.raises(InputError, match="the run has diverged"):
+        train(recipe(captioned_folder, tiny_codec, run={"steps": 1}), tmp_path)
+    assert '"residual": null' in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_a_codec_that_diverged_is_not_published(
+    captioned_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_codec(codec_recipe(captioned_folder, steps=2), tmp_path)
+    before = {path: path.read_bytes() for path in (tmp_path / "codec").iterdir()}
+    monkeypatch.setattr(codec_module.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(torch.inf))
+    with pytest.raises(InputError, match="step 6: loss and gradient are no longer finite"):
+        train_codec(codec_recipe(captioned_folder), tmp_path)
+    assert {path: path.read_bytes() for path in (tmp_path / "codec").iterdir()} == before
+
+
+def test_a_codec_is_not_trained_by_several_processes(
+    captioned_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="one process"):
+        train_codec(codec_recipe(captioned_folder), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_others_put_into_a_published_folder_stays(captioned_folder: Path, tmp_path: Path) -> None:
+    train_codec(codec_recipe(captioned_folder, steps=1), tmp_path)
+    (tmp_path / "codec" / "README.md").write_text("mine")
+    train_codec(codec_recipe(captioned_folder, steps=2), tmp_path)
+    assert (tmp_path / "codec" / "README.md").read_text() == "mine"
+
+
+def test_what_cannot_be_drawn_is_said_before_the_first_step_and_may_be_mended(
+    captioned_folder: Path, tiny_codec: Path, tmp_path: Path
+) -> None:
+    run = {"steps": 2, "sample_every": 2}
+    with pytest.raises(InputError, match="sample_prompts: empty prompt"):
+        train(recipe(captioned_folder, tiny_codec, run=run, sample_prompts=[""]), tmp_path)
+    assert not (tmp_path / "metrics.jsonl").exists()
+    train(recipe(captioned_folder, tiny_codec, run=run, sample_prompts=["a cat"]), tmp_path)
+    train(recipe(captioned_folder, tiny_codec, run={**run, "steps": 3}, sample_prompts=["a dog"]), tmp_path)
+    assert steps(tmp_path) == [2, 3]
+
+
+def test_whatever_ends_the_loop_what_was_saved_keeps_its_name(
+    captioned_folder: Path, tiny_codec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+
+        def failing(*_: Any) -> Any:
+            raise OSError(28, "No space left on device")
+
+        patched.setattr(module, "save_image", failing)
+        with pytest.raises(OSError, match="No space left"):
+            train(recipe(captioned_folder, tiny_codec, run={"sample_every": 4}), tmp_path / "broken")
+        assert steps(tmp_path / "broken") == [2, 4]
+    for name in ("broken", "straight"):
+        train(recipe(captioned_folder, tiny_codec, run={"sample_every": 4}), tmp_path / name)
+    assert losses(tmp_path / "broken") == losses(tmp_path / "straight")
+
+
+def test_three_examples_are_drawn_as_three(captioned_folder: Path, tiny_codec: Path, tmp_path: Path) -> None:
+    run = {"steps": 1, "batch_size": 2, "sample_every": 1}
+    train(recipe(captioned_folder, tiny_codec, data={"limit": 3}, run=run), tmp_path)
+    assert (tmp_path / "samples" / "step-00000001.png").exists()
+
+
+class Gone:
+    """An output whose reader has gone."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    def flush(self) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    def fileno(self) -> int:
+        raise OSError("no file")
+
+    def isatty(self) -> bool:
+        return False
+
+
+def test_outputs_that_are_gone_stop_no_run(
+    captioned_folder: Path, tiny_codec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", Gone())
+    monkeypatch.setattr(sys, "stderr", Gone())
+    monkeypatch.setattr(Guard, "spiked", lambda self, norm: True)  # something is said on the error stream
+    assert train(recipe(captioned_folder, tiny_codec, run={"steps": 2, "log_every": 1}), tmp_path)["step"] == 2
+
+
+def test_a_spike_before_the_first_checkpoint_says_that_there_is_none(
+    captioned_folder: Path, tiny_codec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(Guard, "spiked", lambda self, norm: True)
+    train(recipe(captioned_folder, tiny_codec, run={"steps": 1}, guard={"rollbacks": 1}), tmp_path)
+    assert "there is no checkpoint to go back to" in capsys.readouterr().err
+
+
+def test_the_derivative_is_measured_over_all_micro_batches() -> None:
+    from anystep.objective import LossRecord
+
+    def part(intervals: list[float], norm: float, noise: float | None) -> LossRecord:
+        t = torch.tensor(intervals)
+        zero = torch.zeros(())
+        return LossRecord(
+            loss=zero, denoising=zero, residual=t, t=t, r=torch.zeros_like(t), derivative_norm=torch.tensor(norm),
+            alignment=zero, nonfinite=[], evaluations=1,
+            derivative_noise=None if noise is None else torch.tensor(noise),
+        )  # fmt: skip
+
+    parts = [part([0.0, 0.5], 2.0, 0.5), part([0.5, 0.5, 0.5], 4.0, 0.25), part([0.0], 0.0, None)]
+    assert derivative_sums(parts) == [1 * 4.0 + 3 * 16.0, 4.0, 1 * 0.5 + 3 * 0.25, 4.0]
+
+
+def test_a_text_encoder_of_this_machine_goes_with_the_model(
+    captioned_folder: Path, tiny_codec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    monkeypatch.chdir(tmp_path)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "colour", "number", *map(str, range(12))]
+    (tmp_path / "enc").mkdir()
+    (tmp_path / "enc" / "vocab.txt").write_text("\n".join(words))
+    BertTokenizerFast("enc/vocab.txt").save_pretrained("enc")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    BertModel(BertConfig(vocab_size=len(words), **sizes)).save_pretrained("enc")
+    train(recipe(captioned_folder, tiny_codec, run={"steps": 1}, model={"text_encoder": "enc"}), tmp_path / "run")
+    here = anystep.load(tmp_path / "run")("colour number 3", steps=1)[0].tobytes()
+    shutil.move(tmp_path / "run" / "pipeline", tmp_path / "moved")
+    shutil.rmtree(tmp_path / "enc")
+    assert anystep.load(tmp_path / "moved")("colour number 3", steps=1)[0].tobytes() == here
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """As on a full disk, writing fails: here where a file would be longer."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_that_is_full_is_one_line_and_the_same_command_goes_on(
+    captioned_folder: Path, tiny_codec: Path, tmp_path: Path
+) -> None:
+    straight, full = tmp_path / "straight", tmp_path / "full"
+    config = recipe(captioned_folder, tiny_codec, run={"steps": 3})
+    train(config, straight)
+    for size in (50, 5_000, 100_000):  # the marker, the log, a checkpoint
+        with pytest.raises((InputError, OSError)) as caught, files_of_at_most(size):
+            train(config, full)
+        assert "\n" not in str(caught.value)
+        assert not (full / "pipeline").exists()
+    train(config, full)
+    assert losses(full) == losses(straight)
+    weights = "pipeline/transformer/diffusion_pytorch_model.safetensors"
+    assert (full / weights).read_bytes() == (straight / weights).read_bytes()
+    shutil.rmtree(full / "pipeline")
+    with pytest.raises((InputError, OSError)), files_of_at_most(5_000):
+        train(config, full)
+    assert not list(full.glob("*pipeline*"))
+    assert not list(full.glob(".*.part"))
+    train(config, full)
+    assert (full / weights).read_bytes() == (straight / weights).read_bytes()
