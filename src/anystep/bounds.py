@@ -8,6 +8,7 @@ import difflib
 import inspect
 import math
 import operator
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal, InvalidOperation
 from types import NoneType
@@ -136,6 +137,28 @@ def cut(text: str, longest: int = 60) -> str:
     return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
+LONGEST_NAME = 1000  # characters of the name of a model, a source or a file
+LONGEST_TEXT = 100_000  # of a prompt
+
+
+def check_name(value: str) -> str:
+    """What a model, a source or the like is called; empty, too long or not printable, it is an `InputError`."""
+    if not value or len(value) > LONGEST_NAME or any(unicodedata.category(each) == "Cc" for each in value):
+        raise InputError(
+            f"{shown(value)}: expected a name or path of 1 to {LONGEST_NAME} characters, without control characters"
+        )
+    return value
+
+
+def check_text(value: str) -> str:
+    """Free text, such as a prompt: lines and tabs are part of it, other control characters are an `InputError`."""
+    if len(value) > LONGEST_TEXT or any(unicodedata.category(each) == "Cc" and each not in "\n\r\t" for each in value):
+        raise InputError(
+            f"{shown(value)}: expected text of at most {LONGEST_TEXT:,} characters, without control characters"
+        )
+    return value
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """The end of a message about a name that is none of those known: the one that was meant, or all of them."""
     names = [str(name) for name in known]
@@ -158,7 +181,7 @@ def check_options(what: str, function: Callable[..., Any], given: Mapping[str, A
 
 
 def fitted(name: str, value: Any, annotation: Any) -> Any:
-    """A plain value as an annotation wants it: a kind of numbers, text, a truth value, choices, or None beside these.
+    """A plain value as an annotation wants it: a kind of numbers, a truth value, choices, or None beside these.
 
     Raises:
         InputError: it is of another type, or out of bounds.
@@ -167,9 +190,9 @@ def fitted(name: str, value: Any, annotation: Any) -> Any:
         if value not in (choices := get_args(annotation)):
             raise InputError(f"{name} {shown(value)}: expected one of {', '.join(map(str, choices))}")
         return value
-    if annotation in (str, bool):
-        if not isinstance(value, annotation):
-            raise InputError(f"{name} {shown(value)}: expected {'text' if annotation is str else 'true or false'}")
+    if annotation is bool:
+        if not isinstance(value, bool):
+            raise InputError(f"{name} {shown(value)}: expected true or false")
         return value
     if get_origin(annotation) is Annotated:
         if isinstance(value, float) and value.is_integer():

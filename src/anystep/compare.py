@@ -50,7 +50,7 @@ from anystep.pipelines.load import Model, load
 from anystep.plain_yaml import dump_yaml, parse_yaml, read_yaml
 from anystep.training.assemble import prepare_data, prepare_network, reads_captions
 from anystep.training.budget import evaluations_per_sample
-from anystep.training.config import Recipe, Section, explain, merged, set_path
+from anystep.training.config import Name, Recipe, Section, explain, merged, set_path
 from anystep.training.run import FREE_TO_CHANGE, METRICS, RUN, completed, differences, latents_path
 from anystep.training.train import make_objective, train
 
@@ -72,15 +72,15 @@ class Comparison(Section):
     """
 
     recipe: Recipe = Recipe()
-    variants: dict[str, dict[str, Any]] = Field(
+    variants: dict[Name, dict[str, Any]] = Field(
         default_factory=lambda: {preset.label: {"objective": {"kind": kind}} for kind, preset in OBJECTIVES.items()}
     )
     evaluations: Count = 1_000_000
     seeds: tuple[Seed, ...] = Field((0,), min_length=1)
     steps: tuple[SamplingSteps, ...] = Field((1, 2, 4, 8, 16, 32, 64), min_length=1)
     samples: Count = 1000
-    metrics: tuple[str, ...] = ("frechet_distance", "kernel_distance")
-    extractor: str = "effnetlite0"
+    metrics: tuple[Name, ...] = ("frechet_distance", "kernel_distance")
+    extractor: Name = "effnetlite0"
     guidance: Guidance = 1.0
 
     @model_validator(mode="after")

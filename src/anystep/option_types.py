@@ -6,36 +6,36 @@ what it should is said by what reads it.
 
 import argparse
 import stat
-import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
-from anystep.bounds import Side, cut, parse, shown
-
-LONGEST_TEXT = 100_000  # characters
-LONGEST_NAME = 1000
+from anystep.bounds import Side, check_name, check_text, cut, parse, shown
+from anystep.errors import InputError
 
 
 def text(value: str) -> str:
-    """Free text, such as a prompt: lines and tabs are part of it, other control characters are not."""
-    if any(unicodedata.category(each) == "Cc" and each not in "\n\r\t" for each in value):
-        raise argparse.ArgumentTypeError(f"{shown(value)}: expected text without control characters")
-    if len(value) > LONGEST_TEXT:
-        raise argparse.ArgumentTypeError(f"{shown(value)}: expected at most {LONGEST_TEXT:,} characters")
-    return value
+    """Free text, such as a prompt."""
+    return _checked(check_text, value)
 
 
 def spec(value: str) -> str:
     """What a model, a source or the like is called; `~` at its start is the home folder."""
-    if not value or len(value) > LONGEST_NAME or any(unicodedata.category(each) == "Cc" for each in value):
-        raise argparse.ArgumentTypeError(
-            f"{shown(value)}: expected a name or path of 1 to {LONGEST_NAME} characters, without control characters"
-        )
+    _checked(check_name, value)
     if value.startswith("~"):
         try:
             return str(Path(value).expanduser())
         except RuntimeError:
-            raise argparse.ArgumentTypeError(f"{shown(value)}: there is no such home folder") from None
+            raise argparse.ArgumentTypeError(
+                f"{shown(value)}: there is no such home folder; expected a name or path"
+            ) from None
     return value
+
+
+def _checked(check: Callable[[str], str], value: str) -> str:
+    try:
+        return check(value)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def size(value: str) -> tuple[int, int]:

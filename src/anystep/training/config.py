@@ -9,8 +9,9 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from annotated_types import Ge
+from annotated_types import Ge, MinLen
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     ModelWrapValidatorHandler,
@@ -39,7 +40,9 @@ from anystep.bounds import (
     Side,
     Threads,
     Width,
+    check_name,
     check_options,
+    check_text,
     cut,
     expectation,
     nearest,
@@ -53,6 +56,8 @@ from anystep.objectives import OBJECTIVES, ObjectiveKind
 from anystep.plain_yaml import dump_yaml, parse_yaml, read_yaml
 from anystep.transport import make_transport
 
+Name = Annotated[str, AfterValidator(check_name)]
+Text = Annotated[str, AfterValidator(check_text)]
 Parallel = Literal["none", "ddp", "fsdp", "hsdp"]
 
 
@@ -76,6 +81,11 @@ def _plainly(value: Any, annotation: Any) -> Any:
             get_args(inner)[:1] * len(value) if inner is not None and get_args(inner)[-1] is ... else get_args(inner)
         )
         return [_plainly(*each) for each in zip(value, places, strict=True)] if len(places) == len(value) else value
+    if isinstance(value, dict) and (inner := next((each for each in kinds if get_origin(each) is dict), None)):
+        for key, each in value.items():
+            if isinstance(each, bool) and {int, float} & set(_kinds(get_args(inner)[1])):
+                raise ValueError(f"{cut(str(key))} {each}: expected a number, not true or false")
+        return value
     numeric, text = {int, float} & set(kinds), str in kinds
     if isinstance(value, bool) and numeric and bool not in kinds:
         raise ValueError("expected a number, not true or false")
@@ -98,7 +108,7 @@ class DataConfig(Section):
     the built-in art; the others are taken whole.
     """
 
-    source: str | dict[str, PositiveCoefficient] = "builtin"
+    source: Name | dict[Name, PositiveCoefficient] = "builtin"
     # side of the images in pixels; of a square of as many pixels as the largest images, with `native`
     size: Side = 64
     # images keep their shape: they are scaled down to that area, and cropped to whole tokens
@@ -162,12 +172,18 @@ class CodecModelConfig(Section):
     """Sizes of an AutoencoderDC of convolutions alone, so that it can be tiled exactly."""
 
     latent_channels: Width = 32
-    widths: tuple[Width, ...] = (32, 32, 64, 128)
+    widths: Annotated[tuple[Width, ...], MinLen(1)] = (32, 32, 64, 128)
     encoder_depths: tuple[Depth, ...] = (0, 1, 1, 1)
     decoder_depths: tuple[Depth, ...] = (0, 1, 2, 2)
     # on the latents in training, as a share of their standard deviation, for each image a level between the two:
     # the decoder must bear a generator's errors
     noise: tuple[Coefficient, Coefficient] = (0.03, 0.03)
+
+    @model_validator(mode="after")
+    def _alike(self) -> "CodecModelConfig":
+        if not len(self.widths) == len(self.encoder_depths) == len(self.decoder_depths):
+            raise ValueError("codec.widths, encoder_depths and decoder_depths: expected as many of each")
+        return self
 
 
 class RunConfig(Section):
@@ -185,7 +201,7 @@ class RunConfig(Section):
     parts: BatchSize = 1
     packed: bool = False
     seed: Seed = 0
-    device: str = "auto"
+    device: Name = "auto"
     threads: Threads | None = None
     log_every: Count = 10
     checkpoint_every: Count = 500
@@ -225,12 +241,12 @@ class CodecRecipe(Section):
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-3, final=0.01)
     run: RunConfig = RunConfig(batch_size=16, sample_every=0)
     # continue from this autoencoder with its encoder frozen: its latents, and all trained on them, stay valid
-    refine: str | None = None
+    refine: Name | None = None
 
 
 class TransportConfig(Section):
     name: Literal["ot_fm", "trigflow", "edm", "vp", "ve"] = "ot_fm"
-    options: dict[str, Real] = {}
+    options: dict[Name, Real] = {}
     # side in pixels of the square above whose area times are moved towards noise; data.size when null
     base_size: Side | None = None
 
@@ -276,12 +292,12 @@ SET_BY_KINDS = {"kind"}.union(*(preset.options for preset in OBJECTIVES.values()
 class ModelConfig(Section):
     """A preset and what differs from it."""
 
-    preset: str = "t2i-emoji"
-    options: dict[str, Any] = {}
+    preset: Name = "t2i-emoji"
+    options: dict[Name, Any] = {}
     # begin with the transformer of this model (`builtin`, a run, a pipeline's folder or a hub id), not at random
-    weights: str | None = None
-    codec: str = "builtin"
-    text_encoder: str = "builtin"
+    weights: Name | None = None
+    codec: Name = "builtin"
+    text_encoder: Name = "builtin"
     gradient_checkpointing: bool = False
 
     @model_validator(mode="before")
@@ -298,7 +314,7 @@ class AlignmentConfig(Section):
     """Representation alignment: tokens after block `depth` are drawn towards the features of a frozen image encoder."""
 
     # a vision model of transformers by id or folder, or radio:VERSION
-    encoder: str
+    encoder: Name
     coefficient: PositiveCoefficient = 1.0
     # share of the run after which it is switched off
     until: PositiveShare = 1.0
@@ -320,10 +336,10 @@ class Recipe(Section):
     parallel: Parallel = "ddp"
     condition_dropout: Share = 0.1
     # one, or several: the first is what samples, guides and is exported
-    ema_decay: Decay | tuple[Decay, ...] = 0.9995
+    ema_decay: Decay | Annotated[tuple[Decay, ...], MinLen(1)] = 0.9995
     # numbers of steps and captions (or class indices) of the sample grids
-    sample_steps: tuple[SamplingSteps, ...] = (1, 2, 4, 8)
-    sample_prompts: tuple[str, ...] = ()
+    sample_steps: Annotated[tuple[SamplingSteps, ...], MinLen(1)] = (1, 2, 4, 8)
+    sample_prompts: tuple[Text, ...] = ()
     guidance: Guidance = 1.5
 
     @model_validator(mode="after")
@@ -406,7 +422,8 @@ def explain(kind: type[BaseModel], error: ValidationError) -> str:
         else:
             if expected := [expectation(kind) for kind in _bounded(annotation)]:
                 message = f"expected {' or '.join(expected)}"
-            told.setdefault(where, f"{cut(where)}: {message[:1].lower()}{message[1:]}, got {shown(each['input'])}")
+            got = "" if shown(each["input"]) in message else f", got {shown(each['input'])}"
+            told.setdefault(where, f"{cut(where)}: {message[:1].lower()}{message[1:]}{got}")
     lines = list(told.values())
     return "; ".join(lines[:2]) + (f"; and {len(lines) - 2} more" if len(lines) > 2 else "")
 
