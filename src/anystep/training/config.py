@@ -422,7 +422,7 @@ def explain(kind: type[BaseModel], error: ValidationError) -> str:
         else:
             if expected := [expectation(kind) for kind in _bounded(annotation)]:
                 message = f"expected {' or '.join(expected)}"
-            got = "" if shown(each["input"]) in message else f", got {shown(each['input'])}"
+            got = "" if message.startswith(shown(each["input"])) else f", got {shown(each['input'])}"
             told.setdefault(where, f"{cut(where)}: {message[:1].lower()}{message[1:]}{got}")
     lines = list(told.values())
     return "; ".join(lines[:2]) + (f"; and {len(lines) - 2} more" if len(lines) > 2 else "")
