@@ -71,12 +71,12 @@ COMMANDS = {
     "train": Command(text("train", "IN/r.yaml", "--out", "OUT", "--run.steps", "40"), logged, "run"),
     "train-codec": Command(text("train-codec", "IN/codec.yaml", "--out", "OUT"), logged, "run"),
     "data prepare": Command(
-        text("data", "prepare", "IN/pictures", "--out", "OUT", "--size", "64", "--codec", "builtin", "--shard-size", "8"),
+        text("data", "prepare", "IN/pictures", "--out", "OUT", "--size", "64", "--shard-size", "8"),
         has("made/*0*tar*"), "made",
     ),
     "evaluate": Command(
-        text("evaluate", *MODEL, "--data", "classes:IN/images", "--samples", "60", "--steps", "1", "2", "4", "--batch", "20",
-             "--metrics", "kernel_distance", "--keep-images", "--out", "OUT"),
+        text("evaluate", *MODEL, "--data", "classes:IN/images", "--samples", "60", "--steps", "1", "2", "4",
+             "--batch", "20", "--metrics", "kernel_distance", "--keep-images", "--out", "OUT"),
         has("report/*/*"), "report",
     ),
     "benchmark": Command(
@@ -84,7 +84,9 @@ COMMANDS = {
         has("drawn/*"), "drawn",
     ),
     "compare": Command(text("compare", "IN/compare.yaml", "--out", "OUT"), logged, "compared"),
-    "train-scene-detector": Command(text("train-scene-detector", "--steps", "12", "--out", "OUT"), running, "d.safetensors"),
+    "train-scene-detector": Command(
+        text("train-scene-detector", "--steps", "12", "--out", "OUT"), running, "d.safetensors"
+    ),
     "train-alignment": Command(text("train-alignment", "--out", "OUT"), running, "a.safetensors"),
     "train-classifier": Command(
         text("train-classifier", "classes:IN/images", "--size", "16", "--epochs", "20", "--out", "OUT"), running, "c.pt"

@@ -7,6 +7,7 @@ import random
 import struct
 import tarfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from typing import Any
 class Area:
     """`make` writes a valid input into a folder, `act` reads it; `weight` is its share, by what it costs.
 
-    `own` says that the folder is the command's output too, in which it may write.
+    `valid` says that what was made is read as it is; `own` that the folder is the command's output too, in which it may
+    write.
     """
 
     make: Callable[[Path], None]
@@ -24,6 +26,7 @@ class Area:
     weight: float = 1.0
     seconds: int = 5
     own: bool = False
+    valid: bool = True
 
 
 def picture(size: int = 16, shade: int = 0) -> Any:
@@ -68,6 +71,8 @@ def make_images(folder: Path) -> None:
     picture().convert("P").save(folder / "palette.png", transparency=0)
     frames = [picture(shade=n) for n in (0, 99)]
     frames[0].save(folder / "moving.gif", save_all=True, append_images=frames[1:])
+    for path in [*folder.iterdir()]:
+        path.with_suffix(".txt").write_text("a thing\n")
 
 
 def make_captions(folder: Path) -> None:
@@ -132,7 +137,10 @@ def make_recipe(folder: Path) -> None:
 
     content = {
         "data": {"source": "builtin", "size": 64, "native": False, "limit": 10},
-        "model": {"preset": "t2i-test", "options": {"hidden_size": 32, "depth": 2, "rope_grid": "row_major", "mlp_ratio": 2.0}},
+        "model": {
+            "preset": "t2i-test",
+            "options": {"hidden_size": 32, "depth": 2, "rope_grid": "row_major", "mlp_ratio": 2.0},
+        },
         "transport": {"name": "ot_fm", "options": {"std": 1.0, "t_max": 1.0}},
         "objective": {"kind": "shortcut", "eps": 0.01, "guidance": {"w_gt": 1.0}},
         "optimizer": {"betas": [0.9, 0.99], "learning_rate": 1e-4},
@@ -176,8 +184,33 @@ def read_overrides(folder: Path, out: Path, dice: random.Random) -> None:
     from anystep.compare import Comparison, vary
     from anystep.training.config import Recipe, load_recipe
 
-    keys = ["run.steps", "run", "model.options.depth", "data.source", "a.b", "", ".", "objective.guidance.w_gt", "ema_decay"]
-    values = ["1", "1e2", "[", "{a: 1}", "nan", "-1", "!!python/name:os.system", "&a [*a]", "[" * 5000, "\0", "é", "", "~", "9" * 5000]
+    keys = [
+        "run.steps",
+        "run",
+        "model.options.depth",
+        "data.source",
+        "a.b",
+        "",
+        ".",
+        "objective.guidance.w_gt",
+        "ema_decay",
+    ]
+    values = [
+        "1",
+        "1e2",
+        "[",
+        "{a: 1}",
+        "nan",
+        "-1",
+        "!!python/name:os.system",
+        "&a [*a]",
+        "[" * 5000,
+        "\0",
+        "é",
+        "",
+        "~",
+        "9" * 5000,
+    ]
     words = [f"--{dice.choice(keys)}={dice.choice(values)}" for _ in range(dice.randrange(1, 3))]
     if dice.random() < 0.5:
         vary(Comparison(), [word[2:] for word in words])
@@ -188,15 +221,18 @@ def make_benchmarks(folder: Path) -> None:
     rows = [
         {"tag": "single_object", "include": [{"class": "cat", "count": 1}], "prompt": "a photo of a cat"},
         {"tag": "colors", "include": [{"class": "car", "count": 1, "color": "red"}], "prompt": "a red car"},
-        {"tag": "position", "include": [{"class": "cat", "count": 1}, {"class": "dog", "count": 1, "position": ["above", 0]}],
-         "prompt": "a dog above a cat"},
+        {"tag": "position", "prompt": "a dog above a cat",
+         "include": [{"class": "cat", "count": 1}, {"class": "dog", "count": 1, "position": ["above", 0]}]},
     ]  # fmt: skip
     (folder / "geneval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "mjhq.json").write_text(json.dumps({"a": {"category": "animals", "prompt": "a cat"}, "b1": {"category": "art", "prompt": "x"}}))
+    (folder / "mjhq.json").write_text(
+        json.dumps({"a": {"category": "animals", "prompt": "a cat"}, "b1": {"category": "art", "prompt": "x"}})
+    )
     (folder / "prompts").mkdir()
     for name in ("a", "b"):
         (folder / "prompts" / f"{name}.txt").write_text(f"a long text about {name}\n")
-    lines = ["item_id,text,keywords,proposition_id,dependency,category_broad,category_detailed,tuple,question_natural_language"]
+    columns = "item_id,text,keywords,proposition_id,dependency,category_broad,category_detailed,tuple"
+    lines = [f"{columns},question_natural_language"]
     lines += [f"a,t,k,{n},0,entity,whole,tuple,is there a cat?" for n in (1, 2)]
     (folder / "questions.csv").write_text("\n".join(lines) + "\n")
 
@@ -248,10 +284,8 @@ def make_safetensors(folder: Path) -> None:
 
     SceneDetector(["a", "b"], 8, 1).save(folder / "detector.safetensors")
     heads = AlignmentHeads(8, 8, 4)
-    try:
+    with suppress(AssertionError):  # without a recall
         heads.save(folder / "heads.safetensors")
-    except AssertionError:  # without a recall
-        pass
 
 
 def read_safetensors(folder: Path, out: Path, dice: random.Random) -> None:
@@ -269,7 +303,24 @@ def make_prepared(folder: Path) -> None:
     images = folder.parent / "images"
     images.mkdir()
     make_captions(images)
-    assert main(["data", "prepare", str(images), "--out", str(folder), "--size", "16", "--codec", "identity", "--shard-size", "2"]) == 0
+    assert (
+        main(
+            [
+                "data",
+                "prepare",
+                str(images),
+                "--out",
+                str(folder),
+                "--size",
+                "16",
+                "--codec",
+                "identity",
+                "--shard-size",
+                "2",
+            ]
+        )
+        == 0
+    )
 
 
 def read_prepared(folder: Path, out: Path, dice: random.Random) -> int | None:
@@ -278,7 +329,19 @@ def read_prepared(folder: Path, out: Path, dice: random.Random) -> int | None:
 
     if dice.random() < 0.2:
         images = folder.parent / "images"
-        words = ["data", "prepare", str(images), "--out", str(folder), "--size", "16", "--codec", "identity", "--shard-size", "2"]
+        words = [
+            "data",
+            "prepare",
+            str(images),
+            "--out",
+            str(folder),
+            "--size",
+            "16",
+            "--codec",
+            "identity",
+            "--shard-size",
+            "2",
+        ]
         return main(words)
     data = LatentSet([LatentShards(str(folder))], broken_limit=1.0)
     data.read(list(range(min(8, len(data)))))
@@ -315,17 +378,59 @@ def act_on_values(folder: Path, out: Path, dice: random.Random) -> int:
     from anystep.cli import main
 
     number = ["0", "-1", "1", "nan", "inf", "1e30", "9" * 3000, "", "é", "1.5", "１"]
-    device, size = ["cpu", "meta", "cuda", "hpu", "\0", "", "auto", "cpu:3"], ["64x64", "0x0", "8x8", "x", "1048576x1048576", "9" * 500, "64x100000"]
-    name = ["builtin", "", "~", "/", ".", "nowhere", "../..", "\0", "x" * 5000, "a/b", "t2i-xl", "c2i-test", "https://x/y", "shards:", "idx:/", "classes:.", "parquet:/dev", "shards:/dev/zero"]
+    device, size = (
+        ["cpu", "meta", "cuda", "hpu", "\0", "", "auto", "cpu:3"],
+        ["64x64", "0x0", "8x8", "x", "1048576x1048576", "9" * 500, "64x100000"],
+    )
+    name = [
+        "builtin",
+        "",
+        "~",
+        "/",
+        ".",
+        "nowhere",
+        "../..",
+        "\0",
+        "x" * 5000,
+        "a/b",
+        "t2i-xl",
+        "c2i-test",
+        "https://x/y",
+        "shards:",
+        "idx:/",
+        "classes:.",
+        "parquet:/dev",
+        "shards:/dev/zero",
+    ]
     command = dice.choice(["plan", "info", "show", "recipes", "data", "train"])
     pick = dice.choice
     words = {
-        "plan": ["plan", f"--model={pick(name)}", f"--size={pick(size)}", f"--steps={pick(number)}"] + pick([[], ["--on", "H100"], ["--train", f"--batch={pick(number)}"]]),
+        "plan": [
+            "plan",
+            f"--model={pick(name)}",
+            f"--size={pick(size)}",
+            f"--steps={pick(number)}",
+            *pick([[], ["--on", "H100"], ["--train", f"--batch={pick(number)}"]]),
+        ],
         "info": ["info", f"--model={pick(name)}", f"--device={pick(device)}"],
         "show": ["recipes", "show", pick(name)],
         "recipes": ["recipes", pick(name)],
-        "data": ["data", "show", pick(name), f"--count={pick(number)}", f"--size={pick(['16', *number])}", f"--out={out / 'x.png'}"],
-        "train": ["train", pick([*name, "emoji"]), "--dry-run", f"--run.steps={pick(number)}", f"--model.options.depth={pick(number)}", f"--run.device={pick(device)}"],
+        "data": [
+            "data",
+            "show",
+            pick(name),
+            f"--count={pick(number)}",
+            f"--size={pick(['16', *number])}",
+            f"--out={out / 'x.png'}",
+        ],
+        "train": [
+            "train",
+            pick([*name, "emoji"]),
+            "--dry-run",
+            f"--run.steps={pick(number)}",
+            f"--model.options.depth={pick(number)}",
+            f"--run.device={pick(device)}",
+        ],
     }[command]
     return main(words)
 
@@ -348,16 +453,16 @@ AREAS = {
     "captions": Area(make_captions, source(""), 2),
     "JSON lines": Area(make_lines, source(""), 2),
     "class folders": Area(make_classes, source("classes:"), 1),
-    "tar": Area(make_tar, source("shards:"), 3),
+    "tar": Area(make_tar, source("shards:"), 3, own=True),
     "Parquet": Area(make_parquet, source("parquet:"), 2),
     "IDX": Area(make_idx, source("idx:"), 2),
     "npz": Area(make_npz, read_npz, 2),
     "safetensors": Area(make_safetensors, read_safetensors, 2),
     "YAML": Area(make_recipes, read_recipe, 4),
-    "overrides": Area(make_recipe, read_overrides, 1),
+    "overrides": Area(make_recipe, read_overrides, 1, valid=False),
     "benchmark files": Area(make_benchmarks, read_benchmarks, 2),
     "prepared folder": Area(make_prepared, read_prepared, 2, own=True),
     "model folder": Area(make_model, read_model, 1, seconds=10),
-    "option values": Area(lambda folder: None, act_on_values, 1, seconds=15),
+    "option values": Area(lambda folder: None, act_on_values, 1, seconds=15, valid=False),
     "run folder": Area(make_run, resume_run, 0.3, seconds=20, own=True),
 }

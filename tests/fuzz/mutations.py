@@ -11,18 +11,22 @@ import shutil
 import struct
 import tarfile
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 MARK = "EXECUTED"  # a file that payloads make, in the folder above all others
 
 ODD: list[Any] = [
-    None, True, -1, 0, 2**31, 2**63, -(2**63), 10**30, 1e308, -1e308, float("nan"), float("inf"), 1.5, "", "x", "\0", "é", "１",
-    "\ud800", "../../../escaped", "/etc/passwd", "x" * 100_000, [], {}, [[]], [None], {"": {}}, [1e999], "nan", "a\nb", "-",
+    None, True, -1, 0, 2**31, 2**63, -(2**63), 10**30, 1e308, -1e308, float("nan"), float("inf"), 1.5, "", "x", "\0",
+    "é", "１", "\ud800", "../../../escaped", "/etc/passwd", "x" * 100_000, [], {}, [[]], [None], {"": {}}, [1e999],
+    "nan", "a\nb", "-",
 ]  # fmt: skip
 NUMBERS = [0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 2**63 - 1, 2**64 - 1]
-NAMES = ["x.png", ".hidden.png", "-rf.png", "a b.png", "é.txt", "\udce9.png", "new\nline.png", "x" * 250, "a.part", "CON.png",
-         "step-abc", "step-99999999999999999999", ".x.part", "000001.tar", "index.safetensors", "metadata.jsonl", "..."]  # fmt: skip
+NAMES = [
+    "x.png", ".hidden.png", "-rf.png", "a b.png", "é.txt", "\udce9.png", "new\nline.png", "x" * 250, "a.part", "...",
+    "step-abc", "step-99999999999999999999", ".x.part", "000001.tar", "index.safetensors", "metadata.jsonl",
+]  # fmt: skip
 
 
 class Payload:
@@ -40,7 +44,9 @@ def odd(dice: random.Random, value: Any) -> Any:
     if isinstance(value, int | float) and not isinstance(value, bool) and dice.random() < 0.4:
         return dice.choice([-value, value + 1, value * 10**9, value * 10**18, float(value), str(value), value - 1])
     if isinstance(value, str) and dice.random() < 0.3:
-        return dice.choice([value * 1000, value[:-1], value + "\0", value.upper(), [value], "../" + value, "\u202e" + value])
+        return dice.choice(
+            [value * 1000, value[:-1], value + "\0", value.upper(), [value], "../" + value, "\u202e" + value]
+        )
     return dice.choice(ODD)
 
 
@@ -67,7 +73,9 @@ def plain(dice: random.Random, content: Any) -> Any:
 
 def nested(dice: random.Random) -> bytes:
     deep = dice.choice([100, 5_000, 100_000])
-    return dice.choice([b"[" * deep, b"[" * deep + b"]" * deep, b'{"a":' * deep, b"{a: " * deep, b"- " * min(deep, 5000)])
+    return dice.choice(
+        [b"[" * deep, b"[" * deep + b"]" * deep, b'{"a":' * deep, b"{a: " * deep, b"- " * min(deep, 5000)]
+    )
 
 
 def raw(dice: random.Random, data: bytes) -> bytes:
@@ -98,9 +106,15 @@ def raw(dice: random.Random, data: bytes) -> bytes:
             if not numbers:
                 return data + data
             found = dice.choice(numbers[:200])
-            return data[: found.start()] + dice.choice([b"-1", b"99999999999", b"1e999", b"nan", b""]) + data[found.end() :]
+            return (
+                data[: found.start()]
+                + dice.choice([b"-1", b"99999999999", b"1e999", b"nan", b""])
+                + data[found.end() :]
+            )
         case 10:
-            return dice.choice([b"", b"\0" * len(data), b"\xef\xbb\xbf" + data, data + data, data[::-1], b"\xff\xfe" + data])
+            return dice.choice(
+                [b"", b"\0" * len(data), b"\xef\xbb\xbf" + data, data + data, data[::-1], b"\xff\xfe" + data]
+            )
         case _:
             return data[at:] + data[:at]
 
@@ -123,7 +137,12 @@ def yaml_text(dice: random.Random, data: bytes) -> bytes:
     bomb = "a: &a [1, 1]\n" + "".join(
         f"{chr(98 + n)}: &{chr(98 + n)} [{', '.join([f'*{chr(97 + n)}'] * 9)}]\n" for n in range(dice.choice([2, 9]))
     )
-    tags = ["!!python/object/apply:os.system ['touch {mark}']", "!!python/name:os.system", "!!binary aGk=", "!!set {{a}}"]
+    tags = [
+        "!!python/object/apply:os.system ['touch {mark}']",
+        "!!python/name:os.system",
+        "!!binary aGk=",
+        "!!set {{a}}",
+    ]
     match dice.randrange(8):
         case 0:
             return (bomb + f"sample_prompts: *{dice.choice('abc')}\n").encode() + data
@@ -134,7 +153,9 @@ def yaml_text(dice: random.Random, data: bytes) -> bytes:
         case 3:
             return nested(dice)
         case _:
-            return yaml.safe_dump(plain(dice, yaml.safe_load(data)), allow_unicode=True).encode("utf-8", "surrogatepass")
+            return yaml.safe_dump(plain(dice, yaml.safe_load(data)), allow_unicode=True).encode(
+                "utf-8", "surrogatepass"
+            )
 
 
 def safetensors(dice: random.Random, data: bytes) -> bytes:
@@ -166,10 +187,15 @@ def npz(dice: random.Random, data: bytes, mark: Path) -> bytes:
         case 4:
             del content[name]
         case _:  # a header that promises much, deflated to nothing
-            head = b"{'descr': '<f8', 'fortran_order': False, 'shape': (%d, %d), }" % (dice.choice([10**4, 10**9]), 10**5)
+            head = b"{'descr': '<f8', 'fortran_order': False, 'shape': (%d, %d), }" % (
+                dice.choice([10**4, 10**9]),
+                10**5,
+            )
             head += b" " * (64 - (len(head) + 11) % 64) + b"\n"
             with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as file:
-                file.writestr(f"{name}.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(head)) + head + bytes(50_000_000))
+                file.writestr(
+                    f"{name}.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(head)) + head + bytes(50_000_000)
+                )
             return out.getvalue()
     np.savez(out, **content)
     return out.getvalue()
@@ -184,7 +210,9 @@ def tar(dice: random.Random, data: bytes) -> bytes:
             if number == chosen:
                 match dice.randrange(7):
                     case 0:
-                        member.name = dice.choice(["../../../escaped.png", "/escaped.png", "a/../../../b.png", "", "x" * 300, "."])
+                        member.name = dice.choice(
+                            ["../../../escaped.png", "/escaped.png", "a/../../../b.png", "", "x" * 300, "."]
+                        )
                     case 1:
                         member.type, member.linkname = dice.choice([tarfile.SYMTYPE, tarfile.LNKTYPE]), "/etc/passwd"
                         member.size, content = 0, b""
@@ -192,7 +220,9 @@ def tar(dice: random.Random, data: bytes) -> bytes:
                         member.type = dice.choice([tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.DIRTYPE])
                         member.size, content = 0, b""
                     case 3:
-                        member.pax_headers = {dice.choice(["size", "path", "mtime", "x"]): dice.choice(["-1", "9" * 30, "nan"])}
+                        member.pax_headers = {
+                            dice.choice(["size", "path", "mtime", "x"]): dice.choice(["-1", "9" * 30, "nan"])
+                        }
                     case _:
                         content = one(dice, member.name, content, Path("none"))
                         member.size = len(content)
@@ -208,27 +238,25 @@ def one(dice: random.Random, name: str, data: bytes, mark: Path) -> bytes:
         return pickle.dumps(Payload(mark))
     if dice.random() < 0.35:
         return raw(dice, data)
-    suffix = name.rsplit(".", 1)[-1]
-    try:
-        if suffix in ("json", "jsonl"):
+    ending = name.rsplit(".", 1)[-1]
+    with suppress(Exception):  # changed before, it may be no longer of its kind
+        if ending in ("json", "jsonl"):
             return json_text(dice, data)
-        if suffix == "yaml":
+        if ending == "yaml":
             return yaml_text(dice, data).replace(b"{mark}", str(mark).encode())
-        if suffix == "safetensors":
+        if ending == "safetensors":
             return safetensors(dice, data)
-        if suffix == "npz":
+        if ending == "npz":
             return npz(dice, data, mark)
-        if suffix == "tar":
+        if ending == "tar":
             return tar(dice, data)
-        if suffix == "gz":
+        if ending == "gz":
             inside = gzip.decompress(data)
             if dice.random() < 0.2:  # a little file that stands for much
                 return gzip.compress(inside[:16] + bytes(200_000_000), 1)
             return gzip.compress(raw(dice, inside))
-        if suffix == "metadata":
+        if ending == "metadata":
             return dice.choice([pickle.dumps(Payload(mark)), data + pickle.dumps(Payload(mark)), raw(dice, data)])
-    except (ValueError, tarfile.TarError, OSError, KeyError):
-        pass
     return raw(dice, data)
 
 
@@ -255,7 +283,9 @@ def folder(dice: random.Random, where: Path, mark: Path) -> str:
             path.mkdir()
             return f"{name} a folder"
         case 3:
-            target = dice.choice(["/etc/passwd", "/dev/zero", "/dev/null", str(path), "/nowhere", str(where), "/proc/self/mem"])
+            target = dice.choice(
+                ["/etc/passwd", "/dev/zero", "/dev/null", str(path), "/nowhere", str(where), "/proc/self/mem"]
+            )
             path.unlink()
             path.symlink_to(target)
             return f"{name} a link to {target}"

@@ -72,8 +72,20 @@ class Fuzzer:
                 raise SystemExit(f"cannot make {name}: {code} {told}")
             for path in folder.rglob("r.yaml"):  # what names other files must stay true of the copy
                 path.write_text(path.read_text().replace(str(folder), str(self.place)))
+            if fuzzed.AREAS[name].valid:
+                self.copy(folder)
+                told, code, _ = self.fork(
+                    lambda: fuzzed.AREAS[name].act(self.place / "input", self.place / "out", random.Random(1)), 60
+                )
+                if code != "read":
+                    raise SystemExit(f"{name} is not read as it was made: {code} {told}")
             self.made.add(name)
         return folder
+
+    def copy(self, template: Path) -> None:
+        shutil.rmtree(self.place, ignore_errors=True)
+        shutil.copytree(template, self.place, symlinks=True)
+        (self.place / "out").mkdir()
 
     def fork(self, act: Any, seconds: int, memory: int = MEMORY) -> tuple[str, str, float]:
         """What it printed on the error stream, the outcome, and its seconds of work."""
@@ -147,10 +159,8 @@ class Fuzzer:
         """One input of an area: how it was changed, what was printed, the outcome, seconds."""
         area = fuzzed.AREAS[name]
         template = self.template(name)
-        shutil.rmtree(self.place, ignore_errors=True)
-        shutil.copytree(template, self.place, symlinks=True, copy_function=shutil.copy)
+        self.copy(template)
         subject, out = self.place / "input", self.place / "out"
-        out.mkdir()
         changes = [mutations.folder(self.dice, subject, self.mark) for _ in range(1 if self.dice.random() < 0.8 else 3)]
         own = random.Random(self.dice.random())
         but = [self.templates, out, self.top / "stderr", self.mark, *([subject] if area.own else [])]
@@ -165,9 +175,11 @@ class Fuzzer:
         return "; ".join(changes), told, outcome, work
 
 
-def fuzz(seed: int, count: int, only: list[str] | None = None, keep: Path | None = None) -> tuple[dict[str, Counter[str]], list[Any]]:
+def fuzz(
+    seed: int, count: int, only: list[str] | None = None, keep: Path | None = None
+) -> tuple[dict[str, Counter[str]], list[str]]:
     """Counts of outcomes by area, and the failures."""
-    names = list(fuzzed.AREAS) if not only else only
+    names = only or list(fuzzed.AREAS)
     weights = [fuzzed.AREAS[name].weight for name in names]
     counts: dict[str, Counter[str]] = {name: Counter() for name in names}
     failures = []
@@ -181,7 +193,8 @@ def fuzz(seed: int, count: int, only: list[str] | None = None, keep: Path | None
             changes, told, outcome, work = fuzzer.input(name)
             counts[name][outcome] += 1
             if outcome not in GOOD:
-                failures.append((name, number, outcome, changes, told, round(work, 2)))
+                failures.append(f"{name} {number}: {outcome} after {work:.2f} s; {changes}\n{told[-1500:]}")
+                print("---", failures[-1], flush=True)
                 if keep is not None and not (saved := keep / f"{seed}-{number}").exists():
                     shutil.copytree(fuzzer.place, saved, symlinks=True, ignore_dangling_symlinks=True, ignore=pipes)
     return counts, failures
@@ -201,11 +214,13 @@ def main() -> None:
     imports()
     begin = time.monotonic()
     counts, failures = fuzz(options.seed, options.count, options.only, options.keep)
-    for name, number, outcome, changes, told, work in failures:
-        print(f"--- {name} {number}: {outcome} after {work} s; {changes}\n{told[-1500:]}")
     for name, found in counts.items():
-        print(f"{name:18}{sum(found.values()):7,}  " + ", ".join(f"{outcome} {each:,}" for outcome, each in sorted(found.items())))
-    print(f"{sum(sum(found.values()) for found in counts.values()):,} inputs of seed {options.seed}, {len(failures)} failures, {time.monotonic() - begin:.0f} s")
+        print(
+            f"{name:18}{sum(found.values()):7,}  "
+            + ", ".join(f"{outcome} {each:,}" for outcome, each in sorted(found.items()))
+        )
+    total, took = sum(sum(found.values()) for found in counts.values()), time.monotonic() - begin
+    print(f"{total:,} inputs of seed {options.seed}, {len(failures)} failures, {took:.0f} s")
     sys.exit(bool(failures))
 
 

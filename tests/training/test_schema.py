@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from unittest.mock import patch
 
 import pytest
 from pydantic import BaseModel
@@ -16,7 +17,6 @@ from anystep.bounds import check_text, is_within
 from anystep.compare import Comparison
 from anystep.errors import LONGEST, InputError, one_line
 from anystep.models.transformer import TransitionTransformer2DModel
-from anystep.plain_yaml import dump_yaml
 from anystep.training.config import CodecRecipe, Recipe, load_recipe
 from anystep.transport import TRANSPORTS
 
@@ -84,11 +84,11 @@ def line(kind: type[BaseModel], path: Path, place: str, value: Any) -> str | Non
     content: Any = value
     for part in reversed(place.split(".")):
         content = {part: content}
-    path.write_text(dump_yaml(content))
-    try:
-        load_recipe(path, kind)  # type: ignore[type-var]
-    except InputError as error:
-        return one_line(str(error))
+    with patch("anystep.training.config.read_yaml", lambda path: content):  # writing and reading it takes longer
+        try:
+            load_recipe(path, kind)  # type: ignore[type-var]
+        except InputError as error:
+            return one_line(str(error))
     return None
 
 
@@ -106,7 +106,7 @@ def test_bad_values_of_every_field_are_one_line_that_names_it(kind: type[BaseMod
             assert place.split(".")[-1] in told, (place, value, told)
             assert "expected" in told or "at least 1 item" in told, (place, value, told)
             assert len(told) <= LONGEST
-    assert [each.name for each in tmp_path.iterdir()] == ["r.yaml"]
+    assert not list(tmp_path.iterdir())
 
 
 def test_bad_options_of_networks_and_transports_are_one_line_that_names_them(tmp_path: Path) -> None:
