@@ -233,7 +233,7 @@ def make_benchmarks(folder: Path) -> None:
         (folder / "prompts" / f"{name}.txt").write_text(f"a long text about {name}\n")
     columns = "item_id,text,keywords,proposition_id,dependency,category_broad,category_detailed,tuple"
     lines = [f"{columns},question_natural_language"]
-    lines += [f"a,t,k,{n},0,entity,whole,tuple,is there a cat?" for n in (1, 2)]
+    lines += [f"{name},t,k,{n},0,entity,whole,tuple,is there a cat?" for name in "ab" for n in (1, 2)]
     (folder / "questions.csv").write_text("\n".join(lines) + "\n")
 
 
