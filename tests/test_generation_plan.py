@@ -85,7 +85,7 @@ def test_what_does_not_fit_is_refused_with_the_number_and_what_would() -> None:
         check_fits(model, 64, 64, 1, 1e6)
     with pytest.raises(InputError, match="size 65x64: both sides must be multiples of 8"):
         plan_generation(model, 65, 64, 1)
-    with pytest.raises(InputError, match="key grid 0: expected at least 2 tokens"):
+    with pytest.raises(InputError, match="key_grid 0: expected a whole number from 2"):
         plan_generation(model, 64, 64, 1, key_grid=0)
 
 

@@ -13,7 +13,7 @@ FLOORS = [
     {"errors"},
     {"bounds"},
     {"console", "environment", "files", "fingerprint"},
-    {"option_types", "plain_yaml", "transport", "device", "ranks", "packing"},
+    {"option_types", "plain_yaml", "transport", "device", "ranks", "packing", "model_folder"},
     {"objective", "objectives", "sampling", "contact_sheet"},
     {"models", "codecs", "conditioning", "data"},
     {"pipelines", "planning"},

@@ -189,7 +189,7 @@ def test_ot_fm_is_what_diffusers_flow_map_scheduler_computes(t: float, r: float,
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 0}, "steps must be at least 1"),
+        ({"steps": 0}, "steps 0: expected a whole number from 1"),
         ({"steps": [0.5, 0.5, 0.0]}, "must decrease"),
         ({"guidance": 2.0}, "null_condition"),
         ({"guidance": -1.0}, "guidance -1.0: expected a number from 0"),

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from numpy.polynomial.hermite_e import hermegauss
 from safetensors.torch import load_file
 from torch import Tensor
 
+from anystep.errors import InputError
 from anystep.objective import ModelGuidance
 from anystep.transport import TRANSPORTS, Transport, make_transport
 
@@ -232,6 +234,48 @@ def test_bad_names_and_options_are_refused() -> None:
         make_transport("ot_fm", t_min=1.0)
     with pytest.raises(ValueError, match="sigma_data"):
         make_transport("edm", sigma_data=0.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("ve", {"t_min": 0}, "t_min 0: expected a number from 1e-06"),
+        ("edm", {"t_min": 0.0}, "t_min 0: expected a number from 1e-06"),
+        ("vp", {"t_min": 0.0}, "t_min 0: expected a number above 0"),
+        ("ot_fm", {"t_max": 2.0}, "t_max 2: expected"),
+        ("trigflow", {"t_max": 1.6}, r"t_max 1\.6: expected"),
+        ("ot_fm", {"std": math.nan}, "std nan: expected"),
+        ("ot_fm", {"mean": math.inf}, "mean inf: expected"),
+        ("edm", {"sigma_data": 1e-300}, "sigma_data 1e-300: expected"),
+        ("ve", {"t_max": 1e300}, "t_max 1.*: expected"),
+        ("ve", {"t_min": "0.1"}, r"t_min '0\.1': expected"),
+        ("vp", {"beta_d": 1000.0}, "no finite path in float32"),
+        ("ot_fm", {"t_min": 0.5, "t_max": 0.5 + 1e-12}, r"t_min 0\.5 must be below"),
+    ],
+)
+def test_a_transport_states_what_its_options_may_be(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make_transport(name, **options)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(data=st.data())
+def test_whatever_a_transport_takes_leaves_a_finite_path(name: str, data: st.DataObject) -> None:
+    ends = sorted([data.draw(st.floats(0, 100)), data.draw(st.floats(0, 100))])
+    options = {"t_min": ends[0], "t_max": ends[1], "sigma_data": data.draw(st.floats(1e-4, 1e4))}
+    try:
+        transport = make_transport(name, **options)
+    except InputError:
+        return
+    t = torch.linspace(transport.t_min, transport.t_max, 9)
+    for numbers in (
+        transport.coefficients(t),
+        transport.rates(t),
+        transport.transition_coefficients(t, t[0].expand(9)),
+    ):
+        assert all(each.isfinite().all() for each in numbers)
+    assert transport.network_time(t).isfinite().all()
+    assert transport.draw_times(16, torch.Generator().manual_seed(0)).isfinite().all()
 
 
 # ----------------------------------------------------------------------------------------------------------------------

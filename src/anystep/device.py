@@ -24,3 +24,9 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError, ImportError, AttributeError, ValueError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
     raise InputError(f"device {shown(name)} is not available: {reason}")
+
+
+def execution_device(module: torch.nn.Module) -> torch.device:
+    """Where a module computes: its weights may be elsewhere until a hook of accelerate brings them."""
+    place = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    return next(module.parameters()).device if place is None else torch.device(place)

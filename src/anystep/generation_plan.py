@@ -7,15 +7,19 @@ beside their weights; the text encoder and the libraries' own code are not.
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from anystep.bounds import check_options
 from anystep.codecs import AutoencoderCodec, to_uint8
 from anystep.codecs.tiling import TILE, Cut
 from anystep.errors import InputError
+from anystep.model_folder import check_model_folder, check_sizes
 from anystep.models.presets import PRESETS
 from anystep.models.transformer import TransitionTransformer2DModel
 from anystep.pipelines.load import Model, find
@@ -73,6 +77,8 @@ class Blueprint:
         if model in PRESETS and model != BUILTIN_PRESET:
             return cls(model, PRESETS[model], PUBLISHED.get(model))
         where = find("builtin" if model == BUILTIN_PRESET else model)
+        if Path(where).is_dir():
+            check_model_folder(Path(where))
         try:
             network = TransitionTransformer2DModel.load_config(where, subfolder="transformer")
         except (OSError, ValueError) as error:
@@ -81,7 +87,11 @@ class Blueprint:
             codec = AutoencoderDC.load_config(where, subfolder="codec")
         except (OSError, ValueError):  # a model of pixels
             codec = None
-        return cls(model, {key: value for key, value in network.items() if not key.startswith("_")}, codec)
+        if codec is not None:
+            check_sizes(codec, f"the codec of {model!r}")
+        known = signature(TransitionTransformer2DModel.__init__).parameters
+        network = {key: value for key, value in network.items() if key in known}
+        return cls(model, check_options("transformer", TransitionTransformer2DModel.__init__, network), codec)
 
     @property
     def channels(self) -> int:

@@ -262,13 +262,12 @@ class FakeNetwork:
         self, preset: str, batch: int, rows: int, columns: int, text_length: int, precision: torch.dtype,
         options: dict[str, Any], checkpointing: bool = False, key_grid: int | None = None,
     ) -> None:  # fmt: skip
-        self._mode, self._precision = FakeTensorMode(), precision
+        self._mode, self._precision, self._key_grid = FakeTensorMode(), precision, key_grid
         with self._mode:
             self._network = build_transformer(preset, **options)
             for part in self._network.modules():  # whatever backend a program has chosen, none may store N x N
                 if hasattr(part, "processor"):
                     part.processor._attention_backend = AttentionBackendName.NATIVE
-            self._network.key_grid = key_grid
             if checkpointing:
                 self._network.enable_gradient_checkpointing()
         self.give(batch, rows, columns, text_length)
@@ -287,7 +286,7 @@ class FakeNetwork:
     def _forward(self) -> Tensor:
         x, t, condition = self._inputs
         with torch.autocast("cpu", torch.bfloat16, enabled=self._precision == torch.bfloat16):
-            answer: Tensor = self._network(x, t, t, condition)
+            answer: Tensor = self._network(x, t, t, condition, key_grid=self._key_grid)
         return answer
 
     def flops(self) -> int:

@@ -4,7 +4,7 @@ One set of weights serves every number of steps: each step is one transition x_t
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from anystep.bounds import Guidance, check
+from anystep import bounds
+from anystep.errors import InputError
 from anystep.transport import Sample, Transport
 
 
@@ -48,12 +49,9 @@ def schedule(transport: Transport, steps: int, shift: float = 1.0, strength: flo
     With a `strength` below 1 they begin at that share of the interval: from an image that is given. Computed in float64
     on the CPU, returned in float32, whatever the network's dtype.
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
-    if not shift > 0:
-        raise ValueError(f"shift must be positive, got {shift}")
-    if not 0 < strength <= 1:
-        raise ValueError(f"strength must be above 0 and at most 1, got {strength}")
+    steps = bounds.check("steps", steps, bounds.SamplingSteps)
+    shift = bounds.check("shift", shift, bounds.PositiveCoefficient)
+    strength = bounds.check("strength", strength, bounds.PositiveShare)
     u = torch.linspace(strength, 0, steps + 1, dtype=torch.float64)
     return transport.shift(transport.t_min + (transport.t_max - transport.t_min) * u, shift).float()
 
@@ -84,7 +82,7 @@ def sample(
     condition_mask: Tensor | None = None,
     null_condition: Any = None,
     null_mask: Tensor | None = None,
-    guidance: float = 1.0,
+    guidance: float | Callable[[], float] = 1.0,
     guidance_interval: tuple[float, float] | None = None,
     shift: float = 1.0,
     stochasticity: float = 0.0,
@@ -93,6 +91,7 @@ def sample(
     seeds: Sequence[int] | None = None,
     return_trajectory: bool = False,
     on_step: Callable[[int, float, Tensor], Tensor | None] | None = None,
+    network_options: Mapping[str, Any] | None = None,
 ) -> Sampled:
     """Carry noise to data in any number of transitions.
 
@@ -102,7 +101,8 @@ def sample(
         z: (batch, ...) noise at t_max; scaled to the path there.
         steps: a number of steps, or the decreasing times themselves.
         null_condition, null_mask: the empty condition, one row a sample; needed where `guidance` is above 1.
-        guidance: g in F_null + g (F_cond - F_null); 1 and below mean unguided, at one evaluation a step.
+        guidance: g in F_null + g (F_cond - F_null); 1 and below mean unguided, at one evaluation a step. Or a function
+            that gives g for the next step.
         guidance_interval: closed interval of t in which to guide; all of it by default.
         stochasticity: 0 is deterministic. With c > 0 each step but the last jumps below its target r, to
             r - c (r - t_min), and re-noises to r with fresh noise; 1 is multistep consistency sampling.
@@ -112,32 +112,33 @@ def sample(
         seeds: of the fresh noise, one an image.
         on_step: called as `on_step(i, r, x_r)` after step i; a tensor it returns takes the place of x_r.
             It may raise `StopSampling`.
+        network_options: further arguments of the network, in every evaluation.
 
     Raises:
-        ValueError: a schedule that does not decrease, guidance without a null condition, stochasticity without seeds.
+        InputError: a schedule that does not decrease, guidance without a null condition, stochasticity without seeds.
     """
-    times = schedule(transport, steps, shift) if isinstance(steps, int) else torch.as_tensor(steps).float()
+    times = torch.as_tensor(steps).float() if hasattr(steps, "__len__") else schedule(transport, steps, shift)
     if len(times) < 2 or not bool((times[1:] < times[:-1]).all()):
-        raise ValueError(f"times must decrease and number at least two, got {times.tolist()}")
-    guidance = check("guidance", guidance, Guidance)
-    if is_guided(guidance) and null_condition is None:
-        raise ValueError(f"guidance {guidance} needs null_condition")
-    if not 0 <= stochasticity <= 1:
-        raise ValueError(f"stochasticity must be in [0, 1], got {stochasticity}")
+        raise InputError(f"times must decrease and number at least two, got {bounds.shown(times.tolist())}")
+
+    def scale() -> float:
+        return float(bounds.check("guidance", guidance() if callable(guidance) else guidance, bounds.Guidance))
+
+    if is_guided(scale()) and null_condition is None:
+        raise InputError(f"guidance {scale()} needs null_condition")
+    stochasticity = bounds.check("stochasticity", stochasticity, bounds.Share)
     if stochasticity and (seeds is None or len(seeds) != len(z)):
-        raise ValueError(f"stochastic sampling needs one seed an image, got {seeds}")
+        raise InputError(f"stochastic sampling needs one seed an image, got {bounds.shown(seeds)}")
     low, high = guidance_interval or (-math.inf, math.inf)
-    guided = [is_guided(guidance) and low <= t <= high for t in times[:-1].tolist()]
 
     encode = getattr(network, "encode_condition", lambda condition, mask: condition)
     condition = encode(condition, condition_mask)
-    if any(guided):
-        null_condition = encode(null_condition, null_mask)
+    null_encoded: Any = None
     generators = [torch.Generator().manual_seed(seed ^ 0x5EED) for seed in seeds or []]
 
     def evaluate(x: Tensor, t: Tensor, r: Tensor, condition: Any, mask: Tensor | None) -> Tensor:
         goal = transport.network_time(t if instantaneous else r)
-        answer: Tensor = network(x, transport.network_time(t), goal, condition, mask)
+        answer: Tensor = network(x, transport.network_time(t), goal, condition, mask, **(network_options or {}))
         return answer.float()
 
     batch, nfe, made = len(z), 0, 0
@@ -152,9 +153,11 @@ def sample(
         t, r = torch.full((batch,), now, device=z.device), torch.full((batch,), landing, device=z.device)
         F = evaluate(x, t, r, condition, condition_mask)
         nfe += 1
-        if guided[i]:
-            null = evaluate(x, t, r, null_condition, null_mask)
-            F = null + guidance * (F - null)
+        if null_condition is not None and is_guided(scale()) and low <= now <= high:
+            if null_encoded is None:
+                null_encoded = encode(null_condition, null_mask)
+            null = evaluate(x, t, r, null_encoded, null_mask)
+            F = null + scale() * (F - null)
             nfe += 1
         made += 1
         x = transport.transition(x, F, t, r)

@@ -15,14 +15,22 @@ Times have shape (batch,) and broadcast over samples of shape (batch, ...).
 """
 
 import math
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
+from annotated_types import Ge, Le
 from jaxtyping import Float
 from torch import Tensor
 
-from anystep.bounds import PositiveCoefficient, Real, Time, check_options
+from anystep.bounds import PositiveCoefficient, PositiveShare, Share, check_options, shown
 from anystep.errors import InputError
+
+# of options: each is a number of float32, and so are the logarithm and the reciprocal of a noise level
+Level = Annotated[float, Ge(1e-6), Le(1e5)]
+Angle = Annotated[float, Ge(0), Le(math.pi / 2)]
+Deviation = Annotated[float, Ge(1e-3), Le(1e3)]
+LogMean = Annotated[float, Ge(-20), Le(20)]
+LogDeviation = Annotated[float, Ge(0), Le(20)]
 
 Sample = Float[Tensor, "batch *shape"]
 Times = Float[Tensor, " batch"]
@@ -165,8 +173,8 @@ class OTFlowMatching(Transport):
 
     name = "ot_fm"
 
-    def __init__(self, t_min: Time = 0.0, t_max: Time = 1.0, mean: Real = -0.4, std: PositiveCoefficient = 1.0,
-                 sigma_data: PositiveCoefficient = 1.0) -> None:  # fmt: skip
+    def __init__(self, t_min: Share = 0.0, t_max: PositiveShare = 1.0, mean: LogMean = -0.4, std: LogDeviation = 1.0,
+                 sigma_data: Deviation = 1.0) -> None:  # fmt: skip
         self.t_min, self.t_max, self.mean, self.std, self.sigma_data = t_min, t_max, mean, std, sigma_data
 
     def coefficients(self, t: Tensor) -> Coefficients:
@@ -182,8 +190,8 @@ class TrigFlow(Transport):
 
     name = "trigflow"
 
-    def __init__(self, t_min: Time = 0.0, t_max: Time = 1.57, mean: Real = -1.0, std: PositiveCoefficient = 1.6,
-                 sigma_data: PositiveCoefficient = 1.0) -> None:  # fmt: skip
+    def __init__(self, t_min: Angle = 0.0, t_max: Angle = 1.57, mean: LogMean = -1.0, std: LogDeviation = 1.6,
+                 sigma_data: Deviation = 1.0) -> None:  # fmt: skip
         self.t_min, self.t_max, self.mean, self.std, self.sigma_data = t_min, t_max, mean, std, sigma_data
 
     def coefficients(self, t: Tensor) -> Coefficients:
@@ -198,8 +206,8 @@ class EDM(Transport):
 
     name = "edm"
 
-    def __init__(self, t_min: Time = 0.01, t_max: Time = 80.0, mean: Real = -1.2, std: PositiveCoefficient = 1.2,
-                 sigma_data: PositiveCoefficient = 0.5) -> None:  # fmt: skip
+    def __init__(self, t_min: Level = 0.01, t_max: Level = 80.0, mean: LogMean = -1.2, std: LogDeviation = 1.2,
+                 sigma_data: Deviation = 0.5) -> None:  # fmt: skip
         self.t_min, self.t_max, self.mean, self.std, self.sigma_data = t_min, t_max, mean, std, sigma_data
 
     def coefficients(self, t: Tensor) -> Coefficients:
@@ -218,8 +226,8 @@ class VariancePreserving(Transport):
 
     name = "vp"
 
-    def __init__(self, t_min: Time = 1e-5, t_max: Time = 1.0, beta_min: PositiveCoefficient = 0.1,
-                 beta_d: PositiveCoefficient = 19.9, sigma_data: PositiveCoefficient = 1.0) -> None:  # fmt: skip
+    def __init__(self, t_min: PositiveShare = 1e-5, t_max: PositiveShare = 1.0, beta_min: PositiveCoefficient = 0.1,
+                 beta_d: PositiveCoefficient = 19.9, sigma_data: Deviation = 1.0) -> None:  # fmt: skip
         self.t_min, self.t_max, self.beta_min, self.beta_d = t_min, t_max, beta_min, beta_d
         self.sigma_data = sigma_data
 
@@ -240,7 +248,7 @@ class VarianceExploding(Transport):
 
     name = "ve"
 
-    def __init__(self, t_min: Time = 0.02, t_max: Time = 100.0, sigma_data: PositiveCoefficient = 1.0) -> None:
+    def __init__(self, t_min: Level = 0.02, t_max: Level = 100.0, sigma_data: Deviation = 1.0) -> None:
         self.t_min, self.t_max, self.sigma_data = t_min, t_max, sigma_data
 
     def coefficients(self, t: Tensor) -> Coefficients:
@@ -266,15 +274,19 @@ def make_transport(name: str, **options: Any) -> Transport:
     (`ot_fm`, `trigflow`, `edm`) or `beta_min`, `beta_d` (`vp`).
 
     Raises:
-        InputError: unknown name, unknown option, or values that leave no time range.
+        InputError: unknown name, unknown option, a value out of the bounds that the transport's constructor states, or
+            values that leave no time range or no finite path.
     """
-    if name not in TRANSPORTS:
-        raise InputError(f"unknown transport {name!r}: choose one of {', '.join(TRANSPORTS)}")
+    if not isinstance(name, str) or name not in TRANSPORTS:
+        raise InputError(f"unknown transport {shown(name)}: choose one of {', '.join(TRANSPORTS)}")
     kind = TRANSPORTS[name]
     transport = kind(**check_options("transport.options", kind.__init__, options))
-    if not (0 <= transport.t_min < transport.t_max < math.inf and transport.sigma_data > 0):
-        raise InputError(
-            f"transport {name!r}: need 0 <= t_min < t_max and sigma_data > 0, "
-            f"got t_min={transport.t_min}, t_max={transport.t_max}, sigma_data={transport.sigma_data}"
-        )
+    ends = torch.tensor([transport.t_min, transport.t_max])
+    if not ends[0] < ends[1]:
+        raise InputError(f"transport {name!r}: t_min {transport.t_min} must be below t_max {transport.t_max}")
+    numbers = [*transport.coefficients(ends), *transport.rates(ends), transport.network_time(ends)]
+    numbers += transport.transition_coefficients(ends[1:], ends[:1])
+    if not all(bool(each.isfinite().all()) for each in numbers):
+        options_shown = ", ".join(f"{key} {value:g}" for key, value in vars(transport).items())
+        raise InputError(f"transport {name!r} with {options_shown}: no finite path in float32; choose milder options")
     return transport

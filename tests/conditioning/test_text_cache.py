@@ -1,12 +1,16 @@
 """Cached captions: encoded once, read back as they were to half precision."""
 
+import os
+import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
 
 import pytest
 import torch
 
-from anystep.conditioning import CachedTextEncoder, Conditioner, TextEncoder, load_text_encoder
+from anystep.conditioning import CachedTextEncoder, Conditioner, TextEncoder, load_text_encoder, text_cache
+from anystep.errors import InputError
 
 CAPTIONS = ["a red apple", "whale", "a red apple on a blue background", "whale", ""]
 
@@ -107,3 +111,87 @@ def test_several_writers_share_a_file(encoder: TextEncoder, tmp_path: Path) -> N
     states, mask = CachedTextEncoder(encoder, tmp_path / "text.sqlite")(captions)
     assert mask is not None
     torch.testing.assert_close(states[mask], encoder(captions)[0][mask], atol=2e-3, rtol=0)
+
+
+def damaged(path: Path) -> None:
+    path.write_bytes(b"no database at all" * 100)
+
+
+def cut(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def locked(path: Path) -> None:
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN EXCLUSIVE")
+    HELD.append(other)
+
+
+def another_table(path: Path) -> None:
+    path.unlink()
+    sqlite3.connect(path).execute("CREATE TABLE text (something TEXT)").connection.commit()
+
+
+def a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def a_fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+HELD: list[sqlite3.Connection] = []
+
+
+@pytest.mark.parametrize("damage", [damaged, cut, locked, another_table, a_folder, a_fifo])
+def test_a_file_that_cannot_be_used_is_said_and_done_without(
+    encoder: TextEncoder,
+    tmp_path: Path,
+    damage: Callable[[Path], None],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(text_cache, "PATIENCE", 0.1)
+    path = tmp_path / "text.sqlite"
+    expected, mask = CachedTextEncoder(encoder, path)(CAPTIONS)
+    damage(path)
+    cached = CachedTextEncoder(encoder, path)
+    for _ in range(2):
+        states, again = cached(CAPTIONS)
+        assert torch.equal(states, expected)
+        assert mask is not None
+        assert again is not None
+        assert torch.equal(mask, again)
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"text states are not kept from run to run: {path}: ")
+    while HELD:
+        HELD.pop().close()
+
+
+def test_a_disk_that_fills_and_a_folder_that_cannot_be_made_are_done_without(
+    encoder: TextEncoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cached = CachedTextEncoder(encoder, tmp_path / "text.sqlite")
+    cached.fill(["whale"])
+    cached._database.execute("PRAGMA max_page_count = 3")
+    captions = [f"{'red ' * number}apple" for number in range(1, 300)]
+    assert len(cached(captions)[0]) == len(captions)
+    assert "database or disk is full" in caplog.text
+    (tmp_path / "file").touch()
+    assert len(CachedTextEncoder(encoder, tmp_path / "file" / "text.sqlite")(CAPTIONS)[0]) == len(CAPTIONS)
+    assert "File exists" in caplog.text
+
+
+def test_states_too_large_for_half_precision_are_not_kept_as_infinity(encoder: TextEncoder, tmp_path: Path) -> None:
+    with torch.no_grad():
+        encoder.model.encoder.layer[-1].output.LayerNorm.weight.mul_(1e6)
+    with pytest.raises(InputError, match=r"gives numbers for 'whale' that are not finite in half precision"):
+        CachedTextEncoder(encoder, tmp_path / "text.sqlite").fill(["whale"])
+
+
+def test_bytes_that_are_no_text_have_states_all_the_same(encoder: TextEncoder, tmp_path: Path) -> None:
+    cached = CachedTextEncoder(encoder, tmp_path / "text.sqlite")
+    assert torch.equal(cached(["a red \udce9"])[0], cached(["a red ?"])[0])

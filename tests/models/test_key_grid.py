@@ -42,9 +42,8 @@ def network(**options: Any) -> TransitionTransformer2DModel:
 
 def test_a_token_hears_itself_and_the_kept_ones() -> None:
     made = network(patch_size=1, depth=1)
-    made.key_grid = 3
     x = torch.randn(1, 4, 6, 4, requires_grad=True)
-    out = made(x, torch.tensor([0.5]), torch.tensor([0.2]), torch.tensor([1]))
+    out = made(x, torch.tensor([0.5]), torch.tensor([0.2]), torch.tensor([1]), key_grid=3)
     out[0, :, 0, 0].sum().backward()
     heard = x.grad.abs().sum((0, 1)) > 0  # type: ignore[union-attr]
     expected = torch.zeros(6, 4, dtype=torch.bool)
@@ -75,7 +74,5 @@ def test_a_grid_as_large_as_the_image_changes_nothing(size: tuple[int, int]) -> 
     x, t, label = torch.randn(2, 4, *size), torch.rand(2), torch.tensor([1, 2])
     with torch.no_grad():
         whole = made(x, t, t / 2, label)
-        made.key_grid = 4
-        assert torch.equal(made(x, t, t / 2, label), whole)
-        made.key_grid = 2
-        assert not torch.equal(made(x, t, t / 2, label), whole)
+        assert torch.equal(made(x, t, t / 2, label, key_grid=4), whole)
+        assert not torch.equal(made(x, t, t / 2, label, key_grid=2), whole)

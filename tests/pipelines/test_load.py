@@ -160,7 +160,7 @@ def test_damaged_models_are_one_line_that_names_them(tiny_model: Path, tmp_path:
     with pytest.raises(InputError) as caught:
         load(folder)
     assert "\n" not in str(caught.value)
-    assert "cannot load model" in str(caught.value) or "missing" in str(caught.value)
+    assert str(folder) in str(caught.value)
 
 
 def test_a_sheet_has_prompts_down_and_steps_across(model: Model) -> None:

@@ -1,11 +1,13 @@
 """Features of frozen encoders: the tokens of the network's grid, made once, and a loss that can be switched off."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from anystep.cli import main
@@ -54,7 +56,10 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize(("name", "width"), [("dinov2", 16), ("registers", 16), ("siglip", 16), ("radio", 5)])
-def test_an_encoder_gives_a_vector_for_each_token_of_the_grid(encoders: dict[str, Path], name: str, width: int) -> None:
+def test_an_encoder_gives_a_vector_for_each_token_of_the_grid(
+    encoders: dict[str, Path], name: str, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANYSTEP_ALLOW_CODE", "1")
     encoder = load_image_encoder(f"radio:{encoders[name]}" if name == "radio" else str(encoders[name]))
     images = torch.rand(2, 3, 24, 24) * 2 - 1
     found = encoder(images, 3, 4)
@@ -87,7 +92,32 @@ def test_tokens_lie_row_by_row() -> None:
     assert found[0, :, 0].argmax() == 3
 
 
-def test_what_is_no_encoder_is_one_line(tmp_path: Path, tiny_text_models: dict[str, Path]) -> None:
+def test_code_of_a_repository_runs_only_where_the_user_allows_it(
+    encoders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ANYSTEP_ALLOW_CODE", raising=False)
+    folder = shutil.copytree(encoders["radio"], tmp_path / "radio")
+    ran = tmp_path / "ran"
+    with (folder / "hubconf.py").open("a") as file:
+        file.write(f"open({str(ran)!r}, 'w').close()\n")
+    for spec in (f"radio:{folder}", "radio:c-radio_v3-b"):
+        with pytest.raises(InputError, match=r"runs Python code from .*set ANYSTEP_ALLOW_CODE=1"):
+            load_image_encoder(spec)
+    assert not ran.exists()
+
+
+def test_weights_that_a_file_does_not_hold_are_not_drawn_at_random(encoders: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(encoders["dinov2"], tmp_path / "dinov2")
+    weights = folder / "model.safetensors"
+    save_file(dict(sorted(load_file(weights).items())[:-1]), weights, {"format": "pt"})
+    with pytest.raises(InputError, match="1 weights are missing"):
+        load_image_encoder(str(folder))
+
+
+def test_what_is_no_encoder_is_one_line(
+    tmp_path: Path, tiny_text_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANYSTEP_ALLOW_CODE", "1")
     for spec in (str(tmp_path), f"radio:{tmp_path}"):
         with pytest.raises(InputError, match="no image encoder at"):
             load_image_encoder(spec)

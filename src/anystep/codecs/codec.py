@@ -4,6 +4,7 @@ Images are float tensors in [-1, 1]; latents are what the transformer sees.
 """
 
 import logging
+import math
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -13,8 +14,10 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from anystep.device import execution_device
 from anystep.errors import InputError
 from anystep.fingerprint import weights_digest
+from anystep.model_folder import check_part
 
 Images = Float[Tensor, "batch 3 height width"]
 Latents = Float[Tensor, "batch channels latent_height latent_width"]
@@ -69,12 +72,22 @@ class AutoencoderCodec:
         self.channels = int(config.latent_channels)
         blocks = config.get("encoder_block_out_channels") or config["block_out_channels"]
         self.factor = int(2 ** (len(blocks) - 1))
-        if config.get("latents_mean") is not None:
-            mean, std = torch.tensor(config["latents_mean"]), torch.tensor(config["latents_std"])
-        else:
-            mean = torch.full((self.channels,), float(config.get("shift_factor") or 0.0))
-            std = torch.full((self.channels,), 1.0 / float(config.get("scaling_factor") or 1.0))
-        self.mean, self.std = mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
+        try:
+            if config.get("latents_mean") is not None:
+                mean, std = ([float(each) for each in config[name]] for name in ("latents_mean", "latents_std"))
+            else:
+                mean = [float(config.get("shift_factor") or 0.0)] * self.channels
+                std = [1.0 / float(config.get("scaling_factor") or 1.0)] * self.channels
+            usable = all(map(math.isfinite, [*mean, *std])) and min(std) > 0
+            usable = usable and len(mean) == len(std) == self.channels
+        except (TypeError, ValueError, KeyError):
+            usable = False
+        if not usable:
+            raise InputError(
+                f"latents_mean and latents_std, or shift_factor and scaling_factor, of the codec: expected finite "
+                f"numbers, and deviations above 0, for {self.channels} channels"
+            )
+        self.mean, self.std = (torch.tensor(each).view(1, -1, 1, 1) for each in (mean, std))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -87,19 +100,23 @@ class AutoencoderCodec:
         height, width = images.shape[-2:]
         if height % self.factor or width % self.factor:
             raise InputError(f"image size {width}x{height}: both sides must be multiples of {self.factor}")
-        output = self.autoencoder.encode(images.to(self.autoencoder.dtype))
+        output = self.autoencoder.encode(images.to(execution_device(self.autoencoder), self.autoencoder.dtype))
         latents = output.latent if hasattr(output, "latent") else output.latent_dist.mode()
         return (latents - self.mean.to(latents)) / self.std.to(latents)
 
     def decode(self, latents: Latents) -> Images:
         """Images in [-1, 1] (not clamped)."""
-        latents = latents.to(self.autoencoder.device, self.autoencoder.dtype)
+        latents = latents.to(execution_device(self.autoencoder), self.autoencoder.dtype)
         images: Tensor = self.autoencoder.decode(latents * self.std.to(latents) + self.mean.to(latents)).sample
         return images
 
 
 def load_codec(name_or_path: str | Path) -> Codec:
-    """`identity`, `identity-gray`, or a folder or hub id of a diffusers AutoencoderDC or AutoencoderKL."""
+    """`identity`, `identity-gray`, or a folder or hub id of a diffusers AutoencoderDC or AutoencoderKL.
+
+    Raises:
+        InputError: nothing there, something else, damaged or refused (`anystep.model_folder`).
+    """
     if str(name_or_path) == "identity":
         return IdentityCodec()
     if str(name_or_path) == "identity-gray":
@@ -107,14 +124,19 @@ def load_codec(name_or_path: str | Path) -> Codec:
     from diffusers import AutoencoderDC, AutoencoderKL
 
     kinds = {"AutoencoderDC": AutoencoderDC, "AutoencoderKL": AutoencoderKL}
+    if Path(name_or_path).is_dir():
+        check_part(Path(name_or_path))
     try:
-        name = AutoencoderDC.load_config(name_or_path)["_class_name"]
-        autoencoder = kinds[name].from_pretrained(name_or_path)
+        name = AutoencoderDC.load_config(name_or_path).get("_class_name")
+        if name not in kinds:
+            raise InputError(f"codec {str(name_or_path)!r} is a {name!r}, expected one of {sorted(kinds)}")
+        autoencoder = kinds[name].from_pretrained(name_or_path, use_safetensors=True)
         check_whole(autoencoder)
-    except (OSError, ValueError) as error:
-        raise InputError(f"no autoencoder at {str(name_or_path)!r}: {str(error).splitlines()[0]}") from error
-    except KeyError as error:
-        raise InputError(f"codec {str(name_or_path)!r} is a {error}, expected one of {sorted(kinds)}") from error
+    except InputError:
+        raise
+    except Exception as error:  # diffusers, safetensors and the hub raise many kinds; all mean it is not usable
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"no autoencoder at {str(name_or_path)!r}: {reason}") from error
     return AutoencoderCodec(autoencoder.eval().requires_grad_(False))
 
 

@@ -4,17 +4,21 @@ from collections.abc import Sequence
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from anystep.device import execution_device
 from anystep.errors import InputError
 from anystep.fingerprint import encoder_digest, tokenizer_digest
+from anystep.model_folder import check_part
 
 BUILTIN = "builtin"
 MAX_LENGTH = 256
+_TOKENIZING = Lock()
 
 
 class TextEncoder:
@@ -44,16 +48,36 @@ class TextEncoder:
         self, prompts: Sequence[str]
     ) -> tuple[Float[Tensor, "batch length width"], Bool[Tensor, "batch length"] | None]:
         """States padded to the longest caption of the batch; the mask is None when nothing is padded."""
-        tokens = self.tokenizer(
-            list(prompts), padding="longest", truncation=True, max_length=self.max_length, return_tensors="pt"
-        ).to(self.model.device)
+        with _TOKENIZING:  # a tokenizer is not for two threads
+            tokens = self.tokenizer(
+                [plain_text(prompt) for prompt in prompts],
+                padding="longest", truncation=True, max_length=self.max_length, return_tensors="pt",
+            ).to(execution_device(self.model))  # fmt: skip
         states = self.model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
         mask = tokens.attention_mask.bool()
         return states, None if bool(mask.all()) else mask
 
+    def cut_off(self, prompt: str) -> str:
+        """The end of a prompt that is not read, because it has more than `max_length` tokens; empty where all is."""
+        with _TOKENIZING:
+            specials = len(self.tokenizer("")["input_ids"])
+            options = {"add_special_tokens": False, "truncation": False, "padding": False, "verbose": False}
+            tokens = self.tokenizer(plain_text(prompt), return_offsets_mapping=self.tokenizer.is_fast, **options)
+        kept = max(0, self.max_length - specials)
+        if len(tokens["input_ids"]) <= kept:
+            return ""
+        if self.tokenizer.is_fast:
+            return prompt[tokens["offset_mapping"][kept][0] :]
+        return str(self.tokenizer.decode(tokens["input_ids"][kept:]))
+
     def null(self, count: int) -> tuple[Float[Tensor, "batch length width"], Bool[Tensor, "batch length"] | None]:
         """The states of the empty caption."""
         return self([""] * count)
+
+
+def plain_text(caption: str) -> str:
+    """A caption without lone surrogates, which stand for bytes that are no text and no tokenizer takes."""
+    return caption.encode("utf-8", "replace").decode()
 
 
 def split_states(
@@ -77,18 +101,23 @@ def load_text_encoder(name_or_path: str | Path = BUILTIN) -> TextEncoder:
     """`builtin` (all-MiniLM-L6-v2, shipped), or a folder or hub id of a transformers text model.
 
     Raises:
-        InputError: nothing there, not a text encoder, damaged weights, or a tokenizer without words.
+        InputError: nothing there, not a text encoder, damaged weights, a tokenizer without words, or what is refused
+            (`anystep.model_folder`), as code that comes with a model is.
     """
     from transformers import AutoConfig, AutoModel, AutoTokenizer, T5EncoderModel
 
     name = str(name_or_path)
     if name == BUILTIN:
         return _builtin()
+    if Path(name).is_dir():
+        check_part(Path(name))
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         kind = T5EncoderModel if config.model_type in ("t5", "umt5") else AutoModel
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model, loading = kind.from_pretrained(name, output_loading_info=True)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        model, loading = kind.from_pretrained(
+            name, output_loading_info=True, trust_remote_code=False, use_safetensors=True
+        )
         encoder = TextEncoder(tokenizer, model, name)
     except Exception as error:  # transformers, tokenizers and safetensors raise many kinds; all mean it is not usable
         reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,59 +1,124 @@
 """Text features on disk, keyed by caption and encoder."""
 
+import logging
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from anystep.conditioning.text import TextEncoder, pad_states, split_states
+from anystep.bounds import shown
+from anystep.conditioning.text import TextEncoder, pad_states, plain_text, split_states
+from anystep.errors import InputError
+from anystep.files import check_regular
 
 BATCH = 64
+PATIENCE = 30  # seconds to wait for another process that writes
+log = logging.getLogger(__name__)
+Answer = TypeVar("Answer")
 
 
 class CachedTextEncoder:
     """A `Conditioner` that encodes each caption once and then reads its states (float16) from one SQLite file.
 
-    Several processes may share the file.
+    Several processes may share the file. Where it cannot be used, because it is damaged, locked, not to be written or
+    the disk is full, that is said once and a temporary file takes its place.
     """
 
     def __init__(self, encoder: TextEncoder, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         self.encoder = encoder
         self._key = encoder.fingerprint
-        self._database = sqlite3.connect(path, timeout=60)
-        self._database.execute(
-            "CREATE TABLE IF NOT EXISTS text (encoder TEXT, caption TEXT, states BLOB, PRIMARY KEY (encoder, caption))"
-        )
+        self._path: Path | None = path
+        self._database = sqlite3.connect(":memory:")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists():
+                check_regular(path)
+            self._open(str(path))
+        except (sqlite3.Error, OSError, InputError) as error:
+            self._go_on_without(error)
 
     def __call__(
         self, prompts: Sequence[str]
     ) -> tuple[Float[Tensor, "batch length width"], Bool[Tensor, "batch length"] | None]:
-        self.fill(prompts)
-        return pad_states([self._read(prompt) for prompt in prompts])
+        captions = [plain_text(prompt) for prompt in prompts]
+        return pad_states(self._kept(lambda: self._filled(captions)))
 
     def null(self, count: int) -> tuple[Float[Tensor, "batch length width"], Bool[Tensor, "batch length"] | None]:
         return self([""] * count)
 
     def fill(self, captions: Sequence[str]) -> None:
-        """Encode what is missing."""
+        """Encode what is missing.
+
+        Raises:
+            InputError: states that are not finite in half precision.
+        """
+        plain = [plain_text(caption) for caption in captions]
+        self._kept(lambda: self._fill(plain))
+
+    def _kept(self, act: Callable[[], Answer]) -> Answer:
+        """What `act` gives; once more where the file fails, with a temporary one."""
+        try:
+            return act()
+        except (sqlite3.Error, OSError) as error:
+            self._go_on_without(error)
+        try:
+            return act()
+        except sqlite3.Error as error:
+            raise InputError(f"text states cannot be kept, not even in a temporary file: {error}") from None
+
+    def _open(self, name: str) -> None:
+        database = sqlite3.connect(name, timeout=PATIENCE)
+        try:
+            database.execute(
+                "CREATE TABLE IF NOT EXISTS text "
+                "(encoder TEXT, caption TEXT, states BLOB, PRIMARY KEY (encoder, caption))"
+            )
+        except sqlite3.Error:
+            database.close()
+            raise
+        self._database = database
+
+    def _go_on_without(self, error: Exception) -> None:
+        """A temporary database, which SQLite removes, in place of the file."""
+        if self._path is not None:
+            reason = " ".join(str(error).split())
+            log.warning("text states are not kept from run to run: %s: %s", self._path, reason)
+        self._path = None
+        with suppress(sqlite3.Error):
+            self._database.close()
+        self._open("")
+
+    def _filled(self, captions: Sequence[str]) -> list[Tensor]:
+        self._fill(captions)
+        return [self._read(caption) for caption in captions]
+
+    def _fill(self, captions: Sequence[str]) -> None:
         missing = [caption for caption in dict.fromkeys(captions) if not self._has(caption)]
         missing.sort(key=len)  # little padding
         for start in range(0, len(missing), BATCH):
             part = missing[start : start + BATCH]
-            rows = [
-                (self._key, caption, states.half().cpu().numpy().tobytes())
-                for caption, states in zip(part, split_states(*self.encoder(part)), strict=True)
-            ]
+            rows = []
+            for caption, states in zip(part, split_states(*self.encoder(part)), strict=True):
+                half = states.half()
+                if not bool(half.isfinite().all()):
+                    raise InputError(
+                        f"text encoder {self.encoder.name!r} gives numbers for {shown(caption)} that are not finite in "
+                        "half precision"
+                    )
+                rows.append((self._key, caption, half.cpu().numpy().tobytes()))
             with self._database:
                 self._database.executemany("INSERT OR REPLACE INTO text VALUES (?, ?, ?)", rows)
 
     def _has(self, caption: str) -> bool:
-        query = "SELECT 1 FROM text WHERE encoder = ? AND caption = ?"
-        return self._database.execute(query, (self._key, caption)).fetchone() is not None
+        query = "SELECT length(states) FROM text WHERE encoder = ? AND caption = ?"
+        row = self._database.execute(query, (self._key, caption)).fetchone()
+        return row is not None and bool(row[0]) and row[0] % (2 * self.encoder.width) == 0
 
     def _read(self, caption: str) -> Tensor:
         query = "SELECT states FROM text WHERE encoder = ? AND caption = ?"

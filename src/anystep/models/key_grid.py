@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from anystep.errors import InputError
+from anystep import bounds
 
 
 def kept_tokens(rows: int, columns: int, side: int, device: torch.device | None = None) -> Int[Tensor, " kept"] | None:
@@ -18,10 +18,9 @@ def kept_tokens(rows: int, columns: int, side: int, device: torch.device | None 
         side: how many along the longer side; the other has as many as its length asks for.
 
     Raises:
-        InputError: fewer than two.
+        InputError: fewer than two, or no whole number.
     """
-    if side < 2:
-        raise InputError(f"key grid {side}: expected at least 2 tokens")
+    side = bounds.check("key_grid", side, bounds.KeyGrid)
     longest = max(rows, columns)
     if longest <= side:
         return None

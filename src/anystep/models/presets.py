@@ -29,8 +29,13 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def preset_option(preset: str, options: dict[str, Any], name: str) -> int:
-    """A size that a preset says, or an option over it."""
-    return int({**PRESETS[preset], **options}[name])
+    """A size that a preset says, or an option over it.
+
+    Raises:
+        InputError: the option is none, or out of bounds.
+    """
+    given = {name: {**PRESETS[preset], **options}[name]}
+    return int(check_options("model.options", TransitionTransformer2DModel.__init__, given)[name])
 
 
 def build_transformer(preset: str, **options: Any) -> TransitionTransformer2DModel:

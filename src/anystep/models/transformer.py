@@ -18,6 +18,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin, AttentionModuleMixin
 from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -32,6 +33,7 @@ from anystep.bounds import (
     Width,
     check_options,
 )
+from anystep.errors import InputError
 from anystep.models.key_grid import kept_tokens
 from anystep.models.rotary import Rotary, RotaryGrid, RotaryScaling, joined, rotary, rotate
 from anystep.packing import Packing
@@ -58,6 +60,18 @@ class Float32Linear(nn.Linear):
         with torch.autocast(x.device.type, enabled=False):
             bias = None if self.bias is None else self.bias.float()
             return functional.linear(x.float(), self.weight.float(), bias)
+
+
+def compute_dtype(layer: nn.Module) -> torch.dtype | None:
+    """What a linear layer wants its input in; None where any will do, as where its weights are quantised.
+
+    Its weights may be stored in another: `enable_layerwise_casting` keeps them in 8 bits between calls.
+    """
+    hook = getattr(getattr(layer, "_diffusers_hook", None), "hooks", {}).get("layerwise_casting")
+    told = getattr(layer if hook is None else hook, "compute_dtype", None)
+    stored = getattr(layer.weight, "dtype", None)  # a method, of torch.ao's layers
+    plain = stored is not None and stored.is_floating_point and stored.itemsize > 1
+    return told if told is not None else stored if plain else None
 
 
 class SwiGLU(nn.Module):
@@ -107,7 +121,8 @@ class CaptionProjection(nn.Module):
         self.mlp = SwiGLU(text_width, 4 * width, width)
 
     def forward(self, states: Float[Tensor, "batch length text"]) -> Float[Tensor, "batch length width"]:
-        return self.mlp(self.norm(states.to(self.norm.weight.dtype)))
+        normed = self.norm(states.to(self.norm.weight.dtype))
+        return self.mlp(normed.to(compute_dtype(self.mlp.gate) or normed.dtype))
 
 
 class AttentionProcessor:
@@ -230,7 +245,7 @@ class TransitionBlock(nn.Module):
         packing: Packing | None = None,
         kept: Int[Tensor, " kept"] | None = None,
     ) -> Tokens:
-        dtype = self.mlp.gate.weight.dtype  # the stream x and its modulation stay in float32
+        dtype = compute_dtype(self.mlp.gate) or x.dtype  # the stream x and its modulation stay in float32
         said = self.modulation(c).chunk(9 if self.caption_attn is not None else 6, dim=-1)  # (B, D) each
         parts = [spread(part, packing) for part in said]  # (B, 1, D) each
         shift, scale, gate = parts[:3]
@@ -344,9 +359,6 @@ class TransitionTransformer2DModel(
         width = hidden_size
         rank = width // 4 * 3 if modulation_rank is None else modulation_rank
         self.gradient_checkpointing = False
-        # may be changed for a while: for images larger than those of training
-        self.rope_scaling: RotaryScaling = rope_scaling
-        self.key_grid: int | None = None  # tokens along the longer side that give keys and values; None is all
 
         self.patch_embed = Float32Linear(in_channels * patch_size**2, width)
         self.time_embed = TimeEmbedding(width)
@@ -370,6 +382,19 @@ class TransitionTransformer2DModel(
         )  # fmt: skip
         self._initialise()
 
+    def check_saveable(self) -> None:
+        """Raise `InputError` where what is saved could not be loaded: while the network carries an adapter."""
+        if names := list(getattr(self, "peft_config", {})):
+            raise InputError(
+                f"the transformer carries the adapter {names[0]!r}, with which it cannot be saved: merge it by "
+                "fuse_lora() and unload_lora(), or keep it apart by save_lora_adapter(folder) and then unload_lora()"
+            )
+
+    def save_pretrained(self, *arguments: Any, **options: Any) -> None:
+        """That of diffusers. Raises `InputError` as `check_saveable` does, before anything is written."""
+        self.check_saveable()
+        super().save_pretrained(*arguments, **options)
+
     def _initialise(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -392,14 +417,16 @@ class TransitionTransformer2DModel(
             raise ValueError("this network has no null label: num_classes is None or class_dropout_prob is 0")
         return int(self.config.num_classes)
 
+    @apply_forward_hook  # offloading waits for a call of the network before it moves weights to the device
     def encode_condition(
         self, condition: Float[Tensor, "batch length text"] | Int[Tensor, " batch"], condition_mask: Mask | None = None
     ) -> EncodedCaption | Tensor:
         """The part of the work that depends on the condition alone; `forward` takes the answer in its place.
 
-        Captions become the keys and values of every block; labels are returned as they are.
+        Captions become the keys and values of every block; labels are returned as they are, and so are captions where
+        a hook of diffusers brings the weights of a block for its own forward alone.
         """
-        if self.caption_projection is None:
+        if self.caption_projection is None or any(hasattr(block, "_diffusers_hook") for block in self.blocks):
             return condition
         caption = self.project_caption(condition)
         pairs = tuple(block.caption_attn.keys_values(caption) for block in self.blocks)  # type: ignore[union-attr, operator]
@@ -420,13 +447,12 @@ class TransitionTransformer2DModel(
             interval = interval + self.time_embed(seen[name])
         return self.time_embed(t), interval
 
-    def rotary(self, rows: int, columns: int) -> Rotary:
-        """Where the tokens of a grid are."""
+    def rotary(self, rows: int, columns: int, scaling: RotaryScaling | None = None) -> Rotary:
+        """Where the tokens of a grid are; `scaling` is the network's own by default."""
         config = self.config
         extent = config.rope_extent or config.sample_size // config.patch_size
-        return rotary(
-            rows, columns, config.hidden_size // config.num_heads, config.rope_grid, self.rope_scaling, extent
-        )
+        scaling = scaling or config.rope_scaling
+        return rotary(rows, columns, config.hidden_size // config.num_heads, config.rope_grid, scaling, extent)
 
     def forward(
         self,
@@ -437,6 +463,8 @@ class TransitionTransformer2DModel(
         condition_mask: Bool[Tensor, "images length"] | None = None,
         return_features: bool = False,
         packing: Packing | None = None,
+        rope_scaling: RotaryScaling | None = None,
+        key_grid: int | None = None,
     ) -> Any:
         """The prediction F, shaped as x, float32.
 
@@ -449,6 +477,9 @@ class TransitionTransformer2DModel(
             return_features: also return the projector's output (batch, tokens, z_dim) after block `encoder_depth`;
                 (tokens, z_dim) of a packed batch.
             packing: whose tokens are whose, of a packed batch.
+            rope_scaling: what becomes of positions beyond the trained ones; the network's own by default.
+            key_grid: tokens along the longer side that give keys and values (`anystep.models.key_grid`); all by default
+                and in a packed batch.
         """
         if return_features and self.projector is None:
             raise ValueError("return_features needs a projector: z_dim is 0")
@@ -473,17 +504,20 @@ class TransitionTransformer2DModel(
         if self.class_embed is not None:
             c = c + self.class_embed(condition)
         grids = ((rows, columns),) if packing is None else packing.grids
-        turn = joined([self.rotary(*grid) for grid in grids], x.device)  # (N, head_dim / 2)
+        turn = joined(
+            [self.rotary(down, across, rope_scaling) for down, across in grids], x.device
+        )  # (N, head_dim / 2)
 
         features = kept = None
-        if self.key_grid is not None and packing is None:
-            kept = kept_tokens(rows, columns, self.key_grid, x.device)
+        if key_grid is not None and packing is None:
+            kept = kept_tokens(rows, columns, key_grid, x.device)
         for index, (block, caption) in enumerate(zip(self.blocks, captions, strict=True)):
             again = torch.is_grad_enabled() and self.gradient_checkpointing
             run: Callable[..., Any] = partial(self._gradient_checkpointing_func, block) if again else block
             tokens = run(tokens, c, interval, turn, caption, mask, packing, kept)  # (B, N, D)
             if return_features and self.projector is not None and index + 1 == self.config.encoder_depth:
-                features = self.projector(tokens.to(self.projector[0].weight.dtype))  # (B, N, z_dim)
+                dtype = compute_dtype(self.projector[0]) or tokens.dtype
+                features = self.projector(tokens.to(dtype))  # (B, N, z_dim)
 
         out = self.final_layer(tokens, c, packing)  # (B, N, patch^2 C)
         if packing is not None:

@@ -9,6 +9,8 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
+from anystep import bounds
+from anystep.errors import InputError
 from anystep.sampling import resolution_shift, schedule
 from anystep.transport import make_transport
 
@@ -29,7 +31,7 @@ class TransitionScheduler(SchedulerMixin, ConfigMixin):
     Args:
         transport, transport_options: of `make_transport`.
         shift: of the schedule, at the base size and below.
-        base_size: side in pixels of the training base; larger areas shift the schedule further.
+        base_size: side in pixels of the training base; larger areas shift the schedule further. None: no area does.
     """
 
     order = 1
@@ -40,22 +42,28 @@ class TransitionScheduler(SchedulerMixin, ConfigMixin):
         transport: str = "ot_fm",
         transport_options: dict[str, float] | None = None,
         shift: float = 1.0,
-        base_size: int = 64,
+        base_size: int | None = None,
         num_train_timesteps: int = 1000,
     ) -> None:
+        if not isinstance(transport_options, dict | None):
+            raise InputError(f"transport_options {bounds.shown(transport_options)}: expected numbers by name")
         self.transport = make_transport(transport, **(transport_options or {}))
-        self.set_timesteps(num_train_timesteps)
+        bounds.check("shift", shift, bounds.PositiveCoefficient)
+        if base_size is not None:
+            bounds.check("base_size", base_size, bounds.Side)
+        self.set_timesteps(bounds.check("num_train_timesteps", num_train_timesteps, bounds.SamplingSteps))
 
     def times(self, steps: int, height: int | None = None, width: int | None = None, strength: float = 1.0) -> Tensor:
         """(steps + 1,) decreasing times t for an image of `height` x `width` pixels, from that share of them on."""
-        base = int(self.config.base_size)
-        shift = self.config.shift * resolution_shift(height or base, width or base, base)
+        base, shift = self.config.base_size, self.config.shift
+        if base is not None:
+            shift *= resolution_shift(height or base, width or base, base)
         return schedule(self.transport, steps, shift, strength)
 
     def set_timesteps(
         self, num_inference_steps: int, device: Any = None, height: int | None = None, width: int | None = None
     ) -> None:
-        self.num_inference_steps = num_inference_steps
+        self.num_inference_steps = bounds.check("num_inference_steps", num_inference_steps, bounds.SamplingSteps)
         self.sigmas = self.times(num_inference_steps, height, width)
         self.timesteps = (self.sigmas[:-1] * self.config.num_train_timesteps).to(device)
 

@@ -4,6 +4,8 @@ They are made once, when data are prepared, and read with the latents: no encode
 """
 
 import inspect
+import os
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,11 @@ from torch import Tensor
 
 from anystep.errors import InputError
 from anystep.fingerprint import encoder_digest
+from anystep.model_folder import check_part
 
 RADIO = "radio:"
 RADIO_REPOSITORY = "NVlabs/RADIO"
+ALLOW_CODE = "ANYSTEP_ALLOW_CODE"  # set to 1 by a user who trusts the code that comes with a model
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -71,10 +75,11 @@ class ImageEncoder:
 def load_image_encoder(spec: str) -> ImageEncoder:
     """A vision model of transformers by id or folder (DINOv2, SigLIP, CLIP), or `radio:VERSION` through RADIO's loader.
 
-    `radio:FOLDER` is a checkout of RADIO's repository.
+    `radio:FOLDER` is a checkout of RADIO's repository. Either runs that repository's Python code, which a user has to
+    allow: `ANYSTEP_ALLOW_CODE=1`.
 
     Raises:
-        InputError: nothing there, or not such a model.
+        InputError: nothing there, not such a model, code that is not allowed, or what `anystep.model_folder` refuses.
     """
     try:
         return _radio(spec.removeprefix(RADIO)) if spec.startswith(RADIO) else _transformers(spec)
@@ -86,7 +91,13 @@ def load_image_encoder(spec: str) -> ImageEncoder:
 
 
 def _radio(version: str) -> ImageEncoder:
-    if Path(version).is_dir():
+    local = Path(version).is_dir()
+    if os.environ.get(ALLOW_CODE) != "1":
+        source = repr(version) if local else f"{RADIO_REPOSITORY!r} on GitHub"
+        raise InputError(
+            f"image encoder '{RADIO}{version}' runs Python code from {source}: if you trust it, set {ALLOW_CODE}=1"
+        )
+    if local:
         model = torch.hub.load(version, "radio_model", source="local")
     else:
         model = torch.hub.load(RADIO_REPOSITORY, "radio_model", version=version, progress=False, skip_validation=True)
@@ -96,13 +107,21 @@ def _radio(version: str) -> ImageEncoder:
 def _transformers(name: str) -> ImageEncoder:
     from transformers import AutoImageProcessor, AutoModel
 
-    model = AutoModel.from_pretrained(name)
+    if Path(name).is_dir():
+        check_part(Path(name))
+    model, loading = AutoModel.from_pretrained(
+        name, output_loading_info=True, trust_remote_code=False, use_safetensors=True
+    )
     model = getattr(model, "vision_model", model)  # of SigLIP and CLIP
+    # what is missing is drawn at random
+    missing = sorted(key for key in loading["missing_keys"] if not re.search(r"pooler\.|^text_", key))
+    if missing:
+        raise InputError(f"no image encoder at {name!r}: {len(missing)} weights are missing, the first {missing[0]}")
     patch = getattr(model.config, "patch_size", None)
     if not isinstance(patch, int):
         raise InputError(f"image encoder {name!r} is a {type(model).__name__}, which has no patches")
     try:
-        processor = AutoImageProcessor.from_pretrained(name)
+        processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
         mean, std = tuple(processor.image_mean), tuple(processor.image_std)
     except (OSError, ValueError, ImportError, AttributeError, TypeError):
         mean, std = IMAGENET
