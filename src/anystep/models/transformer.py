@@ -159,6 +159,11 @@ class _Attention(nn.Module, AttentionModuleMixin):
     def split(self, x: Tensor) -> Float[Tensor, "batch tokens heads head_dim"]:
         return x.unflatten(-1, (self.heads, -1))
 
+    @staticmethod
+    def normed(norm: nn.Module, x: Tensor) -> Tensor:
+        """Normalised in the precision of the norm's weights, which casting of layers leaves alone."""
+        return norm(x.to(norm.weight.dtype) if isinstance(norm, nn.LayerNorm) else x)
+
 
 class IntervalAttention(_Attention):
     """Self-attention whose queries, keys and values also depend on the interval (section 4.1)."""
@@ -182,7 +187,8 @@ class IntervalAttention(_Attention):
             dq, dk, dv = spread(self.interval_qkv(interval.to(x.dtype)), packing).chunk(3, dim=-1)  # 3 x (B, 1, D)
             q, k, v = q + dq, k + dk, v + dv
         q, k, v = (self.split(part) for part in (q, k, v))  # (B, N, heads, head_dim), 2 x (B, K, heads, head_dim)
-        q, k = rotate(self.norm_q(q), turn.angles), rotate(self.norm_k(k), places).to(v.dtype)
+        q, k = self.normed(self.norm_q, q), self.normed(self.norm_k, k)
+        q, k = rotate(q, turn.angles), rotate(k, places).to(v.dtype)
         q = (q if turn.sharpness is None else q * turn.sharpness[:, None, None]).to(v.dtype)
         if packing is not None:
             return self.to_out(packing.attend(self.processor, q, k, v))
@@ -194,12 +200,12 @@ class CaptionAttention(_Attention):
 
     def keys_values(self, caption: Tokens) -> tuple[Tensor, Tensor]:
         k, v = self.split(self.to_k(caption)), self.split(self.to_v(caption))
-        return self.norm_k(k).to(v.dtype), v
+        return self.normed(self.norm_k, k).to(v.dtype), v
 
     def forward(
         self, x: Tokens, k: Tensor, v: Tensor, mask: Tensor | None, turn: Rotary, packing: Packing | None = None
     ) -> Tokens:
-        q = rotate(self.norm_q(self.split(self.to_q(x))), turn.angles).to(v.dtype)
+        q = rotate(self.normed(self.norm_q, self.split(self.to_q(x))), turn.angles).to(v.dtype)
         if packing is not None:
             return self.to_out(packing.attend_to(self.processor, q, k, v, mask))
         return self.to_out(self.processor(q, k, v, mask))

@@ -139,10 +139,10 @@ class TransitionPipeline(DiffusionPipeline):
                     check_whole(part)
             _ = pipeline.latent_codec
         except Exception as error:  # diffusers, safetensors and the hub raise many kinds; all mean it is not usable
-            if isinstance(error, InputError):
-                raise error if name in str(error) else InputError(f"cannot load model {name!r}: {error}") from error
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(f"cannot load model {name!r}: {type(error).__name__}: {reason}") from error
+            reason = " ".join(str(error).split()).replace(f"{name}/", "")
+            if not isinstance(error, InputError):
+                reason = f"{type(error).__name__}: {reason[:200]}"
+            raise InputError(f"cannot load model {name!r}: {reason}") from error
         return pipeline
 
     def save_pretrained(self, save_directory: Any, *arguments: Any, **options: Any) -> None:
@@ -533,7 +533,7 @@ def _interval(given: Any) -> tuple[float, float]:
     except (TypeError, ValueError):
         low = high = math.nan
     if not low <= high:
-        raise InputError(f"guidance_interval {shown(given)}: expected two times, the lower one first")
+        raise InputError(f"guidance_interval {shown(given)}: expected the lower time first")
     return low, high
 
 
