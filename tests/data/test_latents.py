@@ -1,21 +1,25 @@
 """A source encoded once, in shards; what training reads of it."""
 
+import json
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
 from anystep.data.example import BrokenExample, Example
-from anystep.data.latents import About, LatentSet, LatentShards
+from anystep.data.latents import ABOUT, LATENT, TEXT, About, LatentSet, LatentShards
 from anystep.data.overview import overview
 from anystep.data.prepare import Encoders, prepare
+from anystep.data.shards import INDEX, Index, Record, Shards, to_npy, write_shard
 from anystep.errors import InputError
 from anystep.ranks import Ranks
 
@@ -233,3 +237,84 @@ def test_overview_of_the_art_shows_every_background() -> None:
     from anystep.data.art import BACKGROUNDS
 
     assert set(BACKGROUNDS.values()) <= colours
+
+
+def remade(folder: Path, change: Callable[[dict[str, Any], dict[str, bytes]], None]) -> LatentShards:
+    """A prepared folder whose second record is another, with an index that fits."""
+    prepare(Colours(), folder, encoders(text=lambda captions: [torch.ones(2, 3) for _ in captions]), shard_size=3)
+    before = Shards(str(folder))
+    records = []
+    for number in range(len(before)):
+        fields = before.read(number)
+        about = json.loads(fields[ABOUT])
+        label = about["label"]
+        if number == 1:
+            change(about, fields)
+            fields[ABOUT] = fields[ABOUT] if fields[ABOUT].startswith(b"!") else json.dumps(about).encode()
+            fields[ABOUT] = fields[ABOUT].removeprefix(b"!")
+        records.append(Record(f"{number:09d}", fields, label, (2, 2)))
+    for path in folder.glob("*.tar"):
+        path.unlink()
+    write_shard(folder / "000000.tar", records).save(folder / INDEX)
+    return LatentShards(str(folder))
+
+
+WRONG_RECORDS: dict[str, Callable[[dict[str, Any], dict[str, bytes]], Any]] = {
+    "expected a JSON dict": lambda about, fields: fields.update({ABOUT: b"![]"}),
+    "nested too deeply": lambda about, fields: fields.update({ABOUT: b"!" + b"[" * 100_000}),
+    "not UTF-8": lambda about, fields: fields.update({ABOUT: b"!\xff"}),
+    "its caption is no text": lambda about, fields: about.update(captions=5),
+    "class 'x', but 1 by the index": lambda about, fields: about.update(label="x"),
+    "class 7, but 1 by the index": lambda about, fields: about.update(label=7),
+    "a damaged array": lambda about, fields: fields.update({LATENT: fields[LATENT][:-1]}),
+    "an array of": lambda about, fields: fields.update({LATENT: to_npy(np.array(["x"]))}),
+    "a latent of": lambda about, fields: fields.update({LATENT: to_npy(np.zeros((2, 3, 2)))}),
+    "latent.npy is not finite": lambda about, fields: fields.update({LATENT: to_npy(np.full((2, 2, 2), np.nan))}),
+    "states of shape": lambda about, fields: about.update(lengths=[1, 2]),
+    "no lengths": lambda about, fields: about.update(lengths=[-1, 5]),
+    "text.npy is not finite": lambda about, fields: fields.update({TEXT: to_npy(np.full((4, 3), np.inf))}),
+}
+
+
+@pytest.mark.parametrize("reason", WRONG_RECORDS)
+def test_a_record_that_says_nonsense_is_a_broken_example(tmp_path: Path, reason: str) -> None:
+    shards = remade(tmp_path, WRONG_RECORDS[reason])
+    with pytest.raises(BrokenExample, match=reason):
+        shards[1]
+    assert shards[2].captions
+
+
+def test_labels_out_of_range_are_refused_when_the_folder_is_opened(tmp_path: Path) -> None:
+    prepare(Colours(), tmp_path, encoders())
+    for label in (7, -2):
+        index = Index.load(tmp_path / INDEX)
+        labels = index.labels.clone()
+        labels[3] = label
+        replace(index, labels=labels).save(tmp_path / INDEX)
+        with pytest.raises(InputError, match=f"record 3: class {label}, expected 0 to 1: run the same"):
+            LatentShards(str(tmp_path))
+
+
+def test_an_example_of_a_class_that_is_none_is_left_out(tmp_path: Path) -> None:
+    class Odd(Colours):
+        def __getitem__(self, index: int) -> Example:
+            return replace(super().__getitem__(index), label=5 if index == 2 else 0)
+
+    made = prepare(Odd(), tmp_path, encoders())
+    assert "2: class 5, expected 0 to 1" in made.broken
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "", "[]", "{", "[" * 100_000, '{"complete": true}', '{"complete": true, "made_by": {}, "class_names": [1]}',
+        '{"complete": true, "made_by": {}, "class_names": [], "broken": 5}',
+        '{"complete": true, "made_by": {}, "class_names": [], "shards": [5]}',
+        '{"complete": true, "made_by": {}, "class_names": [], "passed_over": {"a": 1}}',
+    ],
+)  # fmt: skip
+def test_a_damaged_description_is_one_line(tmp_path: Path, said: str) -> None:
+    prepare(Colours(), tmp_path, encoders())
+    (tmp_path / "dataset.json").write_text(said)
+    with pytest.raises(InputError, match=r"dataset\.json.*: run the same `anystep data prepare` again"):
+        LatentShards(str(tmp_path))
