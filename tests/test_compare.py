@@ -2,6 +2,12 @@
 
 import gzip
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +20,7 @@ from anystep.cli import main
 from anystep.compare import Comparison, student, variant_recipe, vary
 from anystep.errors import InputError
 from anystep.evaluation.features import load_extractor, try_extractor
+from anystep.files import claimed
 from anystep.objective import interval_weight
 from anystep.objectives import OBJECTIVES
 from anystep.training.budget import evaluations_per_sample
@@ -228,3 +235,72 @@ def test_the_comparisons_that_come_with_the_project_are_sound(name: str) -> None
     assert len(comparison.variants) == 5
     for variant in comparison.variants:
         assert variant_recipe(comparison, variant, 0).run.steps > 600
+
+
+def test_a_plan_of_an_older_version_and_what_changes_nothing_learned_resume(
+    finished: Path, small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in finished.rglob("planned.yaml"):
+        plan = yaml.safe_load(path.read_text())
+        plan["data"].pop("aspect")
+        plan.pop("guard", None)
+        path.write_text(yaml.safe_dump(plan))
+    for name in (".anystep.json", ".lock"):  # folders were not marked then either
+        (finished / name).unlink()
+    command = ["compare", "--allow-code", str(small), "--out", str(finished), "--recipe.run.log_every", "7"]
+    assert main([*command, "--recipe.sample_steps", "[1]"]) == 0, capsys.readouterr().err
+    (finished / "planned.yaml").write_text("{")
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert "planned.yaml" in error
+    assert "choose another --out" in error
+
+
+@pytest.mark.parametrize(
+    ("extra", "line"),
+    [
+        (["--variants", "{a: {}, b: {model: {options: {hidden_size: 7}}}}"], "variant 'b': "),
+        (["--variants", "{a: {}, b: {run: {batch_size: 1000}}}"], "variant 'b': 160 samples are fewer than one batch"),
+        (["--steps", "[1, 1]"], "name one twice"),
+        (["--samples", "90"], "kernel_distance needs at least 50"),
+        (["--recipe.data.limit", "60"], "samples 30: "),
+        (["--variants", "{" + "x" * 300 + ": {}}"], "cannot name a file"),
+    ],
+)
+def test_what_is_wrong_with_the_last_variant_is_said_before_the_first_is_trained(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], extra: list[str], line: str
+) -> None:
+    command = ["compare", "--allow-code", str(small), "--out", str(tmp_path / "out"), *extra]
+    if line == "kernel_distance needs at least 50":
+        command += ["--recipe.data.limit", "60"]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert line in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.rglob("metrics.jsonl"))
+
+
+@pytest.mark.slow
+def test_runs_end_with_the_process_that_began_them_and_go_on(small: Path, tmp_path: Path) -> None:
+    """Killed, nobody holds the folders; terminated, the runs save what they have."""
+    command = [sys.executable, "-m", "anystep", "compare", "--allow-code", str(small), "--out", str(tmp_path / "out")]
+    command += ["--jobs", "2", "--seeds", "[0]", "--evaluations", "40000", "--recipe.run.log_every", "1"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    logs = tmp_path / "out" / "runs"
+    for how, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 130)):
+        before = {path: path.stat().st_mtime_ns for path in logs.rglob("metrics.jsonl")}
+        child = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        while child.poll() is None and {p: p.stat().st_mtime_ns for p in logs.rglob("metrics.jsonl")} == before:
+            time.sleep(0.05)
+        child.send_signal(how)
+        told = child.communicate()[1]  # of a killed one Python's tracker of resources tells
+        assert how == signal.SIGKILL or told == "interrupted\n"
+        assert child.returncode == code
+        for folder in logs.iterdir():
+            for _ in range(100):  # the processes of a killed one need a moment
+                with suppress(InputError), claimed(folder, "training run"):
+                    break
+                time.sleep(0.05)
+            else:
+                raise AssertionError(f"{folder} is still held")
+    assert list(logs.rglob("checkpoints/step-*"))

@@ -19,6 +19,8 @@ from anystep.cli import main
 from anystep.evaluation import collect as collecting
 from anystep.evaluation.collect import Cost, collect
 from anystep.evaluation.features import load_extractor
+from anystep.evaluation.image_folders import check_folders, parse_folder
+from anystep.files import claimed
 from anystep.ranks import Ranks
 
 SMALL = ["--steps", "1", "2", "--samples", "60", "--metrics", "kernel_distance", "precision"]
@@ -323,3 +325,31 @@ def test_bad_evaluations_are_one_line(
     command = [word for word in command if word != "--allow-code"]
     assert "--allow-code" in line()
     assert not (tmp_path / "report").exists()
+
+
+def test_folders_of_several_formats_are_noted(colours: Path, tmp_path: Path) -> None:
+    for form in ("png", "jpg"):
+        (tmp_path / form).mkdir()
+        Image.open(colours / "000.png").save(tmp_path / form / f"0.{form}")
+    size, notes = check_folders([parse_folder(f"1={tmp_path / 'png'}"), parse_folder(f"2={tmp_path / 'jpg'}")], 1)
+    assert size == (16, 16)
+    assert notes == [
+        f"Images were kept in several formats (PNG in {tmp_path / 'png'}, JPEG in {tmp_path / 'jpg'}): "
+        "compression alone changes figures."
+    ]
+
+
+def test_a_report_is_not_written_among_what_others_have_made(
+    command: list[str], finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "report.json").write_text("mine")
+    assert main([*command, "--out", str(tmp_path)]) == 2
+    assert "holds report.json, which this command has not made" in capsys.readouterr().err
+    assert (tmp_path / "report.json").read_text() == "mine"
+    unmarked = shutil.copytree(finished, tmp_path / "unmarked")  # as made before folders were marked
+    for name in (".anystep.json", ".lock"):
+        (unmarked / name).unlink()
+    assert main([*command, "--out", str(unmarked), "--keep-images"]) == 0
+    with claimed(unmarked, "evaluation report"):
+        assert main([*command, "--out", str(unmarked)]) == 2
+    assert "is in use by process" in capsys.readouterr().err

@@ -1,17 +1,26 @@
 """The extractor prepares images as its weights expect, and tells pictures apart."""
 
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from jaxtyping import TypeCheckError
-from torch import Tensor
+from torch import Tensor, nn
 
 from anystep.errors import InputError
 from anystep.evaluation.classifier import SmallClassifier, save_classifier
-from anystep.evaluation.features import EfficientNetLite0, FeatureExtractor, extract, load_extractor
+from anystep.evaluation.collect import Cost, collect
+from anystep.evaluation.features import (
+    EfficientNetLite0,
+    FeatureExtractor,
+    extract,
+    load_extractor,
+    try_extractor,
+)
+from anystep.ranks import Ranks
 
 
 class Seen(torch.nn.Module):
@@ -157,3 +166,78 @@ def test_what_is_no_extractor_is_one_line(tmp_path: Path) -> None:
             load_extractor(str(tmp_path / f"none.{suffix}"))
     with pytest.raises(InputError, match="unknown feature extractor 'vgg'"):
         load_extractor("vgg")
+
+
+class Writer(nn.Module):
+    """Makes a file of the folder that it runs in."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        torch.from_file("written.bin", True, 4).fill_(1.0)
+        return images.float().mean((2, 3))
+
+
+class Broken(nn.Module):
+    """The features of dark images are not finite."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.float().mean((2, 3)).log()
+
+
+def scripted(network: nn.Module, path: Path) -> str:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(network).save(str(path))
+    return str(path)
+
+
+def test_a_program_is_not_run_unless_it_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="--allow-code"):
+        load_extractor(scripted(Writer(), tmp_path / "writer.pt"))
+    assert not (tmp_path / "written.bin").exists()
+
+
+def test_what_is_tried_first_is_refused_in_one_line(tmp_path: Path) -> None:
+    class Flat(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.float().flatten()
+
+    class Infinite(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.float().mean((2, 3)) / 0
+
+    for network, message in (
+        (Flat(), r"a row of features an image, not a tensor of \(384,\)"),
+        (Infinite(), "gives numbers that are not finite, of a trial image"),
+        (nn.Linear(3, 3), "cannot take uint8 images"),
+    ):
+        with pytest.raises(InputError, match=message):
+            try_extractor(load_extractor(network), 8, 8)
+
+
+def test_features_that_are_not_finite_are_told_with_their_image(tmp_path: Path) -> None:
+    extractor = load_extractor(scripted(Broken(), tmp_path / "broken.pt"), allow_code=True)
+    assert try_extractor(extractor, 8, 8) == 3
+
+    def make(chunk: range) -> tuple[Tensor, Cost]:
+        images = torch.full((len(chunk), 3, 8, 8), 7, dtype=torch.uint8)
+        images[3:5] = 0
+        return images, Cost()
+
+    with pytest.raises(InputError, match=r"broken gives numbers that are not finite, of c\.png and 1 more"):
+        collect(tmp_path / "work", 6, make, extractor, Ranks.alone(), called=lambda number: "___c__"[number] + ".png")
+    assert not list((tmp_path / "work").iterdir())
+
+
+def test_a_classifier_that_is_damaged_is_one_line(tmp_path: Path) -> None:
+    network, path = SmallClassifier(5), tmp_path / "small.safetensors"
+    save_classifier(network, path)
+    whole = path.read_bytes()
+    for content in (b"", whole[:-9], whole.replace(b"anystep train-classifier", b"someone elses program!!!")):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"small\.safetensors"):
+            load_extractor(str(path))
+    network.head.bias.data[2] = float("nan")
+    save_classifier(network, path)
+    with pytest.raises(InputError, match=r"head\.bias is not finite"):
+        load_extractor(str(path))

@@ -122,3 +122,17 @@ def test_bad_files_are_one_line(published: tuple[Path, Path], tmp_path: Path) ->
         dpg.score(tmp_path, {"dog": "a dog"}, {}, lambda image, asked: [])
     with pytest.raises(InputError, match="no image"):
         dpg.score(tmp_path, {"whale": "a whale"}, dpg.read_questions(published[1]), lambda image, asked: [])
+
+
+def test_prompts_and_questions_are_read_without_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfa red apple\r\n")
+    (tmp_path / "questions.csv").write_bytes(b"\xef\xbb\xbf" + CSV.encode())
+    assert dpg.read_prompts(tmp_path) == {"a": "a red apple"}
+    assert dpg.read_questions(tmp_path / "questions.csv")
+    (tmp_path / "A.txt").write_text("an apple")
+    with pytest.raises(InputError, match="would be one file"):
+        dpg.read_prompts(tmp_path)
+    (tmp_path / "A.txt").unlink()
+    (tmp_path / "b.txt").write_text(" \n")
+    with pytest.raises(InputError, match=r"b\.txt: no prompt in it"):
+        dpg.read_prompts(tmp_path)

@@ -6,28 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from anystep.cli import main
 from anystep.evaluation.benchmarks import imagenet
-from anystep.models import build_transformer
 from anystep.pipelines.load import load
-from anystep.pipelines.scheduler import TransitionScheduler
-from anystep.pipelines.transition import TransitionPipeline
-
-
-@pytest.fixture(scope="module")
-def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a class-conditional pipeline of 8 x 8 pixels and three classes."""
-    torch.manual_seed(0)
-    network = build_transformer("c2i-test", in_channels=3, num_classes=3)
-    for parameter in network.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.1)
-    folder = tmp_path_factory.mktemp("classes")
-    pipeline = TransitionPipeline(network, TransitionScheduler(base_size=8), class_names=["ant", "bee", "cat"])
-    pipeline.save_pretrained(folder)
-    return folder
 
 
 def test_labels() -> None:
@@ -39,8 +21,8 @@ def test_labels() -> None:
     assert len(set(counts.values())) > 1
 
 
-def test_the_file_holds_images_and_labels(classes: Path, tmp_path: Path) -> None:
-    command = ["benchmark", "imagenet", "--model", str(classes), "--samples", "100", "--steps", "1", "2"]
+def test_the_file_holds_images_and_labels(tiny_classes: Path, tmp_path: Path) -> None:
+    command = ["benchmark", "imagenet", "--model", str(tiny_classes), "--samples", "100", "--steps", "1", "2"]
     assert main([*command, "--out", str(tmp_path)]) == 0
     path = tmp_path / "steps-002" / "samples_100x8x8x3.npz"
     with np.load(path) as content:
@@ -55,13 +37,13 @@ def test_the_file_holds_images_and_labels(classes: Path, tmp_path: Path) -> None
     assert main([*command, "--seed", "5", "--out", str(tmp_path)]) == 2  # others than those that are there
     assert main([*command, "--out", str(tmp_path)]) == 0
     assert json.loads((tmp_path / "report.json").read_text())["points"] == report["points"]  # seconds are when drawn
-    model = load(classes)
+    model = load(tiny_classes)
     alone = model.generate([int(labels[97])], 2, [97]).images[0]
     np.testing.assert_array_equal(images[97], np.asarray(alone))
 
 
-def test_an_interrupted_run_goes_on(classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, labels = load(classes), imagenet.draw_labels(100, 3, "balanced")
+def test_an_interrupted_run_goes_on(tiny_classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, labels = load(tiny_classes), imagenet.draw_labels(100, 3, "balanced")
     whole = imagenet.sample_imagenet(model, tmp_path / "whole", labels, 1)
 
     def stop(images: int) -> None:
@@ -80,11 +62,11 @@ def test_an_interrupted_run_goes_on(classes: Path, tmp_path: Path, monkeypatch: 
         np.testing.assert_array_equal(one["arr_0"], two["arr_0"])
 
 
-def test_bad_input_is_one_line(tmp_path: Path, classes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_one_line(tmp_path: Path, tiny_classes: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = ["benchmark", "imagenet", "--out", str(tmp_path), "--steps", "1"]
     for extra, message in [
         (["--model", "builtin"], "is not class-conditional"),
-        (["--model", str(classes), "--classes", "some"], "expected one of balanced, random"),
+        (["--model", str(tiny_classes), "--classes", "some"], "expected one of balanced, random"),
     ]:
         assert main([*base, *extra]) == 2
         error = capsys.readouterr().err

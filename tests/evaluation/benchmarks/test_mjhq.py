@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from anystep.cli import main
+from anystep.errors import InputError
 from anystep.evaluation.benchmarks import mjhq
 from anystep.evaluation.features import extract, load_extractor
 from anystep.evaluation.frechet_distance import Moments, frechet_distance
@@ -92,3 +93,24 @@ def test_bad_input_is_one_line(
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "category", "prompt", "message"),
+    [
+        ("a", "../../escaped", "a red apple", "cannot name a file"),
+        ("../a", "people", "a red apple", "cannot name a file"),
+        ("/a", "people", "a red apple", "cannot name a file"),
+        ("a", "", "a red apple", "cannot name a file"),
+        ("A", "people", "a red apple", "would be one file"),
+        ("b", ["people"], "a red apple", "expected a category and a prompt"),
+        ("b", "people", "", "expected a category and a prompt"),
+    ],
+)
+def test_metadata_that_would_write_elsewhere_are_refused(
+    tmp_path: Path, name: str, category: object, prompt: str, message: str
+) -> None:
+    entries = {"a": {"category": "people", "prompt": "one"}} | {name: {"category": category, "prompt": prompt}}
+    (tmp_path / "m.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(entries).encode())
+    with pytest.raises(InputError, match=message):
+        mjhq.read_metadata(tmp_path / "m.json")
