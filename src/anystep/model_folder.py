@@ -6,7 +6,7 @@ its own weights do not bear out, which a library would spend hours on before it 
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +22,20 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 LAYERS = re.compile(r"layers|depth|blocks$")
 
 
-def check_model_folder(folder: Path) -> None:
+def check_model_folder(folder: Path, given: Container[str] = ()) -> None:
     """Look through the folder of a model, and the folders of its parts one level below.
+
+    Args:
+        given: parts that come from elsewhere, and need not be in the folder.
 
     Raises:
         InputError: something in it is refused; one line that names it and says why.
     """
     for part in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
-        check_part(part)
+        check_part(part, given)
 
 
-def check_part(folder: Path) -> None:
+def check_part(folder: Path, given: Container[str] = ()) -> None:
     """`check_model_folder` of one folder alone."""
     files = [path for path in sorted(folder.iterdir()) if not path.is_dir() and not path.name.startswith(".")]
     for path in files:
@@ -43,7 +46,7 @@ def check_part(folder: Path) -> None:
         if path.name.endswith(".index.json"):
             _check_index(path)
         elif path.name == "model_index.json":
-            _check_classes(path)
+            _check_classes(path, given)
         elif path.name == "config.json":
             config = parse_json(read_text(path, CONFIG_LIMIT), str(path))
             pickles = [each.name for each in files if each.suffix in PICKLES]
@@ -117,11 +120,11 @@ def _check_index(path: Path) -> None:
             raise InputError(f"{str(path)!r} names the file {shown(place)}, which is not beside it")
 
 
-def _check_classes(path: Path) -> None:
+def _check_classes(path: Path, given: Container[str]) -> None:
     for part, entry in parse_json(read_text(path, CONFIG_LIMIT), str(path)).items():
         if not (isinstance(entry, list) and len(entry) == 2 and entry[0] in ("anystep", "diffusers", "transformers")):
             continue
         if re.match(r"Auto[A-Z]", str(entry[1])):
             raise InputError(f"{str(path)!r}: {part} is {entry[1]}, which takes classes from a folder: name the class")
-        if entry[1] is not None and not (path.parent / part).is_dir():
+        if entry[1] is not None and part not in given and not (path.parent / part).is_dir():
             raise InputError(f"{str(path.parent)!r} has no folder {part!r}, in which its {part} should be")

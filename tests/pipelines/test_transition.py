@@ -264,6 +264,19 @@ def test_a_pipeline_made_from_another_keeps_its_parts(pipeline: TransitionPipeli
     assert torch.equal(draw(named, guidance_scale=1.5), draw(pipeline))
 
 
+def test_classes_without_names_are_drawn_by_index_and_without_an_empty_class_unguided() -> None:
+    torch.manual_seed(0)
+    network = build_transformer("c2i-test", in_channels=3, num_classes=3, class_dropout_prob=0.0)
+    pipeline = TransitionPipeline(network, TransitionScheduler())
+    pipeline.set_progress_bar_config(disable=True)
+    assert draw(pipeline, [2, 0], guidance_scale=1.0).shape == (2, 3, 8, 8)
+    assert torch.equal(draw(pipeline, torch.tensor([2, 0]), seeds=[0, 1]), draw(pipeline, ["2", "0"], seeds=[0, 1]))
+    with pytest.raises(InputError, match="knows no empty class"):
+        pipeline(2, seeds=[0], guidance_scale=2.0)
+    with pytest.raises(InputError, match="2 class_names for a network of 3 classes"):
+        TransitionPipeline(network, TransitionScheduler(), class_names=["a", "b"])("a", seeds=[0])
+
+
 def test_one_prompt_to_encode_is_no_list_of_letters(pipeline: TransitionPipeline) -> None:
     one, mask = pipeline.encode_prompt("a red apple", "cpu")
     assert one.shape == (1, 5, 384)

@@ -1,5 +1,6 @@
 """Released Transition Models weights, under their own names, into our network."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from anystep.bounds import shown
 from anystep.errors import InputError
+from anystep.files import check_regular
+from anystep.model_folder import count_tensors
 from anystep.models.transformer import TransitionTransformer2DModel
 
 # released option -> ours
@@ -73,20 +77,26 @@ def convert_reference_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
+    check_regular(path)
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise InputError(f"no weights at {str(path)!r}") from None
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
+            count_tensors(path)
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, EOFError, ValueError) as error:
         raise InputError(f"cannot read weights {str(path)!r}: {str(error).splitlines()[0]}") from error
     except Exception as error:  # pickle raises many kinds; all of them mean the file is not plain weights
-        raise InputError(f"{str(path)!r} is not a plain file of weights: {type(error).__name__}") from error
+        raise InputError(
+            f"{str(path)!r} is not a plain file of weights ({type(error).__name__}): a pickle can run code when it is "
+            "opened, so that nothing else is read from it"
+        ) from error
+    if not isinstance(content, Mapping) or not all(isinstance(each, Tensor) for each in content.values()):
+        raise InputError(f"{str(path)!r} does not hold tensors by name")
     return dict(content)
 
 
-def load_reference_transformer(weights: str | Path, options: dict[str, Any]) -> TransitionTransformer2DModel:
+def load_reference_transformer(weights: str | Path, options: Mapping[str, Any]) -> TransitionTransformer2DModel:
     """A network with released weights, giving the numbers that the released code gives.
 
     Args:
@@ -96,6 +106,8 @@ def load_reference_transformer(weights: str | Path, options: dict[str, Any]) -> 
     Raises:
         InputError: unknown options, unreadable file, or names or shapes that do not fit; the message lists them.
     """
+    if not isinstance(options, Mapping):
+        raise InputError(f"network options {shown(options)}: expected those of the released configuration, by name")
     options = dict(options)
     shared = not options.pop("use_new_embed", False)
     unknown = sorted(set(options) - set(_OPTIONS))

@@ -128,7 +128,7 @@ class TransitionPipeline(DiffusionPipeline):
         try:
             hub = {key: value for key, value in options.items() if key in HUB_OPTIONS}
             folder = Path(name if Path(name).is_dir() else cls.download(name, **hub))
-            check_model_folder(folder)
+            check_model_folder(folder, options)
             index = read_json(folder / "model_index.json")
             if index.get("_class_name") != TransitionPipeline.__name__:
                 raise InputError(f"it is a {shown(index.get('_class_name'))}, not a {TransitionPipeline.__name__}")
@@ -405,6 +405,9 @@ class TransitionPipeline(DiffusionPipeline):
         if stochasticity and seeds is None:
             raise InputError(f"stochasticity {stochasticity} needs seeds, one an image")
         guidance = self.resolve_guidance(guidance_scale)
+        network = self.transformer.config
+        if is_guided(guidance) and network.num_classes is not None and not network.class_dropout_prob:
+            raise InputError(f"guidance {guidance:g}: this network knows no empty class, so it draws unguided only")
         device, codec = self._execution_device, self.latent_codec
         if image is not None:
             strength = check("strength", strength, bounds.PositiveShare)
