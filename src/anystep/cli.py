@@ -6,11 +6,13 @@ import json
 import math
 import os
 import re
+import secrets
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -27,16 +29,21 @@ from anystep.bounds import (
     Side,
     Threads,
     Time,
+    check,
     cut,
     parse,
     shown,
 )
 from anystep.errors import LONGEST, InputError, one_line
-from anystep.files import check_output
+from anystep.files import check_output, make_folder
 from anystep.option_types import input_file, input_folder, output_file, output_folder, size, spec, text
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from anystep.compare import Comparison
+    from anystep.pipelines.load import Model
+    from anystep.pipelines.settings import Settings
     from anystep.training.config import Recipe
 
 
@@ -47,11 +54,17 @@ class OneLineParser(argparse.ArgumentParser):
         super().__init__(**{**options, "allow_abbrev": False})
         self.given: list[str] | None = None  # what it was asked to parse
         self.takes_overrides = False  # whether what is no option is `--section.key VALUE` of a recipe
+        self.takes_more: str | None = None  # the positional arguments that words after options belong to
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         self.given = list(sys.argv[1:] if args is None else args)
         if not self.takes_overrides:
-            return super().parse_known_args(args, namespace)
+            parsed, rest = super().parse_known_args(args, namespace)
+            if self.takes_more is not None and not any(word.startswith("-") for word in rest):
+                more = [*getattr(parsed, LATE, ()), *(self._typed_text(word) for word in rest)]
+                setattr(parsed, self.takes_more, [*(getattr(parsed, self.takes_more) or ()), *more])
+                rest = []
+            return parsed, rest
         # set aside before anything is taken for a positional argument, so that they may come first
         plain: list[str] = []
         overrides: list[str] = []
@@ -66,6 +79,12 @@ class OneLineParser(argparse.ArgumentParser):
         parsed, rest = super().parse_known_args(plain, namespace)
         parsed.overrides = [*overrides, *rest]
         return parsed, []
+
+    def _typed_text(self, word: str) -> str:
+        try:
+            return text(word)
+        except argparse.ArgumentTypeError as error:
+            self.error(str(error))
 
     @property
     def chosen(self) -> "OneLineParser":
@@ -92,6 +111,50 @@ class OneLineParser(argparse.ArgumentParser):
         # a misspelt name may be why another is missing, so it is told with every error
         start = f"{self.prog}: error: "
         self.exit(2, f"{start}{one_line(message + self.did_you_mean(self.given or ()), LONGEST + 16 - len(start))}\n")
+
+
+LATE = "late_text"
+
+
+class NumbersThenText(argparse.Action):
+    """Numbers of a kind; text behind them, as in `--steps 1 2 "a red apple"`, is kept for the positional arguments."""
+
+    def __init__(self, *, kind: Any, **options: Any) -> None:
+        super().__init__(**options)
+        self.read = parse(kind)
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        numbers: list[int] = []
+        late: list[str] = []
+        for word in values:
+            try:
+                if not (numbers and _is_text(word)):
+                    numbers.append(self.read(word))
+                else:
+                    late.append(text(word))
+            except argparse.ArgumentTypeError as error:
+                raise argparse.ArgumentError(self, str(error)) from None
+        setattr(namespace, self.dest, numbers)
+        setattr(namespace, LATE, [*getattr(namespace, LATE, ()), *late])
+
+
+def _is_text(word: str) -> bool:
+    """Whether a word is no attempt at a number."""
+    try:
+        float(word)
+    except ValueError:
+        return any(each.isalpha() for each in word) and (" " in word or not word[0].isdigit())
+    return False
+
+
+def seed_or_random(value: str) -> int:
+    """A seed, or `random`: one that nobody chose, of 32 bits so that it is easily typed again."""
+    if value == "random":
+        return secrets.randbelow(2**32)
+    try:
+        return int(parse(Seed)(value))
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, or random") from None
 
 
 # what other programs call our options
@@ -131,26 +194,32 @@ def build_parser() -> OneLineParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=OneLineParser)
 
     generate = commands.add_parser("generate", help="draw prompts at several step counts, side by side")
+    generate.takes_more = "prompts"
     generate.add_argument(
-        "prompts", type=text, nargs="+", metavar="PROMPT", help='what to draw, for example "a red apple"'
+        "prompts",
+        type=text,
+        nargs="*",
+        metavar="PROMPT",
+        help='what to draw, for example "a red apple"; - reads prompts from standard input, one a line',
     )
     generate.add_argument(
-        "--steps", type=parse(SamplingSteps), nargs="+", default=[1, 2, 4, 8], help="step counts (default: 1 2 4 8)"
+        "--prompts-file", type=input_file, metavar="FILE", help="more prompts, one a line; empty lines are passed over"
     )
     generate.add_argument(
-        "--out",
-        type=output_file,
-        default=Path("anystep.png"),
-        help="the sheet, or a single image (default: anystep.png)",
+        "--like", type=input_file, metavar="IMAGE", help="as this image of anystep was drawn, but for what is given"
+    )
+    generate.add_argument(
+        "--steps", action=NumbersThenText, kind=SamplingSteps, nargs="+", help="step counts (default: 1 2 4 8)"
+    )
+    generate.add_argument(
+        "--out", type=output_file, help="the sheet, or a single image (default: anystep.png, or the next free name)"
     )
     generate.add_argument(
         "--separate", type=output_folder, metavar="FOLDER", help="also write every image to its own file"
     )
     generate.add_argument("--size", type=size, metavar="WxH", help="in pixels (default: the training size)")
     generate.add_argument("--image", type=input_file, help="start from this image instead of noise alone")
-    generate.add_argument(
-        "--strength", type=parse(PositiveShare), default=0.6, help="how far back to begin, with --image (0.6)"
-    )
+    generate.add_argument("--strength", type=parse(PositiveShare), help="how far back to begin, with --image (0.6)")
     generate.add_argument(
         "--rope-scaling", choices=("plain", "interpolation", "ntk", "by_parts", "yarn"),
         help="what becomes of positions beyond those of training (default: the model's)",
@@ -161,8 +230,10 @@ def build_parser() -> OneLineParser:
         metavar="TOKENS",
         help="attend to at most so many along the longer side (default: all)",
     )
+    generate.add_argument("--seed", type=seed_or_random, help="of the noise, or random (default: 0)")
+    generate.add_argument("--count", type=parse(Count), help="images of each prompt, with seeds from --seed on (1)")
     generate.add_argument(
-        "--seed", type=parse(Seed), default=0, help="of the noise, the same for every image (default: 0)"
+        "--seeds", action=NumbersThenText, kind=Seed, nargs="+", help="an image of each prompt with each of them"
     )
     generate.add_argument(
         "--guidance", type=parse(Guidance), help="guidance scale, none at 1 and below (default: the model's)"
@@ -171,10 +242,11 @@ def build_parser() -> OneLineParser:
         "--guidance-interval", type=parse(Time), nargs=2, metavar=("LOW", "HIGH"), help="guide inside it only"
     )
     generate.add_argument(
-        "--stochasticity", type=parse(Share), default=0.0, help="0 to 1: jump below the target and re-noise"
+        "--stochasticity", type=parse(Share), help="0 to 1: jump below the target and re-noise (default: the model's)"
     )
+    generate.add_argument("--force", action="store_true", help="draw prompts that the model does not know")
     add_model(generate)
-    generate.set_defaults(run=run_generate)
+    generate.set_defaults(run=run_generate, model=None)
 
     train = commands.add_parser("train", help="train a transition model from a recipe")
     add_recipe(train, out_required=False)
@@ -249,7 +321,7 @@ def build_parser() -> OneLineParser:
     show.add_argument(
         "source", type=spec, help="builtin, scenes, a folder, or classes:, idx:, parquet: or shards:FOLDER"
     )
-    show.add_argument("--out", type=output_file, default=Path("sheet.png"), help="the picture (default: sheet.png)")
+    show.add_argument("--out", type=output_file, help="the picture (default: sheet.png, or the next free name)")
     show.add_argument("--count", type=parse(Count), default=120, help="examples, spread over the source (default: 120)")
     show.add_argument("--size", type=parse(Side), default=96, help="side of an image in pixels (default: 96)")
     show.set_defaults(run=run_data_show)
@@ -420,15 +492,19 @@ def add_recipe(parser: OneLineParser, out_required: bool = True) -> None:
     parser.epilog = "Any value of the recipe: --section.key VALUE, for example --run.steps 2000."
 
 
-def run_generate(options: argparse.Namespace) -> None:
-    from anystep.contact_sheet import check_writable, save_image
+MOST_IMAGES = 1000  # of one call, which holds them all
 
-    check_writable(options.out)
+
+def run_generate(options: argparse.Namespace) -> int:
+    from anystep.contact_sheet import check_writable, free_name, save_image
+
+    for name in ("seed", "count"):
+        if options.seeds is not None and getattr(options, name) is not None:
+            raise InputError(f"--{name} {getattr(options, name)}: --seeds names them all, give one of the two")
+    prompts = read_prompts(options)
+    check_writable(options.out or DEFAULT_OUT)
     if options.separate is not None:
-        try:
-            options.separate.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"cannot write to folder {str(options.separate)!r}: {error.strerror}") from None
+        make_folder(options.separate)
 
     from rich.console import Console
     from rich.progress import Progress
@@ -436,50 +512,204 @@ def run_generate(options: argparse.Namespace) -> None:
 
     from anystep.generation_plan import check_room
     from anystep.pipelines.any_step_sheet import any_step_sheet
-    from anystep.pipelines.load import load
-    from anystep.pipelines.vocabulary import check_known
+    from anystep.pipelines.describe import model_digest
+    from anystep.pipelines.load import Generated, load
+    from anystep.pipelines.settings import Settings, read_settings
 
-    given = None
-    if options.image is not None:
-        from anystep.data.example import BrokenExample
-        from anystep.data.folders import read_image
+    like = None if options.like is None else read_settings(options.like)
 
-        try:
-            given = read_image(options.image, None)
-        except BrokenExample as error:
-            raise InputError(f"--image {error}") from None
-    model = load(options.model, options.device)
-    width, height = options.size or (model.pipeline.base_size,) * 2
-    for steps in options.steps:
-        model.pipeline.check_inputs(options.prompts, height, width, steps, "pil")
-    check_known(model.pipeline, options.prompts)
-    check_room(model, width, height, options.guidance, options.key_grid)
-    with Progress(transient=True, disable=not sys.stderr.isatty(), console=Console(stderr=True)) as bar:
-        task = bar.add_task("drawing", total=len(options.prompts) * len(options.steps))
-        sheet = any_step_sheet(
-            model,
-            options.prompts,
-            options.steps,
-            options.seed,
-            on_image=lambda: bar.advance(task),
-            size=(width, height),
-            guidance=options.guidance,
-            guidance_interval=None if options.guidance_interval is None else tuple(options.guidance_interval),
-            stochasticity=options.stochasticity,
-            rope_scaling=options.rope_scaling,
-            key_grid=options.key_grid,
-            **({} if given is None else {"image": given, "strength": options.strength}),
-        )
-    save_image(sheet.picture(), options.out)
+    def setting(name: str, default: Any = None) -> Any:
+        """As given, else as in the image that is to be like, else the default."""
+        return next((each for each in (getattr(options, name), getattr(like, name, None)) if each is not None), default)
+
+    prompts = prompts or list(like.prompts if like else ())
+    if not prompts:
+        raise InputError('required: PROMPT, what to draw, for example "a red apple"; or --prompts-file, or --like')
+    if options.seed is not None or options.count is not None:
+        first = options.seed or (like.seeds[0] if like and options.seed is None else 0)
+        seeds = [check("--seed", first + number, Seed) for number in range(check_images(options.count or 1))]
+    else:
+        seeds = setting("seeds", [0])
+    steps = setting("steps", [1, 2, 4, 8])
+    check_images(len(prompts) * len(seeds) * len(steps))
+    given, image_digest = start_image(options, like)
+    strength = setting("strength", 0.6) if given is not None else None
+
+    model = load(model_name(options, like), options.device)
+    pipeline = model.pipeline
+    if like is not None and like.model_digest != model_digest(model):
+        told = f"{shown(str(options.like))} was drawn by another model than {shown(model.name)} is now"
+        if options.model is None and not options.force:
+            raise InputError(f"{told}: --model names the right one, --force draws with this one")
+        warn(told)
+    width, height = setting("size", (pipeline.base_size,) * 2)
+    for count in steps:
+        pipeline.check_inputs(["a prompt"], height, width, count, "pil")
+    prompts, wrong = known_prompts(model, prompts, options.force)
+    guidance = pipeline.resolve_guidance(setting("guidance"))
+    interval = setting("guidance_interval")
+    check_room(model, width, height, guidance, setting("key_grid"))
+    how: dict[str, Any] = {
+        "size": (width, height),
+        "guidance": guidance,
+        "guidance_interval": None if interval is None else tuple(interval),
+        "stochasticity": setting("stochasticity"),
+        "rope_scaling": setting("rope_scaling"),
+        "key_grid": setting("key_grid"),
+    }
+
+    def separate_file(row: int, seed: int, count: int) -> Path:
+        named = f"-seed-{seed}" * (len(seeds) > 1)
+        return Path(options.separate) / f"{row:02d}{named}-steps-{count:03d}.png"
+
     if options.separate is not None:
-        for cells in sheet.columns:
-            for number, cell in enumerate(cells):
-                save_image(cell.images[0], options.separate / f"{number:02d}-steps-{cell.steps:03d}.png")
-    table = Table("steps", "NFE", "ms per image", title=f"{len(options.prompts)} prompts, {width}x{height}")
-    for steps, nfe, ms in sheet.costs():
-        table.add_row(str(steps), str(nfe), f"{ms:.0f}")
+        for row, seed, count in product(range(len(prompts)), seeds, steps):
+            refuse_foreign(separate_file(row, seed, count))
+
+    def texts(prompts: Sequence[str], seeds: Sequence[int], cells: Sequence[Generated]) -> dict[str, str]:
+        return Settings(
+            version=__version__, model=model.name, model_digest=digest, prompts=tuple(prompts), seeds=tuple(seeds),
+            steps=tuple(cell.steps for cell in cells), nfe=tuple(cell.nfe for cell in cells), strength=strength,
+            image=None if given is None else options.image.name, image_digest=image_digest, **how,
+        ).texts()  # fmt: skip
+
+    digest = model_digest(model)
+    with Progress(transient=True, disable=not sys.stderr.isatty(), console=Console(stderr=True)) as bar:
+        task = bar.add_task("drawing", total=len(prompts) * len(seeds) * len(steps))
+
+        def keep(cell: Generated, row: int, place: int) -> None:
+            bar.advance(task)
+            if options.separate is not None:
+                path = separate_file(row, seeds[place], cell.steps)
+                save_image(cell.images[0], path, texts([prompts[row]], [seeds[place]], [cell]))
+
+        start = {} if given is None else {"image": given, "strength": strength}
+        sheet = any_step_sheet(model, prompts, steps, seeds, keep, **how, **start)
+    out = options.out or free_name(DEFAULT_OUT)
+    save_image(sheet.picture(), out, texts(prompts, seeds, [cells[0] for cells in sheet.columns]))
+    table = Table("steps", "NFE", "ms per image", title=f"{len(prompts)} prompts, {width}x{height}")
+    for count, nfe, ms in sheet.costs():
+        table.add_row(str(count), str(nfe), f"{ms:.0f}")
     Console().print(table)
-    print(f"wrote {options.out}")
+    print(f"wrote {out} (seed{'s' * (len(seeds) > 1)} {cut(' '.join(map(str, seeds)), 200)})")
+    for message in wrong:
+        complain(message)
+    return 2 if wrong else 0
+
+
+DEFAULT_OUT, DEFAULT_SHEET = Path("anystep.png"), Path("sheet.png")
+
+
+def refuse_foreign(path: Path) -> None:
+    """Raise `InputError` where a file that anystep has not drawn has the name of one that it is to write."""
+    from anystep.pipelines.settings import read_settings
+
+    try:
+        if path.exists():
+            read_settings(path)
+    except InputError as error:
+        raise InputError(f"{shown(str(path))} would be overwritten, choose another --separate: {error}") from None
+
+
+def warn(message: str) -> None:
+    print(f"anystep: warning: {one_line(message)}", file=sys.stderr)
+
+
+def read_prompts(options: argparse.Namespace) -> list[str]:
+    """Those of the command line, of standard input for `-` alone, and of a file."""
+    from anystep.files import TEXT_LIMIT, decode_text, read_text
+
+    prompts, lines = list(options.prompts), ""
+    if prompts == ["-"]:
+        content = sys.stdin.buffer.read(TEXT_LIMIT + 1)
+        if len(content) > TEXT_LIMIT:
+            raise InputError(f"standard input has more than the {TEXT_LIMIT:,} bytes that are read")
+        prompts, lines = [], decode_text(content, "standard input") + "\n"
+    if options.prompts_file is not None:
+        lines += read_text(options.prompts_file)
+    try:
+        prompts += [text(line.strip()) for line in lines.split("\n") if line.strip()]
+    except argparse.ArgumentTypeError as error:
+        raise InputError(f"prompt {error}") from None
+    if not prompts and (options.prompts or options.prompts_file is not None):
+        raise InputError("there is no prompt in what was read: expected one a line")
+    return prompts
+
+
+def check_images(count: int) -> int:
+    if count > MOST_IMAGES:
+        raise InputError(f"{count:,} images: expected at most {MOST_IMAGES:,} of one call, prompts x seeds x steps")
+    return count
+
+
+def start_image(options: argparse.Namespace, like: "Settings | None") -> "tuple[Image | None, str | None]":
+    """The image to start from, and what tells it from others; a file is opened only where the user names it."""
+    if options.image is None:
+        if like is not None and like.image_digest is not None:
+            raise InputError(
+                f"{shown(str(options.like))} was begun with the image {shown(like.image or '')}: give it with --image"
+            )
+        if options.strength is not None:
+            raise InputError(f"--strength {options.strength}: goes with --image only")
+        return None, None
+    from anystep.data.example import BrokenExample
+    from anystep.data.folders import read_image
+    from anystep.fingerprint import file_digest
+
+    try:
+        given = read_image(options.image, None)
+    except BrokenExample as error:
+        raise InputError(f"--image {error}") from None
+    digest = file_digest(options.image)
+    if like is not None and like.image_digest not in (None, digest):
+        warn(f"--image {shown(str(options.image))} is not the image that {shown(str(options.like))} was begun with")
+    return given, digest
+
+
+def model_name(options: argparse.Namespace, like: "Settings | None") -> str:
+    """The model that was named, else that of the image to be like: a hub id in a file of others fetches nothing."""
+    from anystep.pipelines.load import BUILTIN, find
+
+    if options.model is not None or like is None:
+        return options.model or BUILTIN
+    try:
+        if Path(find(like.model)).is_dir():
+            return like.model
+    except InputError:
+        pass
+    raise InputError(
+        f"{shown(str(options.like))} was drawn by model {shown(like.model)}, which is not here: name it with --model"
+    )
+
+
+def known_prompts(model: "Model", prompts: list[str], force: bool) -> tuple[list[str], list[str]]:
+    """Those that can be drawn, and what is wrong with the others; all that can be said without stopping is a warning.
+
+    Raises:
+        InputError: none can be drawn.
+    """
+    from anystep.pipelines.vocabulary import unknown
+
+    conditioner: Any = model.pipeline.conditioner
+    good, wrong = [], []
+    for prompt, said in zip(prompts, unknown(model.pipeline, prompts), strict=True):
+        try:
+            model.pipeline.check_inputs([prompt], model.pipeline.base_size, model.pipeline.base_size, 1, "pil")
+            if model.pipeline.config.class_names is not None:
+                conditioner([prompt])
+            if said is not None and not force:
+                raise InputError(f"{said}; --force draws it")
+        except InputError as error:
+            wrong.append(str(error))
+            continue
+        if said is not None:
+            warn(said)
+        if left_out := getattr(conditioner, "cut_off", lambda prompt: "")(prompt):
+            warn(f"{shown(prompt)} is cut at {conditioner.max_length} tokens: {shown(left_out)} is not read")
+        good.append(prompt)
+    if not good:
+        raise InputError(wrong[0] + f" (and {len(wrong) - 1} more prompts that cannot be drawn)" * (len(wrong) > 1))
+    return good, wrong
 
 
 def read_recipe(options: argparse.Namespace, kind: Any) -> Any:
@@ -732,17 +962,17 @@ def run_compare(options: argparse.Namespace) -> None:
 
 
 def run_data_show(options: argparse.Namespace) -> None:
-    from anystep.contact_sheet import check_writable, save_image
+    from anystep.contact_sheet import check_writable, free_name, save_image
     from anystep.data.folders import SHEET
     from anystep.data.overview import overview
     from anystep.data.summary import left_out
 
-    check_writable(options.out)
+    check_writable(options.out or DEFAULT_SHEET)
     sheet = overview(options.source, options.size, options.count)
-    save_image(sheet.picture, options.out, SHEET)
+    save_image(sheet.picture, out := options.out or free_name(DEFAULT_SHEET), software=SHEET)
     for line in (*sheet.passed_over.lines, *left_out(sheet.left_out)):
         print(line)
-    print(f"wrote {options.out}: {sheet.shown} of {sheet.total} examples")
+    print(f"wrote {out}: {sheet.shown} of {sheet.total} examples")
 
 
 def run_data_prepare(options: argparse.Namespace) -> None:
@@ -828,7 +1058,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.typed = sys.argv[1:] if arguments is None else arguments
     options.did_you_mean = parser.chosen.did_you_mean(getattr(options, "overrides", ()))
     try:
-        options.run(options)
+        code = options.run(options)
         sys.stdout.flush()
     except InputError as error:
         return complain(str(error))
@@ -844,7 +1074,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    return 0
+    return int(code or 0)
 
 
 def complain(message: str) -> int:

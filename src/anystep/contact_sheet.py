@@ -2,12 +2,14 @@
 
 import os
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 from PIL import ExifTags, Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from anystep.errors import InputError
 from anystep.files import replacing
@@ -173,19 +175,48 @@ def check_writable(path: str | Path) -> None:
         raise InputError(f"cannot write {path}: {'it is a folder' if path.is_dir() else 'no permission'}")
 
 
-def save_image(image: Image.Image, path: str | Path, software: str = "") -> None:
-    """Write an image whole or not at all, in the format that the suffix of `path` names. Raises `InputError`.
+def free_name(path: Path) -> Path:
+    """`path`, or where something is there already the first of `path-1`, `path-2`, ... that is free."""
+    number, free = 0, path
+    while free.exists() or free.is_symlink():
+        number += 1
+        free = path.with_stem(f"{path.stem}-{number}")
+    return free
+
+
+def save_image(
+    image: Image.Image, path: str | Path, texts: Mapping[str, str] | None = None, software: str = ""
+) -> None:
+    """Write an image whole or not at all, in the format that the suffix of `path` names.
 
     Args:
+        texts: written beside the pixels: as text chunks of a PNG, the first as EXIF's description of a JPEG or WebP.
+            Other formats hold none.
         software: what the file says that made it, in its EXIF data.
+
+    Raises:
+        InputError: it cannot be written.
     """
     check_writable(path)
-    path, exif = Path(path), Image.Exif()
-    exif[ExifTags.Base.Software] = software
-    said = {"exif": exif} if software else {}
+    path = Path(path)
+    kind = Image.registered_extensions()[path.suffix.lower()]
+    beside: dict[str, Any] = {}
+    exif = Image.Exif()
+    if software:
+        exif[ExifTags.Base.Software] = software
+    if texts and kind == "PNG":
+        beside["pnginfo"] = PngInfo()
+        for name, text in texts.items():
+            beside["pnginfo"].add_text(name, text)
+    elif texts and kind in ("JPEG", "WEBP"):
+        first = next(iter(texts.values()))
+        if kind == "WEBP" or len(first) < 60_000:  # a segment of a JPEG holds 64 kB
+            exif[ExifTags.Base.ImageDescription] = first
+    if exif:
+        beside["exif"] = exif
     try:
         with replacing(path) as part, part.open("xb") as file:
             # Pillow's quality of 75 shows around text and flat colours; lossless formats ignore it
-            image.save(file, Image.registered_extensions()[path.suffix.lower()], quality=95, **said)
+            image.save(file, kind, quality=95, **beside)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from None

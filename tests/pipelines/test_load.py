@@ -165,8 +165,10 @@ def test_damaged_models_are_one_line_that_names_them(tiny_model: Path, tmp_path:
 
 def test_a_sheet_has_prompts_down_and_steps_across(model: Model) -> None:
     drawn = []
-    sheet = any_step_sheet(model, ["a whale", "a tractor"], [1, 3], seed=2, on_image=lambda: drawn.append(1))
-    assert len(drawn) == 4
+    sheet = any_step_sheet(
+        model, ["a whale", "a tractor"], [1, 3], 2, on_image=lambda cell, *place: drawn.append(place)
+    )
+    assert drawn == [(0, 0), (1, 0)] * 2
     assert [(steps, nfe) for steps, nfe, _ in sheet.costs()] == [(1, 2), (3, 6)]
     assert all(ms > 0 for _, _, ms in sheet.costs())
     assert sheet.columns[1][0].images[0].tobytes() == model("a whale", steps=3, seed=2)[0].tobytes()

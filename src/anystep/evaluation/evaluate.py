@@ -27,8 +27,8 @@ from anystep.evaluation.finite import check_finite
 from anystep.evaluation.frechet_distance import FrechetDistance, Moments
 from anystep.evaluation.metric import Metric, Observed, interval, measure, probability_not_worse, tied, verdict
 from anystep.evaluation.metrics import MeanScore
-from anystep.fingerprint import weights_digest
 from anystep.generation_plan import check_room
+from anystep.pipelines.describe import model_digest
 from anystep.pipelines.load import Model
 from anystep.ranks import Ranks
 
@@ -151,17 +151,6 @@ class Evaluation:
 
     def all_metrics(self) -> list[Metric]:
         return [*self.metrics, *(MeanScore(scorer.name) for scorer in self.scorers)]
-
-
-def model_digest(model: Model) -> str:
-    """Tells one model from another: weights, and the configuration of every part."""
-    pipeline = model.pipeline
-    said: list[Any] = [dict(pipeline.config), dict(pipeline.transformer.config), dict(pipeline.scheduler.config)]
-    said.append(weights_digest(pipeline.transformer))
-    if pipeline.codec is not None:
-        said += [dict(pipeline.codec.config), weights_digest(pipeline.codec)]
-    said.append(getattr(pipeline.conditioner, "fingerprint", None))
-    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def check_prompts(

@@ -1,4 +1,4 @@
-"""One set of weights at many step counts: prompts down, steps across, one noise for all."""
+"""One set of weights at many step counts: prompts down, steps or seeds across, one noise for all steps."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,46 +12,74 @@ from anystep.pipelines.load import Generated, Model
 
 LARGE = 512 * 512  # pixels of images whose first call is not made twice to be timed
 CELL = 1024  # the longest side of an image on a sheet
+ACROSS = 8  # most seeds beside each other
 
 
 @dataclass(frozen=True)
 class AnyStepSheet:
-    """Every image by prompt and step count, and one row of the cost table a step count."""
+    """Every image by step count, and for each by prompt and then by seed."""
 
     prompts: list[str]
+    seeds: list[int]
     columns: list[list[Generated]]
 
     def costs(self) -> list[tuple[int, int, float]]:
-        """(steps, NFE, median milliseconds an image) of each column."""
+        """(steps, NFE, median milliseconds an image) of each step count."""
         return [(cells[0].steps, cells[0].nfe, 1000 * median(cell.seconds for cell in cells)) for cells in self.columns]
 
     def picture(self) -> Image.Image:
         """The labelled sheet, or one image alone as it is."""
-        labels = [f"{steps} step{'s' * (steps > 1)}\n{nfe} NFE, {ms:.0f} ms" for steps, nfe, ms in self.costs()]
-        rows = [[cells[row].images[0] for cells in self.columns] for row in range(len(self.prompts))]
-        if len(self.prompts) == len(self.columns) == 1:
+        across = [f"{steps} step{'s' * (steps > 1)}\n{nfe} NFE, {ms:.0f} ms" for steps, nfe, ms in self.costs()]
+        images = [[cell.images[0] for cell in cells] for cells in self.columns]
+        count = len(self.seeds)
+        down: list[str] = []
+        title: str | None = None
+        column_labels: list[str] | None = across
+        if len(images) == 1 and count > 1:  # seeds across, in several rows where they are many
+            rows, title, column_labels = [], across[0].replace("\n", ", "), [f"seed {seed}" for seed in self.seeds]
+            for row, prompt in enumerate(self.prompts):
+                for first in range(0, count, ACROSS):
+                    chosen = self.seeds[first : first + ACROSS]
+                    rows.append(images[0][row * count + first : row * count + first + len(chosen)])
+                    down.append(prompt if count <= ACROSS else f"{prompt}\nseeds {', '.join(map(str, chosen))}")
+            if count > ACROSS:
+                column_labels = None
+        else:
+            rows = [list(row) for row in zip(*images, strict=True)]
+            down = [
+                prompt if count == 1 else f"{prompt}\nseed {seed}" for prompt in self.prompts for seed in self.seeds
+            ]
+        if len(rows) == len(rows[0]) == 1:
             return rows[0][0]
         longest = max(max(image.size) for row in rows for image in row)
-        return contact_sheet(rows, self.prompts, labels, cell=CELL if longest > CELL else None)
+        return contact_sheet(rows, down, column_labels, cell=CELL if longest > CELL else None, title=title)
 
 
 def any_step_sheet(
     model: Model,
     prompts: Sequence[str],
     steps: Sequence[int],
-    seed: int = 0,
-    on_image: Callable[[], None] = lambda: None,
+    seeds: int | Sequence[int] = 0,
+    on_image: Callable[[Generated, int, int], None] = lambda drawn, prompt, seed: None,
     **options: Any,
 ) -> AnyStepSheet:
-    """Generate one image at a time, as a user waiting for it would; `options` are those of `Model.generate`."""
+    """Generate one image at a time, as a user waiting for it would.
+
+    Args:
+        seeds: of the images of each prompt.
+        on_image: called with each image and the places of its prompt and seed, when it is there.
+        options: those of `Model.generate`.
+    """
+    seeds = [seeds] if isinstance(seeds, int) else list(seeds)
     width, height = options.get("size") or (0, 0)
     if width * height <= LARGE:
-        model.generate(prompts[0], 1, seed, **options)  # the first call pays for allocations
+        model.generate(prompts[0], 1, seeds[0], **options)  # the first call pays for allocations
     columns = []
     for count in steps:
         cells = []
-        for prompt in prompts:
-            cells.append(model.generate(prompt, count, seed, **options))
-            on_image()
+        for row, prompt in enumerate(prompts):
+            for place, seed in enumerate(seeds):
+                cells.append(model.generate(prompt, count, seed, **options))
+                on_image(cells[-1], row, place)
         columns.append(cells)
-    return AnyStepSheet(list(prompts), columns)
+    return AnyStepSheet(list(prompts), seeds, columns)

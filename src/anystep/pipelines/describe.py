@@ -1,8 +1,12 @@
 """What there is to know about a model and the machine."""
 
+import hashlib
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from anystep.fingerprint import weights_digest
 from anystep.pipelines.load import Model, find
 
 
@@ -31,3 +35,18 @@ def describe(model: Model) -> dict[str, Any]:
         "device": str(pipeline.device),
         "concepts": pipeline.config.concepts,
     }
+
+
+def model_digest(model: Model) -> str:
+    """Tells one model from another: weights, and the configuration of every part, wherever its folder is."""
+
+    def plain(config: Mapping[str, Any]) -> dict[str, Any]:  # without names of folders and versions
+        return {key: value for key, value in config.items() if not key.startswith("_")}
+
+    pipeline = model.pipeline
+    said: list[Any] = [plain(part.config) for part in (pipeline, pipeline.transformer, pipeline.scheduler)]
+    said.append(weights_digest(pipeline.transformer))
+    if pipeline.codec is not None:
+        said += [plain(pipeline.codec.config), weights_digest(pipeline.codec)]
+    said.append(getattr(pipeline.conditioner, "fingerprint", None))
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from anystep.bounds import shown
 from anystep.conditioning import TextEncoder
 from anystep.errors import InputError
 from anystep.pipelines.transition import TransitionPipeline
@@ -16,24 +17,37 @@ UNRELATED = 0.4
 
 
 def check_known(pipeline: TransitionPipeline, prompts: Sequence[str]) -> None:
-    """Raises InputError for a prompt that shares no word with the model's concepts and is near none in meaning.
+    """Raises InputError for the first of the prompts that `unknown` says something about."""
+    for said in unknown(pipeline, prompts):
+        if said is not None:
+            raise InputError(said)
 
-    Models without a list of concepts are taken to know everything.
+
+def unknown(pipeline: TransitionPipeline, prompts: Sequence[str]) -> list[str | None]:
+    """What is to be said of each prompt that the model cannot know; None for those that it may.
+
+    That is one that shares no word with the model's concepts and is near none in meaning. Models without a list of
+    concepts are taken to know everything.
     """
     concepts = pipeline.config.concepts
     if not concepts or not isinstance(pipeline.conditioner, TextEncoder):
-        return
+        return [None] * len(prompts)
     known = {word for concept in concepts for word in _words(concept)}
+    meanings: Tensor | None = None
+    said: list[str | None] = []
     for prompt in prompts:
+        said.append(None)
         if _words(prompt) & known or not prompt.strip():
             continue
-        states = _mean_states(pipeline.conditioner, [prompt, *concepts])
-        similarity = states[1:] @ states[0]
+        if meanings is None:
+            meanings = _mean_states(pipeline.conditioner, list(concepts))
+        similarity = meanings @ _mean_states(pipeline.conditioner, [prompt])[0]
         if similarity.max() < UNRELATED:
             near = ", ".join(repr(concepts[index]) for index in similarity.topk(min(3, len(concepts))).indices)
-            raise InputError(
-                f"this model does not know {prompt!r}: nearest are {near}; `anystep info` lists what it knows"
+            said[-1] = (
+                f"this model does not know {shown(prompt)}: nearest are {near}; `anystep info` lists what it knows"
             )
+    return said
 
 
 def _words(text: str) -> set[str]:

@@ -26,9 +26,10 @@ from anystep.evaluation.benchmarks.judges import CLIPColours, TransformersDetect
 from anystep.evaluation.benchmarks.scene_detector import SceneDetector
 from anystep.evaluation.benchmarks.scores import write_scores
 from anystep.evaluation.collect import try_scorers
-from anystep.evaluation.evaluate import check_prompts, model_digest
+from anystep.evaluation.evaluate import check_prompts
 from anystep.evaluation.features import load_extractor, try_extractor
 from anystep.files import claimed, write_json
+from anystep.pipelines.describe import model_digest
 from anystep.pipelines.load import Model, load
 from anystep.ranks import Ranks
 from anystep.sampling import is_guided

@@ -1,0 +1,109 @@
+"""How an image was made, written into its file, so that it can be drawn again.
+
+A PNG holds it in two text chunks: `anystep`, a JSON object with the fields of `Settings`, and `parameters`, a few lines
+for people in the form that other programs write. JPEG and WebP hold the object in EXIF's image description.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from annotated_types import Len
+from PIL import ExifTags, Image
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from anystep.bounds import Guidance, PositiveShare, SamplingSteps, Seed, Share, Side, Time, shown
+from anystep.errors import InputError
+from anystep.files import check_regular, parse_json
+from anystep.models.rotary import RotaryScaling
+
+KEY = "anystep"
+LONGEST = 500_000  # characters: readers refuse text chunks of more than a megabyte
+FORMATS = ("PNG", "JPEG", "WEBP")
+
+Name = Annotated[str, Len(1, 1000)]
+Prompt = Annotated[str, Len(1, 100_000)]
+
+
+class Settings(BaseModel):
+    """Of an image, or of a sheet of them. None stands for the model's own.
+
+    Attributes:
+        format: of this record.
+        version: of anystep.
+        model, model_digest: its name, and what tells its weights and configuration from all others.
+        prompts, seeds, steps: every prompt is drawn with every seed at every number of steps.
+        nfe: network evaluations at each of the step counts.
+        size: width and height in pixels.
+        image, image_digest, strength: the name and content of a file that was started from, and how far back.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, protected_namespaces=())
+
+    format: Literal[1] = 1
+    version: Name
+    model: Name
+    model_digest: Name
+    prompts: Annotated[tuple[Prompt, ...], Len(1, 10_000)]
+    seeds: Annotated[tuple[Seed, ...], Len(1, 10_000)]
+    steps: Annotated[tuple[SamplingSteps, ...], Len(1, 10_000)]
+    nfe: Annotated[tuple[int, ...], Len(1, 10_000)]
+    guidance: Guidance
+    guidance_interval: tuple[Time, Time] | None = None
+    stochasticity: Share | None = None
+    size: tuple[Side, Side]
+    image: Name | None = None
+    image_digest: Name | None = None
+    strength: PositiveShare | None = None
+    rope_scaling: Literal[get_args(RotaryScaling)] | None = None  # type: ignore[valid-type]
+    key_grid: Side | None = None
+
+    def texts(self) -> dict[str, str]:
+        """The text chunks; none where they would be too long to be read."""
+        record = json.dumps(self.model_dump(mode="json", exclude_none=True))
+        texts = {KEY: record, "parameters": self._for_people()}
+        return texts if sum(map(len, texts.values())) <= LONGEST else {}
+
+    def _for_people(self) -> str:
+        def several(values: tuple[Any, ...]) -> str:
+            return " ".join(map(str, values))
+
+        said = {
+            "Steps": several(self.steps),
+            "Sampler": "transition" if not self.stochasticity else f"transition, stochasticity {self.stochasticity:g}",
+            "CFG scale": f"{self.guidance:g}",
+            "Seed": several(self.seeds),
+            "Size": f"{self.size[0]}x{self.size[1]}",
+            "Model hash": self.model_digest,
+            "Model": self.model,
+            "NFE": several(self.nfe),
+            "Denoising strength": None if self.strength is None else f"{self.strength:g}",
+            "Version": f"anystep {self.version}",
+        }
+        line = ", ".join(f"{name}: {value}" for name, value in said.items() if value is not None)
+        return "\n".join([*self.prompts, line])
+
+
+def read_settings(path: Path) -> Settings:
+    """What an image of anystep says of how it was made. The pixels are not read.
+
+    Raises:
+        InputError: no image, none of ours, or settings that cannot be.
+    """
+    check_regular(path)
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            text = image.info.get(KEY) or image.getexif().get(ExifTags.Base.ImageDescription)
+    except Exception as error:  # Pillow's readers raise many kinds; all mean that this is no whole image
+        raise InputError(f"cannot read {shown(str(path))} as a PNG, JPEG or WebP: {error}") from None
+    if not isinstance(text, str) or not text.startswith("{"):
+        raise InputError(f"{shown(str(path))} does not say how it was made: expected an image that anystep has written")
+    content = parse_json(text, f"the settings in {shown(str(path))}")
+    try:
+        return Settings.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where, value = ".".join(map(str, first["loc"])), first["input"]
+        wrong = f"{first['msg'][0].lower()}{first['msg'][1:]}"
+        what = "" if first["type"] == "missing" else f", got {shown(value)}"
+        raise InputError(f"the settings in {shown(str(path))}: {where}: {wrong}{what}") from None

@@ -1,0 +1,319 @@
+"""`anystep generate`: prompts and seeds in, images that can be drawn again out."""
+
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from anystep import __version__
+from anystep.cli import main
+from anystep.pipelines.load import load
+
+
+@pytest.fixture(autouse=True)
+def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def generate(tiny_model: Path) -> Any:
+    """`generate(words, ...)` with the small model: the exit code."""
+
+    def run(*words: str, model: bool = True) -> int:
+        return main(["generate", *words, *(["--model", str(tiny_model)] if model else [])])
+
+    return run
+
+
+def settings(path: str | Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(Image.open(path).info["anystep"])
+    return content
+
+
+def pixels(path: str | Path) -> bytes:
+    return Image.open(path).tobytes()
+
+
+def names(folder: str) -> list[str]:
+    return sorted(path.name for path in Path(folder).iterdir())
+
+
+def test_a_count_or_seeds_draw_several_images_of_each_prompt(generate: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate("a whale", "a tractor", "--steps", "1", "--seed", "3", "--count", "2", "--separate", "x") == 0
+    assert names("x") == [f"{row:02d}-seed-{seed}-steps-001.png" for row in (0, 1) for seed in (3, 4)]
+    assert "wrote anystep.png (seeds 3 4)" in capsys.readouterr().out
+    assert generate("a whale", "--steps", "1", "2", "--seeds", "4", "9", "--separate", "y") == 0
+    assert pixels("y/00-seed-4-steps-001.png") == pixels("x/00-seed-4-steps-001.png")
+    assert len(names("y")) == 4
+    assert settings("anystep-1.png")["seeds"] == [4, 9]
+
+
+def test_many_seeds_are_a_sheet_of_several_rows(generate: Any) -> None:
+    assert generate("a whale", "--steps", "1", "--count", "10", "--out", "many.png") == 0
+    assert generate("a whale", "--steps", "1", "--count", "8", "--out", "few.png") == 0
+    many, few = Image.open("many.png"), Image.open("few.png")
+    assert many.width < few.width + 250
+    assert many.height > few.height + 100
+
+
+def test_prompts_come_from_a_file_or_standard_input(
+    generate: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("prompts.txt").write_bytes(b"\xef\xbb\xbfa whale\r\n\r\n  a tractor \n")
+    assert generate("a red apple", "--prompts-file", "prompts.txt", "--steps", "1", "--out", "a.png") == 0
+    assert settings("a.png")["prompts"] == ["a red apple", "a whale", "a tractor"]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a whale\n\na tractor\n")))
+    assert generate("-", "--steps", "1", "--out", "b.png") == 0
+    assert settings("b.png")["prompts"] == ["a whale", "a tractor"]
+    capsys.readouterr()
+    for content, message in ((b"\n\n", "there is no prompt"), (b"caf\xe9", "not UTF-8 text"), (b"a\0b", "control")):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+        assert generate("-", "--out", "c.png") == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--steps", "1", "2", "a whale"],
+        ["--steps", "1", "2", "--seed", "3", "a whale"],
+        ["--seeds", "3", "--steps", "1", "2", "a whale"],
+        ["a whale", "--steps", "1", "2", "--seed", "3"],
+    ],
+)
+def test_a_prompt_may_come_after_the_options(generate: Any, words: list[str]) -> None:
+    assert generate(*words, "--out", "a.png") == 0
+    assert (settings("a.png")["prompts"], settings("a.png")["steps"]) == (["a whale"], [1, 2])
+    assert generate("a whale", "--steps", "1", "a tractor", "--guidance", "2", "a red whale", "--out", "b.png") == 0
+    assert settings("b.png")["prompts"] == ["a whale", "a tractor", "a red whale"]
+
+
+def test_a_random_seed_is_told_and_another_each_time(generate: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    for out in ("a.png", "b.png"):
+        assert generate("a whale", "--steps", "1", "--seed", "random", "--out", out) == 0
+        assert f"wrote {out} (seed {settings(out)['seeds'][0]})" in capsys.readouterr().out
+    assert settings("a.png")["seeds"] != settings("b.png")["seeds"]
+
+
+def test_an_image_holds_its_settings(generate: Any, tiny_model: Path) -> None:
+    assert (
+        generate("a whale", "--steps", "2", "--seed", "5", "--size", "24x16", "--guidance", "0", "--out", "a.png") == 0
+    )
+    said = settings("a.png")
+    digest = said.pop("model_digest")
+    assert said == {
+        "format": 1, "version": __version__, "model": str(tiny_model), "prompts": ["a whale"], "seeds": [5],
+        "steps": [2], "nfe": [2], "guidance": 1.0, "size": [24, 16],
+    }  # fmt: skip
+    people = Image.open("a.png").info["parameters"]
+    assert people.splitlines()[0] == "a whale"
+    assert all(word in people for word in ("Steps: 2,", "Seed: 5", "CFG scale: 1", f"Model hash: {digest}"))
+    assert generate("красный 🐳 whale", "--steps", "1", "--out", "b.png") == 0
+    assert settings("b.png")["prompts"] == ["красный 🐳 whale"]
+    for name in ("c.jpg", "c.webp"):
+        assert generate("a whale", "--steps", "1", "--seed", "7", "--out", name) == 0
+        assert generate("--like", name, "--out", "d.png", model=False) == 0
+        assert settings("d.png")["seeds"] == [7]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--steps", "2", "--seed", "5", "--size", "24x16", "--guidance", "3", "--guidance-interval", "0.2", "0.9"],
+        ["--steps", "3", "--stochasticity", "0.5", "--rope-scaling", "ntk", "--key-grid", "2"],
+    ],
+)
+def test_an_image_is_drawn_again_to_the_bit_from_itself(generate: Any, words: list[str]) -> None:
+    assert generate("a whale", *words, "--out", "a.png") == 0
+    assert generate("--like", "a.png", "--out", "b.png", model=False) == 0
+    assert pixels("b.png") == pixels("a.png")
+    assert settings("b.png") == settings("a.png")
+    assert generate("--like", "a.png", "--seed", "6", "--out", "c.png", model=False) == 0
+    assert pixels("c.png") != pixels("a.png")
+    assert settings("c.png") == {**settings("a.png"), "seeds": [6]}
+
+
+def test_every_separate_image_is_drawn_again_to_the_bit(generate: Any) -> None:
+    assert generate("a whale", "a tractor", "--steps", "1", "2", "--seeds", "3", "4", "--separate", "x") == 0
+    assert len(names("x")) == 8
+    for name in ("00-seed-3-steps-002.png", "01-seed-4-steps-001.png"):
+        assert generate("--like", f"x/{name}", "--out", "again.png", model=False) == 0
+        assert pixels("again.png") == pixels(f"x/{name}")
+
+
+def test_an_image_that_was_started_from_is_asked_for_again(generate: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (16, 16), "red").save("red.png")
+    Image.new("RGB", (16, 16), "blue").save("blue.png")
+    start = ["--image", "red.png", "--strength", "0.4"]
+    assert generate("a whale", "--steps", "2", *start, "--out", "a.png") == 0
+    assert settings("a.png")["image"] == "red.png"
+    capsys.readouterr()
+    assert generate("--like", "a.png", model=False) == 2
+    assert "was begun with the image 'red.png': give it with --image" in capsys.readouterr().err
+    assert generate("--like", "a.png", "--image", "red.png", "--out", "b.png", model=False) == 0
+    assert pixels("b.png") == pixels("a.png")
+    assert capsys.readouterr().err == ""
+    assert generate("--like", "a.png", "--image", "blue.png", "--out", "c.png", model=False) == 0
+    assert "is not the image" in capsys.readouterr().err
+
+
+def test_another_or_a_missing_model_is_told(
+    generate: Any, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert generate("a whale", "--steps", "1", "--out", "a.png") == 0
+    moved = shutil.copytree(tiny_model, "moved")
+    assert main(["generate", "--like", "a.png", "--model", str(moved), "--out", "b.png"]) == 0
+    assert pixels("b.png") == pixels("a.png")
+    assert capsys.readouterr().err == ""  # the same model somewhere else
+    index = json.loads(Path("moved/model_index.json").read_text())
+    Path("moved/model_index.json").write_text(json.dumps({**index, "guidance_scale": 3.0}))
+    assert main(["generate", "--like", "a.png", "--model", "moved", "--out", "c.png"]) == 0
+    assert "was drawn by another model" in capsys.readouterr().err
+    rewrite("b.png", {**settings("b.png"), "model": "moved"})
+    assert generate("--like", "b.png", "--out", "d.png", model=False) == 2
+    assert "was drawn by another model" in capsys.readouterr().err
+    assert not Path("d.png").exists()
+    assert generate("--like", "b.png", "--out", "d.png", "--force", model=False) == 0
+    for name in ("gone", "nobody/nothing", "/nowhere/x"):  # nothing is fetched because a file says so
+        rewrite("b.png", {**settings("b.png"), "model": name})
+        capsys.readouterr()
+        assert generate("--like", "b.png", model=False) == 2
+        assert f"model '{name}', which is not here" in capsys.readouterr().err
+
+
+def rewrite(path: str, content: Any) -> None:
+    info = PngInfo()
+    info.add_text("anystep", content if isinstance(content, str) else json.dumps(content))
+    image = Image.open(path).copy()
+    image.info = {}
+    image.save(path, pnginfo=info)
+
+
+GOOD = {
+    "version": "1", "model": "builtin", "model_digest": "x", "prompts": ["a whale"], "seeds": [0], "steps": [1],
+    "nfe": [1], "guidance": 1.0, "size": [16, 16],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[1]", "does not say how it was made"),
+        ("{", "not JSON"),
+        ('{"a":' * 100_000, "nested too deeply"),
+        ({}, "version: field required"),
+        ({**GOOD, "format": 2}, "format: input should be 1, got 2"),
+        ({**GOOD, "steps": [0]}, "steps.0"),
+        ({**GOOD, "steps": ["many"]}, "steps.0"),
+        ({**GOOD, "steps": []}, "steps"),
+        ({**GOOD, "seeds": [2**70]}, "seeds.0"),
+        ({**GOOD, "guidance": -1}, "guidance"),
+        ({**GOOD, "size": [16]}, "size"),
+        ({**GOOD, "size": [10**9, 16]}, "size.0"),
+        ({**GOOD, "prompts": [5]}, "prompts.0"),
+        ({**GOOD, "rope_scaling": "x"}, "rope_scaling"),
+        ({**GOOD, "seeds": list(range(2000))}, "2,000 images: expected at most 1,000"),
+        (json.dumps(GOOD).replace("1.0", "NaN"), "guidance"),
+    ],
+)
+def test_settings_that_cannot_be_are_one_line(
+    generate: Any, capsys: pytest.CaptureFixture[str], content: Any, message: str
+) -> None:
+    Image.new("RGB", (4, 4)).save("a.png")
+    rewrite("a.png", content)
+    assert generate("--like", "a.png", "--out", "b.png") == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert not Path("b.png").exists()
+
+
+def test_files_that_are_no_images_of_ours_are_one_line(generate: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (4, 4)).save("plain.png")
+    Image.new("RGB", (4, 4)).save("plain.gif")
+    Path("text.png").write_text("no image")
+    Path("cut.png").write_bytes(Path("plain.png").read_bytes()[:20])
+    for name in ("plain.png", "plain.gif", "text.png", "cut.png", "gone.png", "."):
+        assert generate("--like", name) == 2
+        said = capsys.readouterr().err
+        assert name in said
+        assert said.count("\n") == 1
+
+
+def test_one_bad_prompt_does_not_end_the_others(generate: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate("a whale", "xyzzy qwrt", "  ", "a tractor", "--steps", "1", "--out", "a.png") == 2
+    captured = capsys.readouterr()
+    assert settings("a.png")["prompts"] == ["a whale", "a tractor"]
+    first, second = captured.err.splitlines()
+    assert "does not know 'xyzzy qwrt': nearest are" in first
+    assert "empty prompt" in second
+    assert generate("xyzzy qwrt", "jurisprudence", "--steps", "1", "--out", "b.png") == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not Path("b.png").exists()
+
+
+def test_force_draws_what_the_model_does_not_know(generate: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate("xyzzy qwrt", "--force", "--steps", "1", "--out", "a.png") == 0
+    assert "warning: this model does not know 'xyzzy qwrt'" in capsys.readouterr().err
+    assert settings("a.png")["prompts"] == ["xyzzy qwrt"]
+
+
+def test_no_name_is_taken_twice_unless_it_is_given(generate: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("anystep.png").write_text("mine")
+    for number in (1, 2):
+        assert generate("a whale", "--steps", "1") == 0
+        assert f"wrote anystep-{number}.png" in capsys.readouterr().out
+    assert Path("anystep.png").read_text() == "mine"
+    assert generate("a whale", "--steps", "1", "--out", "anystep.png") == 0
+    assert settings("anystep.png")["seeds"] == [0]
+
+
+def test_separate_images_replace_our_own_only(generate: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        assert generate("a whale", "--steps", "1", "--separate", "x") == 0
+    Image.new("RGB", (4, 4)).save("x/00-steps-001.png")
+    before = Path("x/00-steps-001.png").read_bytes()
+    assert generate("a whale", "--steps", "1", "--separate", "x", "--out", "never.png") == 2
+    assert "would be overwritten" in capsys.readouterr().err
+    assert Path("x/00-steps-001.png").read_bytes() == before
+    assert not Path("never.png").exists()
+
+
+def test_a_model_is_sampled_as_it_was_trained(tiny_model: Path) -> None:
+    shutil.copytree(tiny_model, "consistent")
+    index = json.loads(Path("consistent/model_index.json").read_text())
+    Path("consistent/model_index.json").write_text(json.dumps({**index, "sampling": "consistency"}))
+    assert main(["generate", "a whale", "--model", "consistent", "--steps", "4", "--out", "a.png"]) == 0
+    drawn = load("consistent").generate("a whale", 4, seed=0)
+    assert pixels("a.png") == drawn.images[0].tobytes()
+    assert main(["generate", "a whale", "--model", "consistent", "--steps", "4", "--stochasticity", "0"]) == 0
+    assert pixels("anystep.png") != pixels("a.png")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["a whale", "--seeds", "1", "--seed", "2"], "--seed 2: --seeds names them all"),
+        (["a whale", "--seeds", "1", "--count", "2"], "--count 2: --seeds names them all"),
+        (["a whale", "--count", "0"], "--count: '0': expected a whole number from 1"),
+        (["a whale", "--count", "1001"], "1,001 images: expected at most 1,000"),
+        (["a whale", "--seed", "rand"], "'rand': expected a whole number from 0"),
+        (["a whale", "--seed", str(2**62 - 1), "--count", "2"], "--seed 4611686018427387904: expected"),
+        (["a whale", "--strength", "0.5"], "--strength 0.5: goes with --image only"),
+        (["a whale", "--prompts-file", "gone.txt"], "no such file"),
+        (["--steps", "1"], "required: PROMPT"),
+    ],
+)
+def test_what_does_not_go_together_is_one_line(
+    generate: Any, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert generate(*words, "--out", "never.png") == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert not Path("never.png").exists()
