@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModel
 
 import anystep
 from anystep.codecs import load_codec
 from anystep.conditioning import load_text_encoder
 from anystep.errors import InputError
+from anystep.evaluation.pretrained import pretrained
 from anystep.generation_plan import Blueprint
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -149,6 +151,9 @@ def test_codecs_and_text_encoders_are_looked_through_too(
     changed("config.json", num_hidden_layers=10**9)(bert)
     with pytest.raises(InputError, match="num_hidden_layers 1000000000: expected"):
         load_text_encoder(bert)
+    (bert / "preprocessor_config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"no judge at .*num_hidden_layers 1000000000: expected"):
+        pretrained(AutoModel, str(bert), "judge")
 
 
 def test_a_text_encoder_brings_no_code(tiny_text_models: dict[str, Path], tmp_path: Path) -> None:

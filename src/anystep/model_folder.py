@@ -35,8 +35,8 @@ def check_model_folder(folder: Path, given: Container[str] = ()) -> None:
         check_part(part, given)
 
 
-def check_part(folder: Path, given: Container[str] = ()) -> None:
-    """`check_model_folder` of one folder alone."""
+def check_part(folder: Path, given: Container[str] = (), plain_pickles: bool = False) -> None:
+    """`check_model_folder` of one folder alone; `plain_pickles` where they are read by what runs no code."""
     files = [path for path in sorted(folder.iterdir()) if not path.is_dir() and not path.name.startswith(".")]
     for path in files:
         check_regular(path)
@@ -50,7 +50,7 @@ def check_part(folder: Path, given: Container[str] = ()) -> None:
         elif path.name == "config.json":
             config = parse_json(read_text(path, CONFIG_LIMIT), str(path))
             pickles = [each.name for each in files if each.suffix in PICKLES]
-            if pickles and not weights:
+            if pickles and not weights and not plain_pickles:
                 raise InputError(
                     f"{str(folder / pickles[0])!r} is a pickle, which can run code when it is opened, and there are no "
                     "safetensors beside it: have its weights saved as those"

@@ -6,6 +6,7 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 
 from anystep.errors import InputError
+from anystep.model_folder import check_part
 
 # what a folder must hold, and what else may stand for it
 NEEDED = {
@@ -28,6 +29,8 @@ def pretrained(kind: Any, name_or_path: str, purpose: str) -> Any:
 
     logging.disable_progress_bar()
     try:
+        if Path(name_or_path).is_dir():
+            check_part(Path(name_or_path), plain_pickles=True)
         return kind.from_pretrained(name_or_path, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds; all mean it is not usable
         reason = " ".join(str(error).split())[:160] or type(error).__name__
