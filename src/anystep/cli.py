@@ -844,10 +844,12 @@ def run_train_codec(options: argparse.Namespace) -> None:
 
 
 def report(record: dict[str, Any], steps: int, out: Path) -> None:
+    from anystep.console import say
+
     if int(os.environ.get("RANK", 0)) != 0:  # one of several processes speaks
         return
     state = "finished" if record["step"] >= steps else "interrupted, the same command resumes"
-    print(f"{state} at step {record['step']} of {steps}: {out}")
+    say(f"{state} at step {record['step']} of {steps}: {out}")
 
 
 def run_evaluate(options: argparse.Namespace) -> None:

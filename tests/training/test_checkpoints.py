@@ -380,3 +380,16 @@ def test_what_an_older_version_saved_is_checked_by_the_optimizers_count(tmp_path
     facts = checkpoints.load(state(0))
     assert facts is not None
     assert facts["step"] == 1
+
+
+def test_an_interrupt_while_a_checkpoint_is_read_stays_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved(tmp_path)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(dcp.FileSystemReader, "read_data", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Checkpoints(tmp_path, Ranks()).load(state(0))
+    with pytest.raises(KeyboardInterrupt):
+        read_average(tmp_path, nn.Linear(3, 2))

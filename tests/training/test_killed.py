@@ -2,7 +2,11 @@
 
 import json
 import multiprocessing
+import multiprocessing.process
+import os
 import random
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,58 +15,82 @@ import pytest
 import yaml
 from PIL import Image
 
-STEPS = 60
+STEPS, LOGGED = 60, 6
+PUBLISHED = {"train": "pipeline/transformer", "train-codec": "codec"}
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # what depends on the clock and the machine
 MEASURED = {"seconds", "images_per_second", "tokens_per_second", "data_wait", "memory_megabytes"}
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Classes in pixels, two averages, guidance, sample grids, and a checkpoint at every fifth step."""
+def recipes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """By command: classes in pixels, two averages, guidance, sample grids; a codec. A checkpoint every five steps."""
     folder, dice = tmp_path_factory.mktemp("classes"), np.random.default_rng(0)
     for number in range(24):
         (folder / f"class-{number % 3}").mkdir(exist_ok=True)
         image = Image.fromarray(dice.integers(0, 256, (8, 8, 3), np.uint8))
         image.save(folder / f"class-{number % 3}" / f"{number}.png")
-    content = {
-        "data": {"source": f"classes:{folder}", "size": 8, "balanced": True, "mirror": True},
-        "model": {"preset": "c2i-test", "codec": "identity", "options": {"hidden_size": 16, "depth": 1}},
-        "objective": {"diffusion_phase": 0.2, "guidance": {"w_gt": 1.0, "w_cond": 0.5, "start": 0.2, "end": 0.8}},
-        "run": {
-            "steps": STEPS,
-            "batch_size": 4,
-            "checkpoint_every": 5,
-            "sample_every": 20,
-            "log_every": 7,
-            "threads": 1,
+    run = {"steps": STEPS, "batch_size": 4, "checkpoint_every": 5, "log_every": LOGGED, "threads": 1}
+    contents: dict[str, dict[str, Any]] = {
+        "train": {
+            "data": {"source": f"classes:{folder}", "size": 8, "balanced": True, "mirror": True},
+            "model": {"preset": "c2i-test", "codec": "identity", "options": {"hidden_size": 16, "depth": 1}},
+            "objective": {"diffusion_phase": 0.2, "guidance": {"w_gt": 1.0, "w_cond": 0.5, "start": 0.2, "end": 0.8}},
+            "run": {**run, "sample_every": 20},
+            "ema_decay": [0.9, 0.99],
+            "sample_steps": [1],
         },
-        "ema_decay": [0.9, 0.99],
-        "sample_steps": [1],
+        "train-codec": {
+            "data": {"source": f"classes:{folder}", "size": 8},
+            "codec": {"latent_channels": 4, "widths": [8, 8], "encoder_depths": [0, 1], "decoder_depths": [0, 1]},
+            "run": run,
+        },
     }
-    path = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return path
+    paths = {}
+    for command, content in contents.items():
+        paths[command] = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
+        paths[command].write_text(yaml.safe_dump(content))
+    return paths
 
 
-def curve(run: Path) -> list[dict[str, Any]]:
+def curve(run: Path, every: int) -> list[dict[str, Any]]:
+    """What was logged; of a command that logs some steps only, and the last of each half too, those."""
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in record.items() if name not in MEASURED} for record in records]
+    kept = [record for record in records if record["step"] % every == 0]
+    return [{name: value for name, value in record.items() if name not in MEASURED} for record in kept]
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(100, marks=pytest.mark.slow)])
-def test_a_run_that_is_killed_again_and_again_is_the_undisturbed_one(recipe: Path, tmp_path: Path, kills: int) -> None:
+def published(run: Path, command: str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (run / PUBLISHED[command]).glob("*.safetensors")}
+
+
+def begun(arguments: list[str]) -> None:
     from anystep.cli import main
 
+    sys.exit(main(arguments))
+
+
+@pytest.mark.parametrize("command", ["train", "train-codec"])
+@pytest.mark.parametrize("kills", [4, pytest.param(60, marks=pytest.mark.slow)])
+def test_a_run_that_is_ended_again_and_again_is_the_undisturbed_one(
+    recipes: dict[str, Path], tmp_path: Path, command: str, kills: int
+) -> None:
     # all in processes of one kind: what other tests left in this one may change the last bit
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["anystep.cli", "anystep.training.train"])
+    context.set_forkserver_preload(["anystep.cli", "anystep.training.train", "anystep.training.codec"])
+    every = 1 if command == "train" else LOGGED
+
+    def begin(run: Path) -> multiprocessing.process.BaseProcess:
+        child = context.Process(target=begun, args=([command, str(recipes[command]), "--out", str(run)],))
+        child.start()
+        return child
+
     straight = tmp_path / "straight"
-    child = context.Process(target=main, args=(["train", str(recipe), "--out", str(straight)],))
-    child.start()
+    child = begin(straight)
     child.join()
     assert child.exitcode == 0
-    expected, weights = curve(straight), (straight / "pipeline" / "transformer").glob("*.safetensors")
-    wanted = {path.name: path.read_bytes() for path in weights}
+    expected, wanted = curve(straight, every), published(straight, command)
+    assert [record["step"] for record in expected][-1] == STEPS
     assert wanted
 
     dice, done, runs, reached = random.Random(0), 0, 0, set()
@@ -70,21 +98,20 @@ def test_a_run_that_is_killed_again_and_again_is_the_undisturbed_one(recipe: Pat
         runs += 1
         run = tmp_path / f"run-{runs}"
         while True:
-            child = context.Process(target=main, args=(["train", str(recipe), "--out", str(run)],))
-            child.start()
+            child = begin(run)
             child.join(dice.uniform(0.3, 2.5))
-            if child.exitcode is None:
-                child.kill()
+            ended = child.exitcode is None
+            if ended:
+                os.kill(child.pid or 0, dice.choice(SIGNALS))
                 child.join()
-            if child.exitcode == 0:
+            if not ended:
+                assert child.exitcode == 0
                 break
-            assert child.exitcode == -9
-            done += 1
+            assert child.exitcode != 2  # bad input, or a folder that could not be read
             log = run / "metrics.jsonl"
             reached.add(log.read_text().count("\n") if log.exists() else 0)
-        assert curve(run) == expected
-        assert {path.name: path.read_bytes() for path in (run / "pipeline" / "transformer").glob("*.safetensors")} == (
-            wanted
-        )
+            done += 1
+        assert curve(run, every) == expected
+        assert published(run, command) == wanted
         assert not list(run.rglob("*.part"))
     assert len(reached) > kills / 10  # at many different steps

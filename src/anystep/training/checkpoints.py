@@ -10,8 +10,9 @@ import re
 import shutil
 import stat
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -131,8 +132,7 @@ class Checkpoints:
             part.mkdir(parents=True)
 
         self.ranks.on_main(make)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that there is one process only is known
+        with _quiet():
             future: Any = dcp.async_save(
                 {**state.state_dict(), STEP: torch.tensor(step)}, checkpoint_id=part, no_dist=self.ranks.count == 1,
                 process_group=self._group,
@@ -348,12 +348,24 @@ def _load(
     tensors: dict[str, Any], folder: Path, metadata: Metadata, no_dist: bool, group: dist.ProcessGroup | None = None
 ) -> None:
     """Read into these tensors, without running what is in the files."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _quiet():
         dcp.load(
             tensors, storage_reader=SafeReader(folder, metadata), planner=SafePlanner(), no_dist=no_dist,
             process_group=group,
         )  # fmt: skip
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Around calls of the library: it says that there is one process only, and makes an error of a Ctrl-C."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except CheckpointException as error:
+            if any(isinstance(cause, KeyboardInterrupt) for cause, _ in error.failures.values()):
+                raise KeyboardInterrupt from None
+            raise
 
 
 def _cause(error: BaseException) -> str:
