@@ -32,8 +32,8 @@ from run import imports
 SIGNALS = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 # what depends on the clock and the machine, in whatever file
 MEASURED = {
-    "seconds", "images_per_second", "tokens_per_second", "data_wait", "memory_megabytes", "seconds_per_image", "date",
-    "created", "versions", "command", "ms", "time", "mfu", "made", "times",
+    "seconds", "images_per_second", "tokens_per_second", "data_wait", "memory_megabytes", "peak_megabytes", "mfu",
+    "seconds_per_image", "date", "created", "versions", "command", "ms", "time", "made", "times", "megabytes",
 }  # fmt: skip
 # files that tell of a process, of the machine, or that show times
 PASSING = {".lock", ".holder.json", "env.json", "report.md", "curve.png", "manifest.json", ".metadata"}
@@ -89,7 +89,8 @@ COMMANDS = {
     ),
     "train-alignment": Command(text("train-alignment", "--out", "OUT"), running, "a.safetensors"),
     "train-classifier": Command(
-        text("train-classifier", "classes:IN/images", "--size", "16", "--epochs", "20", "--out", "OUT"), running, "c.pt"
+        text("train-classifier", "classes:IN/images", "--size", "16", "--epochs", "20", "--out", "OUT"),
+        running, "c.safetensors",
     ),
     "generate": Command(
         text("generate", "a", "b", "c", *MODEL, "--steps", "1", "8", "32", "64", "--out", "OUT"), running, "sheet.png"
@@ -160,6 +161,11 @@ def contents(out: Path) -> dict[str, str]:
         if path.suffix in (".json", ".jsonl"):
             lines = data.decode().splitlines() if path.suffix == ".jsonl" else [data.decode()]
             data = "\n".join(json.dumps(unmeasured(json.loads(line)), sort_keys=True) for line in lines).encode()
+        elif path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            pairs = sorted((key, tensor) for key, tensor in load_file(path).items() if key not in MEASURED)
+            data = b"".join(key.encode() + tensor.contiguous().view(-1).numpy().tobytes() for key, tensor in pairs)
         found[name] = hashlib.sha256(data).hexdigest()
     return found
 

@@ -1049,7 +1049,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # large tensors in huge pages: faster to come by than small ones, and given back when freed (PyTorch, on Linux)
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     for library in ("TRANSFORMERS", "DIFFUSERS"):  # their notices are not for the reader of one line
-        os.environ.setdefault(f"{library}_VERBOSITY", "error")
+        os.environ.setdefault(f"{library}_VERBOSITY", "critical")
     parser = build_parser()
     try:
         options, rest = parser.parse_known_args(arguments)

@@ -30,7 +30,9 @@ GOOD = ("read", "refused")
 
 
 def imports() -> None:
-    """Everything that a fork would otherwise import itself."""
+    """Everything that a fork would otherwise import itself, as the command line does."""
+    for library in ("TRANSFORMERS", "DIFFUSERS"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "critical")
     import torch
 
     torch.set_num_threads(1)
