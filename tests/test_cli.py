@@ -282,3 +282,56 @@ def test_dir_shows_the_public_names() -> None:
 def test_it_runs_as_a_module(module: str) -> None:
     said = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True, check=True)
     assert said.stdout == f"anystep {__version__}\n"
+
+
+LONG = [
+    "generate x", "info", "train emoji --out r", "train-codec codec-emoji --out r", "evaluate --out r", "plan",
+    "benchmark scenes --out r", "compare emoji --out r", "data show builtin", "data prepare x --out r --size 32",
+    "train-alignment --out a.safetensors", "train-classifier x --out a.safetensors",
+    "train-scene-detector --out a.safetensors",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", LONG)
+def test_every_long_command_says_that_it_has_begun_before_it_imports_anything_heavy(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What comes first of all that is heavy ends the command here, and by then something has been said."""
+    monkeypatch.chdir(tmp_path)
+
+    def heavy(name: str, *rest: object) -> object:
+        if name.split(".")[0] in ("torch", "diffusers", "transformers", "PIL", "numpy"):
+            raise KeyboardInterrupt
+        return real(name, *rest)
+
+    import builtins
+
+    real = builtins.__import__
+    kept = {name: module for name, module in sys.modules.items() if name.startswith("anystep.")}
+    for name in kept.keys() - {"anystep.cli"}:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(builtins, "__import__", heavy)
+    code = main(words.split())
+    monkeypatch.undo()
+    assert capsys.readouterr().out == f"anystep {words.split()[0]}: loading\n"
+    assert code == 130
+
+
+def test_nothing_is_said_to_machines_or_by_other_processes(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["info", "--json", "--model", str(tiny_model)]) == 0
+    json.loads(capsys.readouterr().out)
+    monkeypatch.setenv("RANK", "1")
+    assert main(["info", "--model", str(tiny_model)]) == 0
+    assert "loading" not in capsys.readouterr().out
+
+
+def test_a_terminal_is_told_on_a_line_that_is_written_over(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    assert main(["info", "--model", "nowhere"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("loading...\ranystep: error: unknown model")

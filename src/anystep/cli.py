@@ -34,6 +34,7 @@ from anystep.bounds import (
     parse,
     shown,
 )
+from anystep.console import say
 from anystep.errors import LONGEST, InputError, one_line
 from anystep.files import check_output, make_folder
 from anystep.option_types import input_file, input_folder, output_file, output_folder, size, spec, text
@@ -496,12 +497,16 @@ MOST_IMAGES = 1000  # of one call, which holds them all
 
 
 def run_generate(options: argparse.Namespace) -> int:
-    from anystep.contact_sheet import check_writable, free_name, save_image
-
     for name in ("seed", "count"):
         if options.seeds is not None and getattr(options, name) is not None:
             raise InputError(f"--{name} {getattr(options, name)}: --seeds names them all, give one of the two")
     prompts = read_prompts(options)
+    if prompts and not any(prompt.strip() for prompt in prompts):
+        raise InputError('empty prompt: say what to draw, for example "a red apple"')
+    say_loading(options)
+
+    from anystep.contact_sheet import check_writable, free_name, save_image
+
     check_writable(options.out or DEFAULT_OUT)
     if options.separate is not None:
         make_folder(options.separate)
@@ -898,7 +903,6 @@ def run_benchmark(options: argparse.Namespace) -> None:
 
 
 def run_train_scene_detector(options: argparse.Namespace) -> None:
-    from anystep.console import say
     from anystep.evaluation.benchmarks.scene_detector import SceneDetector, train_scene_detector
 
     check_output(options.out, ".safetensors", SceneDetector.load)
@@ -950,7 +954,6 @@ def chosen_comparison(options: argparse.Namespace) -> "Comparison":
 
 def run_compare(options: argparse.Namespace) -> None:
     from anystep.compare import compare
-    from anystep.console import say
 
     compare(
         chosen_comparison(options),
@@ -1060,6 +1063,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.typed = sys.argv[1:] if arguments is None else arguments
     options.did_you_mean = parser.chosen.did_you_mean(getattr(options, "overrides", ()))
     try:
+        if options.command not in ("generate", "recipes"):  # which say it later, and never
+            say_loading(options)
         code = options.run(options)
         sys.stdout.flush()
     except InputError as error:
@@ -1077,6 +1082,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     return int(code or 0)
+
+
+def say_loading(options: argparse.Namespace) -> None:
+    """Say at once that the command has begun, since importing PyTorch alone takes seconds.
+
+    On a terminal the cursor goes back to the start of the line, which whatever comes next writes over. Elsewhere it is
+    a line of the output: one line on the error stream is an error. Nothing is said where machines read, or by others than
+    the first of several processes.
+    """
+    if getattr(options, "json", False) or os.environ.get("RANK", "0") != "0":
+        return
+    if sys.stderr.isatty():
+        print("loading...", end="\r", file=sys.stderr, flush=True)
+    else:
+        say(f"anystep {options.command}: loading")
 
 
 def complain(message: str) -> int:
