@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anystep.contact_sheet import PAPER, check_writable, contact_sheet, legible, save_image, wrap
+from anystep.contact_sheet import PAPER, check_writable, contact_sheet, font_with, legible, save_image, wrap
 from anystep.errors import InputError
 
 COLOURS = [(200, 30, 30), (30, 160, 60), (40, 70, 200), (230, 170, 20)]
@@ -139,3 +139,26 @@ def test_failed_write_leaves_the_old_file_alone(tmp_path: Path) -> None:
         save_image(Image.new("RGBA", (4, 4)), path)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_other_scripts_are_in_a_font_of_the_machine_that_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    import matplotlib
+
+    fonts = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf")
+    monkeypatch.setattr("anystep.contact_sheet.FONT_FOLDERS", ("/nowhere", fonts))
+    font_with.cache_clear()
+    (line,) = wrap("красный кит", 14, 900)
+    assert line.text == "красный кит"
+    assert line.font_file is not None
+    assert Path(line.font_file).name == "DejaVuSans.ttf"
+    assert wrap("a red whale", 14, 900)[0].font_file is None
+    assert wrap("une crème", 14, 900)[0].font_file is None
+    font_with.cache_clear()
+
+
+def test_what_no_font_has_is_spelt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anystep.contact_sheet.FONT_FOLDERS", ())
+    font_with.cache_clear()
+    assert [line.text for line in wrap("a 🐳 on 鲸 한", 14, 900)] == ["a [spouting whale] on \\u9cb8 \\ud55c"]
+    assert wrap("👩\u200d🚀", 14, 900)[0].text == "[woman][rocket]"
+    font_with.cache_clear()

@@ -1087,9 +1087,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def say_loading(options: argparse.Namespace) -> None:
     """Say at once that the command has begun, since importing PyTorch alone takes seconds.
 
-    other processes than the first.
-    a line of the output: one line on the error stream is an error. Nothing is said where machines read, or by others than
-    the first of several processes.
+    On a terminal the cursor goes back to the start of the line, which whatever comes next writes over. Elsewhere it is
+    a line of the output: one line on the error stream is an error. Nothing is said where machines read, or by other
+    processes than the first.
     """
     if getattr(options, "json", False) or os.environ.get("RANK", "0") != "0":
         return

@@ -1,9 +1,13 @@
 """Labelled grids of images, and images on disk."""
 
 import os
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import islice
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -17,20 +21,28 @@ from anystep.files import replacing
 PAPER, INK, FAINT = "#f5f6f8", "#24292f", "#6b737d"  # white images stand out from the paper
 SMALLEST_CELL = 160  # of a sheet whose cell size is not given: labels need that much room
 LEADING = 1.3  # from line to line, in font sizes
+# characters of Pillow's built-in font
+BUILT_IN = frozenset({chr(code) for code in range(32, 127)} | set("“”‘’…"))
+FONT_FOLDERS = (
+    "~/.local/share/fonts", "~/.fonts", "/usr/local/share/fonts", "/usr/share/fonts", "/Library/Fonts",
+    "/System/Library/Fonts", "C:/Windows/Fonts",
+)  # fmt: skip
+STYLED = re.compile("bold|italic|oblique|light|thin|black|mono|condensed|serif", re.IGNORECASE)
 DASHES = str.maketrans("×–—", "x--")
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of text in Pillow's built-in font."""
+    """One line of text, in Pillow's built-in font unless a font file is named."""
 
     text: str
     size: int
     colour: str
+    font_file: str | None = None
 
     @property
     def font(self) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-        return ImageFont.load_default(self.size)
+        return ImageFont.load_default(self.size) if self.font_file is None else _font(self.font_file, self.size)
 
     @property
     def width(self) -> int:
@@ -41,17 +53,72 @@ class Line:
         return round(LEADING * self.size)
 
 
+_font = lru_cache(maxsize=64)(ImageFont.truetype)
+
+
 def legible(text: str) -> str:
-    """`text` without the accents and dashes that the built-in font, which is ASCII and quotes, shows as boxes."""
-    parts = unicodedata.normalize("NFKD", text.translate(DASHES))
-    return "".join(part for part in parts if not unicodedata.combining(part))
+    """`text` without the accents and dashes that the built-in font, which is ASCII and quotes, shows as boxes.
+
+    Other scripts stay as they are.
+    """
+    kept = ""
+    for each in unicodedata.normalize("NFC", text.translate(DASHES)):
+        parts = unicodedata.normalize("NFKD", each)
+        base = "".join(part for part in parts if not unicodedata.combining(part))
+        if all(part in BUILT_IN for part in base) and (base or not kept or kept[-1] in BUILT_IN):
+            kept += base
+        else:
+            kept += each
+    return kept
+
+
+def spelt(text: str) -> str:
+    """`text` with what the built-in font does not have by name, as "[whale]", or letters by number, as "\\u9cb8"."""
+    words = ""
+    for each in text:
+        if each in BUILT_IN or each.isspace():
+            words += each
+        elif unicodedata.category(each)[0] in "LMN":
+            words += each.encode("unicode_escape").decode()
+        elif unicodedata.category(each) not in ("Cf", "Mn"):  # joiners and variants of what is beside them
+            words += f"[{unicodedata.name(each, f'U+{ord(each):04X}').lower()}]"
+    return words
+
+
+@lru_cache(maxsize=256)
+def font_with(characters: frozenset[str]) -> str | None:
+    """A font file of this machine that has all of the characters; None where there is none."""
+    found = (
+        path for folder in FONT_FOLDERS for path in islice(Path(folder).expanduser().rglob("*.[tTo][tTo][fFcC]"), 5000)
+    )
+    with suppress(OSError, RuntimeError):
+        for path in sorted(found, key=lambda path: (bool(STYLED.search(path.stem)), path.name)):
+            if _has(str(path), characters):
+                return str(path)
+    return None
+
+
+def _has(path: str, characters: frozenset[str]) -> bool:
+    try:
+        font = ImageFont.truetype(path, 24)
+        missing = bytes(font.getmask("\U0010ffff"))
+        return all(bytes(font.getmask(each)) != missing for each in characters)
+    except (OSError, ValueError):  # damaged, or of pictures in other sizes
+        return False
 
 
 def wrap(text: str, size: int, width: int, colour: str = INK) -> list[Line]:
     """`text` in lines of which none but a single long word is wider than `width` pixels."""
+    text, font_file = legible(text), None
+    if any(each not in BUILT_IN and not each.isspace() for each in text):
+        plain = frozenset(
+            each for each in text if not each.isspace() and unicodedata.category(each) not in ("Cf", "Mn")
+        )
+        font_file = font_with(plain)
+        text = spelt(text) if font_file is None else text
     lines: list[Line] = []
-    for paragraph in legible(text).split("\n"):
-        line = Line("", size, colour)
+    for paragraph in text.split("\n"):
+        line = Line("", size, colour, font_file)
         for word in paragraph.split():
             longer = replace(line, text=f"{line.text} {word}".strip())
             if line.text and longer.width > width:
