@@ -982,16 +982,19 @@ def run_data_show(options: argparse.Namespace) -> None:
 
 def run_data_prepare(options: argparse.Namespace) -> None:
     from anystep.conditioning import load_text_encoder
-    from anystep.data.prepare import prepare
+    from anystep.data.prepare import KIND, prepare
+    from anystep.data.shards import DATASET
     from anystep.data.sizing import Limits
     from anystep.data.sources import open_source
     from anystep.data.summary import picture_of_sizes, summary
     from anystep.device import pick_device
+    from anystep.files import check_claim
     from anystep.ranks import Ranks
     from anystep.training.alignment import load_image_encoder
     from anystep.training.assemble import make_encoders, named_codec
 
     ranks, device = Ranks(), pick_device(options.device)
+    ranks.on_main(lambda: check_claim(options.out, KIND, legacy=(DATASET,)))  # before anything large is loaded
     codec = named_codec(options.codec, device)
     if options.size % (multiple := codec.factor * options.patch_size):
         raise InputError(f"--size {options.size}: must be a multiple of {multiple}")

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -368,3 +369,13 @@ def test_large_jpeg_is_decoded_small_but_right(tmp_path: Path) -> None:
     Image.fromarray(np.broadcast_to(ramp[None, :, None], (768, 1024, 3)).copy()).save(tmp_path / "a.jpg", quality=95)
     pixels = np.asarray(read_image(tmp_path / "a.jpg", 64))[32, :, 0]
     np.testing.assert_allclose(pixels, ramp[128:896].reshape(64, 12).mean(1), atol=2)
+
+
+def test_an_image_that_unpacks_to_more_than_pillow_allows_is_left_out(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.png", "a")
+    content = bytearray(path.read_bytes())
+    content[16:24] = struct.pack(">II", 30_000, 30_000)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    path.write_bytes(content)
+    with pytest.raises(BrokenExample, match=r"a\.png: Image size \(900000000 pixels\) exceeds limit"):
+        read_image(path, 8)

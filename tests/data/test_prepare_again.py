@@ -304,3 +304,14 @@ def test_readers_do_not_wait_for_each_other_and_close_what_they_opened(pictures:
     assert len(os.listdir("/proc/self/fd")) == before + 2
     shards._files.clear()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_shards_beyond_the_end_of_the_source_go_also_where_the_description_is_damaged(
+    pictures: Path, tmp_path: Path
+) -> None:
+    made(pictures, tmp_path / "out")
+    remove_the_last_two(pictures)
+    (tmp_path / "out" / "dataset.json").write_bytes(b"")
+    assert made(pictures, tmp_path / "out")[0] == 6
+    made(pictures, tmp_path / "anew")
+    assert content(tmp_path / "out") == content(tmp_path / "anew")

@@ -169,7 +169,8 @@ class _Work:
             left.unlink()
         before = self._before()
         if before is None:
-            self._remove(range(self._shards))
+            self._remove_surplus()
+            self._remove_parts()
             self._write(self._about)
             return False
         if before.complete and before.notes is None:
@@ -179,14 +180,12 @@ class _Work:
             )
             self._remove_parts()
             return True
-        total = -(-int(before.made_by.get("examples", 0)) // self._size)
-        for number in range(self._shards, max(total, self._shards)):
-            _tar(self._folder, number).unlink(missing_ok=True)
+        self._remove_surplus()
         if before.complete and self._unpack(before):
             self._remove_parts()
             return True
         if not before.complete:
-            self._check_parts(range(max(total, self._shards)), before.made_by.get("examples") == len(self._source))
+            self._check_parts(before.made_by.get("examples") == len(self._source))
         self._write(self._about)
         return False
 
@@ -269,17 +268,14 @@ class _Work:
         size = index.shards.get(path.name)
         return index if path.is_file() and size == path.stat().st_size else None
 
-    def _check_parts(self, numbers: range, as_many: bool) -> None:
+    def _check_parts(self, as_many: bool) -> None:
         """Of shards that are whole in an unfinished folder, forget those that have changed.
 
         Args:
             as_many: whether the source has as many examples as it had.
         """
         changed, unknown = [], []
-        for number in numbers:
-            if not _part(self._folder, number).exists() or number >= self._shards:
-                self._remove([number])
-                continue
+        for number in range(self._shards):
             if (found := self._read_part(number)) is None:
                 self._remove([number])
                 continue
@@ -323,6 +319,13 @@ class _Work:
         for number in numbers:
             _part(self._folder, number).unlink(missing_ok=True)
             _note(self._folder, number).unlink(missing_ok=True)
+
+    def _remove_surplus(self) -> None:
+        """What is there of more shards than the source has now."""
+        for path in self._folder.glob("[0-9]*.tar"):
+            if path.stem.isdecimal() and int(path.stem) >= self._shards:
+                path.unlink()
+                self._remove([int(path.stem)])
 
     def _remove_parts(self) -> None:
         for suffix in ("safetensors", "json"):

@@ -373,10 +373,10 @@ def scan(filesystem: Any, root: str, names: Mapping[str, int], times: Mapping[st
         except (tarfile.TarError, ValueError, RecursionError) as error:
             what = "too many headers in a row" if isinstance(error, RecursionError) else error
             raise InputError(f"{root}/{name}: not a whole, uncompressed tar: {what}") from None
-        except OSError as error:
-            if error.errno in NO_MORE_FILES:
+        except Exception as error:  # every file system has errors of its own
+            if isinstance(error, OSError) and error.errno in NO_MORE_FILES:
                 raise
-            raise InputError(f"{root}/{name}: cannot be read: {error}") from None
+            raise InputError(f"{root}/{name}: cannot be read: {_reason(error)}") from None
         found += [(place, record) for record in group(entries, passed)]
     columns = sorted({extension for _, fields in found for extension in fields})
     lie = [
@@ -395,6 +395,11 @@ def scan(filesystem: Any, root: str, names: Mapping[str, int], times: Mapping[st
         dict(times),
         passed,
     )
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what a file system says; each has errors of its own."""
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
 
 
 class _File:
@@ -468,7 +473,7 @@ class Shards:
             try:
                 listed = sorted(self._filesystem.ls(self.root, detail=True), key=lambda entry: str(entry["name"]))
             except Exception as error:  # every file system has errors of its own
-                raise InputError(f"shards {self.url!r}: {(str(error).splitlines() or ['not there'])[0]}") from None
+                raise InputError(f"shards {self.url!r}: {_reason(error)}") from None
             for entry in listed:
                 name = PurePosixPath(entry["name"]).name
                 if entry.get("type", "file") == "file":
@@ -506,10 +511,10 @@ class Shards:
                 continue
             try:
                 content = self._range(place, offset, size)
-            except OSError as error:
-                if error.errno in NO_MORE_FILES:
+            except Exception as error:
+                if self.local and (not isinstance(error, OSError) or error.errno in NO_MORE_FILES):
                     raise
-                raise BrokenExample(f"{self.where(number)}: {error.strerror or error}") from None
+                raise BrokenExample(f"{self.where(number)}: {_reason(error)}") from None
             if len(content) < size or checksum not in (UNKNOWN, zlib.crc32(content)):
                 raise BrokenExample(f"{self.where(number)}: {name} is damaged")
             found[name] = content
@@ -596,8 +601,11 @@ class Shards:
     def _fetch(self, path: Path) -> None:
         """The index beside remote tars, if there is one."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError), replacing(path) as part:
-            self._filesystem.get_file(f"{self.root}/{INDEX}", str(part))
+        try:
+            with suppress(FileNotFoundError), replacing(path) as part:
+                self._filesystem.get_file(f"{self.root}/{INDEX}", str(part))
+        except Exception as error:
+            raise InputError(f"{self.root}/{INDEX}: cannot be fetched: {_reason(error)}") from None
 
 
 def named_tars(url: str) -> tuple[str, list[str] | None]:
@@ -649,7 +657,7 @@ def read_beside(url: str, name: str) -> str | None:
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return None
     except Exception as error:  # every file system has errors of its own
-        raise InputError(f"{where}: {(str(error).splitlines() or ['cannot be read'])[0]}") from None
+        raise InputError(f"{where}: {_reason(error)}") from None
     return decode_text(content, where)
 
 
