@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -279,13 +280,35 @@ def test_metadata_of_single_processes_is_not_looked_for(tmp_path: Path) -> None:
     assert not marker.exists()
 
 
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
+def test_changed_bytes_are_read_or_refused_in_one_line(tmp_path: Path, seed: int) -> None:
+    saved(tmp_path, (2,))
+    dice, newest, refused = random.Random(seed), tmp_path / "step-00000002", list[str]()
+    whole = {path.name: path.read_bytes() for path in newest.iterdir() if path.name != MANIFEST}
+    for _ in range(400 if seed else 60):
+        name = dice.choice(sorted(whole))
+        content = bytearray(whole[name])
+        for _ in range(dice.randint(1, 4)):
+            place = dice.randrange(len(content))
+            content[place : place + dice.choice((0, 1, 1, 1, 9))] = dice.randbytes(dice.choice((0, 1, 1, 1, 5)))
+        tampered(tmp_path, name, bytes(content))
+        try:
+            Checkpoints(tmp_path, Ranks()).load(state(0))
+        except InputError as error:
+            refused.append(str(error))
+        tampered(tmp_path, name, whole[name])
+    assert refused
+    assert "\n" not in "".join(refused)
+
+
 def manifest_with(folder: Path, **changes: object) -> None:
     path = folder / "step-00000002" / MANIFEST
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 @pytest.mark.parametrize(
-    "damage", ["a list", "empty", "without facts", "step", "both steps", "count", "name", "link", "folder", "deep"]
+    "damage",
+    ["a list", "empty", "without facts", "step", "both steps", "count", "many", "name", "link", "folder", "deep"],
 )
 def test_a_manifest_that_is_not_ours_is_damage_and_no_traceback(
     tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
@@ -303,6 +326,8 @@ def test_a_manifest_that_is_not_ours_is_damage_and_no_traceback(
         shown = "step-00000005"
     elif damage == "count":
         manifest_with(tmp_path, ahead="many")
+    elif damage == "many":
+        manifest_with(tmp_path, ahead=10**30)
     elif damage == "name":
         manifest_with(tmp_path, files={".metadata": [], "../step-00000001/manifest.json": []})
     elif damage == "link":

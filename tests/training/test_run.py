@@ -126,6 +126,15 @@ def test_a_damaged_recipe_beside_checkpoints_is_said_and_the_run_goes_on(
     assert "it goes on with the recipe given" in capsys.readouterr().err
 
 
+def test_a_recipe_nested_without_end_is_one_line(tmp_path: Path) -> None:
+    begin(tmp_path, recipe())
+    checkpoint = tmp_path / "checkpoints" / "step-00000001"
+    checkpoint.mkdir()
+    (checkpoint / "manifest.json").write_text('{"recipe": ' + '{"data":' * 900 + "1" + "}" * 901)
+    with pytest.raises(InputError, match=r"nested too deeply|differs in data"):
+        begin(tmp_path, recipe())
+
+
 def test_a_folder_in_which_nothing_was_saved_binds_nobody_and_loses_nothing(tmp_path: Path) -> None:
     begin(tmp_path, recipe())
     latents_path(tmp_path, 0).mkdir()

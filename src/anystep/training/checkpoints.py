@@ -45,6 +45,7 @@ PART = re.compile(r"\.step-\d{8,18}\.part")
 COUNT = re.compile(r"optimizer\.state\..+\.step")
 STEP = "step"  # the tensor that says of which step the others are
 COUNTS = (STEP, "ahead", "skipped", "skipped_in_a_row", "spikes", "rollbacks")  # what a manifest may count
+MOST_STEPS = 10**12  # that a manifest may count
 SHOWN = 5  # of the tensors that differ, in a message
 
 
@@ -304,7 +305,8 @@ def _read_manifest(folder: Path, step: int) -> dict[str, Any]:
         facts: dict[str, Any] = read_json(folder / MANIFEST)
     except InputError as error:
         raise Damaged(str(error)) from None
-    if any(type(facts.get(name, 0)) is not int or facts.get(name, 0) < 0 for name in COUNTS):
+    counts = [facts.get(name, 0) for name in COUNTS]
+    if any(type(count) is not int or not 0 <= count <= MOST_STEPS for count in counts):
         raise Damaged(f"{MANIFEST} counts what is no number")
     if facts.get(STEP) != step:
         raise Damaged(f"{MANIFEST} is of step {facts.get(STEP)}")

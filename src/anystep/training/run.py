@@ -157,9 +157,14 @@ class Run:
                 problem = problem or f"{str(path)!r} is empty"
                 say(f"{problem}; what this run was begun with is not known, it goes on with the recipe given", True)
                 return
-        there, unknown = completed(content, type(self.recipe))
-        with suppress(ValidationError):
-            self.before = type(self.recipe).model_validate(content)
+        try:
+            there, unknown = completed(content, type(self.recipe))
+            with suppress(ValidationError):
+                self.before = type(self.recipe).model_validate(content)
+        except RecursionError:
+            raise InputError(
+                f"{str(checkpoints)!r}: a recipe that is nested too deeply: choose another --out"
+            ) from None
         changed = [
             key for key in differences(there, self.recipe.model_dump(mode="json")) if not FREE_TO_CHANGE.fullmatch(key)
         ]
