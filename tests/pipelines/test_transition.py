@@ -277,6 +277,18 @@ def test_classes_without_names_are_drawn_by_index_and_without_an_empty_class_ung
         TransitionPipeline(network, TransitionScheduler(), class_names=["a", "b"])("a", seeds=[0])
 
 
+def test_a_codec_of_other_channels_or_none_is_said(pipeline: TransitionPipeline) -> None:
+    other = TransitionPipeline(pipeline.transformer, pipeline.scheduler, text_encoder_name="builtin")
+    other.set_progress_bar_config(disable=True)
+    with pytest.raises(InputError, match="latents of 4 channels, but there is no codec"):
+        other("a whale", seeds=[0])
+    assert draw(other, "a whale", 1).shape == (1, 4, 4, 4)
+    network = build_transformer("t2i-test", in_channels=8, text_width=384)
+    other = TransitionPipeline(network, pipeline.scheduler, pipeline.codec, text_encoder_name="builtin")
+    with pytest.raises(InputError, match="latents of 8 channels, but the codec's have 4"):
+        other("a whale", seeds=[0])
+
+
 def test_one_prompt_to_encode_is_no_list_of_letters(pipeline: TransitionPipeline) -> None:
     one, mask = pipeline.encode_prompt("a red apple", "cpu")
     assert one.shape == (1, 5, 384)

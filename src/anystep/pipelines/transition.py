@@ -267,6 +267,10 @@ class TransitionPipeline(DiffusionPipeline):
             raise InputError(f"size {width}x{height}: both sides must be multiples of {self.size_multiple}")
         if max(width, height) > MOST_ASPECT * min(width, height):
             raise InputError(f"size {width}x{height}: one side may be {MOST_ASPECT} times the other at most")
+        channels, codec = self.transformer.config.in_channels, self.latent_codec
+        if codec.channels != channels or (self.codec is None and channels not in (1, 3) and output_type != "latent"):
+            other = "there is no codec" if self.codec is None else f"the codec's have {codec.channels}"
+            raise InputError(f"the network draws latents of {channels} channels, but {other}: give the codec it is for")
         if output_type not in ("pil", "np", "pt", "latent"):
             raise InputError(f"output_type {shown(output_type)}: expected pil, np, pt or latent")
 
