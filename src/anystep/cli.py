@@ -709,8 +709,6 @@ def known_prompts(model: "Model", prompts: list[str], force: bool) -> tuple[list
             continue
         if said is not None:
             warn(said)
-        if left_out := getattr(conditioner, "cut_off", lambda prompt: "")(prompt):
-            warn(f"{shown(prompt)} is cut at {conditioner.max_length} tokens: {shown(left_out)} is not read")
         good.append(prompt)
     if not good:
         raise InputError(wrong[0] + f" (and {len(wrong) - 1} more prompts that cannot be drawn)" * (len(wrong) > 1))
