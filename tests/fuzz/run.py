@@ -177,7 +177,7 @@ class Fuzzer:
 
 
 def fuzz(
-    seed: int, count: int, only: list[str] | None = None, keep: Path | None = None
+    seed: int, count: int, only: list[str] | None = None, keep: Path | None = None, seconds: float = float("inf")
 ) -> tuple[dict[str, Counter[str]], list[str]]:
     """Counts of outcomes by area, and the failures."""
     names = only or list(fuzzed.AREAS)
@@ -189,7 +189,10 @@ def fuzz(
         top = Path(scratch).resolve() / "top"
         top.mkdir()
         fuzzer = Fuzzer(seed, top)
+        begin = time.monotonic()
         for number in range(count):
+            if time.monotonic() - begin > seconds:
+                break
             name = names[number] if number < len(names) else fuzzer.dice.choices(names, weights)[0]
             changes, told, outcome, work = fuzzer.input(name)
             counts[name][outcome] += 1
@@ -209,12 +212,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=20_000)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="end then, whatever the count")
     parser.add_argument("--only", nargs="+", choices=list(fuzzed.AREAS))
     parser.add_argument("--keep", type=Path, help="a folder for the inputs that failed")
     options = parser.parse_args()
     imports()
     begin = time.monotonic()
-    counts, failures = fuzz(options.seed, options.count, options.only, options.keep)
+    counts, failures = fuzz(options.seed, options.count, options.only, options.keep, options.seconds)
     for name, found in counts.items():
         print(
             f"{name:18}{sum(found.values()):7,}  "
