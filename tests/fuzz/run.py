@@ -114,7 +114,8 @@ class Fuzzer:
         outcome = {0: "read", 2: "refused", 3: "MEMORY"}.get(code, "TRACEBACK")
         if outcome == "refused":
             lines = told.splitlines()
-            if len(lines) != 1 or len(lines[0]) > LINE or not lines[0].isprintable():
+            errors = [line for line in lines if "error: " in line] or lines  # beside notes of what is made again
+            if len(errors) != 1 or len(errors[0]) > LINE or not errors[0].isprintable() or "Traceback" in told:
                 outcome = "NOT ONE LINE"
             elif "not enough memory" in told:
                 outcome = "MEMORY"
