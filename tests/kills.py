@@ -92,8 +92,10 @@ COMMANDS = {
         text("train-classifier", "classes:IN/images", "--size", "16", "--epochs", "20", "--out", "OUT"),
         running, "c.safetensors",
     ),
-    "generate": Command(
-        text("generate", "a", "b", "c", *MODEL, "--steps", "1", "8", "32", "64", "--out", "OUT"), running, "sheet.png"
+    "generate": Command(  # its sheet says how long each took, single images do not
+        text("generate", "a", "b", "c", *MODEL, "--steps", "1", "8", "32", "64", "--separate", "OUT",
+             "--out", "sheet.png"),
+        running, "each",
     ),
 }  # fmt: skip
 
