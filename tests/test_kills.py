@@ -14,7 +14,7 @@ COUNT, SEED = os.environ.get("ANYSTEP_KILLS", "100"), os.environ.get("ANYSTEP_KI
 @pytest.mark.parametrize(
     "words",
     [
-        ["--count", "3", "--only", "data prepare", "train-codec", "generate"],
+        ["--count", "2", "--only", "data prepare", "generate"],
         pytest.param(["--count", COUNT, "--seed", SEED], marks=pytest.mark.slow),
         pytest.param(["--disk"], marks=pytest.mark.slow),
         pytest.param(["--descriptors"], marks=pytest.mark.slow),
