@@ -316,7 +316,7 @@ class Killer:
         place = self.place(name)
         code = self.code(self.run(name, place, limits))
         told = (place / "stderr").read_text()
-        lines = [line for line in told.splitlines() if "error:" in line or "Error" in line]
+        lines = [line for line in told.splitlines() if line.startswith("anystep") and "error: " in line]
         if code == 0:
             return "had enough", self.finish(name, place)
         if code != 2 or "Traceback" in told or len(lines) != 1:
