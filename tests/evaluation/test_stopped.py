@@ -35,9 +35,12 @@ def commands(
         (folder / f"{number:03d}.txt").write_text(f"blocks number {number}")
     measured = ["--samples", "60", "--metrics", "kernel_distance", "--extractor", str(pooled), "--allow-code"]
     return {
-        "evaluate": ["evaluate", "--model", str(tiny_model), "--data", str(folder), *measured, "--keep-images"],
-        "scenes": ["benchmark", "scenes", "--model", str(tiny_model), "--each", "3"],
-        "imagenet": ["benchmark", "imagenet", "--model", str(tiny_classes), "--samples", "300"],
+        name: [*command, "--steps", "1", "2"]
+        for name, command in {
+            "evaluate": ["evaluate", "--model", str(tiny_model), "--data", str(folder), *measured, "--keep-images"],
+            "scenes": ["benchmark", "scenes", "--model", str(tiny_model), "--each", "3"],
+            "imagenet": ["benchmark", "imagenet", "--model", str(tiny_classes), "--samples", "300"],
+        }.items()
     }
 
 
@@ -46,7 +49,7 @@ import os, signal, sys
 from anystep.cli import main
 signal.signal(signal.SIGINT, signal.default_int_handler)
 os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-sys.exit(main([*arguments, "--steps", "1", "2", "--out", out]))
+sys.exit(main([*arguments, "--out", out]))
 """
 
 
@@ -93,6 +96,9 @@ def finished(commands: dict[str, list[str]], tmp_path_factory: pytest.TempPathFa
     return folders
 
 
+EXPECTED = {"kill": (-signal.SIGKILL, 0), "term": (-signal.SIGTERM, 0), "interrupt": (130, 1)}
+
+
 def stop(pid: int, how: str) -> None:
     if how in ("kill", "term", "interrupt"):
         os.kill(pid, {"kill": signal.SIGKILL, "term": signal.SIGTERM, "interrupt": signal.SIGINT}[how])
@@ -118,7 +124,7 @@ def test_what_was_stopped_goes_on_to_the_same_bytes(
             stop(child.pid, how)
         child.join()
         told = errors.read_text()
-        expected = {"kill": (-signal.SIGKILL, 0), "term": (-signal.SIGTERM, 0), "interrupt": (130, 1)}.get(how, (2, 1))
+        expected = EXPECTED.get(how, (2, 1))
         # it may have finished first
         assert child.exitcode == 0 or (child.exitcode, told.count("\n")) == expected, (how, child.exitcode, told)
         again = begun(commands[name], out, errors)
@@ -142,5 +148,24 @@ def test_what_a_power_cut_has_damaged_is_made_again(
                 file.truncate(size // 2)
                 if len(path.name) % 2:  # as long as it was, with nothing in its second half
                     file.truncate(size)
-        assert main([*command, "--steps", "1", "2", "--out", str(out)]) == 0
+        assert main([*command, "--out", str(out)]) == 0
         assert content(out) == whole, name
+
+
+@pytest.mark.parametrize("how", ["kill", "interrupt", "full disk"])
+def test_what_is_trained_appears_whole_or_not_at_all(tmp_path: Path, how: str) -> None:
+    for number in range(20):
+        folder = tmp_path / "data" / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{number}.png")
+    out, errors = tmp_path / "made" / "classifier.safetensors", tmp_path / "errors"
+    out.parent.mkdir()
+    command = ["train-classifier", f"classes:{tmp_path / 'data'}", "--size", "8"]
+    child = begun([*command, "--epochs", "100" if how == "full disk" else "100000"], out, errors)
+    while not errors.exists() and child.is_alive():
+        time.sleep(0.002)
+    time.sleep(0 if how == "full disk" else 1)
+    stop(child.pid, how)
+    child.join()
+    assert (child.exitcode, errors.read_text().count("\n")) == EXPECTED.get(how, (2, 1)), errors.read_text()
+    assert not list(out.parent.iterdir())
