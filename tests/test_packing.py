@@ -79,6 +79,8 @@ def test_the_loss_of_a_pack_is_that_of_its_images_weighted_by_their_tokens(kind:
         make_transport("ot_fm"),
         estimate=derivative("one_sided" if kind == "one_sided" else "central"),
         target="self_consistency" if kind == "self_consistency" else "identity",
+        # a residual near zero, divided by itself, is the rounding of two batch sizes
+        adaptive=kind != "self_consistency",
         guidance=ModelGuidance(start=0.2) if kind == "guided" else None,
     )
     images, (condition, mask) = latents(4), conditions("t2i-test")

@@ -138,7 +138,9 @@ def shown(value: Any, longest: int = 60) -> str:
 
 
 def cut(text: str, longest: int = 60) -> str:
-    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+    """Text without its middle where it is long: paths are told apart by their ends."""
+    half = (longest - 1) // 2
+    return text if len(text) <= longest else f"{text[:half]}…{text[-half:]}"
 
 
 LONGEST_NAME = 1000  # characters of the name of a model, a source or a file

