@@ -15,6 +15,8 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
+from anystep.evaluation.benchmarks.imagenet import _is_whole_chunk, is_whole
+from anystep.evaluation.collect import _read_chunk, is_whole_image
 from anystep.files import HOLDER, LOCK, MARKER
 
 CLOCK = {"seconds", "seconds_per_image", "images_per_second", "peak_megabytes"}
@@ -169,3 +171,12 @@ def test_what_is_trained_appears_whole_or_not_at_all(tmp_path: Path, how: str) -
     child.join()
     assert (child.exitcode, errors.read_text().count("\n")) == EXPECTED.get(how, (2, 1)), errors.read_text()
     assert not list(out.parent.iterdir())
+
+
+def test_what_is_kept_to_go_on_from_is_a_regular_file(tmp_path: Path) -> None:
+    """A FIFO of the name of a kept file is no kept file, and nobody waits for it."""
+    os.mkfifo(tmp_path / "fifo")
+    assert _read_chunk(tmp_path / "fifo", 1) is None
+    assert not is_whole_image(tmp_path / "fifo")
+    assert not is_whole(tmp_path / "fifo", 1, 8)
+    assert not _is_whole_chunk(tmp_path / "fifo", (1,))

@@ -373,6 +373,51 @@ def resume_run(folder: Path, out: Path, dice: random.Random) -> int:
     return main(["train", str(folder.parent / "r.yaml"), "--out", str(folder), "--run.steps", "3"])
 
 
+EVALUATED = ["--images", "1={images}", "--data", "classes:{images}", "--samples", "60", "--metrics", "kernel_distance"]
+COMPARED = {
+    "recipe": {**TINY, "run": {**TINY["run"], "keep": 1}},
+    "variants": {"one": {}, "two": {"objective": {"kind": "flow_matching"}}},
+    "evaluations": 20, "steps": [1], "samples": 50, "metrics": ["kernel_distance"],
+}  # fmt: skip
+
+
+def make_many(folder: Path) -> Path:
+    """Images of two classes, enough to be measured, beside a folder."""
+    images = folder.parent / "images"
+    for number in range(120):
+        place = images / f"class {number % 2}"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{number}.png").write_bytes(png(2 * number))
+    return images
+
+
+def make_report(folder: Path) -> None:
+    make_many(folder)
+    assert evaluate_again(folder, folder, random.Random(0)) == 0
+
+
+def evaluate_again(folder: Path, out: Path, dice: random.Random) -> int:
+    from anystep.cli import main
+
+    words = [word.format(images=folder.parent / "images") for word in EVALUATED]
+    return main(["evaluate", *words, "--out", str(folder)])
+
+
+def make_comparison(folder: Path) -> None:
+    from anystep.plain_yaml import dump_yaml
+
+    images = make_many(folder)
+    recipe = {**COMPARED["recipe"], "data": {"source": f"classes:{images}", "size": 8}}  # type: ignore[dict-item]
+    (folder.parent / "r.yaml").write_text(dump_yaml({**COMPARED, "recipe": recipe}))
+    assert compare_again(folder, folder, random.Random(0)) == 0
+
+
+def compare_again(folder: Path, out: Path, dice: random.Random) -> int:
+    from anystep.cli import main
+
+    return main(["compare", str(folder.parent / "r.yaml"), "--out", str(folder)])
+
+
 def act_on_values(folder: Path, out: Path, dice: random.Random) -> int:
     """Odd values for options of commands that then do little."""
     from anystep.cli import main
@@ -464,5 +509,7 @@ AREAS = {
     "prepared folder": Area(make_prepared, read_prepared, 2, own=True),
     "model folder": Area(make_model, read_model, 1, seconds=10),
     "option values": Area(lambda folder: None, act_on_values, 1, seconds=15, valid=False),
+    "report folder": Area(make_report, evaluate_again, 0.2, seconds=20, own=True),
+    "comparison folder": Area(make_comparison, compare_again, 0.2, seconds=30, own=True),
     "run folder": Area(make_run, resume_run, 0.3, seconds=20, own=True),
 }

@@ -418,3 +418,9 @@ def test_an_interrupt_while_a_checkpoint_is_read_stays_one(tmp_path: Path, monke
         Checkpoints(tmp_path, Ranks()).load(state(0))
     with pytest.raises(KeyboardInterrupt):
         read_average(tmp_path, nn.Linear(3, 2))
+
+
+def test_a_fifo_among_the_files_of_a_checkpoint_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "0.distcp")
+    with pytest.raises(OSError, match="regular"):
+        digest(tmp_path / "0.distcp")

@@ -6,7 +6,7 @@ import pytest
 
 from anystep.errors import InputError
 from anystep.objectives import OBJECTIVES
-from anystep.training.config import ObjectiveConfig, Recipe, dump, load_recipe
+from anystep.training.config import CodecRecipe, ObjectiveConfig, Recipe, dump, load_recipe
 
 EMOJI = Path(__file__).parent.parent.parent / "configs" / "emoji.yaml"
 
@@ -111,3 +111,10 @@ def test_another_kind_of_objective_keeps_what_was_given_and_nothing_else(tmp_pat
     (tmp_path / "own.yaml").write_text("objective: {kind: mean_flow, diffusion_share: 0.75}")
     own = load_recipe(tmp_path / "own.yaml", Recipe, ["--objective.kind", "transition"]).objective
     assert (own.diffusion_share, own.derivative) == (0.75, "central")
+
+
+def test_what_is_given_of_a_section_leaves_the_rest_as_its_recipe_has_it() -> None:
+    for kind in (Recipe, CodecRecipe):
+        whole, given = kind(), kind.model_validate({"run": {"steps": 7}, "optimizer": {"warmup": 3}})
+        assert given.run == whole.run.model_copy(update={"steps": 7})
+        assert given.optimizer == whole.optimizer.model_copy(update={"warmup": 3})

@@ -131,6 +131,8 @@ def try_scorers(scorers: Sequence[Scorer], width_of_features: int, width: int, h
 
 def _read_chunk(path: Path, count: int) -> tuple[dict[str, Tensor], Cost] | None:
     """The tensors of a chunk and what it cost; None where it is not there, or not whole."""
+    if not path.is_file():  # a FIFO of its name would be waited for
+        return None
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -5,6 +5,7 @@ A checkpoint is a folder `step-N` of `torch.distributed.checkpoint`, in which ev
 once it is whole.
 """
 
+import errno
 import hashlib
 import re
 import shutil
@@ -432,6 +433,8 @@ def read_average(folder: Path, network: nn.Module, place: int = 0) -> int:
 
 
 def digest(path: Path) -> list[Any]:
-    """Size and BLAKE2 digest of a file."""
+    """Size and BLAKE2 digest of a file. Raises OSError for what is no regular file: a FIFO would be waited for."""
+    if not path.is_file():
+        raise OSError(errno.ENOENT, "no such regular file", str(path))
     with path.open("rb") as file:
         return [path.stat().st_size, hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()]

@@ -233,13 +233,27 @@ class GuardConfig(Section):
     rollbacks: OptionalCount = 0
 
 
+class CodecOptimizerConfig(OptimizerConfig):
+    """Of `anystep train-codec`: other defaults."""
+
+    learning_rate: LearningRate = 3e-3
+    final: Share = 0.01
+
+
+class CodecRunConfig(RunConfig):
+    """Of `anystep train-codec`: other defaults."""
+
+    batch_size: BatchSize = 16
+    sample_every: OptionalCount = 0
+
+
 class CodecRecipe(Section):
     """`anystep train-codec`."""
 
     data: DataConfig = DataConfig()
     codec: CodecModelConfig = CodecModelConfig()
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-3, final=0.01)
-    run: RunConfig = RunConfig(batch_size=16, sample_every=0)
+    optimizer: CodecOptimizerConfig = CodecOptimizerConfig()
+    run: CodecRunConfig = CodecRunConfig()
     # continue from this autoencoder with its encoder frozen: its latents, and all trained on them, stay valid
     refine: Name | None = None
 

@@ -39,6 +39,8 @@ def read_points(report: Path) -> dict[int, dict[str, Any]]:
 
 def is_whole(archive: Path, count: int, side: int) -> bool:
     """Whether the samples are there and were not cut off."""
+    if not archive.is_file():
+        return False
     try:
         with zipfile.ZipFile(archive) as content:
             sizes = {each.filename: each.file_size for each in content.infolist()}
@@ -48,6 +50,8 @@ def is_whole(archive: Path, count: int, side: int) -> bool:
 
 
 def _is_whole_chunk(path: Path, shape: tuple[int, ...]) -> bool:
+    if not path.is_file():
+        return False
     try:
         return bool(np.load(path, mmap_mode="r").shape == shape)
     except (OSError, ValueError, EOFError):
