@@ -14,7 +14,7 @@ FLOORS = [
     {"bounds"},
     {"console", "environment", "files", "fingerprint"},
     {"option_types", "plain_yaml", "transport", "device", "ranks", "packing", "model_folder"},
-    {"objective", "objectives", "sampling", "contact_sheet"},
+    {"objective", "sampling", "contact_sheet"},
     {"models", "codecs", "conditioning", "data"},
     {"pipelines", "planning"},
     {"generation_plan"},

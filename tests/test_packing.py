@@ -8,7 +8,16 @@ from torch import Tensor
 
 from anystep.models.presets import build_transformer
 from anystep.models.transformer import TransitionTransformer2DModel
-from anystep.objective import ModelGuidance, TransitionObjective, derivative
+from anystep.objective import (
+    Identity,
+    Implicit,
+    ModelGuidance,
+    SelfConsistency,
+    Terminal,
+    TransitionObjective,
+    Weighting,
+    derivative,
+)
 from anystep.packing import Packing, pack, unpack
 from anystep.transport import make_transport
 
@@ -71,16 +80,24 @@ def test_a_packed_network_gives_each_image_what_it_gives_it_alone(preset: str, p
             torch.testing.assert_close(features.split(packing.lengths)[place], own[0], atol=2e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["central", "one_sided", "self_consistency", "guided", "aligned"])
+TARGETS = {
+    "one_sided": Identity(derivative("one_sided")),
+    "velocity": Identity(derivative("one_sided"), along="velocity", velocity_share=0.5),
+    "self_consistency": SelfConsistency(),
+    "implicit": Implicit(),
+    "terminal": Terminal(),
+}
+
+
+@pytest.mark.parametrize("kind", ["central", *TARGETS, "guided", "aligned"])
 def test_the_loss_of_a_pack_is_that_of_its_images_weighted_by_their_tokens(kind: str) -> None:
     """Loss and gradient, with the samples of one shape as a batch and with every image alone."""
     made = network("t2i-test", patch_size=2, z_dim=3, encoder_depth=1, projector_dim=8)
     objective = TransitionObjective(
         make_transport("ot_fm"),
-        estimate=derivative("one_sided" if kind == "one_sided" else "central"),
-        target="self_consistency" if kind == "self_consistency" else "identity",
+        target=TARGETS.get(kind, Identity()),
         # a residual near zero, divided by itself, is the rounding of two batch sizes
-        adaptive=kind != "self_consistency",
+        weighting=Weighting(power=0.0 if kind in ("self_consistency", "implicit", "terminal") else 1.0),
         guidance=ModelGuidance(start=0.2) if kind == "guided" else None,
     )
     images, (condition, mask) = latents(4), conditions("t2i-test")

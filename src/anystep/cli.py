@@ -771,7 +771,8 @@ def dry_run(recipe: "Recipe", on: str | None, devices: int, utilisation: float |
     from anystep.device import pick_device
     from anystep.planning import DEVICES, UTILISATION, memory_of, rate_of
     from anystep.training.budget import describe
-    from anystep.training.train import make_objective, parts_of, pick_precision
+    from anystep.training.objective import make_objective
+    from anystep.training.train import parts_of, pick_precision
 
     make_objective(recipe)
     parts_of(recipe, devices)

@@ -45,7 +45,7 @@ from anystep.files import (
     write_json,
     write_text,
 )
-from anystep.objectives import OBJECTIVES
+from anystep.objective.presets import OBJECTIVES
 from anystep.pipelines.load import Model, load
 from anystep.plain_yaml import dump_yaml, parse_yaml, read_yaml
 from anystep.training.assemble import prepare_data, prepare_network, reads_captions

@@ -21,7 +21,7 @@ from anystep.data.sources import SHARDS
 from anystep.errors import InputError
 from anystep.models.presets import PRESETS, build_transformer, preset_option
 from anystep.models.transformer import TransitionTransformer2DModel
-from anystep.objectives import OBJECTIVES
+from anystep.objective.presets import OBJECTIVES
 from anystep.pipelines.load import Model, load
 from anystep.pipelines.scheduler import TransitionScheduler
 from anystep.pipelines.transition import TransitionPipeline

@@ -10,9 +10,9 @@ import torch
 from anystep.codecs import load_codec
 from anystep.errors import InputError
 from anystep.models.presets import preset_option
-from anystep.objective import TARGET_COST
 from anystep.planning import DeviceKind, count_parameters, memory_of, network_cost
 from anystep.training.config import ObjectiveConfig, Recipe
+from anystep.training.objective import make_target
 
 # a backward pass is counted as two forward ones
 TRAINING_COST = 3
@@ -26,7 +26,7 @@ WORTH_A_LOOK = 0.05  # of the memory: runs whose weights and moments take less a
 
 def evaluations_per_sample(config: ObjectiveConfig) -> float:
     """What a sample costs in a training step, on average over the run."""
-    target = TARGET_COST[config.derivative if config.target == "identity" else config.target]
+    target = make_target(config).cost
     moving = (1 - config.diffusion_phase) * (1 - config.diffusion_share)
     return TRAINING_COST + moving * target + (2 if config.guidance is not None else 0)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from annotated_types import Ge, MinLen
+from annotated_types import Ge, Gt, Le, MinLen
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -52,7 +52,7 @@ from anystep.data.example import Source
 from anystep.data.sizing import Limits
 from anystep.data.sources import FewerSource, open_source
 from anystep.errors import InputError
-from anystep.objectives import OBJECTIVES, ObjectiveKind
+from anystep.objective.presets import OBJECTIVES, ObjectiveKind
 from anystep.plain_yaml import dump_yaml, parse_yaml, read_yaml
 from anystep.transport import make_transport
 
@@ -270,23 +270,51 @@ class TransportConfig(Section):
         return self
 
 
+class TimeConfig(Section):
+    """A distribution of training times: `anystep.objective.TimeDistribution`."""
+
+    mean: Annotated[float, Ge(-100), Le(100)] = -0.4
+    std: Annotated[float, Gt(0), Le(100)] = 1.2
+    uniform: Share = 0.0
+
+
 class ObjectiveConfig(Section):
-    """`kind` sets what is not given here to the values of that objective in `anystep.objectives`."""
+    """`kind` sets what is not given here to the values of that objective in `anystep.objective.presets`."""
 
     kind: ObjectiveKind = "transition"
-    target: Literal["identity", "self_consistency"] = "identity"
+    # what is learned where t > r, by its class in `anystep.objective.targets`
+    target: Literal["identity", "self_consistency", "implicit", "terminal"] = "identity"
+    # of `identity`: how df/dt is estimated, along which trajectory, and how much of F the network's velocity replaces
     derivative: Literal["central", "forward_mode", "one_sided"] = "central"
+    along: Literal["path", "velocity"] = "path"
+    velocity_share: Share = 0.0
+    # half the width of the difference; of `terminal`, the whole of it
     eps: PositiveShare | None = None
+    # of `implicit`: the ratio at the start and at the end of the run
+    ratio: tuple[PositiveShare, PositiveShare] = (0.5, 0.005)
+    # velocities in targets are those of the first EMA network
+    ema_teacher: bool = False
     diffusion_share: Share = 0.5
     consistency_share: Share = 0.1
+    # of t where t = r, and of the two draws whose larger is t and whose smaller is r; the transport's own when null
+    # (of t where t = r, the larger of the two draws)
+    diffusion_times: TimeConfig | None = None
+    later_times: TimeConfig | None = None
+    earlier_times: TimeConfig | None = None
     weight: Literal["sqrt", "constant", "reciprocal", "square", "soft_min_snr"] = "sqrt"
     tangent: bool = True
-    adaptive: bool = True
+    # the power of its own residual that each sample's loss is divided by; true is 1, false 0
+    adaptive: Share = 1.0
     direction: bool = True
     # share of the run, at its start, that is plain diffusion (t = r for every sample)
     diffusion_phase: Share = 0.0
     # model guidance in the target, from the EMA network; none when null
     guidance: dict[Literal["w_gt", "w_cond", "start", "end"], Real] | None = None
+
+    @field_validator("adaptive", mode="before")
+    @classmethod
+    def _power(cls, value: Any) -> Any:
+        return float(value) if isinstance(value, bool) else value
 
     @model_validator(mode="wrap")
     @classmethod

@@ -19,8 +19,8 @@ class Draws(NamedTuple):
     """
 
     z: list[Float[Tensor, "channels _height _width"]]
-    normal: Float[Tensor, "batch 2"]
-    uniform: Float[Tensor, "batch 3"]
+    normal: Float[Tensor, "batch 3"]
+    uniform: Float[Tensor, "batch 5"]
     choice: Float[Tensor, " batch"]
     drop: Float[Tensor, " batch"]
     mirror: Float[Tensor, " batch"]
@@ -32,15 +32,18 @@ def draw(seed: int, numbers: Sequence[int], shapes: Sequence[Sequence[int]]) -> 
     Args:
         shapes: of the noise of each.
     """
-    normal = np.empty((len(numbers), 2), np.float32)
-    uniform = np.empty((len(numbers), 6), np.float32)
+    normal = np.empty((len(numbers), 3), np.float32)
+    uniform = np.empty((len(numbers), 8), np.float32)
     z = []
     for row, (number, shape) in enumerate(zip(numbers, shapes, strict=True)):
-        # counter-based (Philox): every key is a stream of its own
+        # counter-based (Philox): every key is a stream of its own, in which newer draws come after older ones
         dice = np.random.Generator(np.random.Philox(key=[seed, number]))
         normals = dice.standard_normal(2 + int(np.prod(shape)), dtype=np.float32)
-        normal[row] = normals[:2]
+        normal[row, :2] = normals[:2]
         z.append(torch.from_numpy(normals[2:]).view(*shape))
-        dice.random(out=uniform[row], dtype=np.float32)
+        dice.random(out=uniform[row, :6], dtype=np.float32)
+        normal[row, 2] = dice.standard_normal(dtype=np.float32)
+        dice.random(out=uniform[row, 6:], dtype=np.float32)
     uniforms = torch.from_numpy(uniform)
-    return Draws(z, torch.from_numpy(normal), uniforms[:, :3], uniforms[:, 3], uniforms[:, 4], uniforms[:, 5])
+    times = uniforms[:, [0, 1, 2, 6, 7]]
+    return Draws(z, torch.from_numpy(normal), times, uniforms[:, 3], uniforms[:, 4], uniforms[:, 5])

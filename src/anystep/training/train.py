@@ -22,7 +22,7 @@ from anystep.contact_sheet import save_image
 from anystep.data.latents import Encoded, LatentSet
 from anystep.environment import peak_megabytes
 from anystep.errors import InputError
-from anystep.objective import LossRecord, ModelGuidance, TransitionObjective, derivative, residual_by_bin
+from anystep.objective import LossRecord, derivative, residual_by_bin
 from anystep.planning import ForwardFlops, device_kind
 from anystep.ranks import Ranks
 from anystep.sampling import resolution_shift
@@ -42,6 +42,7 @@ from anystep.training.config import Recipe, RunConfig
 from anystep.training.draws import Draws
 from anystep.training.feed import Feed
 from anystep.training.guard import LOST, Guard, diverged, listed
+from anystep.training.objective import make_objective
 from anystep.training.optimizers import make_optimizers
 from anystep.training.parallel import (
     all_finite,
@@ -62,29 +63,7 @@ from anystep.training.run import (
     prepare,
     schedule_changes,
 )
-from anystep.transport import Transport, make_transport
-
-
-def make_objective(recipe: Recipe) -> TransitionObjective:
-    """The objective a recipe describes, for its main phase."""
-    config = recipe.objective
-    try:
-        transport = make_transport(recipe.transport.name, **recipe.transport.options)
-    except ValueError as error:
-        raise InputError(str(error)) from None
-    return TransitionObjective(
-        transport=transport,
-        estimate=derivative(config.derivative, config.eps),
-        target=config.target,
-        diffusion_share=config.diffusion_share,
-        consistency_share=config.consistency_share,
-        weight=config.weight,
-        tangent=config.tangent,
-        adaptive=config.adaptive,
-        direction=config.direction,
-        guidance=None if config.guidance is None else ModelGuidance(**config.guidance),
-        alignment=1.0 if recipe.alignment is None else recipe.alignment.coefficient,
-    )
+from anystep.transport import Transport
 
 
 def choose_captions(examples: Sequence[Encoded], dropout: float, draws: Draws) -> list[int | None]:
@@ -252,7 +231,8 @@ def _train(
             for group in (group for each in optimizers for group in each.param_groups):
                 group["lr"] = rate
             warming = step < recipe.objective.diffusion_phase * config.steps
-            current = replace(objective, diffusion_share=1.0, consistency_share=0.0) if warming else objective
+            pairs = replace(objective.draws, diffusion_share=1.0, consistency_share=0.0) if warming else objective.draws
+            current = replace(objective, draws=pairs)
             if (step + 1) % config.log_every == 0:
                 current = replace(current, probe=probe)
             # samples are numbered on when a run turns back, so that it does not meet the same ones again
@@ -273,9 +253,10 @@ def _train(
                 shift = torch.tensor([resolution_shift(*each, base) for each in part.pixels])
                 t, r = current.times(part.draws.normal, part.draws.uniform, shift if (shift > 1).any() else None)
                 extra: dict[str, Any] = {}
-                if current.guidance is not None:
+                if current.guidance is not None or current.ema_teacher:
                     nothing = null.expand(len(condition), *null.shape[1:]).to(device)
                     extra = {"ema_network": averages[0], "null_condition": nothing}
+                extra["progress"] = step / config.steps
                 if part.features is not None and step < aligned_until * config.steps:
                     extra["features"] = part.features.to(device)
                 if part.packing is not None:

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from anystep.models import TransitionTransformer2DModel, build_transformer, load_reference_transformer
 from anystep.objective import (
     BoundNetwork,
+    Identity,
     ModelGuidance,
+    TimeDraws,
     TransitionObjective,
     derivative,
     interval_weight,
@@ -159,7 +161,7 @@ def test_the_shares_hold_at_batch_size_one() -> None:
 
 @given(share=st.floats(0, 1), rest=st.floats(0, 1))
 def test_any_shares_hold(share: float, rest: float) -> None:
-    objective = TransitionObjective(FLOW, diffusion_share=share, consistency_share=(1 - share) * rest)
+    objective = TransitionObjective(FLOW, TimeDraws(share, (1 - share) * rest))
     t, r = objective.draw_times(4000, torch.Generator().manual_seed(0))
     assert ((t == r).float().mean() - share).abs() < 0.04
     assert ((r == FLOW.t_min).float().mean() - (1 - share) * rest).abs() < 0.04
@@ -220,7 +222,7 @@ def test_only_samples_with_an_interval_are_differentiated_and_both_sides_at_once
     assert counted.calls == [(6, True), (4, False)]  # 2 moving samples, at t + eps and t - eps
     assert record.evaluations == 10
     counted.calls.clear()
-    record = TransitionObjective(FLOW, diffusion_share=1.0)(counted, x, y, torch.Generator().manual_seed(0))
+    record = TransitionObjective(FLOW, TimeDraws(diffusion_share=1.0))(counted, x, y, torch.Generator().manual_seed(0))
     assert counted.calls == [(6, True)]
     assert record.evaluations == 6
 
@@ -304,7 +306,7 @@ def process_group(tmp_path: Path) -> Iterator[None]:
 @pytest.mark.parametrize("kind", ["central", "one_sided"])
 def test_the_derivative_runs_through_distributed_data_parallel(process_group: None, kind: Any) -> None:
     x, z, t, r, y = batch()
-    objective = TransitionObjective(FLOW, derivative(kind))
+    objective = TransitionObjective(FLOW, target=Identity(derivative(kind)))
     network = lively()
     alone = objective.evaluate(network, x, z, t, r, y)
     wrapped = nn.parallel.DistributedDataParallel(network)

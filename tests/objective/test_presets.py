@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from anystep.objective import TransitionObjective, self_consistency
-from anystep.objectives import OBJECTIVES
+from anystep.objective import TransitionObjective
+from anystep.objective.presets import OBJECTIVES
 from anystep.sampling import sample
 from anystep.training.config import ObjectiveConfig, Recipe
-from anystep.training.train import make_objective
+from anystep.training.objective import make_objective
 from anystep.transport import make_transport
 
 
@@ -31,6 +31,8 @@ def shares(kind: str) -> tuple[float, float]:
         ("consistency", 0.0, 1.0),
         ("mean_flow", 0.75, 0.0),
         ("shortcut", 0.75, 0.03125),
+        ("any_step", 0.9, 0.04),
+        ("alpha_flow", 0.25, 0.0),
     ],
 )
 def test_pairs(kind: str, diffusion: float, consistency: float) -> None:
@@ -45,10 +47,10 @@ class Linear(torch.nn.Module):
         return 0.3 * x + 0.7 * t - 0.4 * r
 
 
-def residuals(kind: str, target: Tensor, x: Tensor, z: Tensor, t: Tensor, r: Tensor) -> None:
+def residuals(kind: str, target: Tensor, x: Tensor, z: Tensor, t: Tensor, r: Tensor, **options: Any) -> None:
     """That the residual of the objective is the squared distance to `target`."""
-    made = objective(kind, direction=False)
-    record = made.evaluate(Linear(), x, z, t, r, torch.zeros(len(x)))
+    made = objective(kind, direction=False, **options)
+    record = made.evaluate(Linear(), x, z, t, r, torch.zeros(len(x)), ema_network=Linear())
     value = Linear()(made.transport.path(x, z, t), t, r, None)
     torch.testing.assert_close(record.residual, (value - target).square().flatten(1).mean(1), atol=2e-4, rtol=1e-3)
 
@@ -71,6 +73,35 @@ def test_flow_matching_is_the_velocity(draw: dict[str, Tensor]) -> None:
     residuals("flow_matching", draw["z"] - draw["x"], **{**draw, "r": draw["t"]})
 
 
+def test_ours_follows_the_velocity_and_takes_half_of_it(draw: dict[str, Tensor]) -> None:
+    t, r, network = draw["t"], draw["r"], Linear()
+    x_t = make_transport("ot_fm").path(draw["x"], draw["z"], t)
+    v = network(x_t, t, t, None)
+    slope = 0.3 * v + 0.7
+    residuals("any_step", (draw["z"] - draw["x"] + v) / 2 - (t - r).view(-1, 1, 1, 1) * slope, **draw)
+
+
+def test_alpha_flow_mixes_the_velocity_with_where_the_network_goes_on_from_a_point_below(
+    draw: dict[str, Tensor],
+) -> None:
+    t, r = draw["t"], draw["r"]
+    s = t - 0.25 * (t - r)
+    x_s = make_transport("ot_fm").path(draw["x"], draw["z"], s)
+    residuals(
+        "alpha_flow", 0.25 * (draw["z"] - draw["x"]) + 0.75 * Linear()(x_s, s, r, None), **draw, ratio=(0.25, 0.25)
+    )
+
+
+def test_a_terminal_target_is_the_velocity_where_it_lands_and_how_the_answer_moves_with_r(
+    draw: dict[str, Tensor],
+) -> None:
+    t, r, network = draw["t"], draw["r"], Linear()
+    x_t = make_transport("ot_fm").path(draw["x"], draw["z"], t)
+    interval = (t - r).view(-1, 1, 1, 1)
+    x_r = x_t - interval * network(x_t, t, r, None)
+    residuals("terminal", network(x_r, r, r, None) + interval * -0.4, **draw)
+
+
 def test_a_shortcut_is_the_mean_of_its_two_halves(draw: dict[str, Tensor]) -> None:
     t, r, network = draw["t"], draw["r"], Linear()
     middle, x_t = (t + r) / 2, make_transport("ot_fm").path(draw["x"], draw["z"], t)
@@ -79,31 +110,16 @@ def test_a_shortcut_is_the_mean_of_its_two_halves(draw: dict[str, Tensor]) -> No
     residuals("shortcut", (first + second) / 2, **draw)
 
 
-@pytest.mark.parametrize("name", ["ot_fm", "trigflow", "edm", "vp", "ve"])
-def test_one_step_to_the_self_consistent_target_arrives_where_two_do(name: str) -> None:
-    transport = make_transport(name)
-    generator = torch.Generator().manual_seed(0)
-    x, z = torch.randn(2, 2, 1, 4, 4, generator=generator, dtype=torch.float64)
-    low, high = transport.t_min, transport.t_max
-    t, r = (torch.full((2,), low + (high - low) * part, dtype=torch.float64) for part in (0.8, 0.2))
-
-    def evaluate(x_t: Tensor, t: Tensor, r: Tensor, rows: Tensor) -> Tensor:
-        return torch.sin(x_t) + (t - r).view(-1, 1, 1, 1)
-
-    F = self_consistency(evaluate, transport, x, z, t, r, torch.arange(2))
-    x_t, middle = transport.path(x, z, t), (t + r) / 2
-    x_s = transport.transition(x_t, evaluate(x_t, t, middle, torch.arange(2)), t, middle)
-    two = transport.transition(x_s, evaluate(x_s, middle, r, torch.arange(2)), middle, r)
-    torch.testing.assert_close(transport.transition(x_t, F, t, r), two, atol=1e-9, rtol=1e-9)
-
-
 def test_evaluations_are_counted(draw: dict[str, Tensor]) -> None:
     counted = {
-        kind: objective(kind).evaluate(Linear(), condition=torch.zeros(3), **draw).evaluations
+        kind: objective(kind).evaluate(Linear(), condition=torch.zeros(3), ema_network=Linear(), **draw).evaluations
         for kind in OBJECTIVES
         if kind != "flow_matching"
     }
-    assert counted == {"transition": 9, "consistency": 9, "mean_flow": 9, "shortcut": 9}
+    assert counted == {
+        "transition": 9, "any_step": 9, "consistency": 9, "mean_flow": 9, "improved_mean_flow": 12, "alpha_flow": 6,
+        "soflow": 6, "shortcut": 9, "terminal": 9,
+    }  # fmt: skip
     flow = objective("flow_matching").evaluate(Linear(), condition=torch.zeros(3), **{**draw, "r": draw["t"]})
     assert flow.evaluations == 3
 

@@ -1,0 +1,34 @@
+"""Training objectives: which pairs of times are learned, from which targets, with which weights.
+
+One part of an objective a file; `presets` puts published objectives together from them.
+"""
+
+from anystep.objective.derivatives import Derivative, DerivativeKind, derivative
+from anystep.objective.draws import TimeDistribution, TimeDraws
+from anystep.objective.evaluation import BoundNetwork, Evaluation, PathPoints
+from anystep.objective.guidance import ModelGuidance
+from anystep.objective.loss import LossRecord, TransitionObjective, residual_by_bin
+from anystep.objective.targets import Identity, Implicit, SelfConsistency, Target, Terminal
+from anystep.objective.weights import Weighting, interval_weight
+
+__all__ = [
+    "BoundNetwork",
+    "Derivative",
+    "DerivativeKind",
+    "Evaluation",
+    "Identity",
+    "Implicit",
+    "LossRecord",
+    "ModelGuidance",
+    "PathPoints",
+    "SelfConsistency",
+    "Target",
+    "Terminal",
+    "TimeDistribution",
+    "TimeDraws",
+    "TransitionObjective",
+    "Weighting",
+    "derivative",
+    "interval_weight",
+    "residual_by_bin",
+]

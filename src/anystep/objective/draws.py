@@ -1,0 +1,81 @@
+"""Which pairs of times (t, r) a network is trained on."""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from anystep.transport import Times, Transport
+
+NORMALS, UNIFORMS = 3, 5  # what the times of one sample are made of
+
+
+@dataclass(frozen=True)
+class TimeDistribution:
+    """A distribution of single times: the transport's own, with another mean and width, mixed with a uniform one.
+
+    Args:
+        mean, std: of the normal number that the transport turns into a time.
+        uniform: share of the times that are uniform over the transport's whole range instead (pMF, arXiv 2601.22158,
+            has 0.1), so that no time is left to extrapolation.
+    """
+
+    mean: float
+    std: float
+    uniform: float = 0.0
+
+    def times(self, transport: Transport, normal: Times, uniform: Times, mixed: Times) -> Times:
+        """Times from standard normal and uniform draws; `mixed` are uniform too, and say which times are."""
+        own = copy.copy(transport)
+        own.mean, own.std = self.mean, self.std  # type: ignore[attr-defined]
+        times = own.times(normal, uniform)
+        if not self.uniform:
+            return times
+        anywhere = transport.t_min + (transport.t_max - transport.t_min) * (mixed / self.uniform).clamp(max=1)
+        return torch.where(mixed < self.uniform, anywhere, times)
+
+
+@dataclass(frozen=True)
+class TimeDraws:
+    """Pairs t >= r, drawn for each sample on its own, so that the shares hold at batch size 1 too.
+
+    Args:
+        diffusion_share: probability that a sample has r = t (plain diffusion).
+        consistency_share: probability that a sample has r = t_min (a consistency model).
+        diffusion: of t where r = t. By default (TiM, arXiv 2509.04394, and MeanFlow) it is the larger of two draws of
+            the transport, as for every other pair, which leaves the times of little noise nearly unseen: one draw of
+            its own mends that.
+        later, earlier: of the two draws whose larger one is t and whose smaller one is r; the transport's own.
+    """
+
+    diffusion_share: float = 0.5
+    consistency_share: float = 0.1
+    diffusion: TimeDistribution | None = None
+    later: TimeDistribution | None = None
+    earlier: TimeDistribution | None = None
+
+    def __call__(
+        self,
+        transport: Transport,
+        normal: Float[Tensor, "batch 3"],
+        uniform: Float[Tensor, "batch 5"],
+        shift: Times | None = None,
+    ) -> tuple[Times, Times]:
+        """(t, r) from standard normal and uniform draws, each sample's moved by its own `Transport.shift`."""
+
+        def one(place: int, distribution: TimeDistribution | None) -> Times:
+            draws = normal[:, place], uniform[:, (0, 1, 3)[place]]
+            if distribution is None:
+                times = transport.times(*draws)
+            else:
+                times = distribution.times(transport, *draws, uniform[:, 4])
+            return times if shift is None else transport.shift(times, shift)
+
+        first, second, category = one(0, self.later), one(1, self.earlier), uniform[:, 2]
+        t, r = torch.maximum(first, second), torch.minimum(first, second)
+        r = torch.where(category >= 1 - self.consistency_share, torch.full_like(r, transport.t_min), r)
+        flat = t if self.diffusion is None else one(2, self.diffusion)
+        same = category < self.diffusion_share
+        return torch.where(same, flat, t), torch.where(same, flat, r)

@@ -1,0 +1,83 @@
+"""How an objective sees a network: with the condition bound and times of the transport, row by row of the batch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from anystep.packing import Packing
+from anystep.transport import Sample, Times, Transport
+
+Rows = Int[Tensor, " rows"]
+# evaluate(x_t, t, r, rows) -> f, where rows[i] says which sample x_t[i] belongs to
+Evaluation = Callable[[Tensor, Tensor, Tensor, Rows], Tensor]
+
+# A central difference carries the rounding of two network evaluations divided by 2 eps, so the step that balances it
+# against truncation grows with the unit roundoff of the forward passes.
+EPS = {torch.float64: 0.005, torch.float32: 0.005, torch.float16: 0.02, torch.bfloat16: 0.05}
+
+
+@dataclass(frozen=True)
+class BoundNetwork:
+    """An `Evaluation`: the network with its condition bound and its times translated by the transport.
+
+    A network is any callable `network(x, t, r, condition, condition_mask=None)`.
+    """
+
+    network: Any
+    transport: Transport
+    condition: Tensor
+    mask: Tensor | None = None
+    packing: Packing | None = None
+
+    def __call__(self, x_t: Tensor, t: Tensor, r: Tensor, rows: Rows) -> Tensor:
+        packed: dict[str, Packing] = {}
+        if self.packing is not None:  # times come one a token, and are wanted one an image
+            images, starts = self.packing.in_order(rows)
+            rows, t, r = torch.tensor(images), t[starts], r[starts]
+            packed = {"packing": self.packing.chosen(images)}
+        times = (self.transport.network_time(t), self.transport.network_time(r))
+        rows = rows.to(self.condition.device)
+        mask = None if self.mask is None else self.mask[rows]
+        f: Tensor = self.network(x_t, *times, self.condition[rows], mask, **packed)
+        return f
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The coarsest of the weights: the answer may be float32 while the blocks are not."""
+        kinds = {weight.dtype for weight in getattr(self.network, "parameters", list)()} & set(EPS)
+        return max(kinds, key=EPS.__getitem__, default=torch.float32)
+
+
+def forward_dtype(evaluate: Evaluation, value: Tensor) -> torch.dtype:
+    """The coarsest precision the network computes in: autocast's, else what `evaluate` says of itself."""
+    device = value.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return getattr(evaluate, "dtype", value.dtype)
+
+
+@dataclass(frozen=True)
+class PathPoints:
+    """Points of a batch at which a network is to learn a transition, with what it answers there.
+
+    Attributes:
+        transport: the path that they lie on.
+        x, z: the data and noise whose path they were drawn from, one row a point.
+        t, r: source and target time of each.
+        rows: which sample of the batch each belongs to.
+        x_t: the points themselves.
+        f: the network's answer f(x_t, t, r), without gradient.
+    """
+
+    transport: Transport
+    x: Sample
+    z: Sample
+    t: Times
+    r: Times
+    rows: Rows
+    x_t: Sample
+    f: Sample

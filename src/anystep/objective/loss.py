@@ -1,0 +1,255 @@
+"""The training loss: pairs of times are drawn, targets made, residuals weighted, and what is not finite left out.
+
+TiM, arXiv 2509.04394, algorithm 1; its parts are the other files of this package.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as functional
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from anystep.objective.derivatives import Derivative
+from anystep.objective.draws import NORMALS, UNIFORMS, TimeDraws
+from anystep.objective.evaluation import BoundNetwork, PathPoints
+from anystep.objective.guidance import ModelGuidance
+from anystep.objective.targets import Identity, Target, TargetValue
+from anystep.objective.weights import Weighting
+from anystep.packing import Packing
+from anystep.transport import Sample, Times, Transport, expand
+
+
+@dataclass
+class LossRecord:
+    """What one evaluation of the objective says. Only `loss` carries gradient.
+
+    Attributes:
+        loss: scalar to minimise: the weighted mean over finite samples, plus the alignment term.
+        denoising: unweighted mean of `residual` over finite samples.
+        residual: (batch,) unweighted loss of each sample, NaN where it is not finite.
+        t, r: (batch,) the times that were used.
+        derivative_norm: root mean square of df/dt over the samples with t > r; 0 without any.
+        alignment: the representation-alignment term before its coefficient; 0 without one.
+        nonfinite: indices of the samples that were left out.
+        evaluations: network evaluations spent, in samples, those without gradient counted too.
+        derivative_noise: how far `probe` is from the estimate, as a share of it; None without one.
+    """
+
+    loss: Tensor
+    denoising: Tensor
+    residual: Tensor
+    t: Tensor
+    r: Tensor
+    derivative_norm: Tensor
+    alignment: Tensor
+    nonfinite: list[int] = field(default_factory=list)
+    evaluations: int = 0
+    derivative_noise: Tensor | None = None
+
+
+@dataclass
+class TransitionObjective:
+    """Turns `(network, x, condition, generator)` into a `LossRecord` (algorithm 1).
+
+    Args:
+        transport: the path.
+        draws: which pairs of times are trained on.
+        target: what the network should answer where t > r; it is F where t = r.
+        weighting: what each sample counts.
+        direction: whether to add the cosine distance along channels to the squared one.
+        guidance: model guidance in the target; needs `ema_network` and `null_condition`.
+        alignment: coefficient of the representation-alignment term (REPA, arXiv 2410.06940); used when the call gets
+            `features`.
+        ema_teacher: whether targets take velocities from `ema_network` instead of the network that is trained.
+        lockstep: whether processes share the network's weights (FSDP), so that all must evaluate it equally often.
+        probe: a second estimate of df/dt to compare that of an `Identity` target with, for the log alone.
+    """
+
+    transport: Transport
+    draws: TimeDraws = field(default_factory=TimeDraws)
+    target: Target = field(default_factory=Identity)
+    weighting: Weighting = field(default_factory=Weighting)
+    direction: bool = True
+    guidance: ModelGuidance | None = None
+    alignment: float = 1.0
+    ema_teacher: bool = False
+    lockstep: bool = False
+    probe: Derivative | None = None
+
+    def draw_times(self, count: int, generator: torch.Generator | None = None) -> tuple[Times, Times]:
+        """(t, r) for each of `count` samples, from a CPU generator."""
+        normal = torch.randn(count, NORMALS, generator=generator)
+        return self.draws(self.transport, normal, torch.rand(count, UNIFORMS, generator=generator))
+
+    def times(
+        self, normal: Float[Tensor, "batch 3"], uniform: Float[Tensor, "batch 5"], shift: Times | None = None
+    ) -> tuple[Times, Times]:
+        """(t, r) from standard normal and uniform draws, each sample's moved by its own `Transport.shift`."""
+        return self.draws(self.transport, normal, uniform, shift)
+
+    def __call__(
+        self, network: Any, x: Sample, condition: Any, generator: torch.Generator | None = None, **extra: Any
+    ) -> LossRecord:
+        """Draw times and noise from a CPU generator and evaluate; `extra` goes to `evaluate`."""
+        t, r = self.draw_times(len(x), generator)
+        z = torch.randn(x.shape, generator=generator)
+        return self.evaluate(network, x, z.to(x), t.to(x.device), r.to(x.device), condition, **extra)
+
+    def evaluate(
+        self,
+        network: Any,
+        x: Sample,
+        z: Sample,
+        t: Float[Tensor, " images"],
+        r: Float[Tensor, " images"],
+        condition: Tensor,
+        condition_mask: Tensor | None = None,
+        null_condition: Tensor | None = None,
+        null_mask: Tensor | None = None,
+        ema_network: Any = None,
+        features: Tensor | None = None,
+        packing: Packing | None = None,
+        progress: float = 1.0,
+    ) -> LossRecord:
+        """The loss at given draws. Times, `condition`, its mask and `null_condition` have one row a sample.
+
+        Args:
+            features: (batch, tokens, width) for the alignment term; (tokens, width) of a packed batch.
+            packing: whose tokens are whose, where `x` and `z` are packed. A sample then weighs as much as it has
+                tokens, so that packs and batches of one shape give the same loss.
+            progress: share of the training that is done, for targets that change with it.
+        """
+        transport = self.transport
+        shared = SharedRows(len(t), x.device) if packing is None else packing
+        own = shared.image  # which sample each row of x belongs to
+        at_t, at_r = t[own.to(t.device)], r[own.to(r.device)]  # the times of each row
+        valid = shared.all(x.flatten(1).isfinite().all(1))
+        x = torch.where(expand(valid[own.to(x.device)], x).bool(), x, 0.0)
+        x_t = transport.path(x, z, at_t)
+
+        evaluate = BoundNetwork(network, transport, condition, condition_mask, packing)
+        tokens: Tensor | None = None
+        if features is None:
+            f = evaluate(x_t, at_t, at_r, own)
+        else:
+            f, tokens = network(
+                x_t, transport.network_time(t), transport.network_time(r), condition, condition_mask,
+                return_features=True, packing=packing,
+            )  # fmt: skip
+        ema = None if ema_network is None else replace(evaluate, network=ema_network)
+        F = transport.prediction(x, z, at_t)
+        if self.guidance is not None:
+            if ema is None or null_condition is None:
+                raise ValueError("model guidance needs ema_network and null_condition")
+            null = replace(ema, condition=null_condition, mask=null_mask)
+            with torch.no_grad():
+                F = self.guidance(F, at_t, ema(x_t, at_t, at_t, own), null(x_t, at_t, at_t, own))
+        with torch.no_grad():
+            target = F.to(f)
+            moving = (at_t > at_r).nonzero().squeeze(1)
+            asked = self._asked(t, r)
+            rows = asked[own.to(t.device)].nonzero().squeeze(1)
+            made, noise = self._learned(
+                PathPoints(transport, x[rows], z[rows], at_t[rows], at_r[rows], own[rows.to(own.device)], x_t[rows],
+                           f[rows].detach()), evaluate, ema, F[rows], progress,
+            )  # fmt: skip
+            if len(moving):  # else what was asked for was asked for the sake of other processes
+                target[moving] = made.value.to(f)
+            valid = valid & shared.all(target.flatten(1).isfinite().all(1) & f.flatten(1).isfinite().all(1))
+            target = torch.where(expand(valid[own.to(x.device)], target).bool(), target, f)
+
+        distance = (f - target).square().flatten(1).mean(1)
+        if self.direction:
+            distance = distance + (1 - functional.cosine_similarity(f, target, dim=1)).flatten(1).mean(1)
+        residual = shared.mean(distance)
+        unweighted = residual.detach()
+        if made.weight is not None and len(moving):
+            factor = torch.ones_like(distance).index_put((moving,), made.weight.to(distance))
+            residual = shared.mean(distance * factor)
+        weight = self.weighting(transport, t, r, residual)
+        tall = torch.tensor(shared.lengths, device=t.device, dtype=residual.dtype) * valid
+        share = tall / tall.sum().clamp(min=1)  # of each sample in the mean, by its tokens
+        loss = (share * torch.where(valid, weight * residual, 0.0)).sum()
+        alignment = torch.zeros((), device=x.device)
+        if tokens is not None and features is not None:
+            apart = 1 - functional.cosine_similarity(tokens, features.to(tokens), dim=-1)
+            apart = apart.mean(1) if packing is None else packing.mean(apart)
+            alignment = (share * torch.where(valid, apart, 0.0)).sum()
+            loss = loss + self.alignment * alignment
+        return LossRecord(
+            loss=loss,
+            denoising=(share * torch.where(valid, unweighted, 0.0)).sum(),
+            residual=torch.where(valid, unweighted, torch.nan),
+            t=t,
+            r=r,
+            derivative_norm=rms(made.slope)
+            if made.slope is not None and len(moving)
+            else torch.zeros((), device=x.device),
+            alignment=alignment.detach(),
+            nonfinite=(~valid).nonzero().squeeze(1).tolist(),
+            evaluations=len(t) * (1 if self.guidance is None else 3) + self.target.cost * int(asked.sum()),
+            derivative_noise=noise,
+        )
+
+    def _asked(self, t: Times, r: Times) -> Tensor:
+        """Which samples need a target beside F: B is 0 at t = r, so those that have an interval.
+
+        Where processes wait for each other, one that has none asks for its first sample, for nothing.
+        """
+        asked = t > r
+        if self.lockstep and not asked.any() and self.draws.diffusion_share < 1:
+            asked = torch.arange(len(t), device=t.device) == 0
+        return asked
+
+    def _learned(
+        self, at: PathPoints, evaluate: BoundNetwork, ema: BoundNetwork | None, F: Sample, progress: float
+    ) -> tuple[TargetValue, Tensor | None]:
+        """The target at these points, and how far the probe's derivative is from that in it."""
+        if not len(at.t):
+            return TargetValue(F), None
+        if self.ema_teacher and ema is None:
+            raise ValueError("an EMA teacher needs ema_network")
+        teacher = ema if self.ema_teacher and ema is not None else evaluate
+        made = self.target(at, evaluate, teacher, F, progress)
+        if self.probe is None or not isinstance(self.target, Identity) or made.slope is None:
+            return made, None
+        other = replace(self.target, estimate=self.probe)(at, evaluate, teacher, F, progress).slope
+        assert other is not None
+        return made, rms(other - made.slope) / rms(made.slope).clamp(min=1e-12)
+
+
+def rms(values: Tensor) -> Tensor:
+    """Root mean square."""
+    return values.square().mean().sqrt()
+
+
+class SharedRows:
+    """What `Packing` is to a packed batch, where every row of the batch is a sample of its own."""
+
+    def __init__(self, count: int, device: torch.device) -> None:
+        self.image, self.lengths = torch.arange(count, device=device), [1] * count
+
+    def mean(self, values: Tensor) -> Tensor:
+        return values
+
+    def all(self, flags: Tensor) -> Tensor:
+        return flags
+
+
+def residual_by_bin(
+    transport: Transport, t: Times, r: Times, residual: Times, bins: int = 4
+) -> tuple[Float[Tensor, "bins bins"], Int[Tensor, "bins bins"]]:
+    """Sums and counts of the unweighted residual on a grid over (t, r).
+
+    The adaptive weight makes the loss itself flat, so this is what shows learning. Rows are t, columns r, from t_min
+    to t_max in equal parts of the network's time. Non-finite residuals are left out.
+    """
+    low, high = (transport.network_time(torch.tensor(end)) for end in (transport.t_min, transport.t_max))
+    place = [((transport.network_time(time) - low) / (high - low) * bins).long().clamp(0, bins - 1) for time in (t, r)]
+    finite = residual.isfinite()
+    cell = (place[0] * bins + place[1])[finite]
+    sums = torch.zeros(bins * bins, device=t.device).index_add_(0, cell, residual[finite].float())
+    counts = torch.bincount(cell, minlength=bins * bins)
+    return sums.view(bins, bins), counts.view(bins, bins)

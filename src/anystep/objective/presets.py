@@ -1,0 +1,143 @@
+"""Objectives by name: which pairs (t, r) a network learns, from what, and from which paper.
+
+All of them train the same network on the same path, and all are the transition objective with other parts: the entries
+below say which, in the words of `anystep.training.config.ObjectiveConfig`. What is not said stays as the paper's
+transition objective has it, so that a comparison changes one thing. `sampling` is how a network trained that way is
+meant to be asked: `transition` for f(x_t, t, r), `instantaneous` for f(x_t, t, t) (an Euler step), `consistency` for
+f(x_t, t, t_min) and fresh noise after every step but the last.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+ObjectiveKind = Literal[
+    "transition", "any_step", "flow_matching", "consistency", "mean_flow", "improved_mean_flow", "alpha_flow", "soflow",
+    "shortcut", "terminal",
+]  # fmt: skip
+Sampling = Literal["transition", "instantaneous", "consistency"]
+
+
+@dataclass(frozen=True)
+class ObjectivePreset:
+    """An objective of the literature.
+
+    Attributes:
+        label: for figures.
+        source: the paper, and the equation of the target.
+        equation: the target where t > r, on straight lines (A = 1, B = r - t), with v = f(x_t, t, t).
+        options: of `ObjectiveConfig`.
+        sampling: as above.
+    """
+
+    label: str
+    source: str
+    equation: str
+    options: dict[str, Any] = field(default_factory=dict)
+    sampling: Sampling = "transition"
+
+
+OBJECTIVES: dict[ObjectiveKind, ObjectivePreset] = {
+    # every pair t >= r, half of them t = r and a tenth of them r = t_min; df/dt by central differences
+    "transition": ObjectivePreset(
+        "transition (paper)", "TiM, arXiv 2509.04394, eq. 10", "F - (t - r) df/dt, f along (x, z)"
+    ),
+    # ours: little noise is seen as often as much (its own draw of t where t = r), most samples are t = r, so that v
+    # stays as good as flow matching's; the target follows v, half of which stands in it; a mild power of the residual
+    "any_step": ObjectivePreset(
+        "any-step (ours)",
+        "this project, docs/results/objectives.md",
+        "(F + v) / 2 - (t - r) df/dt, f along v",
+        {
+            "derivative": "one_sided",
+            "along": "velocity",
+            "velocity_share": 0.5,
+            "diffusion_share": 0.9,
+            "consistency_share": 0.04,
+            "diffusion_times": {"mean": -0.4, "std": 1.2},
+            "adaptive": 0.75,
+        },
+    ),
+    # t = r alone, where the identity is F = alpha_hat x + sigma_hat z
+    "flow_matching": ObjectivePreset(
+        "flow matching",
+        "arXiv 2210.02747, eq. 14 (2209.03003 for straight lines)",
+        "none: t = r alone",
+        {"diffusion_share": 1.0, "consistency_share": 0.0},
+        sampling="instantaneous",
+    ),
+    # r = t_min alone. That x(x_t, t) does not change along a path, d/dt [A(t, 0) x_t + B(t, 0) f] = 0, is the identity
+    "consistency": ObjectivePreset(
+        "consistency",
+        "arXiv 2303.01469 in continuous time (2410.11081, eq. 6)",
+        "F - t df/dt, r = t_min alone",
+        {"diffusion_share": 0.0, "consistency_share": 1.0},
+        sampling="consistency",
+    ),
+    # a quarter of the pairs with r < t (its table 1a), every interval weighted alike
+    "mean_flow": ObjectivePreset(
+        "MeanFlow",
+        "arXiv 2505.13447, eq. 10",
+        "F - (t - r) df/dt by forward mode, f along (x, z)",
+        {"derivative": "forward_mode", "diffusion_share": 0.75, "consistency_share": 0.0, "weight": "constant"},
+    ),
+    # the derivative follows the network's own velocity, here f(x_t, t, t) (its boundary condition) and no second head
+    "improved_mean_flow": ObjectivePreset(
+        "improved MeanFlow",
+        "arXiv 2512.02012, eq. 12",
+        "F - (t - r) df/dt by forward mode, f along v",
+        {
+            "derivative": "forward_mode",
+            "along": "velocity",
+            "diffusion_share": 0.75,
+            "consistency_share": 0.0,
+            "weight": "constant",
+        },
+    ),
+    # from trajectory flow matching (ratio 1) to MeanFlow (ratio 0) along a logistic curve, clamped at 0.005
+    "alpha_flow": ObjectivePreset(
+        "alpha-Flow",
+        "arXiv 2510.20771, eq. 8",
+        "a F + (1 - a) f(x_s, s, r), s = a r + (1 - a) t",
+        {
+            "target": "implicit",
+            "ratio": (1.0, 0.005),
+            "diffusion_share": 0.25,
+            "consistency_share": 0.0,
+            "weight": "constant",
+        },
+    ),
+    "soflow": ObjectivePreset(
+        "SoFlow",
+        "arXiv 2512.15657, eq. 12",
+        "a F + (1 - a) f(x_s, s, r), s = a r + (1 - a) t",
+        {
+            "target": "implicit",
+            "ratio": (0.1, 0.002),
+            "diffusion_share": 0.75,
+            "consistency_share": 0.0,
+            "weight": "constant",
+        },
+    ),
+    # one step must equal two of half its length. A quarter of the pairs with r < t (its section 3.2); an eighth of
+    # these are the whole way to the data
+    "shortcut": ObjectivePreset(
+        "shortcut",
+        "arXiv 2410.12557, eq. 5",
+        "(f_1 + f_2) / 2, two steps of half the length",
+        {
+            "target": "self_consistency",
+            "diffusion_share": 0.75,
+            "consistency_share": 0.03125,
+            "weight": "constant",
+            # divided by itself, the tiny residual of the two steps would outweigh all that is learned from data
+            "adaptive": 0.0,
+        },
+    ),
+    # where a transition lands it moves with r as the velocity there says; three quarters of the pairs are t = r
+    "terminal": ObjectivePreset(
+        "Lagrangian (terminal velocity)",
+        "arXiv 2505.18825, eq. 14; 2511.19797",
+        "v(x_r, r) + (t - r) df/dr",
+        {"target": "terminal", "diffusion_share": 0.75, "consistency_share": 0.0, "ema_teacher": True},
+    ),
+}

@@ -1,0 +1,200 @@
+"""What a network should answer at (x_t, t, r) where t > r: targets that need no solver and no other network.
+
+At t = r every target is F = alpha_hat x + sigma_hat z, the instantaneous target of diffusion. Each target below is the
+exact answer where its ingredients are, and needs only ordinary forward passes without gradient.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from anystep.objective.derivatives import DERIVATIVE_COST, Derivative, derivative
+from anystep.objective.evaluation import Evaluation, PathPoints, forward_dtype
+from anystep.transport import Sample, Times, Transport, expand
+
+
+class TargetValue(NamedTuple):
+    """A target and what it was made of.
+
+    Attributes:
+        value: what f should be, one row a point.
+        slope: the estimate of df/dt, where one was made.
+        weight: (rows,) by which the residual of each point is multiplied; None is 1.
+    """
+
+    value: Sample
+    slope: Sample | None = None
+    weight: Times | None = None
+
+
+@runtime_checkable
+class Target(Protocol):
+    """A rule for the samples with t > r."""
+
+    @property
+    def cost(self) -> int:
+        """Network evaluations without gradient that a sample takes."""
+        ...
+
+    def __call__(
+        self, at: PathPoints, evaluate: Evaluation, teacher: Evaluation, F: Sample, progress: float
+    ) -> TargetValue:
+        """The target at these points.
+
+        Args:
+            evaluate: the network that is trained.
+            teacher: whose velocity is believed: the same, or its moving average.
+            F: the instantaneous target, guided where guidance is trained into the model.
+            progress: share of the training that is done, from 0 to 1.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The state transition identity (TiM, arXiv 2509.04394, eq. 10): F + (B / dB/dt) (dF/dt - df/dt).
+
+    Args:
+        estimate: of df/dt.
+        along: the trajectory that df/dt is taken along. `path` is that of the pair (x, z), as in the paper; `velocity`
+            that of the network's own velocity v = f(x_t, t, t), which has the same mean and less noise (improved
+            MeanFlow, arXiv 2512.02012), for one more evaluation.
+        velocity_share: how much of the pair's own F is replaced by v, from 0 to 1: less noise, and the bias of v.
+    """
+
+    estimate: Derivative = field(default_factory=derivative)
+    along: Literal["path", "velocity"] = "path"
+    velocity_share: float = 0.0
+
+    @property
+    def cost(self) -> int:
+        return DERIVATIVE_COST[self.estimate.__name__] + self.asks_velocity
+
+    @property
+    def asks_velocity(self) -> bool:
+        return self.along == "velocity" or self.velocity_share > 0
+
+    @torch.no_grad()
+    def __call__(
+        self, at: PathPoints, evaluate: Evaluation, teacher: Evaluation, F: Sample, progress: float
+    ) -> TargetValue:
+        transport = at.transport
+        x, z, ends = at.x, at.z, (at.x, at.z)
+        if self.asks_velocity:
+            v = teacher(at.x_t, at.t, at.t, at.rows)
+            own = transport.decompose(at.x_t, v, at.t)
+            ends = own if self.along == "velocity" else ends
+            share = self.velocity_share
+            x, z = (torch.lerp(given, found.to(given), share) for given, found in zip((x, z), own, strict=True))
+            F = torch.lerp(F, v.to(F), share)
+        slope = self.estimate(evaluate, transport, *ends, at.t, at.r, at.rows, at.f)
+        return TargetValue(transport.target(x, z, at.t, at.r, slope, F), slope)
+
+
+@dataclass(frozen=True)
+class SelfConsistency:
+    """The F that makes one step from t to r arrive where two steps of half the length do.
+
+    Shortcut models (arXiv 2410.12557, eq. 5), on any path: with x_r the end of the two steps, F = (x_r - A x_t) / B.
+    """
+
+    cost: int = 2
+
+    @torch.no_grad()
+    def __call__(
+        self, at: PathPoints, evaluate: Evaluation, teacher: Evaluation, F: Sample, progress: float
+    ) -> TargetValue:
+        middle = (at.t + at.r) / 2
+        x_s = at.transport.transition(at.x_t, teacher(at.x_t, at.t, middle, at.rows), at.t, middle)
+        x_r = at.transport.transition(x_s, teacher(x_s, middle, at.r, at.rows), middle, at.r)
+        return TargetValue(landing(at, x_r))
+
+
+@dataclass(frozen=True)
+class Implicit:
+    """The F that lands where the network, asked a little way down the path, lands.
+
+    alpha-Flow (arXiv 2510.20771, eq. 8) and SoFlow (arXiv 2512.15657): with s = t - ratio (t - r) and x_s on the path
+    of (x, z), one transition t -> r must arrive where x_s does by f(x_s, s, r). On straight lines the target is
+    ratio F + (1 - ratio) f(x_s, s, r). At ratio 1 it is F itself; towards 0 it becomes the state transition identity,
+    for one evaluation and without a division by a small step. Residuals are divided by the ratio.
+
+    Args:
+        start, end: the ratio falls from one to the other along a logistic curve over the training.
+    """
+
+    start: float = 0.5
+    end: float = 0.005
+    cost: int = 1
+
+    def ratio(self, progress: float) -> float:
+        """The ratio at that share of the training (alpha-Flow, section 3.3: flat at both ends)."""
+        low, high = math.log(self.end), math.log(self.start)
+        curve = 1 / (1 + math.exp(12 * (progress - 0.5)))
+        return math.exp(low + (high - low) * curve)
+
+    @torch.no_grad()
+    def __call__(
+        self, at: PathPoints, evaluate: Evaluation, teacher: Evaluation, F: Sample, progress: float
+    ) -> TargetValue:
+        ratio = self.ratio(progress)
+        s = at.t - ratio * (at.t - at.r)
+        # F may be guided: the pair that stands for it at x_t says where the path goes
+        x_s = at.transport.path(*at.transport.decompose(at.x_t, F, at.t), s)
+        x_r = at.transport.transition(x_s, teacher(x_s, s, at.r, at.rows).to(x_s), s, at.r)
+        return TargetValue(landing(at, x_r), weight=torch.full_like(at.t, 1 / ratio))
+
+
+@dataclass(frozen=True)
+class Terminal:
+    """The Lagrangian identity: where a transition lands, it moves with r as the velocity there says.
+
+    Lagrangian self-distillation (arXiv 2505.18825, eq. 14) and terminal velocity matching (arXiv 2511.19797), without
+    a gradient through the derivative. With x_r = A x_t + B f and u the velocity of the path at (x_r, r),
+    f <- (u - A_r x_t - B df/dr) / B_r, where A_r and B_r are derivatives in r. On straight lines:
+    v(x_r, r) + (t - r) df/dr. Neither x nor z enters: given v, the target has no noise.
+
+    Args:
+        eps: of the difference in r, as a share of the interval: B makes up for what the division costs.
+    """
+
+    eps: float | None = None
+    cost: int = 2
+
+    @torch.no_grad()
+    def __call__(
+        self, at: PathPoints, evaluate: Evaluation, teacher: Evaluation, F: Sample, progress: float
+    ) -> TargetValue:
+        transport, t, r = at.transport, at.t, at.r
+        A, B = transport.transition_coefficients(t, r)
+        A_r, B_r = transition_rates(transport, t, r)
+        x_r = expand(A, at.x_t) * at.x_t + expand(B, at.f) * at.f
+        ends = transport.decompose(x_r, teacher(x_r, r, r, at.rows).to(x_r), r)
+        rate = transport.rates(r)
+        u = expand(rate.alpha, x_r) * ends[0] + expand(rate.sigma, x_r) * ends[1]
+        h = TERMINAL_EPS[forward_dtype(evaluate, at.f)] if self.eps is None else self.eps
+        other = r + h * (t - r)
+        slope = (evaluate(at.x_t, t, other, at.rows).to(at.f) - at.f) / expand(other - r, at.f)
+        value = (u - expand(A_r, u) * at.x_t - expand(B, slope) * slope) / expand(B_r, u)
+        # where B_r is small, what f answers hardly moves the landing point, and the quotient says little
+        weight = (B_r / transition_rates(transport, r, r)[1]).square()
+        return TargetValue(value, slope, weight)
+
+
+# only the embedding of the interval moves, so the step can be larger than that of df/dt
+TERMINAL_EPS = {torch.float64: 0.001, torch.float32: 0.02, torch.float16: 0.04, torch.bfloat16: 0.08}
+
+
+def transition_rates(transport: Transport, t: Times, r: Times) -> tuple[Tensor, Tensor]:
+    """dA/dr and dB/dr of the transition from t to r, exact by forward-mode differentiation."""
+    tangents = torch.func.jvp(lambda r: transport.transition_coefficients(t, r), (r,), (torch.ones_like(r),))[1]
+    return tangents[0], tangents[1]
+
+
+def landing(at: PathPoints, x_r: Sample) -> Sample:
+    """The F that carries x_t from t to `x_r` at r."""
+    A, B = at.transport.transition_coefficients(at.t, at.r)
+    return (x_r - expand(A, at.x_t) * at.x_t) / expand(B, at.x_t)

@@ -1,0 +1,59 @@
+"""The objective that a recipe describes."""
+
+from anystep.errors import InputError
+from anystep.objective import (
+    Identity,
+    Implicit,
+    ModelGuidance,
+    SelfConsistency,
+    Target,
+    Terminal,
+    TimeDistribution,
+    TimeDraws,
+    TransitionObjective,
+    Weighting,
+    derivative,
+)
+from anystep.training.config import ObjectiveConfig, Recipe, TimeConfig
+from anystep.transport import make_transport
+
+
+def make_objective(recipe: Recipe) -> TransitionObjective:
+    """The objective a recipe describes, for its main phase."""
+    config = recipe.objective
+    try:
+        transport = make_transport(recipe.transport.name, **recipe.transport.options)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    return TransitionObjective(
+        transport=transport,
+        draws=TimeDraws(
+            config.diffusion_share,
+            config.consistency_share,
+            *map(make_times, (config.diffusion_times, config.later_times, config.earlier_times)),
+        ),
+        target=make_target(config),
+        weighting=Weighting(config.weight, config.tangent, config.adaptive),
+        direction=config.direction,
+        guidance=None if config.guidance is None else ModelGuidance(**config.guidance),
+        alignment=1.0 if recipe.alignment is None else recipe.alignment.coefficient,
+        ema_teacher=config.ema_teacher,
+    )
+
+
+def make_target(config: ObjectiveConfig) -> Target:
+    """What is learned where t > r."""
+    match config.target:
+        case "identity":
+            return Identity(derivative(config.derivative, config.eps), config.along, config.velocity_share)
+        case "self_consistency":
+            return SelfConsistency()
+        case "implicit":
+            return Implicit(*config.ratio)
+        case "terminal":
+            return Terminal(config.eps)
+
+
+def make_times(config: TimeConfig | None) -> TimeDistribution | None:
+    """A distribution of times, where one is given."""
+    return None if config is None else TimeDistribution(config.mean, config.std, config.uniform)
