@@ -29,22 +29,28 @@ from resident import held, peak
 
 from anystep.device import pick_device
 from anystep.models.presets import PRESETS, build_transformer
-from anystep.objective import TARGET_COST, derivative
+from anystep.objective import Identity, derivative
 from anystep.planning import ForwardFlops
 from anystep.training.config import Recipe, load_recipe
+from anystep.training.objective import make_objective
 from anystep.training.optimizers import make_optimizers
-from anystep.training.train import make_objective, peak_flops, pick_precision, utilisation
+from anystep.training.train import peak_flops, pick_precision, utilisation
 
 ROOT = Path(__file__).parent.parent
 PLAIN = "flow_matching"
-DERIVATIVES = {PLAIN: "central", "transition_central": "central", "transition_one_sided": "one_sided"}
-SHARE = 0.5  # of the batch with t > r
+# the target of samples with t > r, and their share of the batch
+VARIANTS = {
+    PLAIN: (Identity(), 0.0),
+    "transition_central": (Identity(), 0.5),
+    "transition_one_sided": (Identity(derivative("one_sided")), 0.5),
+    "any_step": (Identity(derivative("one_sided"), along="velocity", velocity_share=0.5), 0.1),
+}
 WARM_UP = 2
 
 
 def moving(variant: str, count: int) -> int:
     """How many of a batch have t > r."""
-    return 0 if variant == PLAIN else round(SHARE * count)
+    return round(VARIANTS[variant][1] * count)
 
 
 def build_step(recipe: Recipe, variant: str, device: torch.device, length: int) -> Callable[[], None]:
@@ -63,7 +69,7 @@ def build_step(recipe: Recipe, variant: str, device: torch.device, length: int) 
     parameters, averaged = list(network.parameters()), list(ema.parameters())
     optimizers = make_optimizers(network, recipe.optimizer, device)
     objective = make_objective(recipe)
-    objective.estimate = derivative(DERIVATIVES[variant], recipe.objective.eps)
+    objective.target = VARIANTS[variant][0]
     count, config = recipe.run.batch_size, network.config
     x, z = torch.randn(2, count, config.in_channels, config.sample_size, config.sample_size).to(device)
     condition = torch.randn(count, length, config.text_width).to(device)
@@ -113,7 +119,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=12, help="of captions, in tokens (default: 12)")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "step_cost.json")
-    parser.add_argument("--memory-of", choices=DERIVATIVES, help=argparse.SUPPRESS)
+    parser.add_argument("--memory-of", choices=VARIANTS, help=argparse.SUPPRESS)
     options, overrides = parser.parse_known_args()
     recipe = load_recipe(ROOT / options.recipe, Recipe, overrides, options.debug)
     torch.set_num_threads(recipe.run.threads or 1)
@@ -122,9 +128,9 @@ def main() -> None:
         print(json.dumps(memory(recipe, options.memory_of, device, options.length)))
         return
 
-    used = {variant: memory_alone(variant) for variant in DERIVATIVES}
-    steps = {variant: build_step(recipe, variant, device, options.length) for variant in DERIVATIVES}
-    seconds: dict[str, list[float]] = {variant: [] for variant in DERIVATIVES}
+    used = {variant: memory_alone(variant) for variant in VARIANTS}
+    steps = {variant: build_step(recipe, variant, device, options.length) for variant in VARIANTS}
+    seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
     for turn in range(WARM_UP + options.rounds):
         for variant, step in steps.items():
             begin = time.perf_counter()
@@ -137,10 +143,10 @@ def main() -> None:
     flops = ForwardFlops.of(recipe.model.preset, **recipe.model.options)(side, side, options.length)
     figures: dict[str, dict[str, Any]] = {}
     print(f"{'':22}{'s / step':>9}{'images/s':>10}{'ratio':>7}{'min':>6}{'max':>6}{'peak MB':>9}{'ratio':>7}{'MFU':>7}")
-    for variant, name in DERIVATIVES.items():
+    for variant, (target, _) in VARIANTS.items():
         ratios = [mine / plain for mine, plain in zip(seconds[variant], seconds[PLAIN], strict=True)]
         typical = median(seconds[variant])
-        evaluations = count + moving(variant, count) * TARGET_COST[name]
+        evaluations = count + moving(variant, count) * target.cost
         row = figures[variant] = {
             "seconds": typical,
             "images_per_second": count / typical,

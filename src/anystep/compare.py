@@ -52,7 +52,8 @@ from anystep.training.assemble import prepare_data, prepare_network, reads_capti
 from anystep.training.budget import evaluations_per_sample
 from anystep.training.config import Name, Recipe, Section, explain, merged, set_path
 from anystep.training.run import FREE_TO_CHANGE, METRICS, RUN, completed, differences, latents_path
-from anystep.training.train import make_objective, train
+from anystep.training.objective import make_objective
+from anystep.training.train import train
 
 # 97.5 % quantiles of Student's t for 1 to 9 degrees of freedom
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)

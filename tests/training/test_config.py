@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from anystep.errors import InputError
-from anystep.objectives import OBJECTIVES
+from anystep.objective.presets import OBJECTIVES
 from anystep.training.config import CodecRecipe, ObjectiveConfig, Recipe, dump, load_recipe
 
 EMOJI = Path(__file__).parent.parent.parent / "configs" / "emoji.yaml"

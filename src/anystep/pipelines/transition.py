@@ -31,7 +31,7 @@ from anystep.files import read_json
 from anystep.model_folder import check_model_folder
 from anystep.models.rotary import RotaryScaling
 from anystep.models.transformer import TransitionTransformer2DModel
-from anystep.objectives import OBJECTIVES
+from anystep.objective.presets import OBJECTIVES
 from anystep.pipelines.scheduler import TransitionScheduler
 from anystep.sampling import StopSampling, is_guided, noise, sample
 
@@ -73,7 +73,7 @@ class TransitionPipeline(DiffusionPipeline):
         concepts: what the model was shown, for suggestions.
         guidance_scale: used when a call gives none.
         license: of the weights.
-        sampling: how the network was trained to be asked, a word of `anystep.objectives`.
+        sampling: how the network was trained to be asked, a word of `anystep.objective.presets`.
         trained_shapes: sizes in pixels, the most frequent first; squares of the base size when None.
     """
 
