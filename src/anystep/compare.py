@@ -51,8 +51,8 @@ from anystep.plain_yaml import dump_yaml, parse_yaml, read_yaml
 from anystep.training.assemble import prepare_data, prepare_network, reads_captions
 from anystep.training.budget import evaluations_per_sample
 from anystep.training.config import Name, Recipe, Section, explain, merged, set_path
-from anystep.training.run import FREE_TO_CHANGE, METRICS, RUN, completed, differences, latents_path
 from anystep.training.objective import make_objective
+from anystep.training.run import FREE_TO_CHANGE, METRICS, RUN, completed, differences, latents_path
 from anystep.training.train import train
 
 # 97.5 % quantiles of Student's t for 1 to 9 degrees of freedom

@@ -22,7 +22,7 @@ from anystep.contact_sheet import save_image
 from anystep.data.latents import Encoded, LatentSet
 from anystep.environment import peak_megabytes
 from anystep.errors import InputError
-from anystep.objective import LossRecord, derivative, residual_by_bin
+from anystep.objective import LossRecord, TransitionObjective, derivative, residual_by_bin
 from anystep.planning import ForwardFlops, device_kind
 from anystep.ranks import Ranks
 from anystep.sampling import resolution_shift
