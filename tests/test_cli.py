@@ -12,6 +12,7 @@ from PIL import Image
 
 from anystep import __version__
 from anystep.cli import main
+from anystep.objective.presets import OBJECTIVES
 
 
 @pytest.fixture(scope="module")
@@ -335,3 +336,11 @@ def test_a_terminal_is_told_on_a_line_that_is_written_over(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("loading...\ranystep: error: unknown model")
+
+
+def test_objectives_are_listed_with_their_cost_and_source(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["objectives"]) == 0
+    told = capsys.readouterr().out
+    assert "flow_matching        3.00" in told
+    assert "TiM, arXiv 2509.04394" in told
+    assert len(told.splitlines()) == 1 + 2 * len(OBJECTIVES)

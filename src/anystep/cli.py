@@ -354,6 +354,10 @@ def build_parser() -> OneLineParser:
     prepare.add_argument("--device", type=spec, default="auto", help="auto, cpu, cuda, mps (default: auto)")
     prepare.set_defaults(run=run_data_prepare)
 
+    objectives = commands.add_parser(
+        "objectives", help="what can be trained, what it costs, and from which paper it is"
+    )
+    objectives.set_defaults(run=run_objectives)
     recipes = commands.add_parser("recipes", help="the recipes that come with anystep")
     recipes.set_defaults(run=run_recipes)
     shown_or_listed = recipes.add_subparsers(dest="action", metavar="ACTION", parser_class=OneLineParser)
@@ -741,6 +745,19 @@ def run_recipes(options: argparse.Namespace) -> None:
     print("`anystep recipes show NAME` prints one (comparisons: compare/NAME); a changed copy is given by its path")
 
 
+def run_objectives(options: argparse.Namespace) -> None:
+    from anystep.objective.presets import OBJECTIVES
+    from anystep.training.budget import evaluations_per_sample
+    from anystep.training.config import ObjectiveConfig
+
+    print(
+        "objective.kind of a recipe, network evaluations a sample (a backward pass is two), and the target where t > r:"
+    )
+    for kind, preset in OBJECTIVES.items():
+        cost = evaluations_per_sample(ObjectiveConfig.model_validate({"kind": kind}))
+        print(f"{kind:20}{cost:5.2f}  {preset.equation}\n{'':27}{preset.label}: {preset.source}")
+
+
 def run_train(options: argparse.Namespace) -> None:
     from anystep.training.config import Recipe
 
@@ -1065,7 +1082,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.typed = sys.argv[1:] if arguments is None else arguments
     options.did_you_mean = parser.chosen.did_you_mean(getattr(options, "overrides", ()))
     try:
-        if options.command not in ("generate", "recipes"):  # which say it later, and never
+        if options.command not in ("generate", "objectives", "recipes"):  # which say it later, and never
             say_loading(options)
         code = options.run(options)
         sys.stdout.flush()

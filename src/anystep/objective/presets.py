@@ -83,7 +83,7 @@ OBJECTIVES: dict[ObjectiveKind, ObjectivePreset] = {
     # the derivative follows the network's own velocity, here f(x_t, t, t) (its boundary condition) and no second head
     "improved_mean_flow": ObjectivePreset(
         "improved MeanFlow",
-        "arXiv 2512.02012, eq. 12",
+        "arXiv 2512.02012",
         "F - (t - r) df/dt by forward mode, f along v",
         {
             "derivative": "forward_mode",
@@ -96,7 +96,7 @@ OBJECTIVES: dict[ObjectiveKind, ObjectivePreset] = {
     # from trajectory flow matching (ratio 1) to MeanFlow (ratio 0) along a logistic curve, clamped at 0.005
     "alpha_flow": ObjectivePreset(
         "alpha-Flow",
-        "arXiv 2510.20771, eq. 8",
+        "arXiv 2510.20771",
         "a F + (1 - a) f(x_s, s, r), s = a r + (1 - a) t",
         {
             "target": "implicit",
@@ -108,7 +108,7 @@ OBJECTIVES: dict[ObjectiveKind, ObjectivePreset] = {
     ),
     "soflow": ObjectivePreset(
         "SoFlow",
-        "arXiv 2512.15657, eq. 12",
+        "arXiv 2512.15657",
         "a F + (1 - a) f(x_s, s, r), s = a r + (1 - a) t",
         {
             "target": "implicit",
@@ -136,7 +136,7 @@ OBJECTIVES: dict[ObjectiveKind, ObjectivePreset] = {
     # where a transition lands it moves with r as the velocity there says; three quarters of the pairs are t = r
     "terminal": ObjectivePreset(
         "Lagrangian (terminal velocity)",
-        "arXiv 2505.18825, eq. 14; 2511.19797",
+        "arXiv 2505.18825; 2511.19797",
         "v(x_r, r) + (t - r) df/dr",
         {"target": "terminal", "diffusion_share": 0.75, "consistency_share": 0.0, "ema_teacher": True},
     ),

@@ -117,7 +117,7 @@ class SelfConsistency:
 class Implicit:
     """The F that lands where the network, asked a little way down the path, lands.
 
-    alpha-Flow (arXiv 2510.20771, eq. 8) and SoFlow (arXiv 2512.15657): with s = t - ratio (t - r) and x_s on the path
+    alpha-Flow (arXiv 2510.20771) and SoFlow (arXiv 2512.15657): with s = t - ratio (t - r) and x_s on the path
     of (x, z), one transition t -> r must arrive where x_s does by f(x_s, s, r). On straight lines the target is
     ratio F + (1 - ratio) f(x_s, s, r). At ratio 1 it is F itself; towards 0 it becomes the state transition identity,
     for one evaluation and without a division by a small step. Residuals are divided by the ratio.
@@ -131,7 +131,7 @@ class Implicit:
     cost: int = 1
 
     def ratio(self, progress: float) -> float:
-        """The ratio at that share of the training (alpha-Flow, section 3.3: flat at both ends)."""
+        """The ratio at that share of the training, flat at both ends, as alpha-Flow has it."""
         low, high = math.log(self.end), math.log(self.start)
         curve = 1 / (1 + math.exp(12 * (progress - 0.5)))
         return math.exp(low + (high - low) * curve)
@@ -152,7 +152,7 @@ class Implicit:
 class Terminal:
     """The Lagrangian identity: where a transition lands, it moves with r as the velocity there says.
 
-    Lagrangian self-distillation (arXiv 2505.18825, eq. 14) and terminal velocity matching (arXiv 2511.19797), without
+    Lagrangian self-distillation (arXiv 2505.18825) and terminal velocity matching (arXiv 2511.19797), without
     a gradient through the derivative. With x_r = A x_t + B f and u the velocity of the path at (x_r, r),
     f <- (u - A_r x_t - B df/dr) / B_r, where A_r and B_r are derivatives in r. On straight lines:
     v(x_r, r) + (t - r) df/dr. Neither x nor z enters: given v, the target has no noise.

@@ -38,8 +38,8 @@ class Weighting:
 
     Args:
         interval, tangent: of `interval_weight`.
-        power: each residual l is divided by stopgrad(l + 1e-5)^power. At 1 (TiM, section 4.2; MeanFlow, arXiv
-            2505.13447, eq. 22) the loss is that of log l, whose minimiser at t = r is a mode of the velocity rather
+        power: each residual l is divided by stopgrad(l + 1e-5)^power. At 1 (TiM; MeanFlow, arXiv
+            2505.13447) the loss is that of log l, whose minimiser at t = r is a mode of the velocity rather
             than its mean; at 0 it is the plain mean; between the two, outliers count less and the bias is small.
     """
 
