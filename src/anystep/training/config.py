@@ -304,7 +304,7 @@ class ObjectiveConfig(Section):
     weight: Literal["sqrt", "constant", "reciprocal", "square", "soft_min_snr"] = "sqrt"
     tangent: bool = True
     # the power of its own residual that each sample's loss is divided by; true is 1, false 0
-    adaptive: Share = 1.0
+    adaptive: Share | bool = 1.0
     direction: bool = True
     # share of the run, at its start, that is plain diffusion (t = r for every sample)
     diffusion_phase: Share = 0.0

@@ -33,7 +33,7 @@ def make_objective(recipe: Recipe) -> TransitionObjective:
             *map(make_times, (config.diffusion_times, config.later_times, config.earlier_times)),
         ),
         target=make_target(config),
-        weighting=Weighting(config.weight, config.tangent, config.adaptive),
+        weighting=Weighting(config.weight, config.tangent, float(config.adaptive)),
         direction=config.direction,
         guidance=None if config.guidance is None else ModelGuidance(**config.guidance),
         alignment=1.0 if recipe.alignment is None else recipe.alignment.coefficient,
