@@ -97,6 +97,19 @@ def test_a_folder_from_before_there_were_marks_is_recognised_by_its_entries(tmp_
     assert json.loads((tmp_path / ".anystep.json").read_text())["kind"] == "benchmark"
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"kind": 5}', "{}"])
+def test_a_damaged_mark_is_one_line_that_says_what_to_do_and_takes_nothing(tmp_path: Path, content: str) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / ".anystep.json").write_text(content)
+    (tmp_path / "mine" / "kept.txt").write_text("x")
+    with pytest.raises(InputError, match=r'anystep\.json.*; choose another --out, or write {"kind": "report"'):
+        check_claim(tmp_path / "mine", "report")
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part" / "new.txt").write_text("x")
+    publish_folder(tmp_path / "part", tmp_path / "mine")
+    assert sorted(os.listdir(tmp_path / "mine")) == [".anystep.json", "kept.txt", "new.txt"]
+
+
 def test_one_process_at_a_time_and_the_lock_goes_with_it(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from anystep.files import claimed\n"
@@ -122,10 +135,27 @@ def test_publishing_replaces_what_was_published_and_keeps_what_was_not(tmp_path:
             (part / name).write_text(names[0])
         publish_folder(part, folder)
         (folder / "mine.txt").write_text("mine")
+        for name, target in (("data", tmp_path), ("later", tmp_path / "nowhere")):
+            if not (folder / name).is_symlink():
+                (folder / name).symlink_to(target)
+    assert [os.readlink(folder / name) for name in ("data", "later")] == [str(tmp_path), str(tmp_path / "nowhere")]
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert found == {".anystep.json", "both.bin", "deep/new.bin", "mine.txt"}
     assert (folder / "both.bin").read_text() == "both.bin"
     assert sorted(os.listdir(tmp_path)) == ["pipeline"]
+
+
+def test_publishing_in_place_of_a_link_leaves_what_it_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "mine.txt").write_text("mine")
+    (tmp_path / "pipeline").symlink_to(tmp_path / "elsewhere")
+    for _ in range(2):
+        (tmp_path / "part").mkdir()
+        (tmp_path / "part" / "new.bin").write_text("x")
+        publish_folder(tmp_path / "part", tmp_path / "pipeline")
+    assert sorted(os.listdir(tmp_path)) == ["elsewhere", "pipeline"]
+    assert sorted(os.listdir(tmp_path / "elsewhere")) == ["mine.txt"]
+    assert (tmp_path / "pipeline" / "new.bin").exists()
 
 
 @pytest.mark.parametrize(

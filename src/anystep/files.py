@@ -277,8 +277,15 @@ def check_claim(folder: Path, kind: str, legacy: Sequence[str] = ()) -> None:
     """Raise `InputError` where `folder` holds something that is not of `kind`; an empty or missing one is free."""
     marker = folder / MARKER
     if marker.exists():
-        content = read_json(marker)
+        try:
+            content = read_json(marker)
+        except InputError as error:
+            raise InputError(f"{error}; choose another --out, or {_mark(kind)} if this folder is one") from None
         found, version = content.get("kind"), content.get("format")
+        if not isinstance(found, str):
+            raise InputError(
+                f"{marker}: does not say what the folder holds; choose another --out, or {_mark(kind)} if it is one"
+            )
         if found != kind:
             raise InputError(f"{str(folder)!r} holds a {found}, not a {kind}: choose another --out")
         if not isinstance(version, int) or version > FORMAT:
@@ -295,6 +302,10 @@ def check_claim(folder: Path, kind: str, legacy: Sequence[str] = ()) -> None:
             f"{str(folder)!r} holds {held[0]}{f' and {len(held) - 1} more' * (len(held) > 1)}, which this command has "
             "not made: choose a new or an empty folder as --out"
         )
+
+
+def _mark(kind: str) -> str:
+    return f"write {json.dumps({'kind': kind, 'format': FORMAT})} into that file"
 
 
 def _holder(folder: Path) -> str:
@@ -317,16 +328,29 @@ def publish_folder(part: Path, folder: Path) -> None:
     made = sorted(path.relative_to(part).as_posix() for path in part.rglob("*") if path.is_file())
     before: set[str] = set()
     if (folder / MARKER).exists():
-        before = {str(name) for name in read_json(folder / MARKER).get("published", [])}
+        with suppress(InputError):  # damaged: then nothing is known to be ours, and all stays
+            listed = read_json(folder / MARKER).get("published")
+            before = {str(name) for name in listed} if isinstance(listed, list) else before
     for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
         name = path.relative_to(folder).as_posix()
-        if not path.is_file() or name in before or name in made or name == MARKER:
+        link = path.is_symlink()  # also one to a folder, or to what is not there now
+        if not (link or path.is_file()) or name in before or name in made or name == MARKER:
+            continue
+        if link and (part / name).is_dir():
             continue
         (part / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(path, part / name, follow_symlinks=False)
     write_json(part / MARKER, {"kind": "published folder", "format": FORMAT, "published": made})
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
     if folder.exists():
         folder.replace(old)
     part.replace(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
+
+
+def _remove(folder: Path) -> None:
+    """A folder with all that is in it; of a link the link alone."""
+    if folder.is_symlink():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -29,6 +29,12 @@ def test_a_whole_number_is_an_index_whatever_the_classes_are_called(names: list[
     assert encoder(names)[0].tolist() == indices
 
 
+@pytest.mark.parametrize("prompt", ["02", "3", "4", "２"])
+def test_digits_are_no_index_where_all_classes_are_called_by_numbers(prompt: str) -> None:
+    with pytest.raises(InputError, match=r"^unknown class .*: one of 0, 1, 10, 11, 2$"):
+        LabelEncoder(["0", "1", "10", "11", "2"])([prompt])
+
+
 @pytest.mark.parametrize("prompt", [True, np.True_, torch.tensor(True), 1.0, torch.tensor(1.0), None, b"cat", [0]])
 def test_what_is_neither_a_number_nor_text_is_refused(prompt: object) -> None:
     with pytest.raises(InputError, match="unknown class"):

@@ -96,3 +96,6 @@ def test_they_are_a_source_to_train_on() -> None:
         open_source("scenes", 16)
     with pytest.raises(IndexError):
         source[len(source)]
+    for count in (0, -3):
+        with pytest.raises(InputError, match=f"count {count}: expected a whole number"):
+            open_source("scenes", 64, count=count)

@@ -80,3 +80,13 @@ def test_missing_and_other_weights_are_one_line(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="not the Inception weights of FID") as caught:
             load_extractor(f"inception:{tmp_path / name}")
         assert "\n" not in str(caught.value)
+
+
+def test_a_program_in_place_of_weights_is_refused_without_advice_to_run_it(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    torch.jit.trace(torch.nn.Identity(), torch.zeros(1)).save(str(tmp_path / "x.pt"))
+    recwarn.clear()
+    with pytest.raises(InputError, match="it holds more than weights$"):
+        FIDInception(tmp_path / "x.pt")
+    assert not recwarn.list

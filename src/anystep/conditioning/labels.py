@@ -18,12 +18,13 @@ class LabelEncoder:
     """Classes to labels; the null label is `len(class_names)`.
 
     A whole number, of Python, NumPy or PyTorch, is an index. Text is a name, or an index in digits where no class has
-    that name.
+    that name; where numbers are all the names there are, it is a name alone.
     """
 
     def __init__(self, class_names: Sequence[str]) -> None:
         self.class_names = list(class_names)
         self._index = {name: index for index, name in enumerate(self.class_names)}
+        self._numbered = all(name.isdecimal() for name in self.class_names)  # then "02" would be the class called 10
 
     def __call__(self, prompts: Sequence[Any] | Tensor | np.ndarray) -> tuple[Int[Tensor, " batch"], None]:
         """(batch,) labels.
@@ -39,12 +40,15 @@ class LabelEncoder:
     def _label(self, prompt: Any) -> int:
         label = -1
         if isinstance(prompt, str):
-            label = self._index.get(prompt, int(prompt) if prompt.isdecimal() and len(prompt) < 10 else -1)
+            digits = prompt.isdecimal() and len(prompt) < 10 and not self._numbered
+            label = self._index.get(prompt, int(prompt) if digits else -1)
         elif not isinstance(prompt, bool) and getattr(prompt, "dtype", None) is not torch.bool:
             with suppress(TypeError):
                 label = operator.index(prompt)
         if not 0 <= label < len(self.class_names):
             names = ", ".join(self.class_names[:10]) + (", ..." if len(self.class_names) > 10 else "")
-            what = f"a number below {len(self.class_names)}, or one of {names}"
+            what = f"one of {names}"
+            if not (self._numbered and isinstance(prompt, str)):
+                what = f"a number below {len(self.class_names)}, or {what}"
             raise InputError(f"unknown class {shown(prompt)}: {what}")
         return label

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from PIL import Image
 
+from anystep.bounds import Count, check
 from anystep.data.art import PROPORTIONS, STYLES, Drawing, art_fingerprint, drawings, is_held_out, render, with_article
 from anystep.data.example import Example, digest_of
 from anystep.data.sizing import Fixed, Limits, both, canvas
@@ -204,7 +205,7 @@ class SceneSource(Sequence[Example]):
     def __init__(self, size: Fixed | Limits = 64, count: int = 20_000) -> None:
         if (side := round(math.sqrt(size.area)) if isinstance(size, Limits) else min(both(size))) < 32:
             raise InputError(f"scenes of {side} pixels: expected at least 32")
-        self.size, self._count = size, count
+        self.size, self._count = size, check("count", count, Count)
         self.class_names: Sequence[str] = concepts()
 
     def __len__(self) -> int:

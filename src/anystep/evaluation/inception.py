@@ -6,6 +6,7 @@ Images are resized as that graph does, which is neither of PyTorch's bilinear co
 
 import hashlib
 import pickle
+import warnings
 from pathlib import Path
 
 import torch
@@ -189,11 +190,13 @@ class FIDInception:
             raise InputError(f"no Inception weights at {str(path)!r}: put {FILE} there")
         network = InceptionV3()
         try:
-            network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # that it is TorchScript: refused, in our words
+                network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         except (RuntimeError, pickle.UnpicklingError, EOFError, AttributeError, TypeError) as error:
-            raise InputError(
-                f"{path}: not the Inception weights of FID ({FILE}): {str(error).splitlines()[0]}"
-            ) from None
+            # what torch says of a file that it refuses is how to run the code in it
+            reason = str(error).split("\n")[0] if "weights_only" not in str(error) else "it holds more than weights"
+            raise InputError(f"{path}: not the Inception weights of FID ({FILE}): {reason}") from None
         self.device = torch.device(device)
         self._network = network.eval().requires_grad_(False).to(device)
         self.digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]

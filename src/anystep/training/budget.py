@@ -228,7 +228,7 @@ def check_fits(recipe: Recipe, out: Path, processes: int, device: torch.device, 
     disk, free = state * (recipe.run.keep + 1), shutil.disk_usage(place).free
     if disk > free:
         raise InputError(
-            f"{recipe.run.keep + 1} checkpoints take up to {disk / 1e9:.1f} GB, {place} has {free / 1e9:.1f} GB left: "
+            f"{recipe.run.keep + 1} checkpoints take up to {disk / 1e9:.3g} GB, {place} has {free / 1e9:.3g} GB left: "
             "make room, lower run.keep, or choose another --out"
         )
     memory = memory_of(device)
