@@ -87,6 +87,6 @@ def test_a_program_in_place_of_weights_is_refused_without_advice_to_run_it(
 ) -> None:
     torch.jit.trace(torch.nn.Identity(), torch.zeros(1)).save(str(tmp_path / "x.pt"))
     recwarn.clear()
-    with pytest.raises(InputError, match="it holds more than weights$"):
+    with pytest.raises(InputError, match=r"it holds more than weights$"):
         FIDInception(tmp_path / "x.pt")
     assert not recwarn.list

@@ -48,6 +48,8 @@ def test_several_images_of_a_prompt_have_the_seeds_from_the_first_on(model: Mode
 def test_numbers_of_numpy_are_numbers(model: Model) -> None:
     drawn = model.generate("a whale", np.int64(1), seed=np.int64(3), size=np.array([24, 16]))
     assert (drawn.steps, drawn.seeds, drawn.images[0].size) == (1, (3,), (24, 16))
+    for seed in (torch.tensor(3), np.array(3)):  # without an axis
+        assert model.generate("a whale", 1, seed=seed).seeds == (3,)
     assert model.generate(["a whale"] * 2, 1, seed=np.arange(2)).seeds == (0, 1)
 
 

@@ -97,8 +97,13 @@ class Model:
         return Generated(output.images, steps, output.nfe, time.perf_counter() - start, tuple(seeds))
 
 
+def _many(values: Any) -> bool:
+    """Whether it is several values; arrays without an axis say that they are iterable, and are not."""
+    return isinstance(values, Iterable) and not isinstance(values, str | bytes) and getattr(values, "ndim", 1) > 0
+
+
 def _listed(name: str, values: Any, count: int | None = None) -> list[Any]:
-    if not isinstance(values, Iterable) or isinstance(values, str | bytes | dict):
+    if not _many(values) or isinstance(values, dict):
         what = "one, or a list of them" if count is None else f"{count} of them"
         raise InputError(f"{name} {shown(values)}: expected {what}")
     listed = list(values)
@@ -109,7 +114,7 @@ def _listed(name: str, values: Any, count: int | None = None) -> list[Any]:
 
 def _seeds(seed: Any, prompts: int, each: int) -> list[int]:
     """The seed of every image, from one for all prompts or one for each image."""
-    if isinstance(seed, Iterable) and not isinstance(seed, str | bytes):
+    if _many(seed):
         return [check("seed", one, Seed) for one in _listed("seed", seed, prompts * each)]
     first = check("seed", seed, Seed)
     return [check("seed", first + number, Seed) for number in range(each)] * prompts
