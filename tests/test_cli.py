@@ -344,3 +344,11 @@ def test_objectives_are_listed_with_their_cost_and_source(capsys: pytest.Capture
     assert "flow_matching        3.00" in told
     assert "TiM, arXiv 2509.04394" in told
     assert len(told.splitlines()) == 1 + 2 * len(OBJECTIVES)
+
+
+def test_output_that_cannot_be_written_is_an_error() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "anystep", "info"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (2, "anystep: error: No space left on device\n")

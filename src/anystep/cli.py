@@ -1115,7 +1115,8 @@ def say_loading(options: argparse.Namespace) -> None:
     if sys.stderr.isatty():
         print("loading...", end="\r", file=sys.stderr, flush=True)
     else:
-        say(f"anystep {options.command}: loading")
+        with suppress(OSError, ValueError):  # not `say`, which drops what follows: that may be all that was asked for
+            print(f"anystep {options.command}: loading", flush=True)
 
 
 def complain(message: str) -> int:

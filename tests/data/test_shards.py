@@ -333,13 +333,21 @@ def test_one_tar_and_several_by_a_pattern(tmp_path: Path) -> None:
             Shards(f"{folder}/{pattern}")
 
 
-@pytest.mark.parametrize("label", [b"cat", b"-1", b"1000000000", b"9" * 5000, b"", b"1.5", b"\xff"])
+@pytest.mark.parametrize("label", [b"cat", b"-1", b"1000000000", b"9" * 5000, b"", b"1.5", b"\xff", b"1_0", b"+1"])
 def test_a_class_that_is_none_is_left_out(tmp_path: Path, label: bytes) -> None:
     files = [("a.png", picture()), ("a.cls", label), ("b.png", picture()), ("b.CLS", b"1\n")]
     source = open_source(f"shards:{tar_of(tmp_path / 'web' / '0.tar', files).parent}", 8)
     assert source.class_names == ["0", "1"]
     assert source[1].label == 1
     with pytest.raises(BrokenExample, match="is not the number of a class"):
+        source[0]
+
+
+def test_a_record_without_a_class_among_classes_is_left_out(tmp_path: Path) -> None:
+    files = [("a.png", picture()), ("b.png", picture()), ("b.cls", b"1")]
+    source = open_source(f"shards:{tar_of(tmp_path / 'web' / '0.tar', files).parent}", 8)
+    assert source[1].label == 1
+    with pytest.raises(BrokenExample, match="no class"):
         source[0]
 
 

@@ -203,3 +203,11 @@ def test_a_model_without_a_list_of_concepts_takes_every_prompt(tiny_model: Path)
     model = load(tiny_model)
     model.pipeline.register_to_config(concepts=None)
     check_known(model.pipeline, ["jurisprudence"])
+
+
+def test_a_mistyped_folder_that_reads_like_a_hub_id_is_told_as_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="there is no such folder, and no model of that name came from the hub"):
+        load("anystep-runs/emojii")

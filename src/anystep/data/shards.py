@@ -351,11 +351,11 @@ def _label(record: Mapping[str, Entry]) -> int:
     """The class that a record gives; `UNKNOWN` without, `WRONG` where it is none."""
     if "cls" not in record:
         return UNKNOWN
-    try:
-        label = int(record["cls"].content)
-    except ValueError:
+    digits = record["cls"].content.strip()
+    if not digits.isdigit():  # `int` would take 1_0 for 10
         return WRONG
-    return label if 0 <= label < MOST_CLASSES else WRONG
+    label = int(digits)
+    return label if label < MOST_CLASSES else WRONG
 
 
 def scan(filesystem: Any, root: str, names: Mapping[str, int], times: Mapping[str, str]) -> Index:

@@ -70,8 +70,8 @@ class WebDatasetSource:
             )
         try:
             captions = self._captions(found)
-            if not captions and label == UNKNOWN and self._captioned:
-                raise ValueError("no caption")
+            if not captions and label == UNKNOWN and (self._captioned or "cls" in self.shards.fields):
+                raise ValueError("no caption" if self._captioned else "no class")
         except ValueError as error:  # an InputError is one
             raise BrokenExample(f"{where}: {error}") from None
         picture = read_picture(BytesIO(content), self.size, where)

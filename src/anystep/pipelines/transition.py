@@ -142,6 +142,8 @@ class TransitionPipeline(DiffusionPipeline):
             reason = " ".join(str(error).split()).replace(f"{name}/", "")
             if not isinstance(error, InputError):
                 reason = f"{type(error).__name__}: {reason[:200]}"
+                if not Path(name).exists():  # a folder's mistyped name looks like a hub id
+                    reason = f"there is no such folder, and no model of that name came from the hub ({reason[:120]})"
             raise InputError(f"cannot load model {name!r}: {reason}") from error
         return pipeline
 
