@@ -35,6 +35,11 @@ def environment() -> dict[str, Any]:
     }
 
 
+def machine_memory() -> int:
+    """Bytes of the machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def reset_peak() -> None:
     """Begin to measure `peak_megabytes` anew, where the system can: with CUDA, and on Linux."""
     if torch.cuda.is_available():

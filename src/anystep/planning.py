@@ -4,7 +4,6 @@ The real network is run on fake tensors, which have shapes but no memory, while 
 are counted. All blocks are alike, so it is built with one and with two of them, and the difference is multiplied.
 """
 
-import os
 import time
 import weakref
 from collections.abc import Iterable
@@ -19,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from anystep.environment import machine_memory
 from anystep.errors import InputError
 from anystep.models.presets import PRESETS, build_transformer
 
@@ -64,7 +64,7 @@ def memory_of(device: torch.device) -> float:
     """Bytes of the device, or of the machine."""
     if device.type == "cuda":
         return float(torch.cuda.get_device_properties(device).total_memory)
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return float(machine_memory())
 
 
 def flops_of(device: torch.device) -> float:

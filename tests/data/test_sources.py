@@ -64,3 +64,9 @@ def test_option_of_another_source_is_refused(tmp_path: Path) -> None:
             open_source(spec, 16, **{option: "all"})
     with pytest.raises(InputError, match="style 'oil' is unknown"):
         open_source("builtin", 16, styles=["flat", "oil"])
+
+
+@pytest.mark.parametrize("spec", ["builtin", "scenes", "folder", "classes:folder"])
+def test_an_image_that_no_machine_holds_is_refused_before_anything_is_read(spec: str) -> None:
+    with pytest.raises(InputError, match=r"size 1000000x1000000: one image would take 30,000 GB"):
+        open_source(spec, 1_000_000)

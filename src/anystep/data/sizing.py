@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from PIL import Image, ImageOps
 
 from anystep.data.example import BrokenExample
+from anystep.environment import machine_memory
+from anystep.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,20 @@ def both(size: Fixed) -> tuple[int, int]:
 def fit(image: Image.Image, goal: tuple[int, int]) -> Image.Image:
     """Scaled until it covers the goal, then cropped at the centre; as it is where it has that size."""
     return image if image.size == goal else ImageOps.fit(image, goal, Image.Resampling.LANCZOS)
+
+
+# of a pixel while an image is scaled, turned into numbers and encoded: three colours as bytes twice, as floats twice
+PIXEL_BYTES = 30
+
+
+def check_room(size: Fixed) -> None:
+    """Raise `InputError` where a single image of that size would not fit into the machine's memory."""
+    width, height = both(size)
+    if (needed := PIXEL_BYTES * width * height) > (memory := machine_memory()):
+        raise InputError(
+            f"size {width}x{height}: one image would take {needed / 1e9:,.0f} GB, there are {memory / 1e9:,.0f}: "
+            f"choose at most {int((memory / PIXEL_BYTES) ** 0.5)}"
+        )
 
 
 def canvas(proportion: tuple[float, float], size: Fixed | Limits, share: float = 1.0) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from anystep.data.folders import ClassFolderSource, ImageFolderSource
 from anystep.data.idx import IdxSource
 from anystep.data.parquet import ParquetSource
 from anystep.data.scenes import SceneSource
-from anystep.data.sizing import Fixed, Limits
+from anystep.data.sizing import Fixed, Limits, check_room
 from anystep.data.webdataset import WebDatasetSource
 from anystep.errors import InputError
 
@@ -92,6 +92,8 @@ def open_source(spec: str, size: Fixed | Limits, **options: Any) -> Source:
     Raises:
         InputError: for an unknown spec, a missing folder, or what the source finds wrong in it.
     """
+    if not isinstance(size, Limits):  # which enlarge nothing
+        check_room(size)
     prefix = spec if spec in DRAWN else next(prefix for prefix in FOLDERS if spec.startswith(prefix))
     for name in options:
         if name not in OPTIONS.get(prefix, ()):
