@@ -93,7 +93,7 @@ def test_the_command_plans_images_and_training(capsys: pytest.CaptureFixture[str
     words = ["plan", "--model", "t2i-xl", "--size", "2048x1024", "--on", "H100"]
     assert main([*words, "--steps", "8"]) == 0
     shown = capsys.readouterr().out
-    for part in ("864,978,080", "2,048 in one sequence", "8 of 2.", "GB while decoding", "s an image"):
+    for part in ("864,978,080", "2,048 in one sequence", "8 of 2.", "GB while decoding", "text encoder", "s an image"):
         assert part in shown
     assert main([*words, "--train", "--batch", "64", "--devices", "64", "--parallel", "fsdp", "--checkpointing"]) == 0
     shown = capsys.readouterr().out

@@ -596,7 +596,8 @@ def run_generate(options: argparse.Namespace) -> int:
         sheet = any_step_sheet(model, prompts, steps, seeds, keep, **how, **start)
     out = options.out or free_name(DEFAULT_OUT)
     save_image(sheet.picture(), out, texts(prompts, seeds, [cells[0] for cells in sheet.columns]))
-    table = Table("steps", "NFE", "ms per image", title=f"{len(prompts)} prompts, {width}x{height}")
+    title = f"{len(prompts)} prompt{'s' * (len(prompts) > 1)}, {width}x{height}"
+    table = Table("steps", "NFE", "ms per image", title=title)
     for count, nfe, ms in sheet.costs():
         table.add_row(str(count), str(nfe), f"{ms:.0f}")
     Console().print(table)

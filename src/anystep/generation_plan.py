@@ -293,5 +293,6 @@ def describe(plan: GenerationPlan, memory: float, rate: float) -> dict[str, str]
         "decoding": f"{plan.decode_flops / 1e12:,.3f} TFLOP{tiles}",
         "memory": f"{plan.peak_bytes / 1e9:.2f} GB of {memory / 1e9:.0f} GB: the weights, and "
         f"{plan.sampling_bytes / 1e9:.2f} GB while sampling or {plan.decode_bytes / 1e9:.2f} GB while decoding",
+        "not counted": "a text encoder, where the model has one",
         "time": f"{seconds:,.1f} s an image at {rate / 1e12:.3g} TFLOP/s",
     }
