@@ -525,3 +525,10 @@ def test_what_a_call_asks_of_the_network_ends_with_it(tiny_model: Path) -> None:
     for bad in ({"rope_scaling": "none"}, {"key_grid": 1}):
         with pytest.raises(InputError, match="expected"):
             model("a whale", size=(64, 32), **bad)
+
+
+def test_a_pipeline_is_shown_in_one_line_that_errors_of_python_can_carry(pipeline: TransitionPipeline) -> None:
+    assert "concepts=<3>" in repr(pipeline)
+    with pytest.raises(TypeError) as told:
+        pipeline("a whale", colour="red")
+    assert len(str(told.value)) < 1000

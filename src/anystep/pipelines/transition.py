@@ -217,6 +217,17 @@ class TransitionPipeline(DiffusionPipeline):
     def _call(self) -> _Call:
         return self._calls.get(get_ident(), self._last)
 
+    def __repr__(self) -> str:
+        """The parts by their classes, and plain settings; lists by their lengths, since errors of Python show it."""
+        parts = [f"{name}={type(part).__name__}" for name, part in self.components.items() if part is not None]
+        settings = {name: value for name, value in self.config.items() if name not in self.components}
+        said = [
+            f"{name}=<{len(value)}>" if isinstance(value, list) else f"{name}={value!r}"
+            for name, value in settings.items()
+            if value is not None and not name.startswith("_")
+        ]
+        return f"{type(self).__name__}({', '.join([*parts, *said])})"
+
     @property
     def interrupt(self) -> bool:
         """Whether the call of this thread was stopped. Set in a callback it stops that call, elsewhere all that run."""
