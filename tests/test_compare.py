@@ -185,6 +185,13 @@ def test_ablations_are_variants_of_the_first() -> None:
         variant_recipe(vary(comparison, ["objective.epz=1"]), "epz 1", 0)
 
 
+@pytest.mark.parametrize("section", [None, 3, "edm", [], True])
+def test_a_variant_whose_section_is_none_is_one_line(section: Any) -> None:
+    comparison = Comparison.model_validate({"variants": {"a": {"transport": section}}})
+    with pytest.raises(InputError, match="variant 'a': transport"):
+        variant_recipe(comparison, "a", 0)
+
+
 @pytest.mark.parametrize(
     ("extra", "line"),
     [

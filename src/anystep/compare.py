@@ -95,8 +95,9 @@ class Comparison(Section):
 def variant_recipe(comparison: Comparison, name: str, seed: int) -> Recipe:
     """The recipe of one run, with as many steps as its evaluations buy."""
     base, change = comparison.recipe.model_dump(exclude_unset=True), comparison.variants[name]
-    transport = change.get("transport", {})
-    if transport.get("name", comparison.recipe.transport.name) != comparison.recipe.transport.name:
+    transport = change.get("transport")
+    own = transport.get("name") if isinstance(transport, dict) else None  # what is no section is refused below
+    if own not in (None, comparison.recipe.transport.name):
         base = {**base, "transport": {}}  # the options of one transport mean nothing, or something else, in another
     content = merged(base, change)
     try:
