@@ -33,7 +33,10 @@ def test_heads_learn_which_caption_belongs_to_an_image(trained: AlignmentHeads, 
     features = torch.rand(3, 48)
     images = torch.zeros(3, 3, 4, 4, dtype=torch.uint8)
     captions = ["a whale on a blue background", "a red apple", "a tractor"]
-    torch.testing.assert_close(again(images, features, captions), trained(images, features, captions))
+    # the file has half precision
+    torch.testing.assert_close(
+        again(images, features, captions), trained(images, features, captions), rtol=2e-3, atol=0.02
+    )
     assert trained(images, features, captions).abs().max() <= 100
 
 
