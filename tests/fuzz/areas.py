@@ -297,52 +297,26 @@ def read_safetensors(folder: Path, out: Path, dice: random.Random) -> None:
         kind.load(path)  # type: ignore[attr-defined]
 
 
-def make_prepared(folder: Path) -> None:
+def prepare_again(folder: Path) -> int:
+    """Prepare the images beside a folder into it."""
     from anystep.cli import main
 
+    options = ["--size", "16", "--codec", "identity", "--shard-size", "2"]
+    return main(["data", "prepare", str(folder.parent / "images"), "--out", str(folder), *options])
+
+
+def make_prepared(folder: Path) -> None:
     images = folder.parent / "images"
     images.mkdir()
     make_captions(images)
-    assert (
-        main(
-            [
-                "data",
-                "prepare",
-                str(images),
-                "--out",
-                str(folder),
-                "--size",
-                "16",
-                "--codec",
-                "identity",
-                "--shard-size",
-                "2",
-            ]
-        )
-        == 0
-    )
+    assert prepare_again(folder) == 0
 
 
 def read_prepared(folder: Path, out: Path, dice: random.Random) -> int | None:
-    from anystep.cli import main
     from anystep.data.latents import LatentSet, LatentShards
 
     if dice.random() < 0.2:
-        images = folder.parent / "images"
-        words = [
-            "data",
-            "prepare",
-            str(images),
-            "--out",
-            str(folder),
-            "--size",
-            "16",
-            "--codec",
-            "identity",
-            "--shard-size",
-            "2",
-        ]
-        return main(words)
+        return prepare_again(folder)
     data = LatentSet([LatentShards(str(folder))], broken_limit=1.0)
     data.read(list(range(min(8, len(data)))))
     return None
