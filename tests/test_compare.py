@@ -238,7 +238,7 @@ def test_the_comparisons_that_come_with_the_project_are_sound(name: str) -> None
     from anystep.training.config import load_recipe
 
     comparison = load_recipe(CONFIGS / name, Comparison)
-    assert len(comparison.variants) == len(OBJECTIVES)
+    assert len(comparison.variants) == 5
     for variant in comparison.variants:
         assert variant_recipe(comparison, variant, 0).run.steps > 600
 
