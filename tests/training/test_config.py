@@ -100,6 +100,30 @@ def test_a_missing_recipe_or_debug_size_is_said(tmp_path: Path) -> None:
         load_recipe(write(tmp_path, "run: {steps: 3}"), Recipe, debug=True)
 
 
+def test_a_recipe_says_only_what_it_changes_of_its_base(tmp_path: Path) -> None:
+    (tmp_path / "near.yaml").write_text("base: emoji\nrun: {steps: 9}\ndebug: {run: {steps: 3}}\n")
+    path = write(tmp_path, "base: near.yaml\nobjective: {kind: any_step}\n")
+    recipe, emoji = load_recipe(path, Recipe, ["--run.seed", "4"]), load_recipe(EMOJI, Recipe)
+    assert (recipe.run.steps, recipe.run.seed, recipe.run.batch_size) == (9, 4, emoji.run.batch_size)
+    assert recipe.objective == ObjectiveConfig.model_validate({"kind": "any_step", "diffusion_phase": 0.4})
+    assert (recipe.data, recipe.optimizer, recipe.ema_decay) == (emoji.data, emoji.optimizer, emoji.ema_decay)
+    small = load_recipe(path, Recipe, debug=True)
+    assert (small.run.steps, small.model.preset) == (3, "t2i-test")  # sections of both `debug`
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("base: recipe.yaml\n", r"base 'recipe.yaml' leads back to itself"),
+        ("base: emojy\n", "did you mean emoji"),
+        ("base: [emoji]\n", "expected a recipe's name"),
+    ],
+)
+def test_a_base_that_cannot_be_read_is_said(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        load_recipe(write(tmp_path, text), Recipe)
+
+
 def test_another_kind_of_objective_keeps_what_was_given_and_nothing_else(tmp_path: Path) -> None:
     given = ObjectiveConfig.model_validate({"kind": "mean_flow", "eps": 0.1})
     assert given.model_dump(exclude_unset=True) == {"kind": "mean_flow", "eps": 0.1}

@@ -54,6 +54,7 @@ from anystep.data.sources import FewerSource, open_source
 from anystep.errors import InputError
 from anystep.objective.presets import OBJECTIVES, ObjectiveKind
 from anystep.plain_yaml import dump_yaml, parse_yaml, read_yaml
+from anystep.training.recipes import find_recipe
 from anystep.transport import make_transport
 
 Name = Annotated[str, AfterValidator(check_name)]
@@ -408,7 +409,7 @@ def load_recipe(path: str | Path, kind: type[R], overrides: Sequence[str] = (), 
     Raises:
         InputError: in one line: a missing file, a key that does not exist (with the nearest that does), a wrong type.
     """
-    content = read_yaml(Path(path))
+    content = _with_base(Path(path))
     laptop = content.pop("debug", None)
     if debug:
         if not isinstance(laptop, dict):
@@ -420,6 +421,25 @@ def load_recipe(path: str | Path, kind: type[R], overrides: Sequence[str] = (), 
         return kind.model_validate(content)
     except ValidationError as error:
         raise InputError(f"recipe {shown(str(path))}: {explain(kind, error)}") from None
+
+
+def _with_base(path: Path, *above: Path) -> dict[str, Any]:
+    """The content of a recipe file, over that of the recipe that its `base` names, if it has one.
+
+    Args:
+        above: the files that led here.
+    """
+    content = read_yaml(path)
+    base = content.pop("base", None)
+    if base is None:
+        return content
+    if not isinstance(base, str):
+        raise InputError(f"{shown(str(path))}: base {shown(base)}: expected a recipe's name or the path of a file")
+    beside = path.parent / base
+    found = beside if beside.is_file() else find_recipe(base)
+    if found.resolve() in {each.resolve() for each in (path, *above)}:
+        raise InputError(f"{shown(str(path))}: base {shown(base)} leads back to itself: a base must come to an end")
+    return merged(_with_base(found, path, *above), content)
 
 
 def _pairs(overrides: Sequence[str]) -> list[tuple[str, Any]]:
