@@ -17,7 +17,8 @@ import torch
 import yaml
 
 from anystep.cli import main
-from anystep.compare import Comparison, student, variant_recipe, vary
+from anystep.compare import Comparison, variant_recipe, vary
+from anystep.compare.figures import student
 from anystep.errors import InputError
 from anystep.evaluation.features import load_extractor, try_extractor
 from anystep.files import claimed

@@ -1,27 +1,26 @@
-"""`anystep compare`: variants of one recipe, trained for the same number of network evaluations and measured alike."""
+"""Training every variant with every seed, and measuring all of them alike."""
 
-import json
-import math
 import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
-from statistics import mean, stdev
 from threading import Thread
 from types import FrameType
 from typing import Any
 
 import torch
 from PIL import Image
-from pydantic import Field, ValidationError, model_validator
 
-from anystep.bounds import Count, Guidance, SamplingSteps, Seed, Threads, check, shown
+from anystep.bounds import Threads, check
 from anystep.codecs import Codec
+from anystep.compare.experiment import Comparison, variant_recipe
+from anystep.compare.figures import against, over_seeds
+from anystep.compare.report import markdown
 from anystep.conditioning import Conditioner
 from anystep.contact_sheet import contact_sheet, save_image
 from anystep.data.latents import LatentSet
@@ -31,7 +30,7 @@ from anystep.environment import environment
 from anystep.errors import InputError
 from anystep.evaluation.evaluate import Evaluation, Point, Reference, generate_points, observe_reference, report
 from anystep.evaluation.features import FeatureExtractor, load_extractor, try_extractor
-from anystep.evaluation.metric import Metric, interval
+from anystep.evaluation.metric import Metric
 from anystep.evaluation.metrics import check_measurable, choose_metrics
 from anystep.evaluation.report import check_drawing, curve
 from anystep.files import (
@@ -39,97 +38,20 @@ from anystep.files import (
     LOCK,
     check_names,
     claimed,
-    parse_json,
-    read_text,
     remove_parts,
     write_json,
     write_text,
 )
-from anystep.objective.presets import OBJECTIVES
 from anystep.pipelines.load import Model, load
-from anystep.plain_yaml import dump_yaml, parse_yaml, read_yaml
+from anystep.plain_yaml import dump_yaml, read_yaml
 from anystep.training.assemble import prepare_data, prepare_network, reads_captions
-from anystep.training.budget import evaluations_per_sample
-from anystep.training.config import Name, Recipe, Section, explain, merged, set_path
+from anystep.training.config import Recipe
 from anystep.training.objective import make_objective
-from anystep.training.run import FREE_TO_CHANGE, METRICS, RUN, completed, differences, latents_path
+from anystep.training.run import FREE_TO_CHANGE, RUN, completed, differences, latents_path
 from anystep.training.train import train
 
-# 97.5 % quantiles of Student's t for 1 to 9 degrees of freedom
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 KIND = "comparison"
 PLANNED = "planned.yaml"  # of a run folder, and of the whole: what it was begun for
-
-
-class Comparison(Section):
-    """What a comparison file holds.
-
-    Attributes:
-        recipe: what all variants share; its `run.steps` and `run.seed` are set by the comparison.
-        variants: name -> what differs, in a recipe's sections. The first is compared with each other one.
-        evaluations: network evaluations that every run spends, in samples, a backward pass counted as two.
-        seeds: every variant is trained with each.
-        steps, samples, metrics, extractor: of the evaluation; without guidance unless `guidance` says so.
-    """
-
-    recipe: Recipe = Recipe()
-    variants: dict[Name, dict[str, Any]] = Field(
-        default_factory=lambda: {preset.label: {"objective": {"kind": kind}} for kind, preset in OBJECTIVES.items()}
-    )
-    evaluations: Count = 1_000_000
-    seeds: tuple[Seed, ...] = Field((0,), min_length=1)
-    steps: tuple[SamplingSteps, ...] = Field((1, 2, 4, 8, 16, 32, 64), min_length=1)
-    samples: Count = 1000
-    metrics: tuple[Name, ...] = ("frechet_distance", "kernel_distance")
-    extractor: Name = "effnetlite0"
-    guidance: Guidance = 1.0
-
-    @model_validator(mode="after")
-    def _once_each(self) -> "Comparison":
-        for name, values in (("seeds", self.seeds), ("steps", self.steps)):
-            if len(set(values)) < len(values):
-                raise ValueError(f"{name} {list(values)} name one twice")
-        return self
-
-
-def variant_recipe(comparison: Comparison, name: str, seed: int) -> Recipe:
-    """The recipe of one run, with as many steps as its evaluations buy."""
-    base, change = comparison.recipe.model_dump(exclude_unset=True), comparison.variants[name]
-    transport = change.get("transport")
-    own = transport.get("name") if isinstance(transport, dict) else None  # what is no section is refused below
-    if own not in (None, comparison.recipe.transport.name):
-        base = {**base, "transport": {}}  # the options of one transport mean nothing, or something else, in another
-    content = merged(base, change)
-    try:
-        recipe = Recipe.model_validate(content)
-    except ValidationError as error:
-        raise InputError(f"variant {shown(name)}: {explain(Recipe, error)}") from None
-    if (recipe.data, recipe.model.codec) != (comparison.recipe.data, comparison.recipe.model.codec):
-        raise InputError(f"variant {name!r} changes data or model.codec: a comparison has one set of data")
-    cost = recipe.run.batch_size * evaluations_per_sample(recipe.objective)
-    run = recipe.run.model_copy(update={"seed": seed, "steps": max(1, round(comparison.evaluations / cost))})
-    return recipe.model_copy(update={"run": run})
-
-
-def vary(comparison: Comparison, changes: Sequence[str]) -> Comparison:
-    """With more variants of the first one: `objective.eps=0.001,0.02` makes two.
-
-    Raises:
-        InputError: not KEY=VALUE[,VALUE...].
-    """
-    first = next(iter(comparison.variants.values()))
-    variants = dict(comparison.variants)
-    for change in changes:
-        key, equals, values = change.partition("=")
-        if not (equals and key and values):
-            raise InputError(
-                f"--vary {shown(change)}: expected KEY=VALUE[,VALUE...], for example objective.eps=0.001,0.02"
-            )
-        for value in parse_yaml(f"[{values}]", f"--vary {shown(change)}"):
-            word = json.dumps(value).strip('"')
-            short = f"{key.split('.')[-1]} {word}"
-            variants[f"{key} {word}" if short in variants else short] = merged(first, set_path(key, value))
-    return comparison.model_copy(update={"variants": variants})
 
 
 def train_run(recipe: Recipe, folder: Path) -> None:
@@ -280,8 +202,8 @@ def _measure(
         on_run(f"measured {name}, seed {seed}")
     single = report(evaluation, found, real, controls)
     figures = {
-        "models": [_over_seeds(comparison, name, runs, single) for name in comparison.variants],
-        "against": _against(comparison, found, single),
+        "models": [over_seeds(comparison, name, runs, single) for name in comparison.variants],
+        "against": against(comparison, found, single),
         **{key: single[key] for key in ("controls", "better", "samples", "real_images", "seed")},
         "runs": single["models"],
         "seeds": list(comparison.seeds),
@@ -368,145 +290,6 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:  # another file system, or one without links
         shutil.copy(source, target)
-
-
-def student(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t: from a table, and beyond it from its expansion about the normal's."""
-    if freedom <= len(STUDENT):
-        return STUDENT[freedom - 1]
-    z = 1.959964
-    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-
-
-def _mean(values: Sequence[float], alone: Mapping[str, float]) -> dict[str, float]:
-    """Mean and 95 % interval over seeds; of one seed what its own bootstrap says."""
-    if len(values) == 1:
-        return dict(alone)
-    half = student(len(values) - 1) * stdev(values) / math.sqrt(len(values))
-    return {"value": mean(values), "low": mean(values) - half, "high": mean(values) + half}
-
-
-def _seconds(log: Path) -> float:
-    """Of a run, as far as its log can be read."""
-    total = 0.0
-    for line in read_text(log).splitlines() if log.is_file() else ():
-        with suppress(InputError, TypeError):
-            total += parse_json(line, str(log)).get("seconds") or 0.0
-    return total
-
-
-def _over_seeds(
-    comparison: Comparison, name: str, runs: Mapping[tuple[str, int], tuple[Recipe, Path]], single: Mapping[str, Any]
-) -> dict[str, Any]:
-    mine = [model["points"] for model in single["models"] if model["name"].rsplit(", seed ", 1)[0] == name]
-    points = []
-    for same in zip(*mine, strict=True):
-        metrics = {
-            metric: _mean([point["metrics"][metric]["value"] for point in same], same[0]["metrics"][metric])
-            for metric in single["better"]
-        }
-        points.append(
-            {
-                **same[0],
-                "seconds_per_image": mean(point["seconds_per_image"] for point in same),
-                "metrics": metrics,
-                "seeds": {metric: [point["metrics"][metric]["value"] for point in same] for metric in metrics},
-            }
-        )
-    recipe, folder = runs[name, comparison.seeds[0]]
-    return {
-        "name": name,
-        "training": {
-            "steps": recipe.run.steps,
-            "evaluations_per_sample": evaluations_per_sample(recipe.objective),
-            "seconds": _seconds(folder / METRICS),
-        },
-        "points": points,
-    }
-
-
-def _against(comparison: Comparison, found: Mapping[str, list[Point]], single: Mapping[str, Any]) -> list[Any]:
-    """What the first variant gains on each other one at each number of steps: positive where it is better."""
-    first, *others = comparison.variants
-    answers = []
-    for other in others:
-        for place, steps in enumerate(sorted(comparison.steps)):
-            for metric, better in single["better"].items():
-                sign = 1 if better == "lower" else -1
-                gains = [
-                    sign
-                    * (
-                        found[f"{other}, seed {seed}"][place].replicates[metric]
-                        - found[f"{first}, seed {seed}"][place].replicates[metric]
-                    )
-                    for seed in comparison.seeds
-                ]
-                one = interval(gains[0])
-                gain = _mean([each[0].item() for each in gains], vars(one))
-                word = "better" if gain["low"] > 0 else "worse" if gain["high"] < 0 else "level"
-                answers.append({"other": other, "steps": steps, "metric": metric, "gain": gain, "verdict": word})
-    return answers
-
-
-def markdown(figures: Mapping[str, Any]) -> str:
-    """A table a metric, and where the first variant is better than the others."""
-    steps = [point["steps"] for point in figures["models"][0]["points"]]
-    first = figures["models"][0]["name"]
-    lines = [
-        "# Objectives side by side",
-        "",
-        f"Each run spends {figures['evaluations']:,} network evaluations in training (a backward pass counts as two); "
-        f"seeds {', '.join(map(str, figures['seeds']))}. {figures['samples']} images at each number of steps, "
-        f"{figures['real_images']} real ones.",
-        "",
-        "| | training steps | evaluations a sample | minutes a run |",
-        "| --- | --: | --: | --: |",
-    ]
-    for model in figures["models"]:
-        training = model["training"]
-        lines.append(
-            f"| {model['name']} | {training['steps']} | {training['evaluations_per_sample']:.2f} "
-            f"| {training['seconds'] / 60:.1f} |"
-        )
-    for metric, better in figures["better"].items():
-        lines += ["", f"## {metric} ({better} is better)", ""]
-        lines += [f"| steps | {' | '.join(map(str, steps))} |", f"| --- | {' | '.join('--:' for _ in steps)} |"]
-        lines += [f"| NFE | {' | '.join(str(point['nfe']) for point in figures['models'][0]['points'])} |"]
-        for model in figures["models"]:
-            cells = []
-            for place, point in enumerate(model["points"]):
-                values = [each["points"][place]["metrics"][metric]["value"] for each in figures["models"]]
-                estimate = point["metrics"][metric]
-                text = f"{estimate['value']:.4g} ± {estimate['high'] - estimate['value']:.2g}"
-                best = min(values) if better == "lower" else max(values)
-                cells.append(f"**{text}**" if estimate["value"] == best else text)
-            lines.append(f"| {model['name']} | {' | '.join(cells)} |")
-        lines += ["", f"{first} against each, at each number of steps:", ""]
-        for other in dict.fromkeys(each["other"] for each in figures["against"]):
-            words = [
-                each["verdict"] for each in figures["against"] if each["other"] == other and each["metric"] == metric
-            ]
-            told = ", ".join(f"{count}: {word}" for count, word in zip(steps, words, strict=True))
-            lines.append(f"- {other}: {told}")
-    lines += ["", "## Controls", ""]
-    for what, controls in figures["controls"].items():
-        lines.append(f"- {what}: " + ", ".join(f"{name} {figure['value']:.4g}" for name, figure in controls.items()))
-    lines += [
-        "",
-        "± is a 95 % interval: of the mean over seeds where there are several, else of the redrawn images. "
-        "`better` and `worse` are differences whose interval excludes zero; one in twenty such differences does so by "
-        "chance. All runs are measured with the same captions, noise and real images, whose own draw no interval "
-        "includes.",
-        "",
-    ]
-    if figures["command"]:
-        minutes = sum(model["training"]["seconds"] for model in figures["models"]) / 60
-        lines += [
-            f"Made with `{figures['command']}`: {minutes:.0f} minutes of training for each seed, "
-            f"on {figures['versions']['cuda'] or figures['versions']['cpu']}, torch {figures['versions']['torch']}.",
-            "",
-        ]
-    return "\n".join(lines)
 
 
 def _sheet(comparison: Comparison, models: Mapping[str, Model], prompts: Sequence[str | int]) -> Image.Image:

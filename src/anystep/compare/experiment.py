@@ -1,0 +1,85 @@
+"""What a comparison file holds, and the recipe of each of its runs."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import Field, ValidationError, model_validator
+
+from anystep.bounds import Count, Guidance, SamplingSteps, Seed, shown
+from anystep.errors import InputError
+from anystep.objective.presets import OBJECTIVES
+from anystep.plain_yaml import parse_yaml
+from anystep.training.budget import evaluations_per_sample
+from anystep.training.config import Name, Recipe, Section, explain, merged, set_path
+
+
+class Comparison(Section):
+    """What a comparison file holds.
+
+    Attributes:
+        recipe: what all variants share; its `run.steps` and `run.seed` are set by the comparison.
+        variants: name -> what differs, in a recipe's sections. The first is compared with each other one.
+        evaluations: network evaluations that every run spends, in samples, a backward pass counted as two.
+        seeds: every variant is trained with each.
+        steps, samples, metrics, extractor: of the evaluation; without guidance unless `guidance` says so.
+    """
+
+    recipe: Recipe = Recipe()
+    variants: dict[Name, dict[str, Any]] = Field(
+        default_factory=lambda: {preset.label: {"objective": {"kind": kind}} for kind, preset in OBJECTIVES.items()}
+    )
+    evaluations: Count = 1_000_000
+    seeds: tuple[Seed, ...] = Field((0,), min_length=1)
+    steps: tuple[SamplingSteps, ...] = Field((1, 2, 4, 8, 16, 32, 64), min_length=1)
+    samples: Count = 1000
+    metrics: tuple[Name, ...] = ("frechet_distance", "kernel_distance")
+    extractor: Name = "effnetlite0"
+    guidance: Guidance = 1.0
+
+    @model_validator(mode="after")
+    def _once_each(self) -> "Comparison":
+        for name, values in (("seeds", self.seeds), ("steps", self.steps)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} {list(values)} name one twice")
+        return self
+
+
+def variant_recipe(comparison: Comparison, name: str, seed: int) -> Recipe:
+    """The recipe of one run, with as many steps as its evaluations buy."""
+    base, change = comparison.recipe.model_dump(exclude_unset=True), comparison.variants[name]
+    transport = change.get("transport")
+    own = transport.get("name") if isinstance(transport, dict) else None  # what is no section is refused below
+    if own not in (None, comparison.recipe.transport.name):
+        base = {**base, "transport": {}}  # the options of one transport mean nothing, or something else, in another
+    content = merged(base, change)
+    try:
+        recipe = Recipe.model_validate(content)
+    except ValidationError as error:
+        raise InputError(f"variant {shown(name)}: {explain(Recipe, error)}") from None
+    if (recipe.data, recipe.model.codec) != (comparison.recipe.data, comparison.recipe.model.codec):
+        raise InputError(f"variant {name!r} changes data or model.codec: a comparison has one set of data")
+    cost = recipe.run.batch_size * evaluations_per_sample(recipe.objective)
+    run = recipe.run.model_copy(update={"seed": seed, "steps": max(1, round(comparison.evaluations / cost))})
+    return recipe.model_copy(update={"run": run})
+
+
+def vary(comparison: Comparison, changes: Sequence[str]) -> Comparison:
+    """With more variants of the first one: `objective.eps=0.001,0.02` makes two.
+
+    Raises:
+        InputError: not KEY=VALUE[,VALUE...].
+    """
+    first = next(iter(comparison.variants.values()))
+    variants = dict(comparison.variants)
+    for change in changes:
+        key, equals, values = change.partition("=")
+        if not (equals and key and values):
+            raise InputError(
+                f"--vary {shown(change)}: expected KEY=VALUE[,VALUE...], for example objective.eps=0.001,0.02"
+            )
+        for value in parse_yaml(f"[{values}]", f"--vary {shown(change)}"):
+            word = json.dumps(value).strip('"')
+            short = f"{key.split('.')[-1]} {word}"
+            variants[f"{key} {word}" if short in variants else short] = merged(first, set_path(key, value))
+    return comparison.model_copy(update={"variants": variants})
