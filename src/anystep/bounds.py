@@ -40,6 +40,8 @@ Patch = Annotated[int, Ge(1), Le(256)]
 """Latent pixels along one side of a token."""
 Ratio = Annotated[float, Gt(0), Le(64)]
 """Of a hidden width to the width outside."""
+Frequency = Annotated[float, Gt(0), Le(10_000)]
+"""Of a sinusoid, in radians per unit of time."""
 KeyGrid = Annotated[int, Ge(2), Le(2**20)]
 """Tokens along the longer side that give keys and values."""
 Images = Annotated[int, Ge(1), Le(10_000)]

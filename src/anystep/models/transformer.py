@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from anystep.bounds import (
     Count,
+    Frequency,
     LayerCount,
     OptionalWidth,
     Patch,
@@ -95,19 +96,24 @@ class Modulation(SwiGLU):
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoids (cosine first, no scaling of t) through a two-layer perceptron, in float32 throughout."""
+    """Sinusoids (cosine first) through a two-layer perceptron, in float32 throughout.
+
+    Args:
+        max_frequency: of the fastest, in radians per unit of t; the slowest is a ten-thousandth of it.
+    """
 
     frequencies = 128
-    max_period = 10_000.0
+    span = 10_000.0
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, max_frequency: float = 1.0) -> None:
         super().__init__()
+        self.max_frequency = max_frequency
         self.linear_1 = Float32Linear(2 * self.frequencies, width)
         self.linear_2 = Float32Linear(width, width)
 
     def forward(self, t: Float[Tensor, " batch"]) -> Vector:
         steps = torch.arange(self.frequencies, dtype=torch.float32, device=t.device) / self.frequencies
-        angles = t.float()[:, None] * torch.exp(-math.log(self.max_period) * steps)
+        angles = t.float()[:, None] * (self.max_frequency * torch.exp(-math.log(self.span) * steps))
         wave = torch.cat([angles.cos(), angles.sin()], dim=-1)
         return self.linear_2(functional.silu(self.linear_1(wave)))
 
@@ -311,6 +317,8 @@ class TransitionTransformer2DModel(
         interval_condition: what the second time embedding sees. Of several, all but the last go through the first
             embedding and they are summed.
         shared_time_embedder: whether both embeddings are one.
+        max_time_frequency: of the fastest sinusoid in the time embeddings, in radians per unit of network time. At 1,
+            that of released weights, none makes a turn over a time from 0 to 1; higher ones tell near times apart.
         interval_attention: whether queries, keys and values depend on the interval.
         qk_norm: layer norm of queries and keys.
         rope_grid: `row_major`, or `reference` for released weights (`anystep.models.rotary.positions`).
@@ -343,6 +351,7 @@ class TransitionTransformer2DModel(
         modulation_rank: Width | None = None,
         interval_condition: IntervalCondition = "t-r",
         shared_time_embedder: bool = False,
+        max_time_frequency: Frequency = 1.0,
         interval_attention: bool = True,
         qk_norm: bool = True,
         rope_grid: RotaryGrid = "row_major",
@@ -367,8 +376,8 @@ class TransitionTransformer2DModel(
         self.gradient_checkpointing = False
 
         self.patch_embed = Float32Linear(in_channels * patch_size**2, width)
-        self.time_embed = TimeEmbedding(width)
-        self.interval_embed = None if shared_time_embedder else TimeEmbedding(width)
+        self.time_embed = TimeEmbedding(width, max_time_frequency)
+        self.interval_embed = None if shared_time_embedder else TimeEmbedding(width, max_time_frequency)
         self.caption_projection = CaptionProjection(text_width, width) if text_width is not None else None
         self.class_embed = (
             nn.Embedding(num_classes + int(class_dropout_prob > 0), width) if num_classes is not None else None
