@@ -170,6 +170,22 @@ def test_higher_time_frequencies_leave_the_finite_difference_exact() -> None:
     assert (central - exact).norm() < 0.01 * exact.norm()
 
 
+@pytest.mark.parametrize("condition", ["t-r", "r", "t,r", "t,t-r"])
+def test_an_interval_branch_that_starts_at_zero_knows_no_r_until_it_learns(condition: str) -> None:
+    torch.manual_seed(0)
+    network = build_transformer("t2i-test", zero_init_interval=True, interval_condition=condition)
+    for name, parameter in network.named_parameters():
+        if not parameter.any() and "interval_embed" not in name:
+            nn.init.normal_(parameter, std=0.1)
+    x, t, r, caption = text_inputs()
+    assert torch.equal(network(x, t, r, caption), network(x, t, r - 0.2, caption))
+    network(x, t, r, caption).square().mean().backward()
+    assert network.interval_embed.linear_2.weight.grad.any()
+    with torch.no_grad():
+        network.interval_embed.linear_2.weight -= network.interval_embed.linear_2.weight.grad
+    assert not torch.equal(network(x, t, r, caption), network(x, t, r - 0.2, caption))
+
+
 def test_gradient_checkpointing_changes_no_gradient() -> None:
     gradients = []
     for checkpointing in (False, True):
@@ -253,6 +269,12 @@ def test_labels_have_a_null() -> None:
         ("t2i-test", {"dept": 3}, "dept"),
         ("t2i-test", {"num_classes": 3}, "one of text_width and num_classes"),
         ("t2i-test", {"num_heads": 3}, "multiple of 4"),
+        ("t2i-test", {"zero_init_interval": True, "shared_time_embedder": True}, "own, not shared_time_embedder"),
+        (
+            "t2i-test",
+            {"zero_init_interval": True, "interval_condition": "r,t-r"},
+            "own, not interval_condition 'r,t-r'",
+        ),
         ("t2i-test", {"interval_condition": "t/r"}, "interval_condition 't/r': expected one of"),
     ],
 )

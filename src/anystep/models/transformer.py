@@ -319,6 +319,8 @@ class TransitionTransformer2DModel(
         shared_time_embedder: whether both embeddings are one.
         max_time_frequency: of the fastest sinusoid in the time embeddings, in radians per unit of network time. At 1,
             that of released weights, none makes a turn over a time from 0 to 1; higher ones tell near times apart.
+        zero_init_interval: whether the interval embedding starts at zero, so that f does not depend on r until training
+            asks for it. It must be one of its own, and r must not go through the first.
         interval_attention: whether queries, keys and values depend on the interval.
         qk_norm: layer norm of queries and keys.
         rope_grid: `row_major`, or `reference` for released weights (`anystep.models.rotary.positions`).
@@ -352,6 +354,7 @@ class TransitionTransformer2DModel(
         interval_condition: IntervalCondition = "t-r",
         shared_time_embedder: bool = False,
         max_time_frequency: Frequency = 1.0,
+        zero_init_interval: bool = False,
         interval_attention: bool = True,
         qk_norm: bool = True,
         rope_grid: RotaryGrid = "row_major",
@@ -371,6 +374,9 @@ class TransitionTransformer2DModel(
             raise ValueError(f"hidden_size {hidden_size} / num_heads {num_heads} must be a multiple of 4")
         if z_dim and not 1 <= encoder_depth <= depth:
             raise ValueError(f"encoder_depth {encoder_depth} must be a block from 1 to depth {depth}")
+        if zero_init_interval and (shared_time_embedder or interval_condition not in ("t-r", "r", "t,r", "t,t-r")):
+            through = "shared_time_embedder" if shared_time_embedder else f"interval_condition {interval_condition!r}"
+            raise ValueError(f"zero_init_interval needs r to go through an embedding of its own, not {through}")
         width = hidden_size
         rank = width // 4 * 3 if modulation_rank is None else modulation_rank
         self.gradient_checkpointing = False
@@ -422,6 +428,8 @@ class TransitionTransformer2DModel(
                 nn.init.normal_(module.weight, std=0.02)
         # blocks start as the identity and the prediction at zero
         silent = [self.final_layer.linear, *(part.down for part in self.modules() if isinstance(part, Modulation))]
+        if self.config.zero_init_interval and self.interval_embed is not None:
+            silent.append(self.interval_embed.linear_2)  # interval_qkv has no bias, so that it is silent too
         for parameter in (parameter for linear in silent for parameter in linear.parameters()):
             nn.init.zeros_(parameter)
 
