@@ -227,6 +227,18 @@ def test_a_chunk_that_was_cut_off_is_made_again_and_missing_images_too(pooled: P
     assert len(list((tmp_path / "images").iterdir())) == 60
 
 
+def test_grey_chunks_and_coloured_ones_make_one_set(pooled: Path, tmp_path: Path) -> None:
+    def make(chunk: range) -> tuple[torch.Tensor, Cost]:
+        images = torch.full((len(chunk), 3, 8, 8), 7, dtype=torch.uint8)
+        images[:, 0] += chunk.start
+        return images, Cost()
+
+    seen, _ = collect(tmp_path, 60, make, load_extractor(str(pooled), allow_code=True), Ranks())
+    assert seen.pixels is not None
+    assert seen.pixels.shape == (60, 3, 64)
+    assert seen.pixels[[0, 50]].amax(2).tolist() == [[7, 7, 7], [57, 7, 7]]
+
+
 def test_folders_of_several_models_make_a_line_each(
     finished: Path, pooled: Path, colours: Path, tmp_path: Path
 ) -> None:
@@ -246,6 +258,7 @@ def test_folders_of_several_models_make_a_line_each(
     ours, theirs = read(tmp_path)["models"]
     assert (ours["name"], [point["nfe"] for point in ours["points"]]) == ("ours", [1])
     assert [point["nfe"] for point in theirs["points"]] == [2, 4]
+    assert [(moved["from"], moved["to"], moved["features"]["value"]) for moved in theirs["movement"]] == [(1, 2, 0)]
     # the same images twice are no gain
     assert all("gets better" not in monotone["verdict"] for monotone in theirs["monotone"].values())
     assert not (tmp_path / "sheet.png").exists()

@@ -14,6 +14,7 @@ from anystep.evaluation.metric import (
     interval,
     measure,
     probability_not_worse,
+    shortfall,
     tied,
     verdict,
 )
@@ -22,7 +23,12 @@ from anystep.evaluation.metrics import METRICS, MeanScore, choose_metrics
 
 def observed(count: int, width: int = 8, shift: float = 0.0, seed: int = 0) -> Observed:
     generator = torch.Generator().manual_seed(seed)
-    return Observed(torch.randn(count, width, generator=generator) + shift, torch.randn(count, 5, generator=generator))
+    return Observed(
+        torch.randn(count, width, generator=generator) + shift,
+        torch.randn(count, 5, generator=generator),
+        pixels=255 * torch.rand(count, 3, 16, generator=generator),
+        fine_energy=torch.rand(count, generator=generator) + shift,
+    )
 
 
 @given(reals=st.integers(1, 30), mades=st.integers(1, 30), seed=st.integers(0, 99))
@@ -53,6 +59,7 @@ def test_counting_an_image_twice_is_having_it_twice_in_a_metric_of_means(name: s
     ("name", "narrow", "wide"),
     [
         ("kernel_distance", 0.75, 1.25),
+        ("sharpness", 0.75, 1.25),
         ("precision", 0.8, 2.0),
         ("recall", 0.8, 2.0),
         ("density", 0.75, 1.5),
@@ -66,6 +73,15 @@ def test_the_interval_is_as_wide_as_repeated_draws_spread(name: str, narrow: flo
     spread = torch.stack([value(draw)[0] for draw in range(60)]).std().item()
     widths = [(found := interval(value(draw))).high - found.low for draw in range(100, 110)]
     assert narrow < sum(widths) / 10 / (2 * 1.96 * spread) < wide
+
+
+def test_twice_and_half_are_as_far_from_one() -> None:
+    figures = torch.tensor([0.5, 2.0, 1.0, 0.9], dtype=torch.float64)
+    half, twice, one, near = shortfall(figures, "nearest 1").tolist()
+    assert half == pytest.approx(twice)
+    assert one == 0 < near < half
+    assert torch.equal(shortfall(figures, "lower"), figures)
+    assert torch.equal(shortfall(figures, "higher"), -figures)
 
 
 def test_ties_are_not_gains() -> None:

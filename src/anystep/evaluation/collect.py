@@ -11,19 +11,20 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from anystep.errors import InputError
 from anystep.evaluation.features import TRIAL, FeatureExtractor, extract
 from anystep.evaluation.finite import check_finite
-from anystep.evaluation.metric import Observed
+from anystep.evaluation.metric import Images, Observed
+from anystep.evaluation.pixels import fine_energy, small_pixels
 from anystep.files import make_folder, replacing, write_tensors
 from anystep.ranks import Ranks
 
 CHUNK = 50
-Images = UInt8[Tensor, "batch 3 height width"]
+SEEN = ("features", "pixels", "fine_energy")  # of every image, whatever is asked
 
 
 @runtime_checkable
@@ -86,7 +87,12 @@ def collect(
             chunk = range(number * CHUNK, min(count, (number + 1) * CHUNK))
             if _read_chunk(path, len(chunk)) is None or (keep and not _images_whole(folder / "images", chunk)):
                 images, cost = make(chunk)
-                tensors, names = {"features": extract(extractor, [images])}, [called(index) for index in chunk]
+                tensors = {
+                    "features": extract(extractor, [images]),
+                    "pixels": small_pixels(images),
+                    "fine_energy": fine_energy(images),
+                }
+                names = [called(index) for index in chunk]
                 check_finite(tensors["features"], f"extractor {extractor.name}", names)
                 for scorer in scorers:
                     mine = [captions[index] for index in chunk]
@@ -106,13 +112,15 @@ def collect(
         for name, values in read[0].items():
             rows.setdefault(name, []).append(values)
         costs.append(read[1])
+    channels = max(part.shape[1] for part in rows["pixels"])  # one where all of a chunk are grey
+    rows["pixels"] = [part.expand(-1, channels, -1) for part in rows["pixels"]]
     joined = {name: torch.cat(parts) for name, parts in rows.items()}
-    features = joined.pop("features")
+    features, pixels, energy = (joined.pop(name) for name in SEEN)
     logits = [extractor.classify(part) for part in features.split(CHUNK)]
     known = [part.cpu() for part in logits if part is not None]
     if known:
         check_finite(torch.cat(known), f"classifier {extractor.name}", range(count))
-    return Observed(features, torch.cat(known) if known else None, joined), costs
+    return Observed(features, torch.cat(known) if known else None, joined, pixels, energy), costs
 
 
 def try_scorers(scorers: Sequence[Scorer], width_of_features: int, width: int, height: int) -> None:
@@ -139,7 +147,7 @@ def _read_chunk(path: Path, count: int) -> tuple[dict[str, Tensor], Cost] | None
             cost = Cost(**json.loads(file.metadata()["cost"]))
     except (OSError, SafetensorError, ValueError, TypeError, KeyError):
         return None
-    whole = "features" in tensors and all(
+    whole = tensors.keys() >= set(SEEN) and all(
         len(values) == count and values.isfinite().all() for values in tensors.values()
     )
     return (tensors, cost) if whole else None

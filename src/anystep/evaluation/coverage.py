@@ -5,13 +5,12 @@ Replicates redraw both sets: a neighbourhood counts as often as its centre was d
 """
 
 from collections.abc import Iterator
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from anystep.evaluation.metric import Counts, Observed
+from anystep.evaluation.metric import Better, Counts, Observed
 
 NEIGHBOURS = 5
 ROWS = 1024  # distances of so many images are held at a time
@@ -40,7 +39,7 @@ def times_within(
 
 
 class _Share:
-    better: Literal["lower", "higher"] = "higher"
+    better: Better = "higher"
     least = 2 * NEIGHBOURS
     replicates = 200
 

@@ -26,7 +26,8 @@ from anystep.evaluation.features import FeatureExtractor
 from anystep.evaluation.finite import check_finite
 from anystep.evaluation.frechet_distance import FrechetDistance, Moments
 from anystep.evaluation.metric import Metric, Observed, interval, measure, probability_not_worse, tied, verdict
-from anystep.evaluation.metrics import MeanScore
+from anystep.evaluation.metrics import WITHOUT_FEATURES, MeanScore
+from anystep.evaluation.movement import movement
 from anystep.generation_plan import check_room
 from anystep.pipelines.describe import model_digest
 from anystep.pipelines.load import Model
@@ -38,11 +39,17 @@ NOTES = (
     "so that neighbours in a curve are compared on the same images. The Fréchet distance redraws the made images only.",
     "Distances of few images are biased upwards (the Fréchet distance) or noisy (all): compare equal numbers of images "
     "only, and with the control of real images against real images.",
-    "Figures depend on the extractor that is part of their names; only `inception` figures are the field's FID.",
+    "Figures depend on the extractor that is part of their names; only `inception` figures are the field's FID. Those "
+    "of pixels need none: `pixel_frechet_distance` is of pixels in [0, 1], of images averaged to 32 a side if they are "
+    "larger, and `sharpness` the energy of fine detail over that of the real images.",
+    "Movement is from the images of one step count to those of the same seeds at the next: the distance of their "
+    "features over that of two different images (0: the same picture, 1: as far as any other), and the root mean "
+    "square of the difference of their pixels.",
 )
 BLUR = 1.0  # standard deviation in pixels, of the degraded control
 NOISE = 25.0  # standard deviation in levels, of the other
 FINGERPRINTED = 100  # images whose pixels tell one set of real images from another
+LAYOUT = 2  # of the chunks: another one is kept in other folders
 REAL = "real images against real images"
 
 
@@ -126,12 +133,13 @@ class Evaluation:
 
     def named(self, metric: Metric) -> str:
         """A distance means nothing without the features that it was measured on."""
-        return metric.name if isinstance(metric, MeanScore) else f"{metric.name}_{self.extractor.name}"
+        return metric.name if isinstance(metric, WITHOUT_FEATURES) else f"{metric.name}_{self.extractor.name}"
 
     def work(self, *settings: object, scored: bool = False) -> Path:
         """The folder of the chunks that depend on these settings and nothing else."""
         scorers = [(each.name, each.digest) for each in self.scorers] if scored else []
-        text = json.dumps([self.extractor.name, self.extractor.digest, scorers, __version__, *map(str, settings)])
+        shared = [LAYOUT, self.extractor.name, self.extractor.digest, scorers, __version__]
+        text = json.dumps([*shared, *map(str, settings)])
         return self.folder / "work" / hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def collect(
@@ -287,6 +295,7 @@ def report(
                     for point in points
                 ],
                 "monotone": monotone,
+                "movement": _movements(points, evaluation.seed),
             }
         )
     return {
@@ -305,6 +314,19 @@ def report(
         "notes": [*NOTES, *(scorer.note for scorer in evaluation.scorers)],
         "versions": environment(),
     }
+
+
+def _movements(points: Sequence[Point], seed: int) -> list[dict[str, Any]]:
+    """Between neighbouring step counts that have as many images."""
+    return [
+        {
+            "from": fewer.steps,
+            "to": more.steps,
+            **{what: asdict(interval(moved)) for what, moved in movement(fewer.observed, more.observed, seed).items()},
+        }
+        for fewer, more in pairwise(points)
+        if len(fewer.observed) == len(more.observed)
+    ]
 
 
 def with_reference_statistics(metrics: Sequence[Metric], path: Path | None) -> list[Metric]:

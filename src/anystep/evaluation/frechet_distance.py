@@ -3,7 +3,6 @@
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anystep.errors import InputError
-from anystep.evaluation.metric import Counts, Observed
+from anystep.evaluation.metric import Better, Counts, Observed
 from anystep.files import check_regular, replacing
 
 WIDEST = 16_384  # features of reference statistics
@@ -106,12 +105,13 @@ class FrechetDistance:
     """
 
     name = "frechet_distance"
-    better: Literal["lower", "higher"] = "lower"
+    better: Better = "lower"
     least = 50
     replicates = 15
 
     def __init__(self, reference: Moments | None = None) -> None:
         self.reference = reference
+        self._last: tuple[Tensor, Moments, Tensor] | None = None
 
     def check_width(self, width: int) -> None:
         """Raises InputError for images of another feature size than the reference statistics."""
@@ -123,10 +123,18 @@ class FrechetDistance:
 
     def __call__(self, real: Observed, made: Observed, counts: Counts) -> Float[Tensor, " replicates"]:
         self.check_width(made.features.shape[1])
-        reference = self.reference or Moments.of(real.features)
-        root = square_root(reference.covariance)
-        x, distances = made.features.double(), []
-        for count in counts.made:
+        return self.distances(real.features, made.features, counts.made)
+
+    def distances(
+        self, real: Float[Tensor, "reals width"], made: Features, counts: Float[Tensor, "replicates count"]
+    ) -> Float[Tensor, " replicates"]:
+        """Of the made images, as often as each counts, from the real ones or from the reference statistics."""
+        if self._last is None or not self._last[0].is_set_to(real):  # a root takes longer than a distance
+            moments = self.reference or Moments.of(real)
+            self._last = real, moments, square_root(moments.covariance)
+        _, reference, root = self._last
+        x, distances = made.double(), []
+        for count in counts:
             drawn = count > 0
             weight = count[drawn]
             mean = weight @ x[drawn] / weight.sum()

@@ -1,19 +1,17 @@
 """How sure a classifier is of each image and how different its answers are (arXiv 1606.03498, section 4)."""
 
-from typing import Literal
-
 from jaxtyping import Float
 from torch import Tensor
 
 from anystep.errors import InputError
-from anystep.evaluation.metric import Counts, Observed
+from anystep.evaluation.metric import Better, Counts, Observed
 
 
 class InceptionScore:
     """exp E KL(p(y | x) || p(y)) over all images at once; the field's mean over ten splits is lower."""
 
     name = "inception_score"
-    better: Literal["lower", "higher"] = "higher"
+    better: Better = "higher"
     least = 50
     replicates = 200
 

@@ -1,12 +1,10 @@
 """The kernel distance between two sets of images (KID, arXiv 1801.01401, section 4)."""
 
-from typing import Literal
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from anystep.evaluation.metric import Counts, Observed
+from anystep.evaluation.metric import Better, Counts, Observed
 
 Features = Float[Tensor, "_ width"]
 BLOCK = 1024  # rows of a kernel that exist at a time
@@ -19,7 +17,7 @@ class KernelDistance:
     """
 
     name = "kernel_distance"
-    better: Literal["lower", "higher"] = "lower"
+    better: Better = "lower"
     least = 50
     replicates = 200
 

@@ -8,13 +8,16 @@ that share their seeds share these draws, so that their differences are paired.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from anystep.errors import InputError
+
+Images = UInt8[Tensor, "batch 3 height width"]
+Better: TypeAlias = Literal["lower", "higher", "nearest 1"]
 
 
 @dataclass(frozen=True)
@@ -25,11 +28,15 @@ class Observed:
         features: one row an image.
         logits: of the extractor's classifier, if it has one.
         scores: numbers that belong to each image alone, such as how well it fits its caption, by metric.
+        pixels: `pixels.small_pixels` of each image.
+        fine_energy: `pixels.fine_energy` of each image.
     """
 
     features: Float[Tensor, "count width"]
     logits: Float[Tensor, "count classes"] | None = None
     scores: Mapping[str, Float[Tensor, " count"]] = field(default_factory=dict)
+    pixels: Float[Tensor, "count channels area"] | None = None
+    fine_energy: Float[Tensor, " count"] | None = None
 
     def __len__(self) -> int:
         return len(self.features)
@@ -51,13 +58,13 @@ class Metric(Protocol):
 
     Attributes:
         name: without the extractor's, which is put in front.
-        better: whether a lower or a higher figure is better.
+        better: whether a lower or a higher figure is better, or one nearer to 1 (twice and half are as far).
         least: how many images each set must have.
         replicates: how many replicates are worth their time.
     """
 
     name: str
-    better: Literal["lower", "higher"]
+    better: Better
     least: int
     replicates: int
 
@@ -118,11 +125,18 @@ def interval(replicates: Float[Tensor, " replicates"]) -> Estimate:
     return Estimate(value, value - 1.96 * deviation, value + 1.96 * deviation)
 
 
+def shortfall(figures: Float[Tensor, " replicates"], better: Better) -> Float[Tensor, " replicates"]:
+    """What is lower where a figure is better: the figure, its negative, or how far its logarithm is from 0."""
+    if better == "nearest 1":
+        return figures.log().abs()
+    return figures if better == "lower" else -figures
+
+
 def probability_not_worse(
-    fewer: Float[Tensor, " replicates"], more: Float[Tensor, " replicates"], better: Literal["lower", "higher"]
+    fewer: Float[Tensor, " replicates"], more: Float[Tensor, " replicates"], better: Better
 ) -> float:
     """That the second figure is at least as good as the first: normal, from the spread of the paired differences."""
-    gain = (fewer - more) if better == "lower" else (more - fewer)
+    gain = shortfall(fewer, better) - shortfall(more, better)
     value, deviation = gain[0].item(), gain[1:].std().item()
     if deviation == 0:
         return float(value >= 0)

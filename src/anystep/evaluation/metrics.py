@@ -1,7 +1,6 @@
 """The metrics by name."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -12,13 +11,14 @@ from anystep.evaluation.features import FeatureExtractor
 from anystep.evaluation.frechet_distance import FrechetDistance
 from anystep.evaluation.inception_score import InceptionScore
 from anystep.evaluation.kernel_distance import KernelDistance
-from anystep.evaluation.metric import Counts, Metric, Observed
+from anystep.evaluation.metric import Better, Counts, Metric, Observed
+from anystep.evaluation.pixels import PixelFrechetDistance, Sharpness
 
 
 class MeanScore:
     """The mean of a number that every image has by itself, such as its fit to its caption."""
 
-    better: Literal["lower", "higher"] = "higher"
+    better: Better = "higher"
     least = 2
     replicates = 200
 
@@ -31,8 +31,20 @@ class MeanScore:
 
 METRICS: dict[str, Callable[[], Metric]] = {
     metric.name: metric
-    for metric in (KernelDistance, FrechetDistance, Precision, Recall, Density, Coverage, InceptionScore)
+    for metric in (
+        KernelDistance,
+        FrechetDistance,
+        PixelFrechetDistance,
+        Sharpness,
+        Precision,
+        Recall,
+        Density,
+        Coverage,
+        InceptionScore,
+    )
 }
+# their figures do not depend on the extractor
+WITHOUT_FEATURES = (MeanScore, PixelFrechetDistance, Sharpness)
 
 
 def check_measurable(metrics: Sequence[Metric], extractor: FeatureExtractor, samples: int) -> None:

@@ -10,6 +10,8 @@ from PIL import Image
 from anystep.errors import InputError
 from anystep.files import replacing, write_json, write_text
 
+ARROWS = {"lower": "↓", "higher": "↑", "nearest 1": "→ 1"}
+
 
 def markdown(report: dict[str, Any]) -> str:
     """Tables of all figures, the controls, the verdicts, and what to know before reading them."""
@@ -31,6 +33,13 @@ def markdown(report: dict[str, Any]) -> str:
             chances = ", ".join(f"{chance:.2f}" for chance in monotone["probability"])
             lines.append(f"- {name}: {monotone['verdict']} (probability that each next is not worse: {chances or '-'})")
         lines.append("")
+        if model["movement"]:
+            kinds = [kind for kind in ("features", "pixels") if kind in model["movement"][0]]
+            lines += ["How far does the picture of one seed move?", "", _row(["steps", *kinds])]
+            lines += [_row(["---", *["--:"] * len(kinds)])]
+            for moved in model["movement"]:
+                lines.append(_row([f"{moved['from']} to {moved['to']}", *(_figure(moved[kind]) for kind in kinds)]))
+            lines.append("")
     controls = report["controls"]
     measured = [name for name in names if all(name in figures for figures in controls.values())]
     lines += ["## Controls", "", _row(["", *measured]), _row(["---", *["--:"] * len(measured)])]
@@ -45,7 +54,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _title(name: str, report: dict[str, Any]) -> str:
-    return f"{name} {'↓' if report['better'][name] == 'lower' else '↑'}"
+    return f"{name} {ARROWS[report['better'][name]]}"
 
 
 def _figure(estimate: dict[str, float]) -> str:
