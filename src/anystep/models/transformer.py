@@ -7,7 +7,7 @@ normalisation and a 2-D rotary embedding. Class- and text-conditional models dif
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from anystep.bounds import (
     Count,
+    Depth,
     Frequency,
     LayerCount,
     OptionalWidth,
@@ -286,8 +287,50 @@ class FinalLayer(nn.Module):
         return self.linear(modulate(self.norm(x), shift, scale))
 
 
+class TransitionBranch(nn.Module):
+    """The last blocks and the final layer once more, for transitions over an interval."""
+
+    def __init__(self, blocks: nn.ModuleList, final_layer: FinalLayer) -> None:
+        super().__init__()
+        self.blocks, self.final_layer = blocks, final_layer
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Model
+
+
+@dataclass(frozen=True)
+class Context:
+    """What blocks are told beside their tokens, as `TransitionBlock.forward` takes it; a caption for each block."""
+
+    c: Vector
+    interval: Vector
+    turn: Rotary
+    captions: Sequence[Any]
+    mask: Tensor | None
+    packing: Packing | None
+    kept: Tensor | None
+
+    def of(self, images: Int[Tensor, " chosen"]) -> "Context":
+        """The same for these images alone, in ascending order."""
+        captions = self.captions
+        if captions and isinstance(captions[0], Tensor):  # one projected caption for all blocks
+            captions = [captions[0][images]] * len(captions)
+        else:
+            captions = [None if pair is None else (pair[0][images], pair[1][images]) for pair in captions]
+        turn, packing = self.turn, self.packing
+        if packing is not None:
+            place = self.place(images)
+            turn = Rotary(turn.angles[place], None if turn.sharpness is None else turn.sharpness[place])
+            packing = packing.chosen([int(image) for image in images])
+        mask = None if self.mask is None else self.mask[images]
+        return Context(self.c[images], self.interval[images], turn, captions, mask, packing, self.kept)
+
+    def place(self, images: Int[Tensor, " chosen"]) -> Int[Tensor, " rows"]:
+        """Where these images are in the batch: along its first dimension, or along that of the tokens where packed."""
+        return (
+            images if self.packing is None else torch.isin(self.packing.image_on(images.device), images).nonzero()[:, 0]
+        )
 
 
 @dataclass(frozen=True)
@@ -321,6 +364,10 @@ class TransitionTransformer2DModel(
             that of released weights, none makes a turn over a time from 0 to 1; higher ones tell near times apart.
         zero_init_interval: whether the interval embedding starts at zero, so that f does not depend on r until training
             asks for it. It must be one of its own, and r must not go through the first.
+        branch_depth: of the `depth` blocks, those that there are twice: all blocks but these are a trunk that knows t
+            alone; after it, one branch answers with the velocity v(x, t) where r = t, and another with f(x, t, r) where
+            r < t. r enters in the latter alone, which starts as a copy of the former, so that f = v. 0 for one network.
+        trunk_share: by how much the gradient is multiplied that the branch of transitions sends into what both share.
         interval_attention: whether queries, keys and values depend on the interval.
         qk_norm: layer norm of queries and keys.
         rope_grid: `row_major`, or `reference` for released weights (`anystep.models.rotary.positions`).
@@ -355,6 +402,8 @@ class TransitionTransformer2DModel(
         shared_time_embedder: bool = False,
         max_time_frequency: Frequency = 1.0,
         zero_init_interval: bool = False,
+        branch_depth: Depth = 0,
+        trunk_share: Share = 1.0,
         interval_attention: bool = True,
         qk_norm: bool = True,
         rope_grid: RotaryGrid = "row_major",
@@ -372,8 +421,17 @@ class TransitionTransformer2DModel(
             raise ValueError(f"give one of text_width and num_classes, got {text_width} and {num_classes}")
         if hidden_size % num_heads or (hidden_size // num_heads) % 4:
             raise ValueError(f"hidden_size {hidden_size} / num_heads {num_heads} must be a multiple of 4")
-        if z_dim and not 1 <= encoder_depth <= depth:
-            raise ValueError(f"encoder_depth {encoder_depth} must be a block from 1 to depth {depth}")
+        if not 0 <= branch_depth < depth:
+            raise ValueError(f"branch_depth {branch_depth} must leave a trunk of the depth {depth}")
+        trunk = depth - branch_depth
+        if z_dim and not 1 <= encoder_depth <= trunk:
+            raise ValueError(
+                f"encoder_depth {encoder_depth} must be a block from 1 to {trunk}, the last before any branch"
+            )
+        if branch_depth and (shared_time_embedder or interval_condition not in ("t-r", "r")):
+            raise ValueError("branch_depth needs an interval_condition of t-r or r, and no shared_time_embedder")
+        if trunk_share != 1 and not branch_depth:
+            raise ValueError(f"trunk_share {trunk_share} is of a network with branches: branch_depth is 0")
         if zero_init_interval and (shared_time_embedder or interval_condition not in ("t-r", "r", "t,r", "t,t-r")):
             through = "shared_time_embedder" if shared_time_embedder else f"interval_condition {interval_condition!r}"
             raise ValueError(f"zero_init_interval needs r to go through an embedding of its own, not {through}")
@@ -389,11 +447,21 @@ class TransitionTransformer2DModel(
             nn.Embedding(num_classes + int(class_dropout_prob > 0), width) if num_classes is not None else None
         )
         hidden = int(width * mlp_ratio) * 2 // 3
-        self.blocks = nn.ModuleList(
-            TransitionBlock(width, num_heads, hidden, rank, text_width is not None, interval_attention, qk_norm)
-            for _ in range(depth)
+
+        def blocks(count: int, interval_aware: bool) -> nn.ModuleList:
+            text = text_width is not None
+            return nn.ModuleList(
+                TransitionBlock(width, num_heads, hidden, rank, text, interval_aware, qk_norm) for _ in range(count)
+            )
+
+        out = in_channels * patch_size**2
+        self.blocks = blocks(depth, interval_attention and not branch_depth)
+        self.final_layer = FinalLayer(width, out)
+        self.transition_branch = (
+            TransitionBranch(blocks(branch_depth, interval_attention), FinalLayer(width, out)) if branch_depth else None
         )
-        self.final_layer = FinalLayer(width, in_channels * patch_size**2)
+        # whether every evaluation runs both branches, if only on one image: processes that share weights call alike
+        self.lockstep = False
         self.projector = (
             nn.Sequential(
                 nn.Linear(width, projector_dim), nn.SiLU(),
@@ -402,6 +470,28 @@ class TransitionTransformer2DModel(
             ) if z_dim else None
         )  # fmt: skip
         self._initialise()
+        if branch_depth:
+            self.start_transition_branch()
+
+    @property
+    def all_blocks(self) -> list[TransitionBlock]:
+        """Those of the trunk, of the velocity, and of the transitions."""
+        branch = [] if self.transition_branch is None else list(self.transition_branch.blocks)
+        return [*self.blocks, *branch]
+
+    @torch.no_grad()
+    def start_transition_branch(self) -> None:
+        """Make the branch of transitions a copy of the velocity's, its interval zero: then f(x, t, r) = v(x, t)."""
+        assert self.transition_branch is not None
+        assert self.interval_embed is not None
+        for parameter in self.interval_embed.linear_2.parameters():
+            parameter.zero_()
+        own = nn.ModuleList([*self.blocks[-self.config.branch_depth :], self.final_layer])
+        copied = dict(own.named_parameters())
+        copy = nn.ModuleList([*self.transition_branch.blocks, self.transition_branch.final_layer])
+        for name, parameter in copy.named_parameters():
+            if name in copied:  # all but interval_qkv, which has no part while the interval is zero
+                parameter.copy_(copied[name])
 
     def check_saveable(self) -> None:
         """Raise `InputError` where what is saved could not be loaded: while the network carries an adapter."""
@@ -449,10 +539,10 @@ class TransitionTransformer2DModel(
         Captions become the keys and values of every block; labels are returned as they are, and so are captions where
         a hook of diffusers brings the weights of a block for its own forward alone.
         """
-        if self.caption_projection is None or any(hasattr(block, "_diffusers_hook") for block in self.blocks):
+        if self.caption_projection is None or any(hasattr(block, "_diffusers_hook") for block in self.all_blocks):
             return condition
         caption = self.project_caption(condition)
-        pairs = tuple(block.caption_attn.keys_values(caption) for block in self.blocks)  # type: ignore[union-attr, operator]
+        pairs = tuple(block.caption_attn.keys_values(caption) for block in self.all_blocks)  # type: ignore[union-attr]
         return EncodedCaption(pairs, condition_mask)
 
     def project_caption(self, states: Float[Tensor, "batch length text"]) -> Float[Tensor, "batch length width"]:
@@ -488,8 +578,10 @@ class TransitionTransformer2DModel(
         packing: Packing | None = None,
         rope_scaling: RotaryScaling | None = None,
         key_grid: int | None = None,
+        return_velocity: bool = False,
+        branch: Literal["velocity", "transition"] | None = None,
     ) -> Any:
-        """The prediction F, shaped as x, float32.
+        """The prediction F, shaped as x, float32; after it, what else was asked for, features first.
 
         Args:
             x: latents at time t, both sides multiples of `patch_size`; or a packed batch, (tokens, channels,
@@ -503,16 +595,21 @@ class TransitionTransformer2DModel(
             rope_scaling: what becomes of positions beyond the trained ones; the network's own by default.
             key_grid: tokens along the longer side that give keys and values (`anystep.models.key_grid`); all by default
                 and in a packed batch.
+            return_velocity: also return v(x, t) of all images, where the network has branches: from the same trunk.
+            branch: which one answers for all images. By default that of the velocity does where r = t and that of
+                transitions elsewhere; each runs on its own images only, so that an image costs one branch.
         """
+        if (return_velocity or branch is not None) and self.transition_branch is None:
+            raise ValueError("return_velocity and branch are of a network with branches: branch_depth is 0")
         if return_features and self.projector is None:
             raise ValueError("return_features needs a projector: z_dim is 0")
         # a block makes its own keys and values of a caption that was not encoded before: its weights may be sharded
-        captions: Sequence[Any] = [None] * len(self.blocks)
+        captions: Sequence[Any] = [None] * len(self.all_blocks)
         mask = condition_mask
         if isinstance(condition, EncodedCaption):
             captions, mask = condition.keys_values, condition.mask
         elif self.caption_projection is not None:
-            captions = [self.project_caption(condition)] * len(self.blocks)
+            captions = [self.project_caption(condition)] * len(captions)
         mask = mask if self.config.mask_text else None
         patch = self.config.patch_size
         rows, columns = x.shape[-2] // patch, x.shape[-1] // patch
@@ -523,7 +620,7 @@ class TransitionTransformer2DModel(
             tokens = x.float().flatten(1)[None]
         tokens = self.patch_embed(tokens)  # (B, N, D)
         time, interval = self.embed_times(t, r)  # (B, D) each
-        c = time + interval
+        c = time if self.transition_branch is not None else time + interval
         if self.class_embed is not None:
             c = c + self.class_embed(condition)
         grids = ((rows, columns),) if packing is None else packing.grids
@@ -534,21 +631,100 @@ class TransitionTransformer2DModel(
         features = kept = None
         if key_grid is not None and packing is None:
             kept = kept_tokens(rows, columns, key_grid, x.device)
-        for index, (block, caption) in enumerate(zip(self.blocks, captions, strict=True)):
-            again = torch.is_grad_enabled() and self.gradient_checkpointing
-            run: Callable[..., Any] = partial(self._gradient_checkpointing_func, block) if again else block
-            tokens = run(tokens, c, interval, turn, caption, mask, packing, kept)  # (B, N, D)
+        at = Context(c, interval, turn, captions, mask, packing, kept)
+        trunk = len(self.blocks) - self.config.branch_depth
+        for index, (block, caption) in enumerate(zip(list(self.blocks)[:trunk], captions[:trunk], strict=True)):
+            tokens = self._run(block, tokens, at, caption)  # (B, N, D)
             if return_features and self.projector is not None and index + 1 == self.config.encoder_depth:
                 dtype = compute_dtype(self.projector[0]) or tokens.dtype
                 features = self.projector(tokens.to(dtype))  # (B, N, z_dim)
 
-        out = self.final_layer(tokens, c, packing)  # (B, N, patch^2 C)
-        if packing is not None:
-            out = out[0].unflatten(-1, (patch, patch, -1)).permute(0, 3, 1, 2)  # (N, C, p, p)
-            return (out, features[0] if features is not None else None) if return_features else out
-        out = out.unflatten(1, (rows, columns)).unflatten(-1, (patch, patch, -1))  # (B, H, W, p, p, C)
-        out = out.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)  # (B, C, H p, W p)
-        return (out, features) if return_features else out
+        velocity = None
+        if self.transition_branch is None:
+            out = self.final_layer(tokens, c, packing)  # (B, N, patch^2 C)
+        else:
+            moves = t != r if branch is None else branch == "transition"
+            out, velocity = self._branches(tokens, at, moves, return_velocity)
+
+        def latents(out: Tensor) -> Tensor:
+            if packing is not None:
+                return out[0].unflatten(-1, (patch, patch, -1)).permute(0, 3, 1, 2)  # (N, C, p, p)
+            out = out.unflatten(1, (rows, columns)).unflatten(-1, (patch, patch, -1))  # (B, H, W, p, p, C)
+            return out.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)  # (B, C, H p, W p)
+
+        answer: list[Any] = [latents(out)]
+        if return_features:
+            answer.append(features if packing is None or features is None else features[0])
+        if return_velocity and velocity is not None:
+            answer.append(latents(velocity))
+        return answer[0] if len(answer) == 1 else tuple(answer)
+
+    def _run(self, block: nn.Module, tokens: Tokens, at: Context, caption: Any) -> Tokens:
+        """A block, which is run again in the backward pass where its activations are not to be kept."""
+        again = torch.is_grad_enabled() and self.gradient_checkpointing
+        run: Callable[..., Any] = partial(self._gradient_checkpointing_func, block) if again else block
+        return run(tokens, at.c, at.interval, at.turn, caption, at.mask, at.packing, at.kept)
+
+    def _branches(
+        self, tokens: Tokens, at: Context, moves: Bool[Tensor, " images"] | bool, return_velocity: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """What each image is answered with, and the velocity of all where it is wanted, (batch, tokens, out) each.
+
+        A branch runs on its own images alone: their number depends on the data, as that of the derivative's does, and
+        most images of a training batch have no interval. `moves` says which images have; a truth value is of all.
+        """
+        assert self.transition_branch is not None
+        every = torch.arange(len(at.c), device=at.c.device)
+        if isinstance(moves, bool):
+            moving, still = (every, every[:0]) if moves else (every[:0], every)
+            moves = torch.full_like(every, moves, dtype=torch.bool)
+        else:
+            moving, still = moves.nonzero()[:, 0], (~moves).nonzero()[:, 0]
+        if return_velocity:
+            still = every
+        if self.lockstep or (self.training and torch.is_grad_enabled()):
+            # in every process the same weights are gathered, and all get a gradient, if one of zeros
+            moving, still = (images if len(images) else every[:1] for images in (moving, still))
+
+        def answer(blocks: Sequence[nn.Module], final_layer: nn.Module, images: Tensor, at: Context) -> Tensor:
+            x = tokens if final_layer is self.final_layer else shared(tokens)
+            if len(images) < len(every):
+                x, at = x.index_select(dim, at.place(images)), at.of(images)
+            for block, caption in zip(blocks, at.captions, strict=True):
+                x = self._run(block, x, at, caption)
+            out: Tensor = final_layer(x, at.c, at.packing)
+            return out
+
+        def shared(value: Tensor) -> Tensor:
+            """The value as it is, through which a part of the gradient goes back."""
+            part = self.config.trunk_share
+            # without gradients tangents may be asked for, which detach() would cut
+            return torch.lerp(value.detach(), value, part) if part < 1 and torch.is_grad_enabled() else value
+
+        def everywhere(part: Tensor, images: Tensor) -> Tensor:
+            if len(images) == len(every):
+                return part
+            return part.new_zeros(*tokens.shape[:2], part.shape[-1]).index_copy(dim, at.place(images), part)
+
+        dim, depth = (0 if at.packing is None else 1), self.config.branch_depth
+        u = v = None
+        if len(still):
+            told = replace(at, captions=at.captions[-2 * depth : -depth])
+            v = answer(list(self.blocks)[-depth:], self.final_layer, still, told)
+        if len(moving):
+            captions = at.captions[-depth:]
+            if isinstance(captions[0], Tensor):
+                captions = [shared(captions[0])] * depth
+            told = replace(at, c=shared(at.c) + at.interval, captions=captions)
+            branch = self.transition_branch
+            u = answer(list(branch.blocks), branch.final_layer, moving, told)
+        if u is None or v is None:
+            whole = v if u is None else u
+            assert whole is not None
+            return whole, whole if return_velocity else None
+        v = everywhere(v, still)
+        mask = moves[:, None, None] if at.packing is None else moves[at.packing.image_on(moves.device)][None, :, None]
+        return torch.where(mask, everywhere(u, moving), v), v if return_velocity else None
 
 
 # what saved folders name, and what survives a move of this file
