@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 import os
 import signal
 import subprocess
@@ -18,7 +19,7 @@ import yaml
 
 from anystep.cli import main
 from anystep.compare import Comparison, variant_recipe, vary
-from anystep.compare.figures import student
+from anystep.compare.paired import best_or_level, gain, student, verdict_of
 from anystep.errors import InputError
 from anystep.evaluation.features import load_extractor, try_extractor
 from anystep.files import claimed
@@ -58,7 +59,7 @@ def small(fashion: Path, tmp_path_factory: pytest.TempPathFactory, pooled: Path)
         "transition": {},
         "flow matching": {"objective": {"kind": "flow_matching"}},
     }
-    content["metrics"] = ["kernel_distance", "frechet_distance"]
+    content["metrics"] = ["kernel_distance", "frechet_distance", "sharpness"]
     path = tmp_path_factory.mktemp("comparison") / "small.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     return path
@@ -89,10 +90,74 @@ def test_a_comparison_has_a_curve_a_variant_over_all_seeds(finished: Path) -> No
             assert figure["low"] <= min(seeds)
             assert figure["high"] >= max(seeds)
     assert len(report["runs"]) == 4
-    assert len(report["against"]) == 4
+    assert len(report["against"]) == 6
     assert {each["verdict"] for each in report["against"]} <= {"better", "level", "worse"}
     assert "transition against each" in (finished / "report.md").read_text()
     assert {"curve.png", "sheet.png"} <= {path.name for path in finished.iterdir()}
+
+
+def test_a_report_says_who_is_best_or_level_with_a_score_and_how_pictures_move(finished: Path) -> None:
+    report = read(finished)
+    name = "frechet_distance_pooled"
+    best = report["best_or_level"][name]
+    assert list(best["steps"]) == ["1", "2"]
+    for place, leaders in enumerate(best["steps"].values()):
+        values = {model["name"]: model["points"][place]["metrics"][name]["value"] for model in report["models"]}
+        assert min(values, key=lambda each: values[each]) in leaders
+    for model in report["models"]:
+        seeds = [point["seeds"][name] for point in model["points"]]
+        scores = [(math.log(one) + math.log(two)) / 2 for one, two in zip(*seeds, strict=True)]
+        assert model["scores"][name]["value"] == pytest.approx(sum(scores) / 2)
+        (doubled,) = model["doublings"][name]
+        gains = [one - two for one, two in zip(*seeds, strict=True)]
+        assert (doubled["from"], doubled["to"]) == (1, 2)
+        assert doubled["gain"]["value"] == pytest.approx(sum(gains) / 2)
+        (moved,) = model["movement"]
+        assert 0 < moved["features"]["value"] < 2
+        assert 0 < moved["pixels"]["value"] < 1
+    page = (finished / "report.md").read_text()
+    for words in ("| score |", "- 2 steps: ", "From each number of steps to the next:", "picture of one seed moves"):
+        assert words in page
+    row = next(line for line in page.splitlines() if line.startswith(f"| {best['steps']['1'][0]} |") and "±" in line)
+    assert row.count("**") >= 2
+
+
+def seeded(values: dict[int, float], spread: float = 0.0) -> dict[int, torch.Tensor]:
+    noise = spread * torch.randn(200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return {seed: torch.cat([torch.zeros(1).double(), noise]) + value for seed, value in values.items()}
+
+
+def test_level_is_what_paired_differences_cannot_tell() -> None:
+    """Seeds differ by far more than variants; with paired seeds the small difference is sure all the same."""
+    ours = seeded({0: 10.0, 1: 20.0, 2: 30.0})
+    near = seeded({0: 9.8, 1: 20.3, 2: 30.1})
+    far = seeded({0: 11.0, 1: 21.1, 2: 30.9, 7: 0.0})
+    losses = {"ours": ours, "near": near, "far": far}
+    assert gain(ours, far)["value"] == pytest.approx(1.0)
+    half = student(2) * 0.1 / 3**0.5
+    assert gain(ours, far)["low"] == pytest.approx(1 - half)
+    assert verdict_of(gain(ours, far)) == "better"
+    assert verdict_of(gain(far, ours)) == "worse"
+    assert best_or_level({name: losses[name] for name in ("ours", "near")}) == ["ours", "near"]
+    assert best_or_level({**losses, "far": {seed: far[seed] for seed in (0, 1, 2)}}) == ["ours", "near"]
+
+
+def test_of_one_seed_the_redrawn_images_tell() -> None:
+    sure, unsure = seeded({0: 1.0}), seeded({0: 1.2}, spread=1.0)
+    assert best_or_level({"a": sure, "b": seeded({0: 1.2}, spread=0.01)}) == ["a"]
+    assert best_or_level({"a": sure, "b": unsure}) == ["a", "b"]
+    assert best_or_level({"a": sure, "b": seeded({0: math.nan})}) == ["a"]
+    assert best_or_level({"b": seeded({0: math.nan})}) == []
+
+
+def test_a_variant_may_have_seeds_of_its_own(small: Path, tmp_path: Path) -> None:
+    variants = "{transition: {seeds: [3, 0]}, flow matching: {objective: {kind: flow_matching}}}"
+    command = ["compare", "--allow-code", str(small), "--out", str(tmp_path), "--variants", variants]
+    assert main([*command, "--seeds", "[0]", "--steps", "[1]"]) == 0
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"transition-0", "transition-3", "flow-matching-0"}
+    report = read(tmp_path)
+    assert [model["seeds"] for model in report["models"]] == [[3, 0], [0]]
+    assert "its own seeds each" in (tmp_path / "report.md").read_text()
 
 
 def test_every_run_spends_the_same_evaluations(finished: Path) -> None:
@@ -203,6 +268,13 @@ def test_a_variant_whose_section_is_none_is_one_line(section: Any) -> None:
         (["--samples", "20"], "samples 20: kernel_distance needs at least 50 images"),
         (["--metrics", "[inception_score]"], "inception_score needs a classifier"),
         (["--seeds", "[]"], "seeds: "),
+        (["--variants", "{a: {seeds: [0, 0]}}"], "variant 'a': seeds [0, 0] name one twice"),
+        (["--variants", "{a: {seeds: 3}}"], "variant 'a': seeds 3: expected a list"),
+        (["--variants", "{a: {seeds: [-1]}}"], "variant 'a': seeds -1: expected"),
+        (
+            ["--variants", "{flow matching: {seeds: [7]}}"],
+            "variants 'transition' and 'flow matching': seeds that have none in common",
+        ),
         (["--seeds", "[3, 3]"], "name one twice"),
         (["--steps", "[]"], "steps: "),
         (["--vary", "data.size=14"], "variant 'size 14' changes data or model.codec"),

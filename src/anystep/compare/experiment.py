@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from anystep.bounds import Count, Guidance, SamplingSteps, Seed, shown
+from anystep.bounds import Count, Guidance, SamplingSteps, Seed, check, shown
 from anystep.errors import InputError
 from anystep.objective.presets import OBJECTIVES
 from anystep.plain_yaml import parse_yaml
@@ -19,9 +20,10 @@ class Comparison(Section):
 
     Attributes:
         recipe: what all variants share; its `run.steps` and `run.seed` are set by the comparison.
-        variants: name -> what differs, in a recipe's sections. The first is compared with each other one.
+        variants: name -> what differs, in a recipe's sections. The first is compared with each other one. `seeds` among
+            them are those of the variant.
         evaluations: network evaluations that every run spends, in samples, a backward pass counted as two.
-        seeds: every variant is trained with each.
+        seeds: every variant is trained with each that has no seeds of its own.
         steps, samples, metrics, extractor: of the evaluation; without guidance unless `guidance` says so.
     """
 
@@ -33,7 +35,14 @@ class Comparison(Section):
     seeds: tuple[Seed, ...] = Field((0,), min_length=1)
     steps: tuple[SamplingSteps, ...] = Field((1, 2, 4, 8, 16, 32, 64), min_length=1)
     samples: Count = 1000
-    metrics: tuple[Name, ...] = ("frechet_distance", "kernel_distance")
+    metrics: tuple[Name, ...] = (
+        "frechet_distance",
+        "kernel_distance",
+        "pixel_frechet_distance",
+        "sharpness",
+        "precision",
+        "coverage",
+    )
     extractor: Name = "effnetlite0"
     guidance: Guidance = 1.0
 
@@ -44,6 +53,27 @@ class Comparison(Section):
                 raise ValueError(f"{name} {list(values)} name one twice")
         return self
 
+    def seeds_of(self, variant: str) -> tuple[int, ...]:
+        """Raises InputError for seeds of its own that are none."""
+        own = self.variants[variant].get("seeds")
+        if own is None:
+            return self.seeds
+        name = f"variant {shown(variant)}: seeds"
+        if not isinstance(own, list | tuple) or not own:
+            raise InputError(f"{name} {shown(own)}: expected a list of them")
+        seeds = tuple(check(name, seed, Seed) for seed in own)
+        if len(set(seeds)) < len(seeds):
+            raise InputError(f"{name} {list(seeds)} name one twice")
+        return seeds
+
+    def check_seeds(self) -> None:
+        """Raises InputError for two variants without a seed that both have: nothing of them could be paired."""
+        for one, other in combinations(self.variants, 2):
+            if not set(self.seeds_of(one)) & set(self.seeds_of(other)):
+                raise InputError(
+                    f"variants {shown(one)} and {shown(other)}: seeds that have none in common, expected one"
+                )
+
 
 def variant_recipe(comparison: Comparison, name: str, seed: int) -> Recipe:
     """The recipe of one run, with as many steps as its evaluations buy."""
@@ -52,7 +82,7 @@ def variant_recipe(comparison: Comparison, name: str, seed: int) -> Recipe:
     own = transport.get("name") if isinstance(transport, dict) else None  # what is no section is refused below
     if own not in (None, comparison.recipe.transport.name):
         base = {**base, "transport": {}}  # the options of one transport mean nothing, or something else, in another
-    content = merged(base, change)
+    content = merged(base, {key: value for key, value in change.items() if key != "seeds"})
     try:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:

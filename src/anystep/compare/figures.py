@@ -1,39 +1,25 @@
 """What came out, over seeds and side by side, as plain values."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
-from statistics import mean, stdev
-from typing import Any
+from statistics import mean
+from typing import Any, TypeAlias
+
+import torch
 
 from anystep.compare.experiment import Comparison
+from anystep.compare.paired import Losses, best_or_level, estimate, gain, mean_over_seeds, verdict_of
 from anystep.errors import InputError
 from anystep.evaluation.evaluate import Point
-from anystep.evaluation.metric import interval
+from anystep.evaluation.metric import Better, shortfall
 from anystep.files import parse_json, read_text
 from anystep.training.budget import evaluations_per_sample
 from anystep.training.config import Recipe
 from anystep.training.run import METRICS
 
-# 97.5 % quantiles of Student's t for 1 to 9 degrees of freedom
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-
-
-def student(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t: from a table, and beyond it from its expansion about the normal's."""
-    if freedom <= len(STUDENT):
-        return STUDENT[freedom - 1]
-    z = 1.959964
-    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-
-
-def _mean(values: Sequence[float], alone: Mapping[str, float]) -> dict[str, float]:
-    """Mean and 95 % interval over seeds; of one seed what its own bootstrap says."""
-    if len(values) == 1:
-        return dict(alone)
-    half = student(len(values) - 1) * stdev(values) / math.sqrt(len(values))
-    return {"value": mean(values), "low": mean(values) - half, "high": mean(values) + half}
+Found: TypeAlias = Mapping[str, Mapping[int, list[Point]]]  # by variant and seed
 
 
 def _seconds(log: Path) -> float:
@@ -46,53 +32,104 @@ def _seconds(log: Path) -> float:
 
 
 def over_seeds(
-    comparison: Comparison, name: str, runs: Mapping[tuple[str, int], tuple[Recipe, Path]], single: Mapping[str, Any]
+    comparison: Comparison,
+    name: str,
+    runs: Mapping[tuple[str, int], tuple[Recipe, Path]],
+    found: Found,
+    single: Mapping[str, Any],
 ) -> dict[str, Any]:
-    mine = [model["points"] for model in single["models"] if model["name"].rsplit(", seed ", 1)[0] == name]
+    """Of one variant: the mean figures at each number of steps, how they change from one to the next, and scores."""
+    seeds = comparison.seeds_of(name)
+    alone = {model["name"]: model for model in single["models"]}
+    mine = [alone[f"{name}, seed {seed}"] for seed in seeds]
     points = []
-    for same in zip(*mine, strict=True):
-        metrics = {
-            metric: _mean([point["metrics"][metric]["value"] for point in same], same[0]["metrics"][metric])
-            for metric in single["better"]
-        }
+    for place, point in enumerate(mine[0]["points"]):
+        same = [model["points"][place] for model in mine]
+        figures = {metric: {s: found[name][s][place].replicates[metric] for s in seeds} for metric in single["better"]}
         points.append(
             {
-                **same[0],
-                "seconds_per_image": mean(point["seconds_per_image"] for point in same),
-                "metrics": metrics,
-                "seeds": {metric: [point["metrics"][metric]["value"] for point in same] for metric in metrics},
+                **point,
+                "seconds_per_image": mean(each["seconds_per_image"] for each in same),
+                "metrics": {metric: estimate(each) for metric, each in figures.items()},
+                "seeds": {metric: [values[0].item() for values in each.values()] for metric, each in figures.items()},
             }
         )
-    recipe, folder = runs[name, comparison.seeds[0]]
+    recipe, folder = runs[name, seeds[0]]
     return {
         "name": name,
+        "seeds": list(seeds),
         "training": {
             "steps": recipe.run.steps,
             "evaluations_per_sample": evaluations_per_sample(recipe.objective),
             "seconds": _seconds(folder / METRICS),
         },
         "points": points,
+        "scores": {
+            metric: None if (scored := score(found[name], metric, better)) is None else estimate(scored)
+            for metric, better in single["better"].items()
+        },
+        "doublings": _doublings(found[name], single["better"]),
+        "movement": _movement([model["movement"] for model in mine]),
     }
 
 
-def against(comparison: Comparison, found: Mapping[str, list[Point]], single: Mapping[str, Any]) -> list[Any]:
-    """What the first variant gains on each other one at each number of steps: positive where it is better."""
-    first, *others = comparison.variants
-    answers = []
-    for other in others:
-        for place, steps in enumerate(sorted(comparison.steps)):
-            for metric, better in single["better"].items():
-                sign = 1 if better == "lower" else -1
-                gains = [
-                    sign
-                    * (
-                        found[f"{other}, seed {seed}"][place].replicates[metric]
-                        - found[f"{first}, seed {seed}"][place].replicates[metric]
-                    )
-                    for seed in comparison.seeds
-                ]
-                one = interval(gains[0])
-                gain = _mean([each[0].item() for each in gains], vars(one))
-                word = "better" if gain["low"] > 0 else "worse" if gain["high"] < 0 else "level"
-                answers.append({"other": other, "steps": steps, "metric": metric, "gain": gain, "verdict": word})
+def losses(points: Mapping[int, list[Point]], place: int, metric: str, better: Better) -> Losses:
+    """Of one variant at one number of steps."""
+    return {seed: shortfall(mine[place].replicates[metric], better) for seed, mine in points.items()}
+
+
+def score(points: Mapping[int, list[Point]], metric: str, better: Better) -> Losses | None:
+    """The mean over step counts of the natural logarithm of a distance; None of what is none, or not positive."""
+    figures = {seed: torch.stack([point.replicates[metric] for point in mine]) for seed, mine in points.items()}
+    if better != "lower" or not all((each > 0).all() for each in figures.values()):
+        return None
+    return {seed: each.log().mean(0) for seed, each in figures.items()}
+
+
+def _doublings(points: Mapping[int, list[Point]], betters: Mapping[str, Better]) -> dict[str, list[Any]]:
+    """What the next number of steps gains on each, paired over seeds."""
+    counts = [point.steps for point in next(iter(points.values()))]
+    answers: dict[str, list[Any]] = {}
+    for metric, better in betters.items():
+        each = [losses(points, place, metric, better) for place in range(len(counts))]
+        gains = [gain(more, fewer) for fewer, more in pairwise(each)]
+        answers[metric] = [
+            {"from": fewer, "to": more, "gain": gained, "verdict": verdict_of(gained)}
+            for (fewer, more), gained in zip(pairwise(counts), gains, strict=True)
+        ]
     return answers
+
+
+def _movement(each: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Mean over seeds of how far the picture of one seed moves."""
+    return [
+        {
+            what: mean_over_seeds([moved[what]["value"] for moved in same], value) if isinstance(value, dict) else value
+            for what, value in same[0].items()
+        }
+        for same in zip(*each, strict=True)
+    ]
+
+
+def side_by_side(comparison: Comparison, found: Found, single: Mapping[str, Any]) -> dict[str, Any]:
+    """What the first variant gains on each other one; who is best or level, at each number of steps and in score."""
+    first, *others = comparison.variants
+    steps = sorted(comparison.steps)
+    against, best = [], {}
+    for metric, better in single["better"].items():
+        columns = [
+            {name: losses(points, place, metric, better) for name, points in found.items()}
+            for place in range(len(steps))
+        ]
+        for other in others:
+            for count, column in zip(steps, columns, strict=True):
+                gained = gain(column[first], column[other])
+                told = {"other": other, "steps": count, "metric": metric}
+                against.append({**told, "gain": gained, "verdict": verdict_of(gained)})
+        scores = {name: score(points, metric, better) for name, points in found.items()}
+        known = {name: each for name, each in scores.items() if each is not None}
+        best[metric] = {
+            "steps": {str(count): best_or_level(column) for count, column in zip(steps, columns, strict=True)},
+            "score": best_or_level(known) if len(known) == len(scores) else [],
+        }
+    return {"against": against, "best_or_level": best}

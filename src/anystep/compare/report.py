@@ -1,6 +1,7 @@
 """A comparison to read."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 
@@ -12,31 +13,21 @@ def markdown(figures: Mapping[str, Any]) -> str:
         "# Objectives side by side",
         "",
         f"Each run spends {figures['evaluations']:,} network evaluations in training (a backward pass counts as two); "
-        f"seeds {', '.join(map(str, figures['seeds']))}. {figures['samples']} images at each number of steps, "
+        f"{_seeds(figures)}. {figures['samples']} images at each number of steps, "
         f"{figures['real_images']} real ones.",
         "",
-        "| | training steps | evaluations a sample | minutes a run |",
-        "| --- | --: | --: | --: |",
+        "| | seeds | training steps | evaluations a sample | minutes a run |",
+        "| --- | --: | --: | --: | --: |",
     ]
     for model in figures["models"]:
         training = model["training"]
         lines.append(
-            f"| {model['name']} | {training['steps']} | {training['evaluations_per_sample']:.2f} "
-            f"| {training['seconds'] / 60:.1f} |"
+            f"| {model['name']} | {len(model['seeds'])} | {training['steps']} "
+            f"| {training['evaluations_per_sample']:.2f} | {training['seconds'] / 60:.1f} |"
         )
     for metric, better in figures["better"].items():
-        lines += ["", f"## {metric} ({better} is better)", ""]
-        lines += [f"| steps | {' | '.join(map(str, steps))} |", f"| --- | {' | '.join('--:' for _ in steps)} |"]
-        lines += [f"| NFE | {' | '.join(str(point['nfe']) for point in figures['models'][0]['points'])} |"]
-        for model in figures["models"]:
-            cells = []
-            for place, point in enumerate(model["points"]):
-                values = [each["points"][place]["metrics"][metric]["value"] for each in figures["models"]]
-                estimate = point["metrics"][metric]
-                text = f"{estimate['value']:.4g} ± {estimate['high'] - estimate['value']:.2g}"
-                best = min(values) if better == "lower" else max(values)
-                cells.append(f"**{text}**" if estimate["value"] == best else text)
-            lines.append(f"| {model['name']} | {' | '.join(cells)} |")
+        lines += ["", f"## {metric} ({better if better == 'nearest 1' else f'{better} is better'})", ""]
+        lines += _table(figures, metric, steps)
         lines += ["", f"{first} against each, at each number of steps:", ""]
         for other in dict.fromkeys(each["other"] for each in figures["against"]):
             words = [
@@ -44,12 +35,19 @@ def markdown(figures: Mapping[str, Any]) -> str:
             ]
             told = ", ".join(f"{count}: {word}" for count, word in zip(steps, words, strict=True))
             lines.append(f"- {other}: {told}")
+        if len(steps) > 1:
+            lines += ["", "From each number of steps to the next:", ""]
+            lines += [f"- {model['name']}: {_changes(model['doublings'][metric])}" for model in figures["models"]]
+    lines += _movement(figures["models"])
     lines += ["", "## Controls", ""]
     for what, controls in figures["controls"].items():
         lines.append(f"- {what}: " + ", ".join(f"{name} {figure['value']:.4g}" for name, figure in controls.items()))
     lines += [
         "",
         "± is a 95 % interval: of the mean over seeds where there are several, else of the redrawn images. "
+        "Bold is best or level: the interval of the difference from the best, paired over the seeds that both have, "
+        "does not exclude zero (Student's t, which tells little of two seeds). The score is the mean over "
+        "step counts of the logarithm. "
         "`better` and `worse` are differences whose interval excludes zero; one in twenty such differences does so by "
         "chance. All runs are measured with the same captions, noise and real images, whose own draw no interval "
         "includes.",
@@ -58,8 +56,77 @@ def markdown(figures: Mapping[str, Any]) -> str:
     if figures["command"]:
         minutes = sum(model["training"]["seconds"] for model in figures["models"]) / 60
         lines += [
-            f"Made with `{figures['command']}`: {minutes:.0f} minutes of training for each seed, "
+            f"Made with `{figures['command']}`: {minutes:.0f} minutes of training for one seed of each, "
             f"on {figures['versions']['cuda'] or figures['versions']['cpu']}, torch {figures['versions']['torch']}.",
             "",
         ]
     return "\n".join(lines)
+
+
+def _seeds(figures: Mapping[str, Any]) -> str:
+    """Which, where all variants have the same."""
+    told = {tuple(model["seeds"]) for model in figures["models"]}
+    return "its own seeds each" if len(told) > 1 else f"seeds {', '.join(map(str, told.pop()))}"
+
+
+def _cell(estimate: Mapping[str, float], bold: bool = False) -> str:
+    text = f"{estimate['value']:.4g} ± {estimate['high'] - estimate['value']:.2g}"
+    return f"**{text}**" if bold else text
+
+
+def _table(figures: Mapping[str, Any], metric: str, steps: Sequence[int]) -> list[str]:
+    """Variants down, step counts across, best-or-level cells in bold; with scores where there are; who leads where."""
+    best = figures["best_or_level"][metric]
+    scored = bool(best["score"])
+    nfe = [str(point["nfe"]) for point in figures["models"][0]["points"]]
+    rows = [["steps", *map(str, steps), *["score"] * scored], ["---", *["--:"] * (len(steps) + scored)]]
+    rows.append(["NFE", *nfe, *[""] * scored])
+    for model in figures["models"]:
+        name = model["name"]
+        cells = [
+            _cell(point["metrics"][metric], name in best["steps"][str(point["steps"])]) for point in model["points"]
+        ]
+        if scored:
+            cells.append(_cell(model["scores"][metric], name in best["score"]))
+        rows.append([name, *cells])
+    led = [*((f"{count} step{'s' * (count > 1)}", best["steps"][str(count)]) for count in steps)]
+    if scored:
+        led.append(("score", best["score"]))
+    return [
+        *(f"| {' | '.join(row)} |" for row in rows),
+        "",
+        "Best or level:",
+        "",
+        *(f"- {where}: {', '.join(names) or 'none, their figures are not finite'}" for where, names in led),
+    ]
+
+
+def _changes(doublings: Sequence[Mapping[str, Any]]) -> str:
+    """`better` and so on, neighbours with the same word together."""
+    told = []
+    for word, same in groupby(doublings, key=lambda each: each["verdict"]):
+        each = list(same)
+        told.append(f"{word} from {each[0]['from']} to {each[-1]['to']}")
+    return ", ".join(told)
+
+
+def _movement(models: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Two tables: how far the picture of one seed moves in features and in pixels."""
+    lines: list[str] = []
+    titles = {
+        "features": "distance of features over that of two different images",
+        "pixels": "root mean square of the difference of pixels in [0, 1]",
+    }
+    for what, title in titles.items():
+        if models[0]["movement"] and what in models[0]["movement"][0]:
+            doubled = [f"{moved['from']} to {moved['to']}" for moved in models[0]["movement"]]
+            lines += [
+                "",
+                f"## How far the picture of one seed moves: {title}",
+                "",
+                f"| steps | {' | '.join(doubled)} |",
+            ]
+            lines.append(f"| --- | {' | '.join('--:' for _ in doubled)} |")
+            for model in models:
+                lines.append(f"| {model['name']} | {' | '.join(_cell(moved[what]) for moved in model['movement'])} |")
+    return lines

@@ -19,7 +19,7 @@ from PIL import Image
 from anystep.bounds import Threads, check
 from anystep.codecs import Codec
 from anystep.compare.experiment import Comparison, variant_recipe
-from anystep.compare.figures import against, over_seeds
+from anystep.compare.figures import over_seeds, side_by_side
 from anystep.compare.report import markdown
 from anystep.conditioning import Conditioner
 from anystep.contact_sheet import contact_sheet, save_image
@@ -141,10 +141,11 @@ def compare(
         allow_code: run an extractor that is TorchScript.
     """
     check("jobs", jobs, Threads)
+    comparison.check_seeds()
     runs = {
         (name, seed): (variant_recipe(comparison, name, seed), out / "runs" / f"{_plain(name)}-{seed}")
         for name in comparison.variants
-        for seed in comparison.seeds
+        for seed in comparison.seeds_of(name)
     }
     if len({folder for _, folder in runs.values()}) < len(runs):
         raise InputError(f"variants {', '.join(map(repr, comparison.variants))}: two names are alike but for signs")
@@ -192,18 +193,19 @@ def _measure(
     """Every trained run alike, and the report."""
     evaluation = Evaluation(extractor, metrics, out / "evaluation", comparison.samples)
     real, controls = observe_reference(evaluation, reference)
-    found: dict[str, list[Point]] = {}
+    found: dict[str, dict[int, list[Point]]] = {}
     models: dict[str, Model] = {}
     for (name, seed), (_, folder) in runs.items():
         models[name] = load(folder, device)
-        found[f"{name}, seed {seed}"] = generate_points(
+        found.setdefault(name, {})[seed] = generate_points(
             evaluation, models[name], sorted(comparison.steps), prompts, None, comparison.guidance
         )
         on_run(f"measured {name}, seed {seed}")
-    single = report(evaluation, found, real, controls)
+    named = {f"{name}, seed {seed}": points for name, mine in found.items() for seed, points in mine.items()}
+    single = report(evaluation, named, real, controls)
     figures = {
-        "models": [over_seeds(comparison, name, runs, single) for name in comparison.variants],
-        "against": against(comparison, found, single),
+        **side_by_side(comparison, found, single),
+        "models": [over_seeds(comparison, name, runs, found, single) for name in comparison.variants],
         **{key: single[key] for key in ("controls", "better", "samples", "real_images", "seed")},
         "runs": single["models"],
         "seeds": list(comparison.seeds),
