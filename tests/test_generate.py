@@ -138,6 +138,36 @@ def test_an_image_is_drawn_again_to_the_bit_from_itself(generate: Any, words: li
     assert settings("c.png") == {**settings("a.png"), "seeds": [6]}
 
 
+def test_a_planned_image_is_drawn_again_whatever_becomes_of_the_plans(
+    generate: Any, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(tiny_model, "planned")
+    config = Path("planned/scheduler/scheduler_config.json")
+    before = config.read_text()
+    plans = {"2": {"steps": 2, "tail": 0.2}, "8": {"steps": 2, "tail": 0.2}}
+    config.write_text(json.dumps({**json.loads(before), "plans": plans}))
+
+    def draw(out: str, *words: str) -> dict[str, Any]:
+        assert main(["generate", *words, "--model", "planned", "--out", out]) == 0
+        return settings(out)
+
+    made = draw("a.png", "a whale", "--steps", "8", "--guidance", "1")
+    assert (made["steps"], made["nfe"], made["plans"]) == ([8], [2], {"8": {"steps": 2, "tail": 0.2}})
+    assert "8, 2 made" in capsys.readouterr().out
+    even = draw("b.png", "a whale", "--steps", "8", "--guidance", "1", "--plan", "uniform")
+    assert (even["nfe"], even.get("plans")) == ([8], None)
+    shifted = draw("c.png", "a whale", "--steps", "2", "--shift", "3")
+    assert shifted["plans"] == {"2": {"steps": 2, "shift": 3.0, "tail": 0.2}}
+    assert draw("again.png", "--like", "b.png") == even
+    assert pixels("again.png") == pixels("b.png")
+    config.write_text(before)
+    for name, told in (("a.png", made), ("c.png", shifted)):
+        assert draw("again.png", "--like", name) == told
+        assert pixels("again.png") == pixels(name)
+    draw("again.png", "--like", "a.png", "--plan", "uniform")
+    assert pixels("again.png") == pixels("b.png")
+
+
 def test_every_separate_image_is_drawn_again_to_the_bit(generate: Any) -> None:
     assert generate("a whale", "a tractor", "--steps", "1", "2", "--seeds", "3", "4", "--separate", "x") == 0
     assert len(names("x")) == 8

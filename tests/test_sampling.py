@@ -13,11 +13,23 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from anystep.errors import InputError
 from anystep.models import load_reference_transformer
-from anystep.sampling import StopSampling, noise, resolution_shift, sample, schedule
+from anystep.sampling import Memory, StepPlan, StopSampling, extrapolated, noise, resolution_shift, sample, schedule
 from anystep.transport import TRANSPORTS, Transport, make_transport
 
 FLOW = make_transport("ot_fm")
+
+
+PLANS = st.builds(
+    StepPlan,
+    st.integers(1, 200),
+    shift=st.floats(0.1, 10),
+    tail=st.none() | st.floats(0.001, 0.99),
+    stochasticity=st.floats(0, 1),
+    velocity_below=st.floats(0, 1),
+    memory=st.booleans(),
+)
 
 
 class Gaussian(nn.Module):
@@ -61,6 +73,51 @@ def test_shifted_schedules_strictly_decrease(steps: int, shift: float) -> None:
     assert (times[1:] < times[:-1]).all()
     if steps > 1 and shift > 1.01:
         assert times[steps // 2] > schedule(FLOW, steps)[steps // 2]
+
+
+@given(plan=PLANS, name=st.sampled_from(list(TRANSPORTS)), shift=st.floats(1, 4), strength=st.floats(0.05, 1))
+def test_times_of_a_plan_decrease_to_t_min_whatever_is_put_on_top(
+    plan: StepPlan, name: str, shift: float, strength: float
+) -> None:
+    transport = make_transport(name)
+    times = plan.times(transport, shift, strength)
+    assert len(times) == plan.steps + 1
+    assert (times[1:] < times[:-1]).all()
+    assert times[-1].item() == pytest.approx(transport.t_min, abs=1e-9)
+    begin = torch.tensor([transport.t_min + (transport.t_max - transport.t_min) * strength], dtype=torch.float64)
+    assert times[0].item() == pytest.approx(transport.shift(begin, shift * plan.shift).item(), rel=1e-6)
+
+
+@given(plan=PLANS)
+def test_a_plan_is_what_its_plain_values_say(plan: StepPlan) -> None:
+    assert StepPlan.parse("plan", json.loads(json.dumps(plan.plain()))) == plan
+
+
+def test_the_last_step_of_a_tail_is_one_transition_and_the_others_are_alike() -> None:
+    times = StepPlan(5, tail=0.2).times(FLOW)
+    torch.testing.assert_close(times, torch.tensor([1.0, 0.8, 0.6, 0.4, 0.2, 0.0]))
+    assert torch.equal(StepPlan(1, tail=0.4).times(FLOW), torch.tensor([1.0, 0.0]))
+    assert torch.equal(StepPlan(7).times(FLOW, 2.0), schedule(FLOW, 7, 2.0))
+    assert str(StepPlan(5, tail=0.2, memory=True)) == "5 steps, tail 0.2, memory"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"steps": 0}, "plans.8.steps 0: expected a whole number from 1"),
+        ({"steps": 8, "tail": 1.0}, "plans.8.tail 1: expected a number from 0.001 to 0.99"),
+        ({"steps": 8, "shift": float("nan")}, "plans.8.shift nan: expected a number from 0.01"),
+        ({"steps": 8, "velocity_below": 2}, "plans.8.velocity_below 2: expected a number from 0 to 1"),
+        ({"steps": 8, "memory": 1}, "plans.8.memory 1: expected true or false"),
+        ({"steps": 8, "tale": 0.5}, "unknown plans.8.tale, did you mean tail?"),
+        ({"tail": 0.5}, "expected the fields of a plan, `steps` among them"),
+        ([8], "expected the fields of a plan"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_one_line(fields: Any, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        StepPlan.parse("plans.8", fields)
+    assert message in str(caught.value)
 
 
 def test_the_shift_follows_the_area_above_the_base() -> None:
@@ -149,6 +206,99 @@ def test_the_stochastic_sampler_keeps_the_distribution(name: str, stochasticity:
     assert correlation < 0.99  # fresh noise did go in
 
 
+def velocity(network: Gaussian, x: Tensor, t: Tensor) -> Tensor:
+    """f(x_t, t, t) of data N(0, spread^2), in float64."""
+    c, variance = network.transport.coefficients(t), network.std(t) ** 2
+    return (c.alpha_hat * c.alpha * network.spread**2 + c.sigma_hat * c.sigma) / variance * x
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [  # where the paths of edm and ve bend, and vp away from its ends
+        ("ot_fm", {}),
+        ("trigflow", {}),
+        ("edm", {"t_min": 0.5, "t_max": 4.0}),
+        ("vp", {"t_min": 0.2, "t_max": 0.8}),
+        ("ve", {"t_min": 0.5, "t_max": 4.0}),
+    ],
+)
+def test_velocity_jumps_are_of_second_order_with_memory_and_of_first_without(name: str, options: Any) -> None:
+    transport = make_transport(name, **options)
+    network = Gaussian(transport)
+
+    def error(steps: int, memory: bool) -> float:
+        times = torch.linspace(transport.t_max, transport.t_min, steps + 1, dtype=torch.float64)
+        x, before = network.std(times[:1])[:, None], None
+        for t, r in zip(times[:-1, None], times[1:, None], strict=True):
+            F = velocity(network, x, t)
+            told = Memory(*transport.decompose(x, F, t), t.item(), 1.0)
+            if memory and before is not None:
+                F = extrapolated(transport, F, t.item(), r.item(), before)
+            x, before = transport.transition(x, F, t, r), told
+        return abs(x.item() / network.std(times[-1:]).item() - 1)
+
+    for memory, order in ((False, 1), (True, 2)):
+        fewer, more = error(256, memory), error(512, memory)
+        assert math.log2(fewer / more) == pytest.approx(order, abs=0.1)
+
+
+@given(t=st.floats(0.3, 0.9), past=st.floats(0.01, 0.1), ahead=st.floats(0.01, 0.3))
+def test_memory_is_exact_for_what_is_linear_in_time_on_straight_lines(t: float, past: float, ahead: float) -> None:
+    base, slope, x = torch.randn(3, 2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    times = torch.full((2,), t + past, dtype=torch.float64)
+    before = Memory(*FLOW.decompose(x, base + slope * (t + past), times), t + past, 1.0)
+    middle = extrapolated(FLOW, base + slope * t, t, t - ahead, before)
+    torch.testing.assert_close(middle, base + slope * (t - ahead / 2))
+
+
+class Curved(nn.Module):
+    """Straight lines whose F turns with time; it keeps whether it was asked for the velocity."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[bool] = []
+
+    def forward(self, x: Tensor, t: Tensor, r: Tensor, condition: Tensor, mask: Tensor | None = None) -> Tensor:
+        self.asked.append(torch.equal(t, r))
+        return torch.sin(3 * t)[:, None] * (1 + condition) + 0.1 * x
+
+
+def curved(**options: Any) -> Tensor:
+    z = noise((2,), range(3))
+    return sample(Curved(), FLOW, z, torch.zeros(3, 1), **{"steps": 8, **options}).sample  # type: ignore[arg-type]
+
+
+def test_short_jumps_ask_for_the_velocity_and_long_ones_for_the_jump() -> None:
+    times, network = StepPlan(5, tail=0.4).times(FLOW), Curved()  # four of 0.15, one of 0.4
+    for below, expected in ((0.0, [False] * 5), (0.15, [True] * 4 + [False]), (0.4, [True] * 5), (1.0, [True] * 5)):
+        network.asked.clear()
+        made = sample(network, FLOW, noise((2,), range(3)), torch.zeros(3, 1), times, velocity_below=below)
+        assert network.asked == expected
+        assert made.nfe == made.steps == 5
+
+
+def test_memory_follows_a_path_only_as_long_as_it_is_the_same() -> None:
+    with_memory, without = (curved(velocity_below=1.0, memory=memory) for memory in (True, False))
+    assert not torch.allclose(with_memory, without, atol=1e-4)
+    assert torch.equal(curved(memory=True), curved())  # no velocity is asked for
+    noisy: dict[str, Any] = {"velocity_below": 1.0, "stochasticity": 0.3, "seeds": [0, 1, 2]}
+    assert torch.equal(curved(memory=True, **noisy), curved(**noisy))  # fresh noise is another path
+    moved: dict[str, Any] = {"velocity_below": 1.0, "on_step": lambda i, r, x: x + 0.01}
+    assert torch.equal(curved(memory=True, **moved), curved(**moved))
+    inside: dict[str, Any] = {"velocity_below": 1.0, "null_condition": torch.ones(3, 1), "guidance": 2.0}
+    inside |= {"steps": [1.0, 0.6, 0.0], "guidance_interval": (0.5, 0.9)}
+    assert torch.equal(curved(memory=True, **inside), curved(**inside))  # the second jump is guided, the first is not
+
+
+def test_memory_belongs_to_each_image_and_not_to_the_batch() -> None:
+    network, condition = Curved(), torch.arange(3.0)[:, None]
+    words: dict[str, Any] = {"velocity_below": 1.0, "memory": True, "null_condition": condition, "guidance": 1.5}
+    together = sample(network, FLOW, noise((2,), range(3)), condition, 6, **words).sample
+    words["null_condition"] = condition[1:2]
+    alone = sample(network, FLOW, noise((2,), [1]), condition[1:2], 6, **words).sample
+    torch.testing.assert_close(together[1:2], alone)
+
+
 def test_a_seed_means_the_same_noise_alone_and_in_a_batch() -> None:
     together, alone = noise((4, 3), [5, 9, 5]), noise((4, 3), [9])
     assert torch.equal(together[1], alone[0])
@@ -197,6 +347,7 @@ def test_ot_fm_is_what_diffusers_flow_map_scheduler_computes(t: float, r: float,
         ({"stochasticity": 1.5}, "stochasticity"),
         ({"stochasticity": 0.5}, "seed"),
         ({"shift": 0.0}, "shift"),
+        ({"velocity_below": -0.5}, "velocity_below -0.5: expected a number from 0 to 1"),
     ],
 )
 def test_bad_requests_are_refused(options: dict[str, Any], message: str) -> None:

@@ -53,6 +53,10 @@ Guidance = Annotated[float, Ge(0), Le(100)]
 Share = Annotated[float, Ge(0), Le(1)]
 """A part of a whole."""
 PositiveShare = Annotated[float, Gt(0), Le(1)]
+InnerShare = Annotated[float, Ge(0.001), Le(0.99)]
+"""A part of a whole that leaves something on both sides."""
+TimeShift = Annotated[float, Ge(0.01), Le(100)]
+"""Of the times of a plan."""
 Time = Annotated[float, Ge(0), Le(10**5)]
 """Of a transport."""
 Aspect = Annotated[float, Ge(1), Le(1000)]

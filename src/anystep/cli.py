@@ -29,6 +29,7 @@ from anystep.bounds import (
     Side,
     Threads,
     Time,
+    TimeShift,
     check,
     cut,
     parse,
@@ -245,6 +246,10 @@ def build_parser() -> OneLineParser:
     generate.add_argument(
         "--stochasticity", type=parse(Share), help="0 to 1: jump below the target and re-noise (default: the model's)"
     )
+    generate.add_argument(
+        "--shift", type=parse(TimeShift), help="of the times, above 1 towards noise (default: the plan's)"
+    )
+    add_plan(generate)
     generate.add_argument("--force", action="store_true", help="draw prompts that the model does not know")
     add_model(generate)
     generate.set_defaults(run=run_generate, model=None)
@@ -283,6 +288,9 @@ def build_parser() -> OneLineParser:
     evaluate = commands.add_parser("evaluate", help="measure quality against network evaluations")
     add_evaluation(evaluate)
     evaluate.set_defaults(run=run_evaluate)
+    planner = commands.add_parser("plan-steps", help="choose what each number of steps is best spent on")
+    add_plan_search(planner)
+    planner.set_defaults(run=run_plan_steps)
     benchmark = commands.add_parser("benchmark", help="GenEval, DPG-Bench, MJHQ-30K, ImageNet samples, scenes")
     add_benchmarks(benchmark)
     detector = commands.add_parser("train-scene-detector", help="train the detector that judges scenes")
@@ -379,6 +387,12 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", type=spec, default="auto", help="auto, cpu, cuda, mps (default: auto)")
 
 
+def add_plan(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--plan", choices=("model", "uniform"), help="what steps are spent on: the model's plans (default), or uniform"
+    )
+
+
 def add_extractor(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--extractor",
@@ -429,6 +443,7 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--guidance", type=parse(Guidance), help="guidance scale, none at 1 and below (default: the model's)"
     )
+    add_plan(parser)
     parser.add_argument(
         "--seed", type=parse(Seed), default=0, help="of the first image, the next has the next (default: 0)"
     )
@@ -437,6 +452,34 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", type=parse(Threads), default=1, help="of each process; other numbers change last bits (default: 1)"
     )
+    parser.add_argument("--device", type=spec, default="auto", help="auto, cpu, cuda, mps (default: auto)")
+
+
+def add_plan_search(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=spec, help="a folder, a training run or a hub id")
+    parser.add_argument(
+        "--out", type=output_folder, required=True, help="of the search and a copy of the model; the command resumes"
+    )
+    parser.add_argument(
+        "--in-place", action="store_true", help="write the plans into the model's own folder, and make no copy"
+    )
+    parser.add_argument("--data", type=spec, default="builtin", help="real images and captions (default: builtin)")
+    parser.add_argument(
+        "--budgets",
+        type=parse(SamplingSteps),
+        nargs="+",
+        default=[1, 2, 4, 8, 16, 32, 64],
+        help="numbers of steps (default: 1 2 4 8 16 32 64)",
+    )
+    parser.add_argument("--samples", type=parse(Count), default=1000, help="images a plan (default: 1000)")
+    parser.add_argument("--metric", type=spec, default="frechet_distance", help="to choose by (frechet_distance)")
+    add_extractor(parser)
+    parser.add_argument(
+        "--guidance", type=parse(Guidance), help="guidance scale, none at 1 and below (default: the model's)"
+    )
+    parser.add_argument("--seed", type=parse(Seed), default=0, help="of the noise (default: 0)")
+    parser.add_argument("--batch", type=parse(BatchSize), default=50, help="images drawn at a time (default: 50)")
+    parser.add_argument("--threads", type=parse(Threads), default=1, help="of each process (default: 1)")
     parser.add_argument("--device", type=spec, default="auto", help="auto, cpu, cuda, mps (default: auto)")
 
 
@@ -482,6 +525,7 @@ def add_benchmarks(parser: argparse.ArgumentParser) -> None:
         kind.add_argument(
             "--guidance", type=parse(Guidance), help="guidance scale, none at 1 and below (default: the model's)"
         )
+        add_plan(kind)
         kind.add_argument("--seed", type=parse(Seed), default=0, help="of the first image (default: 0)")
         kind.add_argument("--threads", type=parse(Threads), default=1, help="of each process (default: 1)")
         kind.set_defaults(run=run_benchmark)
@@ -558,6 +602,7 @@ def run_generate(options: argparse.Namespace) -> int:
     guidance = pipeline.resolve_guidance(setting("guidance"))
     interval = setting("guidance_interval")
     check_room(model, width, height, guidance, setting("key_grid"))
+    plans = planned_as(options, like, steps)
     how: dict[str, Any] = {
         "size": (width, height),
         "guidance": guidance,
@@ -576,10 +621,12 @@ def run_generate(options: argparse.Namespace) -> int:
             refuse_foreign(separate_file(row, seed, count))
 
     def texts(prompts: Sequence[str], seeds: Sequence[int], cells: Sequence[Generated]) -> dict[str, str]:
+        uniform = {cell.asked: pipeline.plan(cell.asked, "uniform", how["stochasticity"]) for cell in cells}
+        special = {cell.asked: cell.plan.plain() for cell in cells if cell.plan and cell.plan != uniform[cell.asked]}
         return Settings(
             version=__version__, model=model.name, model_digest=digest, prompts=tuple(prompts), seeds=tuple(seeds),
-            steps=tuple(cell.steps for cell in cells), nfe=tuple(cell.nfe for cell in cells), strength=strength,
-            image=None if given is None else options.image.name, image_digest=image_digest, **how,
+            steps=tuple(cell.asked for cell in cells), nfe=tuple(cell.nfe for cell in cells), plans=special or None,
+            strength=strength, image=None if given is None else options.image.name, image_digest=image_digest, **how,
         ).texts()  # fmt: skip
 
     digest = model_digest(model)
@@ -589,17 +636,17 @@ def run_generate(options: argparse.Namespace) -> int:
         def keep(cell: Generated, row: int, place: int) -> None:
             bar.advance(task)
             if options.separate is not None:
-                path = separate_file(row, seeds[place], cell.steps)
+                path = separate_file(row, seeds[place], cell.asked)
                 save_image(cell.images[0], path, texts([prompts[row]], [seeds[place]], [cell]))
 
         start = {} if given is None else {"image": given, "strength": strength}
-        sheet = any_step_sheet(model, prompts, steps, seeds, keep, **how, **start)
+        sheet = any_step_sheet(model, prompts, steps, seeds, keep, plans, shift=options.shift, **how, **start)
     out = options.out or free_name(DEFAULT_OUT)
     save_image(sheet.picture(), out, texts(prompts, seeds, [cells[0] for cells in sheet.columns]))
     title = f"{len(prompts)} prompt{'s' * (len(prompts) > 1)}, {width}x{height}"
     table = Table("steps", "NFE", "ms per image", title=title)
-    for count, nfe, ms in sheet.costs():
-        table.add_row(str(count), str(nfe), f"{ms:.0f}")
+    for label, (_, nfe, ms) in zip(sheet.labels(), sheet.costs(), strict=True):
+        table.add_row(label.replace(" steps", "").replace(" step", ""), str(nfe), f"{ms:.0f}")
     Console().print(table)
     print(f"wrote {out} (seed{'s' * (len(seeds) > 1)} {cut(' '.join(map(str, seeds)), 200)})")
     for message in wrong:
@@ -674,6 +721,21 @@ def start_image(options: argparse.Namespace, like: "Settings | None") -> "tuple[
     if like is not None and like.image_digest not in (None, digest):
         warn(f"--image {shown(str(options.image))} is not the image that {shown(str(options.like))} was begun with")
     return given, digest
+
+
+def planned_as(options: argparse.Namespace, like: "Settings | None", steps: Sequence[int]) -> dict[int, Any]:
+    """The plans of some of the steps that are not to be the model's: as given, else as in the image to be like."""
+    if options.plan is not None:
+        return dict.fromkeys(steps, options.plan)
+    if like is None:
+        return {}
+    from anystep.pipelines.scheduler import parse_plans
+
+    try:
+        recorded = parse_plans(like.plans)
+    except InputError as error:
+        raise InputError(f"the settings in {shown(str(options.like))}: {error}") from None
+    return {count: recorded.get(count, "uniform") for count in steps if count in like.steps}
 
 
 def model_name(options: argparse.Namespace, like: "Settings | None") -> str:
@@ -895,6 +957,17 @@ def run_evaluate(options: argparse.Namespace) -> None:
             print(f"  {name}: {monotone['verdict']}")
     sheet = ", sheet.png" * (options.out / "sheet.png").exists()
     print(f"wrote {options.out}: report.md, report.json, curve.png{sheet}")
+
+
+def run_plan_steps(options: argparse.Namespace) -> None:
+    from anystep.evaluation.step_plans import PlanRequest, plan_steps, table
+
+    fields = {name: value for name, value in vars(options).items() if name in PlanRequest.__dataclass_fields__}
+    figures = plan_steps(PlanRequest(**fields))
+    if figures:  # one of several processes speaks
+        print(table(figures))
+        where = "the model's folder" if options.in_place else f"--model {options.out}"
+        print(f"wrote {options.out}: plans.md, plans.json; the plans are used by {where}")
 
 
 def run_benchmark(options: argparse.Namespace) -> None:

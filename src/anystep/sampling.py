@@ -1,12 +1,13 @@
-"""Schedules and the any-step sampler.
+"""Schedules, plans of a budget of evaluations, and the any-step sampler.
 
 One set of weights serves every number of steps: each step is one transition x_t -> x_r (arXiv 2509.04394, algorithm 2).
+What is best for 2 evaluations is not for 64: a `StepPlan` says what a budget is spent on.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -43,17 +44,76 @@ def resolution_shift(height: int, width: int, base: int | float) -> float:
     return max(1.0, math.sqrt(height * width) / base)
 
 
-def schedule(transport: Transport, steps: int, shift: float = 1.0, strength: float = 1.0) -> Float[Tensor, " times"]:
+def schedule(
+    transport: Transport, steps: int, shift: float = 1.0, strength: float = 1.0, tail: float | None = None
+) -> Float[Tensor, " times"]:
     """`steps + 1` strictly decreasing times from t_max to t_min, uniform and then shifted (`Transport.shift`).
 
-    With a `strength` below 1 they begin at that share of the interval: from an image that is given. Computed in float64
-    on the CPU, returned in float32, whatever the network's dtype.
+    With a `strength` below 1 they begin at that share of the interval: from an image that is given. With a `tail` the
+    last step goes to t_min from that share of what is gone through, and the others are alike. Computed in float64 on
+    the CPU, returned in float32, whatever the network's dtype.
     """
     steps = bounds.check("steps", steps, bounds.SamplingSteps)
     shift = bounds.check("shift", shift, bounds.PositiveCoefficient)
     strength = bounds.check("strength", strength, bounds.PositiveShare)
-    u = torch.linspace(strength, 0, steps + 1, dtype=torch.float64)
+    if tail is None:
+        u = torch.linspace(strength, 0, steps + 1, dtype=torch.float64)
+    else:
+        tail = bounds.check("tail", tail, bounds.InnerShare)
+        u = torch.linspace(strength, strength * tail, steps, dtype=torch.float64)
+        u = torch.cat([u, torch.zeros(1, dtype=torch.float64)])
     return transport.shift(transport.t_min + (transport.t_max - transport.t_min) * u, shift).float()
+
+
+UNSAID = ("steps", "memory")  # of a plan's numbers, in words
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What a budget of evaluations is spent on. Its times are unshifted: the shift of a model or size goes on top.
+
+    Attributes:
+        steps: transitions made, each one evaluation, or two where guided. It may be less than the budget.
+        shift: of the uniform times (`Transport.shift`), beside the model's own.
+        tail: where the last step begins, as a share of the time range, with all others alike; None: all are.
+        stochasticity: of `sample`.
+        velocity_below: of `sample`.
+        memory: of `sample`.
+
+    Raises:
+        InputError: a value that is none of its kind, in one line.
+    """
+
+    steps: bounds.SamplingSteps
+    shift: bounds.TimeShift = 1.0
+    tail: bounds.InnerShare | None = None
+    stochasticity: bounds.Share = 0.0
+    velocity_below: bounds.Share = 0.0
+    memory: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value in bounds.check_options("plan", StepPlan, vars(self)).items():
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def parse(cls, name: str, fields: Any) -> "StepPlan":
+        """From plain values, such as those of a file. Raises `InputError` that begins with the `name`."""
+        if not isinstance(fields, Mapping) or "steps" not in fields:
+            raise InputError(f"{name} {bounds.shown(fields)}: expected the fields of a plan, `steps` among them")
+        return cls(**bounds.check_options(name, cls, fields))
+
+    def plain(self) -> dict[str, Any]:
+        """What `parse` reads: the fields that are not as they are by default."""
+        return {name: value for name, value in asdict(self).items() if value != getattr(StepPlan, name, None)}
+
+    def __str__(self) -> str:
+        """In words, what is as by default left out: `8 steps, tail 0.25, memory`."""
+        words = [f"{name.replace('_', ' ')} {value:g}" for name, value in self.plain().items() if name not in UNSAID]
+        return ", ".join([f"{self.steps} step{'s' * (self.steps > 1)}", *words, *["memory"] * self.memory])
+
+    def times(self, transport: Transport, shift: float = 1.0, strength: float = 1.0) -> Float[Tensor, " times"]:
+        """`schedule` of this plan, with a further shift."""
+        return schedule(transport, self.steps, shift * self.shift, strength, self.tail)
 
 
 def noise(shape: Sequence[int], seeds: Sequence[int]) -> Float[Tensor, "batch *shape"]:
@@ -64,6 +124,27 @@ def noise(shape: Sequence[int], seeds: Sequence[int]) -> Float[Tensor, "batch *s
         seeds: one an image.
     """
     return torch.stack([torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+class Memory(NamedTuple):
+    """What the velocity jump before this one left behind: the data and noise it stood for, and when and how guided."""
+
+    data: Sample
+    noise: Sample
+    t: float
+    guidance: float
+
+
+def extrapolated(transport: Transport, F: Sample, t: float, r: float, before: Memory) -> Sample:
+    """F in the middle of the jump from t to r, to first order: the two-step Adams-Bashforth method.
+
+    F = alpha_hat x + sigma_hat z changes with its coefficients, which the transition follows exactly, and with the data
+    x and the noise z that the network has in mind. How fast these change is told from what was in mind at the velocity
+    jump before, so that the error of a jump is of third order in its length on every transport, and nothing where the
+    true F is linear in time on straight lines (there F + (t - r) / (2 (t_before - t)) (F - F_before)).
+    """
+    there = torch.full((len(F),), t, dtype=before.data.dtype, device=F.device)
+    return F + (t - r) / (2 * (before.t - t)) * (F - transport.prediction(before.data, before.noise, there))
 
 
 def is_guided(scale: float) -> bool:
@@ -86,7 +167,8 @@ def sample(
     guidance_interval: tuple[float, float] | None = None,
     shift: float = 1.0,
     stochasticity: float = 0.0,
-    instantaneous: bool = False,
+    velocity_below: float = 0.0,
+    memory: bool = False,
     given: Sample | None = None,
     seeds: Sequence[int] | None = None,
     return_trajectory: bool = False,
@@ -106,8 +188,9 @@ def sample(
         guidance_interval: closed interval of t in which to guide; all of it by default.
         stochasticity: 0 is deterministic. With c > 0 each step but the last jumps below its target r, to
             r - c (r - t_min), and re-noises to r with fresh noise; 1 is multistep consistency sampling.
-        instantaneous: ask the network for f(x_t, t, t) and carry that to r: an Euler step on straight lines, for
-            networks that know nothing else.
+        velocity_below: jumps of at most this share of the time range ask the network for the velocity f(x_t, t, t) and
+            carry that to r, an Euler step on straight lines. 0: none does; 1: all, for networks that know nothing else.
+        memory: carry along a velocity jump that follows another what F is in its middle (`extrapolated`).
         given: clean data to start from instead of pure noise: `z` is laid on it as at the first of the times.
         seeds: of the fresh noise, one an image.
         on_step: called as `on_step(i, r, x_r)` after step i; a tensor it returns takes the place of x_r.
@@ -127,6 +210,8 @@ def sample(
     if is_guided(scale()) and null_condition is None:
         raise InputError(f"guidance {scale()} needs null_condition")
     stochasticity = bounds.check("stochasticity", stochasticity, bounds.Share)
+    share = bounds.check("velocity_below", velocity_below, bounds.Share)
+    short = share * (transport.t_max - transport.t_min) * (1 + 1e-5)  # of equal jumps in float32 all are, or none is
     if stochasticity and (seeds is None or len(seeds) != len(z)):
         raise InputError(f"stochastic sampling needs one seed an image, got {bounds.shown(seeds)}")
     low, high = guidance_interval or (-math.inf, math.inf)
@@ -137,11 +222,12 @@ def sample(
     generators = [torch.Generator().manual_seed(seed ^ 0x5EED) for seed in seeds or []]
 
     def evaluate(x: Tensor, t: Tensor, r: Tensor, condition: Any, mask: Tensor | None) -> Tensor:
-        goal = transport.network_time(t if instantaneous else r)
-        answer: Tensor = network(x, transport.network_time(t), goal, condition, mask, **(network_options or {}))
+        times = transport.network_time(t), transport.network_time(r)
+        answer: Tensor = network(x, *times, condition, mask, **(network_options or {}))
         return answer.float()
 
     batch, nfe, made = len(z), 0, 0
+    before: Memory | None = None
     if given is None:
         x = z.float() * transport.coefficients(times[:1]).sigma.item()
     else:
@@ -151,24 +237,33 @@ def sample(
         last = i == len(times) - 2
         landing = goal if last else goal - stochasticity * (goal - transport.t_min)
         t, r = torch.full((batch,), now, device=z.device), torch.full((batch,), landing, device=z.device)
-        F = evaluate(x, t, r, condition, condition_mask)
-        nfe += 1
+        velocity = now - landing <= short
+        asked = t if velocity else r
+        F = evaluate(x, t, asked, condition, condition_mask)
+        nfe, used = nfe + 1, 1.0
         if null_condition is not None and is_guided(scale()) and low <= now <= high:
             if null_encoded is None:
                 null_encoded = encode(null_condition, null_mask)
-            null = evaluate(x, t, r, null_encoded, null_mask)
-            F = null + scale() * (F - null)
+            null = evaluate(x, t, asked, null_encoded, null_mask)
+            used = scale()
+            F = null + used * (F - null)
             nfe += 1
         made += 1
+        told = Memory(*transport.decompose(x, F, t), now, used) if memory and velocity else None
+        if told is not None and before is not None and before.guidance == used:
+            F = extrapolated(transport, F, now, landing, before)
+        before = told
         x = transport.transition(x, F, t, r)
         if landing < goal:
             fresh = torch.stack([torch.randn(x.shape[1:], generator=generator) for generator in generators])
             x = transport.renoise(x, r, torch.full_like(r, goal), fresh.to(x))
+            before = None  # which was of another path
         stop = False
         if on_step is not None:
             try:
                 replaced = on_step(i, goal, x)
-                x = x if replaced is None else replaced
+                if replaced is not None and replaced is not x:
+                    x, before = replaced, None
             except StopSampling:
                 stop = True
         if return_trajectory:

@@ -139,7 +139,7 @@ def test_an_instantaneous_network_is_never_asked_for_an_interval() -> None:
         return 0.5 * x
 
     transport, z = make_transport("ot_fm"), torch.randn(2, 1, 4, 4)
-    made = sample(network, transport, z, torch.zeros(2), 4, instantaneous=True).sample
+    made = sample(network, transport, z, torch.zeros(2), 4, velocity_below=1.0).sample
     assert all(torch.equal(t, r) for t, r in asked)
     euler = z
     for _ in range(4):

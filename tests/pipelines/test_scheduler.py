@@ -1,6 +1,9 @@
 """The scheduler: diffusers' calls, every transport, a time for every sample."""
 
+import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from anystep import TransitionScheduler
-from anystep.sampling import sample
+from anystep.errors import InputError
+from anystep.pipelines.scheduler import write_plans
+from anystep.sampling import StepPlan, sample
 from anystep.transport import make_transport
 
 TRANSPORTS = ["ot_fm", "trigflow", "edm", "vp", "ve"]
@@ -77,6 +82,82 @@ def test_larger_areas_shift_the_schedule_and_smaller_ones_do_not() -> None:
     assert (scheduler.times(4, 128, 128)[1:-1] > scheduler.times(4, 128, 64)[1:-1]).all()
     assert (scheduler.times(4, 128, 64)[1:-1] > base[1:-1]).all()
     torch.testing.assert_close(scheduler.times(2, 128, 128)[1], torch.tensor(2 / 3))  # s u / (1 + (s - 1) u) at s = 2
+
+
+PLANS: dict[str, dict[str, Any]] = {
+    "4": {"steps": 4, "tail": 0.4},
+    "16": {"steps": 16, "tail": 0.25, "shift": 1.5, "memory": True},
+    "64": {"steps": 16, "tail": 0.25, "shift": 1.5, "memory": True},
+}
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"),
+    [
+        (2, None),
+        (4, StepPlan(4, tail=0.4)),
+        (7, StepPlan(7, tail=0.4)),
+        (20, StepPlan(20, tail=0.25, shift=1.5, memory=True)),
+        (64, StepPlan(16, tail=0.25, shift=1.5, memory=True)),
+        (100, StepPlan(16, tail=0.25, shift=1.5, memory=True)),
+    ],
+)
+def test_a_budget_is_planned_as_the_largest_below_it(budget: int, expected: StepPlan | None) -> None:
+    scheduler = TransitionScheduler(plans=PLANS)
+    assert scheduler.plan(budget) == scheduler.plan(budget, "model") == expected
+    assert scheduler.plan(budget, "uniform") is None
+    assert TransitionScheduler().plan(budget) is None
+    made = expected or StepPlan(budget)
+    assert torch.equal(scheduler.times(budget), made.times(scheduler.transport))
+    scheduler.set_timesteps(budget)
+    assert scheduler.num_inference_steps == len(scheduler.timesteps) == made.steps
+    scheduler.set_timesteps(budget, plan="uniform")
+    assert torch.equal(scheduler.sigmas, TransitionScheduler().times(budget))
+
+
+@pytest.mark.parametrize("name", TRANSPORTS)
+def test_stepping_through_planned_timesteps_is_sampling_at_the_plans_times(name: str) -> None:
+    scheduler = TransitionScheduler(name, base_size=16, plans={"5": {"steps": 5, "tail": 0.3, "shift": 1.4}})
+    scheduler.set_timesteps(5, height=32, width=16)
+    transport, z = scheduler.transport, draw(0)
+    sampled = sample(small_network, transport, z, torch.zeros(3), StepPlan(5, 1.4, 0.3).times(transport, math.sqrt(2)))
+    x = z * transport.coefficients(scheduler.sigmas[:1]).sigma.item()
+    for t, r in zip(scheduler.sigmas[:-1], scheduler.sigmas[1:], strict=True):
+        times = (transport.network_time(time.expand(3)) for time in (t, r))
+        x = scheduler.step(small_network(x, *times, torch.zeros(3)), t * 1000, x, r * 1000).prev_sample
+    torch.testing.assert_close(x, sampled.sample, atol=1e-5, rtol=1e-3)
+
+
+def test_plans_are_part_of_the_config_and_are_written_beside_what_else_is_in_it(tmp_path: Path) -> None:
+    scheduler = TransitionScheduler("edm", shift=2.0, plans=PLANS)
+    scheduler.save_pretrained(tmp_path / "scheduler")
+    loaded = TransitionScheduler.from_pretrained(tmp_path / "scheduler")
+    assert loaded.plans == scheduler.plans
+    assert list(loaded.plans) == [4, 16, 64]
+    write_plans(tmp_path, {8: StepPlan(8, memory=True)})
+    again = TransitionScheduler.from_pretrained(tmp_path / "scheduler")
+    assert again.plans == {8: StepPlan(8, memory=True)}
+    assert (again.config.transport, again.config.shift) == ("edm", 2.0)
+    assert json.loads((tmp_path / "scheduler" / "scheduler_config.json").read_text())["plans"] == {
+        "8": {"steps": 8, "memory": True}
+    }
+
+
+@pytest.mark.parametrize(
+    ("plans", "message"),
+    [
+        ([1, 2], "plans [1, 2]: expected the fields of a plan by numbers of steps"),
+        ({"some": {"steps": 2}}, "plans: a number of steps 'some': expected a whole number from 1"),
+        ({"0": {"steps": 1}}, "plans: a number of steps 0: expected a whole number from 1"),
+        ({"4": {"steps": 8}}, "plans.4.steps 8: expected at most 4"),
+        ({"4": {"steps": 4, "tail": "x"}}, "plans.4.tail 'x': expected a number"),
+        ({"4": None}, "plans.4 None: expected the fields of a plan"),
+    ],
+)
+def test_plans_that_cannot_be_are_one_line(plans: Any, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        TransitionScheduler(plans=plans)
+    assert message in str(caught.value)
 
 
 def test_half_precision_samples_stay_half() -> None:

@@ -3,6 +3,7 @@
 import inspect
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -18,6 +19,8 @@ import anystep
 from anystep import TransitionPipeline, TransitionScheduler
 from anystep.errors import InputError
 from anystep.models import build_transformer
+from anystep.pipelines.load import Model
+from anystep.sampling import StepPlan
 
 PROMPTS = ["a red apple", "a whale on a blue background", "a tractor"]
 
@@ -146,6 +149,84 @@ def test_stochastic_sampling_belongs_to_the_seed_not_to_the_batch(pipeline: Tran
     noisy = draw(pipeline, steps=4, stochasticity=1.0)
     assert not torch.allclose(noisy, draw(pipeline, steps=4), atol=1e-3)
     close(noisy[1:2], draw(pipeline, PROMPTS[1], 4, seeds=[1], stochasticity=1.0))
+
+
+@pytest.fixture(scope="module")
+def planned(tiny_model: Path) -> TransitionPipeline:
+    """The same model with plans: of 4 steps with all that a plan can say, of 8 and more like 4."""
+    loaded: TransitionPipeline = TransitionPipeline.from_pretrained(tiny_model)
+    loaded.set_progress_bar_config(disable=True)
+    four = {"steps": 4, "tail": 0.3, "shift": 1.4, "velocity_below": 0.25, "memory": True}
+    plans = {"4": four, "8": four, "16": {"steps": 16, "stochasticity": 0.3}}
+    loaded.scheduler = TransitionScheduler.from_config(loaded.scheduler.config, plans=plans)
+    return loaded
+
+
+def test_plans_are_used_unless_times_are_to_be_uniform(
+    pipeline: TransitionPipeline, planned: TransitionPipeline
+) -> None:
+    plan = StepPlan(4, tail=0.3, shift=1.4, velocity_below=0.25, memory=True)
+    assert torch.equal(draw(planned, steps=4), draw(pipeline, steps=4, plan=plan))
+    assert torch.equal(draw(planned, steps=4, plan="uniform"), draw(pipeline, steps=4))
+    assert torch.equal(draw(planned, steps=2), draw(pipeline, steps=2))  # there is none for so few
+    assert not torch.allclose(draw(planned, steps=4), draw(pipeline, steps=4), atol=1e-3)
+    for name, value in (("tail", None), ("shift", 1.0), ("memory", False), ("velocity_below", 0.0)):
+        other = draw(pipeline, steps=4, plan=replace(plan, **{name: value}))
+        assert not torch.equal(draw(planned, steps=4), other), name
+
+
+def test_what_is_spent_is_what_is_told(planned: TransitionPipeline) -> None:
+    output = planned(PROMPTS[0], num_inference_steps=12, seeds=[0], guidance_scale=2.0, output_type="latent")
+    assert (output.nfe, output.steps, planned.num_timesteps) == (8, 4, 4)
+    model = Model("planned", planned)
+    drawn = model.generate(PROMPTS[0], 12, guidance=1.0)
+    assert (drawn.steps, drawn.asked, drawn.nfe) == (4, 12, 4)
+    assert drawn.plan == planned.plan(12)
+    assert model.generate(PROMPTS[0], 12, guidance=1.0, plan="uniform").nfe == 12
+
+
+def test_what_the_user_says_wins_over_the_plan(planned: TransitionPipeline) -> None:
+    assert planned.plan(4, shift=2.0) == replace(planned.plan(4), shift=2.0)
+    assert planned.plan(16).stochasticity == 0.3
+    assert planned.plan(16, stochasticity=0.0).stochasticity == 0.0
+    still = draw(planned, steps=16, stochasticity=0.0, guidance_scale=1.0)
+    assert torch.equal(still, draw(planned, steps=16, plan="uniform", guidance_scale=1.0))
+
+
+def test_fresh_noise_belongs_to_the_seeds_or_comes_from_the_generator(planned: TransitionPipeline) -> None:
+    words: dict[str, Any] = {"steps": 16, "guidance_scale": 1.0}
+    close(draw(planned, **words)[1:2], draw(planned, PROMPTS[1], seeds=[1], **words))
+
+    def made(seed: int, **more: Any) -> Tensor:
+        return draw(planned, generator=torch.Generator().manual_seed(seed), **words, **more)
+
+    assert torch.equal(made(3), made(3))
+    assert not torch.allclose(made(3), made(4), atol=1e-3)
+    each = [torch.Generator().manual_seed(seed) for seed in (5, 6, 7)]
+    alone = draw(planned, PROMPTS[1], generator=[torch.Generator().manual_seed(6)], **words)
+    close(draw(planned, generator=each, **words)[1:2], alone)
+
+
+def test_an_image_is_started_from_as_planned(planned: TransitionPipeline) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8))
+    seen: list[float] = []
+
+    def watch(pipe: TransitionPipeline, step: int, timestep: float, tensors: dict[str, Any]) -> None:
+        seen.append(timestep / 1000)
+
+    draw(planned, PROMPTS[0], 4, image=image, strength=0.5, callback_on_step_end=watch)
+    expected = planned.scheduler.times(planned.plan(4), strength=0.5)[:-1].tolist()
+    assert seen == pytest.approx(expected)
+    assert len(seen) == 4
+
+
+def test_a_network_of_velocities_is_asked_for_nothing_else_whatever_its_plan(planned: TransitionPipeline) -> None:
+    flow = TransitionPipeline(**planned.components, text_encoder_name="builtin", sampling="instantaneous")
+    assert flow.plan(4).velocity_below == 1.0
+    assert flow.plan(4, StepPlan(3)).velocity_below == 1.0
+    consistency = TransitionPipeline(**planned.components, text_encoder_name="builtin", sampling="consistency")
+    assert consistency.plan(2).stochasticity == consistency.plan(4, "uniform").stochasticity == 1.0
+    assert consistency.plan(4).stochasticity == consistency.plan(1).stochasticity == 0.0
 
 
 def test_a_callback_sees_every_step_and_may_change_and_stop_it(pipeline: TransitionPipeline) -> None:
@@ -473,7 +554,9 @@ def test_class_conditional_pixels(tmp_path: Path) -> None:
         ({"guidance_scale": -0.5}, "guidance_scale -0.5: expected a number from 0"),
         ({"guidance_interval": (0.8, 0.2)}, "guidance_interval"),
         ({"stochasticity": 1.5}, "stochasticity 1.5"),
-        ({"stochasticity": 0.5, "seeds": None}, "needs seeds"),
+        ({"shift": 0}, "shift 0: expected a number from 0.01"),
+        ({"plan": "even"}, "plan 'even': expected a StepPlan, model or uniform"),
+        ({"plan": StepPlan(9)}, r"plan {'steps': 9}: expected at most the 4 steps"),
         ({"callback_on_step_end_tensor_inputs": ["noise"]}, "unknown callback tensors"),
     ],
 )

@@ -35,6 +35,7 @@ from anystep.evaluation.metrics import METRICS, check_measurable, choose_metrics
 from anystep.evaluation.report import check_drawing, write_report
 from anystep.files import check_output, remove_parts
 from anystep.pipelines.load import Model, load
+from anystep.pipelines.scheduler import Planning
 from anystep.ranks import Ranks
 
 SHEET_ROWS = 6
@@ -58,6 +59,7 @@ class Request:
     clip_score: str | None = None
     size: tuple[int, int] | None = None
     guidance: float | None = None
+    plan: Planning | None = None
     seed: int = 0
     keep_images: bool = False
     allow_code: bool = False
@@ -136,7 +138,7 @@ def evaluate_models(request: Request) -> dict[str, Any]:
         real, controls = observe_reference(evaluation, reference)
         given = folder_points(evaluation, folders)  # first: one of their images may be damaged
         found = {
-            model.name: generate_points(evaluation, model, steps, prompts, request.size, request.guidance)
+            model.name: generate_points(evaluation, model, steps, prompts, request.size, request.guidance, request.plan)
             for model in models
         } | given
         if not ranks.first:
@@ -150,6 +152,7 @@ def evaluate_models(request: Request) -> dict[str, Any]:
             "data": request.data,
             "size": [width, height],
             "guidance": request.guidance,
+            "plan": request.plan,
             "extractor": request.extractor if isinstance(request.extractor, str) else extractor.name,
             "extractor_digest": extractor.digest,
             "reference": None if request.reference is None else str(request.reference),
@@ -198,7 +201,10 @@ def _sheet(models: list[Model], steps: list[int], prompts: list[str | int], requ
     rows, labels = [], []
     for model, name in zip(models, names, strict=True):
         seeds = [request.seed + number for number in range(len(shown))]
-        columns = [model.generate(shown, count, seeds, request.size, request.guidance).images for count in steps]
+        columns = [
+            model.generate(shown, count, seeds, request.size, request.guidance, plan=request.plan).images
+            for count in steps
+        ]
         rows += [[column[row] for column in columns] for row in range(len(shown))]
         labels += [f"{name}{prompt}" for prompt in shown]
     return contact_sheet(rows, labels, [f"{count} step{'s' * (count > 1)}" for count in steps])

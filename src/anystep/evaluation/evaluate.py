@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image, ImageFilter
@@ -31,7 +31,9 @@ from anystep.evaluation.movement import movement
 from anystep.generation_plan import check_room
 from anystep.pipelines.describe import model_digest
 from anystep.pipelines.load import Model
+from anystep.pipelines.scheduler import Planning
 from anystep.ranks import Ranks
+from anystep.sampling import StepPlan
 
 NOTES = (
     "NFE counts network evaluations of one image; a guided step costs two.",
@@ -55,7 +57,11 @@ REAL = "real images against real images"
 
 @dataclass(frozen=True)
 class Reference:
-    """Two disjoint draws of a source: `real` is compared with, `again` is the control and gives the captions."""
+    """Two disjoint draws of a source: `real` is compared with, `again` is the control and gives the captions.
+
+    Of a source that is halved the `validation` half has nothing in common with the `test` half. Draws from that one are
+    those of the whole, where it is large enough for them.
+    """
 
     source: Source
     size: Fixed
@@ -63,9 +69,19 @@ class Reference:
     again: list[int]
 
     @classmethod
-    def draw(cls, source: Source, size: Fixed, samples: int, seed: int) -> "Reference":
+    def draw(
+        cls,
+        source: Source,
+        size: Fixed,
+        samples: int,
+        seed: int,
+        part: Literal["whole", "test", "validation"] = "whole",
+    ) -> "Reference":
         """At most `samples` readable examples each."""
         order = random.Random(seed).sample(range(len(source)), len(source))
+        if part != "whole":
+            middle = len(order) // 2
+            order = order[:middle] if part == "test" else order[middle:][::-1]
         half = min(samples, len(order) // 2)
         if not half:
             raise InputError(f"{len(order)} examples to compare with: need at least 2")
@@ -180,18 +196,23 @@ def generate_points(
     prompts: Sequence[str | int],
     size: tuple[int, int] | None = None,
     guidance: float | None = None,
+    plan: StepPlan | Planning | None = None,
 ) -> list[Point]:
-    """Image `i` has seed `evaluation.seed + i` and prompt `i` at every number of steps; `check_prompts` comes first."""
+    """Image `i` has seed `evaluation.seed + i` and prompt `i` at every number of steps; `check_prompts` comes first.
+
+    Args:
+        plan: what steps are spent on, as the pipeline takes it.
+    """
     width, height = size or (model.pipeline.base_size,) * 2
     scale = model.pipeline.resolve_guidance(guidance)
     digest, points = model_digest(model), []
     captions = [str(prompt) for prompt in prompts] if evaluation.scorers else []
     warm = False
 
-    def draw(numbers: Sequence[int], count: int) -> Any:
+    def draw(numbers: Sequence[int], count: int, plan: StepPlan | Planning | None) -> Any:
         return model.pipeline(
             [prompts[number] for number in numbers], height, width, count, guidance_scale=scale,
-            seeds=[evaluation.seed + number for number in numbers], output_type="pt",
+            seeds=[evaluation.seed + number for number in numbers], plan=plan, output_type="pt",
         )  # fmt: skip
 
     for count in steps:
@@ -199,18 +220,20 @@ def generate_points(
         def make(chunk: range, count: int = count) -> tuple[Images, Cost]:
             nonlocal warm
             if not warm:  # loading the text encoder, for one, is no part of what an image costs
-                draw(chunk[:1], 1)
+                draw(chunk[:1], 1, "uniform")
                 warm = True
             reset_peak()
             begin = time.perf_counter()
             parts = [chunk[first : first + evaluation.batch] for first in range(0, len(chunk), evaluation.batch)]
-            outputs = [draw(part, count) for part in parts]
+            outputs = [draw(part, count, plan) for part in parts]
             drawn = torch.cat([output.images.cpu() for output in outputs])
             check_finite(drawn, f"model {model.name!r} at {count} steps", chunk)
             images = (drawn * 255).round().to(torch.uint8)
             return images, Cost(outputs[0].nfe, time.perf_counter() - begin, peak_megabytes())
 
-        settings = (digest, prompts, width, height, count, scale, evaluation.seed, evaluation.batch)
+        planned, uniform = (model.pipeline.plan(count, each) for each in (plan, "uniform"))
+        settings = [digest, prompts, width, height, count, scale, evaluation.seed, evaluation.batch]
+        settings += [planned] * (planned != uniform)
         folder = evaluation.work(*settings, scored=bool(captions))
         what = f"{model.name}, {count} steps"
         observed, costs = evaluation.collect(what, folder, len(prompts), make, captions)

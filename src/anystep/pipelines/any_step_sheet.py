@@ -1,6 +1,6 @@
 """One set of weights at many step counts: prompts down, steps or seeds across, one noise for all steps."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -9,6 +9,8 @@ from PIL import Image
 
 from anystep.contact_sheet import contact_sheet
 from anystep.pipelines.load import Generated, Model
+from anystep.pipelines.scheduler import Planning
+from anystep.sampling import StepPlan
 
 LARGE = 512 * 512  # pixels of images whose first call is not made twice to be timed
 CELL = 1024  # the longest side of an image on a sheet
@@ -17,19 +19,29 @@ ACROSS = 8  # most seeds beside each other
 
 @dataclass(frozen=True)
 class AnyStepSheet:
-    """Every image by step count, and for each by prompt and then by seed."""
+    """Every image by the steps that were asked for, and for each by prompt and then by seed."""
 
     prompts: list[str]
     seeds: list[int]
     columns: list[list[Generated]]
 
     def costs(self) -> list[tuple[int, int, float]]:
-        """(steps, NFE, median milliseconds an image) of each step count."""
-        return [(cells[0].steps, cells[0].nfe, 1000 * median(cell.seconds for cell in cells)) for cells in self.columns]
+        """(steps asked for, NFE, median milliseconds an image) of each step count."""
+        return [(cells[0].asked, cells[0].nfe, 1000 * median(cell.seconds for cell in cells)) for cells in self.columns]
+
+    def labels(self) -> list[str]:
+        """Of each step count; where a plan makes fewer steps it says how many."""
+        firsts = [cells[0] for cells in self.columns]
+        return [
+            f"{first.asked} step{'s' * (first.asked > 1)}{f', {first.steps} made' * (first.steps < first.asked)}"
+            for first in firsts
+        ]
 
     def picture(self) -> Image.Image:
         """The labelled sheet, or one image alone as it is."""
-        across = [f"{steps} step{'s' * (steps > 1)}\n{nfe} NFE, {ms:.0f} ms" for steps, nfe, ms in self.costs()]
+        across = [
+            f"{label}\n{nfe} NFE, {ms:.0f} ms" for label, (_, nfe, ms) in zip(self.labels(), self.costs(), strict=True)
+        ]
         images = [[cell.images[0] for cell in cells] for cells in self.columns]
         count = len(self.seeds)
         down: list[str] = []
@@ -61,6 +73,7 @@ def any_step_sheet(
     steps: Sequence[int],
     seeds: int | Sequence[int] = 0,
     on_image: Callable[[Generated, int, int], None] = lambda drawn, prompt, seed: None,
+    plans: Mapping[int, StepPlan | Planning] | None = None,
     **options: Any,
 ) -> AnyStepSheet:
     """Generate one image at a time, as a user waiting for it would.
@@ -68,6 +81,7 @@ def any_step_sheet(
     Args:
         seeds: of the images of each prompt.
         on_image: called with each image and the places of its prompt and seed, when it is there.
+        plans: of some of the steps, in place of the model's.
         options: those of `Model.generate`.
     """
     seeds = [seeds] if isinstance(seeds, int) else list(seeds)
@@ -79,7 +93,7 @@ def any_step_sheet(
         cells = []
         for row, prompt in enumerate(prompts):
             for place, seed in enumerate(seeds):
-                cells.append(model.generate(prompt, count, seed, **options))
+                cells.append(model.generate(prompt, count, seed, plan=(plans or {}).get(count), **options))
                 on_image(cells[-1], row, place)
         columns.append(cells)
     return AnyStepSheet(list(prompts), seeds, columns)

@@ -25,6 +25,7 @@ def describe(model: Model) -> dict[str, Any]:
         "hidden_size": transformer.config.hidden_size,
         "depth": transformer.config.depth,
         "transport": scheduler.config.transport,
+        "step_plans": [f"{budget}: {plan}" for budget, plan in scheduler.plans.items()] or None,
         "trained_shapes": pipeline.config.get("trained_shapes") or [f"{base}x{base}"],
         "size_multiple": pipeline.size_multiple,
         "tokens_at_base": (base // pipeline.size_multiple) ** 2,
@@ -38,10 +39,13 @@ def describe(model: Model) -> dict[str, Any]:
 
 
 def model_digest(model: Model) -> str:
-    """Tells one model from another: weights, and the configuration of every part, wherever its folder is."""
+    """Tells one model from another: weights, and the configuration of every part, wherever its folder is.
+
+    Plans are no part of it: they say how a model is used, as steps and guidance do.
+    """
 
     def plain(config: Mapping[str, Any]) -> dict[str, Any]:  # without names of folders and versions
-        return {key: value for key, value in config.items() if not key.startswith("_")}
+        return {key: value for key, value in config.items() if not key.startswith("_") and key != "plans"}
 
     pipeline = model.pipeline
     said: list[Any] = [plain(part.config) for part in (pipeline, pipeline.transformer, pipeline.scheduler)]

@@ -18,6 +18,7 @@ from anystep.bounds import Count, SamplingSteps, Seed, Side, check, shown
 from anystep.device import pick_device
 from anystep.errors import InputError
 from anystep.pipelines.transition import TransitionPipeline
+from anystep.sampling import StepPlan
 
 BUILTIN = "builtin"
 
@@ -32,13 +33,21 @@ else:  # `generate` checks them itself, and takes the numbers of numpy
 
 @dataclass(frozen=True)
 class Generated:
-    """Images, those of a prompt beside each other, with the seed of each and with what they cost."""
+    """Images, those of a prompt beside each other, with the seed of each and with what they cost.
+
+    Attributes:
+        steps, nfe: transitions made and network evaluations spent.
+        asked: steps that were asked for: a plan may make fewer.
+        plan: what they were spent on.
+    """
 
     images: list[Image.Image]
     steps: int
     nfe: int
     seconds: float
     seeds: tuple[int, ...] = ()
+    asked: int = 0
+    plan: StepPlan | None = None
 
 
 class Model:
@@ -74,7 +83,7 @@ class Model:
             size: (width, height) in pixels.
             guidance: scale; none at 1 and below, the model's default when None.
             num_images_per_prompt: with one seed, the further images of a prompt have the seeds after it.
-            options: further arguments of `TransitionPipeline.__call__`.
+            options: further arguments of `TransitionPipeline.__call__`, such as `plan`.
 
         Raises:
             InputError: what cannot be drawn, in one line.
@@ -94,7 +103,9 @@ class Model:
         )  # fmt: skip
         if self.pipeline.device.type == "cuda":
             torch.cuda.synchronize()
-        return Generated(output.images, steps, output.nfe, time.perf_counter() - start, tuple(seeds))
+        seconds = time.perf_counter() - start
+        plan = self.pipeline.plan(steps, *(options.get(name) for name in ("plan", "stochasticity", "shift")))
+        return Generated(output.images, output.steps, output.nfe, seconds, tuple(seeds), steps, plan)
 
 
 def _many(values: Any) -> bool:

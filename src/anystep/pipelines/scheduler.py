@@ -1,7 +1,9 @@
-"""The any-step schedule and transition as a diffusers scheduler."""
+"""The any-step schedule, its plans and the transition as a diffusers scheduler."""
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import torch
 from diffusers import ConfigMixin, SchedulerMixin
@@ -11,8 +13,12 @@ from torch import Tensor
 
 from anystep import bounds
 from anystep.errors import InputError
-from anystep.sampling import resolution_shift, schedule
+from anystep.files import read_json, write_json
+from anystep.sampling import StepPlan, resolution_shift
 from anystep.transport import make_transport
+
+Planning = Literal["model", "uniform"]
+MOST_PLANS = 1000
 
 
 @dataclass
@@ -32,6 +38,10 @@ class TransitionScheduler(SchedulerMixin, ConfigMixin):
         transport, transport_options: of `make_transport`.
         shift: of the schedule, at the base size and below.
         base_size: side in pixels of the training base; larger areas shift the schedule further. None: no area does.
+        plans: a dict: by a number of steps, the fields of the `anystep.sampling.StepPlan` that is best for it (`anystep
+            plan-steps`). None: all times are uniform.
+
+    What a plan says of times is done here; velocities, memory and stochasticity are the pipeline's.
     """
 
     order = 1
@@ -44,6 +54,7 @@ class TransitionScheduler(SchedulerMixin, ConfigMixin):
         shift: float = 1.0,
         base_size: int | None = None,
         num_train_timesteps: int = 1000,
+        plans: Any = None,
     ) -> None:
         if not isinstance(transport_options, dict | None):
             raise InputError(f"transport_options {bounds.shown(transport_options)}: expected numbers by name")
@@ -51,21 +62,67 @@ class TransitionScheduler(SchedulerMixin, ConfigMixin):
         bounds.check("shift", shift, bounds.PositiveCoefficient)
         if base_size is not None:
             bounds.check("base_size", base_size, bounds.Side)
-        self.set_timesteps(bounds.check("num_train_timesteps", num_train_timesteps, bounds.SamplingSteps))
+        self.plans = parse_plans(plans)
+        if plans is not None:
+            self.register_to_config(plans=plain_plans(self.plans))
+        steps = bounds.check("num_train_timesteps", num_train_timesteps, bounds.SamplingSteps)
+        self.set_timesteps(steps, plan="uniform")
 
-    def times(self, steps: int, height: int | None = None, width: int | None = None, strength: float = 1.0) -> Tensor:
-        """(steps + 1,) decreasing times t for an image of `height` x `width` pixels, from that share of them on."""
+    def plan(self, budget: int, plan: Any = None) -> StepPlan | None:
+        """How a budget is spent: by a StepPlan that is given, or by default as the model's plans have it.
+
+        None stands for uniform times: the budget has no plan, or `plan` is `uniform`.
+
+        A budget between two that have plans is planned as the smaller of them, with steps of its own number; but where
+        that one is best spent on fewer steps, so is this.
+
+        Raises:
+            InputError: no plan, or one of more steps than the budget.
+        """
+        if isinstance(plan, StepPlan):
+            if plan.steps > budget:
+                raise InputError(f"plan {plan.plain()}: expected at most the {budget} steps that are asked for")
+            return plan
+        if plan not in (None, *get_args(Planning)):
+            raise InputError(f"plan {bounds.shown(plan)}: expected a StepPlan, {' or '.join(get_args(Planning))}")
+        known = max((each for each in self.plans if each <= budget), default=None)
+        if plan == "uniform" or known is None:
+            return None
+        found = self.plans[known]
+        return replace(found, steps=budget) if found.steps == known else found
+
+    def times(
+        self,
+        steps: int | StepPlan,
+        height: int | None = None,
+        width: int | None = None,
+        strength: float = 1.0,
+        plan: Planning | None = None,
+    ) -> Tensor:
+        """Decreasing times t for an image of `height` x `width` pixels, from that share of them on.
+
+        Args:
+            steps: a plan, or a number of steps that is planned as `plan` says.
+        """
         base, shift = self.config.base_size, self.config.shift
         if base is not None:
             shift *= resolution_shift(height or base, width or base, base)
-        return schedule(self.transport, steps, shift, strength)
+        made = steps if isinstance(steps, StepPlan) else self.plan(steps, plan) or StepPlan(steps)
+        return made.times(self.transport, shift, strength)
 
     def set_timesteps(
-        self, num_inference_steps: int, device: Any = None, height: int | None = None, width: int | None = None
+        self,
+        num_inference_steps: int,
+        device: Any = None,
+        height: int | None = None,
+        width: int | None = None,
+        plan: Planning | None = None,
     ) -> None:
-        self.num_inference_steps = bounds.check("num_inference_steps", num_inference_steps, bounds.SamplingSteps)
-        self.sigmas = self.times(num_inference_steps, height, width)
+        """The times of so many steps as they are planned: there may be fewer, where more are no better."""
+        steps = bounds.check("num_inference_steps", num_inference_steps, bounds.SamplingSteps)
+        self.sigmas = self.times(steps, height, width, plan=plan)
         self.timesteps = (self.sigmas[:-1] * self.config.num_train_timesteps).to(device)
+        self.num_inference_steps = len(self.timesteps)
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         return sample
@@ -90,6 +147,40 @@ class TransitionScheduler(SchedulerMixin, ConfigMixin):
         )
         previous = self.transport.transition(sample.float(), model_output.float(), t, r).to(sample.dtype)
         return TransitionSchedulerOutput(prev_sample=previous) if return_dict else (previous,)
+
+
+def parse_plans(plans: Any) -> dict[int, StepPlan]:
+    """Plans by their budgets, from plain values.
+
+    Raises:
+        InputError: one line that names the budget, the field and what was expected.
+    """
+    if not isinstance(plans, Mapping | None) or len(plans or ()) > MOST_PLANS:
+        raise InputError(f"plans {bounds.shown(plans)}: expected the fields of a plan by numbers of steps")
+    parsed = {}
+    for key, fields in (plans or {}).items():
+        text = str(key)
+        budget = bounds.check("plans: a number of steps", int(text) if text.isdecimal() else key, bounds.SamplingSteps)
+        plan = fields if isinstance(fields, StepPlan) else StepPlan.parse(f"plans.{budget}", fields)
+        if plan.steps > budget:
+            raise InputError(f"plans.{budget}.steps {plan.steps}: expected at most {budget}")
+        parsed[budget] = plan
+    return dict(sorted(parsed.items()))
+
+
+def plain_plans(plans: Mapping[int, StepPlan]) -> dict[str, dict[str, Any]]:
+    """As JSON has them, and `parse_plans` reads them."""
+    return {str(budget): plan.plain() for budget, plan in plans.items()}
+
+
+def write_plans(folder: Path, plans: Mapping[int, StepPlan]) -> None:
+    """Put plans into the scheduler's config of a model's folder, in place of those that were there.
+
+    Raises:
+        InputError: it holds no scheduler's config that can be read.
+    """
+    path = folder / "scheduler" / SchedulerMixin.config_name
+    write_json(path, {**read_json(path), "plans": plain_plans(plans)})
 
 
 TransitionScheduler.__module__ = "anystep"

@@ -34,6 +34,7 @@ class Settings(BaseModel):
         model, model_digest: its name, and what tells its weights and configuration from all others.
         prompts, seeds, steps: every prompt is drawn with every seed at every number of steps.
         nfe: network evaluations at each of the step counts.
+        plans: of the step counts whose times were not uniform, the fields of their `StepPlan`.
         size: width and height in pixels.
         image, image_digest, strength: the name and content of a file that was started from, and how far back.
     """
@@ -48,6 +49,7 @@ class Settings(BaseModel):
     seeds: Annotated[tuple[Seed, ...], Len(1, 10_000)]
     steps: Annotated[tuple[SamplingSteps, ...], Len(1, 10_000)]
     nfe: Annotated[tuple[int, ...], Len(1, 10_000)]
+    plans: dict[SamplingSteps, dict[str, Any]] | None = None
     guidance: Guidance
     guidance_interval: tuple[Time, Time] | None = None
     stochasticity: Share | None = None

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import RLock, get_ident
 from typing import Any, get_args
@@ -32,8 +32,8 @@ from anystep.model_folder import check_model_folder
 from anystep.models.rotary import RotaryScaling
 from anystep.models.transformer import TransitionTransformer2DModel
 from anystep.objective.presets import OBJECTIVES
-from anystep.pipelines.scheduler import TransitionScheduler
-from anystep.sampling import StopSampling, is_guided, noise, sample
+from anystep.pipelines.scheduler import Planning, TransitionScheduler
+from anystep.sampling import StepPlan, StopSampling, is_guided, noise, sample
 
 MOST_ASPECT = 5  # longest side over shortest
 MOST_TOLD = 5  # prompts that are cut, of which one pipeline tells
@@ -45,10 +45,11 @@ _LOADING = RLock()  # transformers builds one model at a time
 
 @dataclass
 class TransitionPipelineOutput(BaseOutput):
-    """`images` in the form asked for, and `nfe`, the network evaluations spent on each."""
+    """`images` in the form asked for, and what was spent on each: `nfe` network evaluations in `steps` transitions."""
 
     images: Any
     nfe: int
+    steps: int = 0
 
 
 @dataclass
@@ -213,6 +214,28 @@ class TransitionPipeline(DiffusionPipeline):
         checked = float(check("guidance_scale", self.config.guidance_scale if scale is None else scale, Guidance))
         return checked if is_guided(checked) else 1.0
 
+    def plan(
+        self,
+        steps: int,
+        plan: Any = None,
+        stochasticity: Any = None,
+        shift: Any = None,
+    ) -> StepPlan:
+        """What a call with these arguments does with so many steps: see `__call__`.
+
+        Raises:
+            InputError: a value that is none of its kind.
+        """
+        found = self.scheduler.plan(steps, plan)
+        if found is None:
+            found = StepPlan(steps, stochasticity=float(self.config.sampling == "consistency" and steps > 1))
+        changes: dict[str, Any] = {"stochasticity": stochasticity, "shift": shift}
+        if self.config.sampling == "instantaneous":
+            changes["velocity_below"] = 1.0
+        changes = {name: value for name, value in changes.items() if value is not None}
+        kinds = {"stochasticity": bounds.Share, "shift": bounds.TimeShift, "velocity_below": bounds.Share}
+        return replace(found, **{name: check(name, value, kinds[name]) for name, value in changes.items()})
+
     @property
     def _call(self) -> _Call:
         return self._calls.get(get_ident(), self._last)
@@ -361,6 +384,8 @@ class TransitionPipeline(DiffusionPipeline):
         seeds: Sequence[int] | Tensor | np.ndarray | None = None,
         latents: Tensor | None = None,
         stochasticity: float | None = None,
+        shift: float | None = None,
+        plan: StepPlan | Planning | None = None,
         rope_scaling: str | None = None,
         key_grid: int | None = None,
         image: Image.Image | Sequence[Image.Image] | None = None,
@@ -375,12 +400,16 @@ class TransitionPipeline(DiffusionPipeline):
         Args:
             prompt: a caption, class name or class index, or several.
             height, width: in pixels, multiples of `size_multiple`; the training size by default.
-            num_inference_steps: any number; each costs one network evaluation, two where guided.
+            num_inference_steps: any number; each costs one network evaluation, two where guided. A plan may make fewer.
             guidance_scale: 1 and below mean unguided; the model's own default when None.
             guidance_interval: closed interval of t in which to guide.
             generator, seeds, latents: where the noise comes from. A seed gives the same image on every device and in
                 every batch.
-            stochasticity: of `anystep.sampling.sample`; needs `seeds`. By default 1 for a consistency model, else 0.
+            stochasticity: of `anystep.sampling.sample`, in place of the plan's. Fresh noise belongs to the seeds, or
+                comes from the generator. Without a plan 1 for a consistency model, else 0.
+            shift: of the times beside the model's own, in place of the plan's.
+            plan: what the steps are spent on: the model's own plan for so many where it has one (None or `model`),
+                `uniform` times, or a plan of yours.
             rope_scaling: what becomes of positions beyond those of training (`anystep.models.rotary.frequencies`);
                 the model's own when None.
             key_grid: tokens along the longer side that are attended to (`anystep.models.key_grid`); all when None.
@@ -416,11 +445,7 @@ class TransitionPipeline(DiffusionPipeline):
             if isinstance(seeds, str | bytes) or not hasattr(seeds, "__len__"):
                 raise InputError(f"seeds {shown(seeds)}: expected whole numbers, one an image")
             seeds = [check("seed", seed, bounds.Seed) for seed in seeds]
-        if stochasticity is None:
-            stochasticity = float(self.config.sampling == "consistency" and steps > 1)
-        stochasticity = check("stochasticity", stochasticity, bounds.Share)
-        if stochasticity and seeds is None:
-            raise InputError(f"stochasticity {stochasticity} needs seeds, one an image")
+        planned = self.plan(steps, plan, stochasticity, shift)
         guidance = self.resolve_guidance(guidance_scale)
         network = self.transformer.config
         if is_guided(guidance) and network.num_classes is not None and not network.class_dropout_prob:
@@ -440,12 +465,14 @@ class TransitionPipeline(DiffusionPipeline):
         null, null_mask = self.conditioner.null(count) if is_guided(guidance) else (None, None)
         shape = (count, self.transformer.config.in_channels, height // codec.factor, width // codec.factor)
         z = self.prepare_latents(shape, generator, seeds, latents, device)
+        if planned.stochasticity and seeds is None:
+            seeds = _drawn_seeds(generator, count)
         given = None if image is None else self._encode_all(image, height, width, count, repeats)
-        times = self.scheduler.times(steps, height, width, 1.0 if image is None else strength)
+        times = self.scheduler.times(planned, height, width, 1.0 if image is None else strength)
         timesteps = (times * self.scheduler.config.num_train_timesteps).tolist()
-        call, before = _Call(guidance, steps), self._calls.get(get_ident())
+        call, before = _Call(guidance, planned.steps), self._calls.get(get_ident())
 
-        with self.progress_bar(total=steps) as progress:
+        with self.progress_bar(total=planned.steps) as progress:
 
             def on_step(index: int, time: float, x: Tensor) -> Tensor | None:
                 progress.update()
@@ -473,8 +500,9 @@ class TransitionPipeline(DiffusionPipeline):
                     null_mask=None if null_mask is None else null_mask.to(device),
                     guidance=lambda: call.guidance,
                     guidance_interval=guidance_interval,
-                    stochasticity=stochasticity,
-                    instantaneous=self.config.sampling == "instantaneous",
+                    stochasticity=planned.stochasticity,
+                    velocity_below=planned.velocity_below,
+                    memory=planned.memory,
                     seeds=seeds,
                     on_step=on_step,
                     network_options={"rope_scaling": rope_scaling, "key_grid": key_grid},
@@ -494,7 +522,9 @@ class TransitionPipeline(DiffusionPipeline):
         if output_type == "pil":
             images = [Image.fromarray((image * 255).round().astype(np.uint8)) for image in images]
         self.maybe_free_model_hooks()
-        return TransitionPipelineOutput(images, sampled.nfe) if return_dict else (images, sampled.nfe)
+        if not return_dict:
+            return images, sampled.nfe
+        return TransitionPipelineOutput(images, sampled.nfe, sampled.steps)
 
     def _encode_all(self, image: Any, height: int, width: int, count: int, repeats: int) -> Tensor:
         """The latents of one image for all, of one for each prompt, or of one for each of `count` images."""
@@ -535,6 +565,12 @@ def listed(prompt: Any) -> list[Any]:
     if isinstance(prompt, Mapping):
         raise InputError(f"prompt {shown(prompt)}: expected a prompt, or a list of them")
     return list(prompt)
+
+
+def _drawn_seeds(generator: Any, count: int) -> list[int]:
+    """Of fresh noise, where the noise at the start had none: from one generator, or from that of each image."""
+    each = generator if isinstance(generator, list) else [generator] * count
+    return [int(torch.randint(2**62, (1,), generator=one, device="cpu" if one is None else one.device)) for one in each]
 
 
 def check_finite(numbers: Tensor, source: str) -> None:

@@ -1,6 +1,7 @@
 """ImageNet samples: the array that ADM's evaluator reads, the same from one go and two."""
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -40,6 +41,19 @@ def test_the_file_holds_images_and_labels(tiny_classes: Path, tmp_path: Path) ->
     model = load(tiny_classes)
     alone = model.generate([int(labels[97])], 2, [97]).images[0]
     np.testing.assert_array_equal(images[97], np.asarray(alone))
+
+
+def test_images_are_drawn_as_planned_and_others_do_not_mix(tiny_classes: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_classes, mine := tmp_path / "mine")
+    config = mine / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "plans": {"2": {"steps": 1}}}))
+    command = ["benchmark", "imagenet", "--model", str(mine), "--samples", "3", "--steps", "2"]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["points"][0]["nfe"] == 1
+    with np.load(tmp_path / "out" / "steps-002" / "samples_3x8x8x3.npz") as content:
+        alone = load(tiny_classes).generate([0], 1, [0]).images[0]
+        np.testing.assert_array_equal(content["arr_0"][0], np.asarray(alone))
+    assert main([*command, "--plan", "uniform", "--out", str(tmp_path / "out")]) == 2
 
 
 def test_an_interrupted_run_goes_on(tiny_classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

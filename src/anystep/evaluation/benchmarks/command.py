@@ -31,6 +31,7 @@ from anystep.evaluation.features import load_extractor, try_extractor
 from anystep.files import claimed, write_json
 from anystep.pipelines.describe import model_digest
 from anystep.pipelines.load import Model, load
+from anystep.pipelines.scheduler import Planning
 from anystep.ranks import Ranks
 from anystep.sampling import is_guided
 
@@ -52,6 +53,7 @@ class Task:
     images: Path | None = None
     seed: int = 0
     guidance: float | None = None
+    plan: Planning | None = None
     size: tuple[int, int] | None = None
     batch: int = 8
     threads: int = 1
@@ -118,7 +120,7 @@ def run(
         for steps in sorted(set(task.steps)):
             folder = steps_folder(task.out, steps)
             asked = orders(folder, model)
-            drawing = Drawing(task.guidance, task.size, task.batch, ranks)
+            drawing = Drawing(task.guidance, task.plan, task.size, task.batch, ranks)
             line = bar.add_task(f"{steps} steps", total=len(asked))
             advance = partial(_advance, bar, line, ranks.count)
             draw(model, asked, steps, replace(drawing, on_images=advance))
@@ -128,7 +130,7 @@ def run(
         points: list[dict[str, Any]] = [
             {
                 "steps": steps,
-                "nfe": steps * (1 + is_guided(scale)),
+                "nfe": model.pipeline.plan(steps, task.plan).steps * (1 + is_guided(scale)),
                 "scores": judged.score(steps_folder(task.out, steps)),
             }
             for steps in sorted(set(task.steps))
@@ -154,6 +156,7 @@ def settings(task: Task, benchmark: str, model: Model, guidance: float, content:
         "benchmark": benchmark,
         "model": model_digest(model),
         "guidance": guidance,
+        "plans": None if task.plan == "uniform" else model.pipeline.scheduler.config.plans,
         "seed": task.seed,
         "size": list(task.size) if task.size else None,
         "prompts": digest(content),
@@ -314,9 +317,10 @@ def run_imagenet(task: Task, samples: int, classes: str) -> list[Path]:
             advance = partial(_advance, bar, line, ranks.count)
             begin, there = time.perf_counter(), any(steps_folder(task.out, steps).glob("*.npz"))
             path = imagenet.sample_imagenet(
-                model, steps_folder(task.out, steps), labels, steps, task.seed, task.guidance, ranks, advance
+                model, steps_folder(task.out, steps), labels, steps, task.seed, task.guidance, task.plan, ranks, advance
             )
-            nfe, seconds = steps * (1 + is_guided(scale)), time.perf_counter() - begin
+            made, seconds = model.pipeline.plan(steps, task.plan).steps, time.perf_counter() - begin
+            nfe = made * (1 + is_guided(scale))
             point = {"steps": steps, "nfe": nfe, "seconds": seconds, "file": str(path.relative_to(task.out))}
             points.append(earlier.get(steps, point) if there else point)  # what is there took its time back then
         if ranks.first:

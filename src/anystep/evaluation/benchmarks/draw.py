@@ -17,6 +17,7 @@ from anystep.errors import InputError
 from anystep.evaluation.collect import is_whole_image
 from anystep.files import make_folder, read_json, remove_parts, replacing, write_json
 from anystep.pipelines.load import Model
+from anystep.pipelines.scheduler import Planning
 from anystep.ranks import Ranks
 
 
@@ -32,9 +33,10 @@ class Order:
 
 @dataclass(frozen=True)
 class Drawing:
-    """How images are made: guidance None is the model's own."""
+    """How images are made: guidance and plan None are the model's own."""
 
     guidance: float | None = None
+    plan: Planning | None = None
     size: tuple[int, int] | None = None
     batch: int = 8
     ranks: Ranks = field(default_factory=Ranks)
@@ -99,8 +101,9 @@ def draw(model: Model, orders: Sequence[Order], steps: int, drawing: Drawing) ->
             missing = [not is_whole_image(order.path) for order in batch]
             if any(missing):
                 made = model.generate(
-                    [order.prompt for order in batch], steps, [order.seed for order in batch], size, drawing.guidance
-                )
+                    [order.prompt for order in batch], steps, [order.seed for order in batch], size, drawing.guidance,
+                    plan=drawing.plan,
+                )  # fmt: skip
                 for order, image in compress(zip(batch, made.images, strict=True), missing):
                     write_image(image, order.path)
             drawing.on_images(len(batch))

@@ -17,6 +17,7 @@ from anystep.errors import InputError
 from anystep.evaluation.finite import check_finite
 from anystep.files import make_folder, read_json, replacing
 from anystep.pipelines.load import Model
+from anystep.pipelines.scheduler import Planning
 from anystep.ranks import Ranks
 
 CHUNK = 64
@@ -65,6 +66,7 @@ def sample_imagenet(
     steps: int,
     seed: int = 0,
     guidance: float | None = None,
+    plan: Planning | None = None,
     ranks: Ranks | None = None,
     on_images: Callable[[int], None] = lambda images: None,
 ) -> Path:
@@ -93,7 +95,7 @@ def sample_imagenet(
             if not _is_whole_chunk(paths[number], (len(rows), side, side, 3)):
                 output: Any = model.pipeline(
                     [labels[row] for row in rows], side, side, steps, guidance_scale=guidance,
-                    seeds=[seed + row for row in rows], output_type="pt",
+                    seeds=[seed + row for row in rows], plan=plan, output_type="pt",
                 )  # fmt: skip
                 check_finite(output.images, f"model {model.name!r} at {steps} steps", rows)
                 images = (output.images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()

@@ -1,0 +1,262 @@
+"""Plans: never worse with a larger budget, chosen on images of their own, kept where the model is."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor
+
+import anystep
+from anystep.cli import main
+from anystep.data.sources import open_source
+from anystep.evaluation import collect as collecting
+from anystep.evaluation.evaluate import Reference
+from anystep.evaluation.metric import Observed
+from anystep.evaluation.step_plans import BUDGETS, CHOICES, FIRST_SEED, Search, effect, search_plans
+from anystep.sampling import StepPlan
+
+
+def search(
+    figure: Callable[[StepPlan], float],
+    budgets: Any = BUDGETS,
+    noise: float = 0.0,
+    kind: str = "transition",
+    **words: Any,
+) -> Search:
+    """With images whose figure is known, and replicates that are as noisy as that."""
+    dice = torch.Generator().manual_seed(0)
+
+    def measured(made: Observed) -> Tensor:
+        spread = noise * torch.randn(15, dtype=torch.float64, generator=dice)
+        return made.features[0, 0].double() + torch.cat([torch.zeros(1, dtype=torch.float64), spread])
+
+    words = {"better": "lower", "choices": CHOICES[kind], **words}
+    return search_plans(lambda plan: Observed(torch.tensor([[figure(plan)]])), measured, budgets, **words)
+
+
+@settings(max_examples=8)
+@given(seed=st.integers(0, 1000), better=st.sampled_from(["lower", "higher"]), noise=st.floats(0, 2))
+def test_no_figure_is_worse_than_that_of_a_smaller_budget_whatever_the_images(
+    seed: int, better: str, noise: float
+) -> None:
+    def figure(plan: StepPlan) -> float:
+        return torch.rand(1, generator=torch.Generator().manual_seed(hash((seed, effect(plan))) % 2**40)).item()
+
+    found = search(figure, noise=noise, better=better)
+    sign = 1 if better == "lower" else -1
+    figures = [sign * row.figure for row in found.rows]
+    assert figures == sorted(figures, reverse=True)
+    assert [row.budget for row in found.rows] == list(BUDGETS)
+    for row in found.rows:
+        assert row.plan.steps <= row.budget
+        assert row.figure == pytest.approx(figure(row.plan))
+
+
+def test_the_best_of_each_setting_is_found_and_carried_on() -> None:
+    def figure(plan: StepPlan) -> float:
+        wrong = (plan.tail != 0.25) + (plan.shift != 1.4) + (not plan.memory) + (plan.velocity_below != 1.0)
+        return 10 / plan.steps + (plan.steps > 1) * wrong + plan.stochasticity
+
+    found = search(figure)
+    assert found.plans[1] == StepPlan(1)
+    for budget in (4, 8, 16, 32, 64):
+        assert found.plans[budget] == StepPlan(budget, shift=1.4, tail=0.25, velocity_below=1.0, memory=True)
+    assert found.rows[-1].uniform == pytest.approx(10 / 64 + 4)
+
+
+def test_a_budget_that_gains_nothing_is_spent_as_the_smaller_one() -> None:
+    found = search(lambda plan: abs(plan.steps - 8) + 1.0)
+    assert [found.plans[budget].steps for budget in BUDGETS] == [1, 2, 4, 8, 8, 8, 8]
+
+
+def test_a_gain_within_the_noise_changes_nothing() -> None:
+    def figure(plan: StepPlan) -> float:
+        return 10 / plan.steps - 0.1 * (plan.tail == 0.25)
+
+    assert search(figure, [8], noise=1.0).plans[8] == StepPlan(8)
+    assert search(figure, [8], noise=0.01).plans[8] == StepPlan(8, tail=0.25)
+
+
+@pytest.mark.parametrize("kind", list(CHOICES))
+def test_a_search_of_all_budgets_costs_at_most_1200_evaluations_an_image(kind: str) -> None:
+    tried: list[StepPlan] = []
+
+    def figure(plan: StepPlan) -> float:
+        tried.append(plan)
+        return 10 / plan.steps + (plan.tail != 0.25) + plan.stochasticity
+
+    found = search(figure, kind=kind, uniform=lambda steps: StepPlan(steps, velocity_below=float(kind[0] == "i")))
+    assert found.evaluations == sum(plan.steps for plan in tried) < 1200
+    assert len({effect(plan) for plan in tried}) == len(tried)  # nothing is drawn twice
+    if kind == "instantaneous":
+        assert {plan.velocity_below for plan in tried} == {1.0}
+    if kind == "consistency":
+        assert {plan.velocity_below for plan in tried} == {0.0}
+
+
+def test_what_does_the_same_is_told_to() -> None:
+    assert effect(StepPlan(1, tail=0.2, shift=3.0, stochasticity=0.5, memory=True)) == effect(StepPlan(1))
+    assert effect(StepPlan(8, memory=True)) == effect(StepPlan(8))
+    assert effect(StepPlan(8, velocity_below=0.1)) == effect(StepPlan(8))
+    assert effect(StepPlan(8, velocity_below=0.125)) == effect(StepPlan(8, velocity_below=1.0))
+    assert effect(StepPlan(8, velocity_below=1.0, memory=True)) != effect(StepPlan(8, velocity_below=1.0))
+    noisy = StepPlan(8, velocity_below=1.0, stochasticity=0.1)
+    assert effect(StepPlan(8, velocity_below=1.0, stochasticity=0.1, memory=True)) == effect(noisy)
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two hundred and twenty images of three classes."""
+    folder, generator = tmp_path_factory.mktemp("classes"), np.random.default_rng(0)
+    for number in range(220):
+        (folder / f"{number % 3}").mkdir(exist_ok=True)
+        blocks = generator.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        Image.fromarray(blocks.repeat(2, 0).repeat(2, 1)).save(folder / f"{number % 3}" / f"{number:03d}.png")
+    return folder
+
+
+def test_validation_has_nothing_in_common_with_what_is_reported(classes: Path) -> None:
+    source = open_source(f"classes:{classes}", 8)
+    whole, test, validation = (
+        Reference.draw(source, 8, 40, 0, part)
+        for part in ("whole", "test", "validation")  # type: ignore[arg-type]
+    )
+    assert (whole.real, whole.again) == (test.real, test.again)
+    assert not {*validation.real, *validation.again} & {*test.real, *test.again}
+    most = [Reference.draw(source, 8, 1000, 0, part) for part in ("test", "validation")]  # type: ignore[arg-type]
+    drawn = [index for each in most for index in (*each.real, *each.again)]
+    assert len(drawn) == len(set(drawn)) == 220
+    assert FIRST_SEED > 10**9
+
+
+@pytest.fixture(scope="module")
+def command(classes: Path, pooled: Path) -> list[str]:
+    return [
+        "--data", f"classes:{classes}", "--extractor", str(pooled), "--allow-code", "--samples", "50",
+        "--budgets", "1", "2", "4",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def searched(tiny_classes: Path, command: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("plans") / "searched"
+    assert main(["plan-steps", str(tiny_classes), *command, "--out", str(out)]) == 0
+    return out
+
+
+def test_a_search_leaves_a_copy_of_the_model_that_uses_its_plans(
+    searched: Path, tiny_classes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = json.loads((searched / "plans.json").read_text())
+    assert [row["budget"] for row in figures["rows"]] == [1, 2, 4]
+    planned = [row["planned"] for row in figures["rows"]]
+    assert planned == sorted(planned, reverse=True)
+    assert figures["nfe_per_image"] > figures["tried"] > 10
+    model, before = anystep.load(searched, "cpu"), anystep.load(tiny_classes, "cpu")
+    assert before.pipeline.scheduler.config.plans is None
+    assert model.pipeline.scheduler.config.plans == figures["plans"]
+    for budget in (1, 2, 4):
+        plan = model.pipeline.scheduler.plan(budget)
+        assert plan == StepPlan.parse("plan", figures["plans"][str(budget)])
+        one = model.generate("1", budget, 3)
+        assert one.steps == plan.steps
+        assert one.images[0].tobytes() == before.generate("1", budget, 3, plan=plan).images[0].tobytes()
+    assert "| steps | uniform | planned | plan |" in (searched / "plans.md").read_text()
+    assert main(["info", "--model", str(searched)]) == 0
+    assert "step plans" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_search_goes_on_where_it_was_stopped(
+    searched: Path, tiny_classes: Path, command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extract, made = collecting.extract, []
+
+    def failing(*arguments: Any) -> Any:
+        made.append(1)
+        if len(made) == 5:
+            raise KeyboardInterrupt
+        return extract(*arguments)
+
+    words = ["plan-steps", str(tiny_classes), *command, "--out", str(tmp_path / "out")]
+    with monkeypatch.context() as patched:
+        patched.setattr(collecting, "extract", failing)
+        assert main(words) == 130
+    assert not (tmp_path / "out" / "pipeline").exists()
+    monkeypatch.setattr(collecting, "extract", lambda *arguments: (made.append(1), extract(*arguments))[1])
+    assert main(words) == 0
+    whole = json.loads((searched / "plans.json").read_text())
+    assert json.loads((tmp_path / "out" / "plans.json").read_text()) == whole
+    assert len(made) == 1 + whole["tried"] + 1  # one chunk each of real images and of a plan, and the one that failed
+
+
+@pytest.mark.slow
+def test_plans_are_written_into_a_folder_of_ones_own_and_nothing_else_is_changed(
+    searched: Path, tiny_classes: Path, command: list[str], tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine"
+    shutil.copytree(tiny_classes, mine)
+    before = {path.relative_to(mine): path.read_bytes() for path in mine.rglob("*") if path.is_file()}
+    assert main(["plan-steps", str(mine), *command, "--out", str(tmp_path / "out"), "--in-place"]) == 0
+    after = {path.relative_to(mine): path.read_bytes() for path in mine.rglob("*") if path.is_file()}
+    assert [path for path in after if after[path] != before.get(path)] == [Path("scheduler/scheduler_config.json")]
+    plans = json.loads((searched / "plans.json").read_text())["plans"]
+    assert anystep.load(mine, "cpu").pipeline.scheduler.config.plans == plans
+    assert not (tmp_path / "out" / "pipeline").exists()
+
+
+@pytest.mark.slow
+def test_an_evaluation_uses_plans_and_says_what_was_spent(
+    tiny_classes: Path, classes: Path, pooled: Path, tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine"
+    shutil.copytree(tiny_classes, mine)
+    config = mine / "scheduler" / "scheduler_config.json"
+    plans = {"2": {"steps": 2, "tail": 0.2}, "4": {"steps": 2, "tail": 0.2}}
+    config.write_text(json.dumps({**json.loads(config.read_text()), "plans": plans}))
+    words = [
+        "evaluate", "--model", str(mine), "--data", f"classes:{classes}", "--extractor", str(pooled), "--allow-code",
+        "--samples", "50", "--steps", "2", "4", "--metrics", "kernel_distance", "--guidance", "1",
+    ]  # fmt: skip
+
+    def points(folder: str, *more: str) -> list[Any]:
+        assert main([*words, *more, "--out", str(tmp_path / folder)]) == 0
+        report = json.loads((tmp_path / folder / "report.json").read_text())
+        return [
+            (point["steps"], point["nfe"], point["metrics"]["kernel_distance_pooled"]["value"])
+            for point in report["models"][0]["points"]
+        ]
+
+    planned, uniform = points("planned"), points("uniform", "--plan", "uniform")
+    assert [each[:2] for each in planned] == [(2, 2), (4, 2)]
+    assert [each[:2] for each in uniform] == [(2, 2), (4, 4)]
+    assert planned[0][2] == planned[1][2] != uniform[0][2]
+    assert points("planned", "--plan", "uniform") == uniform  # what was drawn as planned is not taken for it
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["builtin", "--in-place"], "--in-place: model 'builtin' is no folder of yours"),
+        (["builtin", "--metric", "beauty"], "unknown metric beauty"),
+        (["builtin", "--samples", "20"], "samples 20: frechet_distance needs at least 50 images"),
+        (["nobody/knows/it"], "unknown model 'nobody/knows/it'"),
+    ],
+)
+def test_bad_requests_are_one_line(
+    words: list[str], message: str, tmp_path: Path, pooled: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    extractor = ["--extractor", str(pooled), "--allow-code"]
+    assert main(["plan-steps", *words, *extractor, "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
