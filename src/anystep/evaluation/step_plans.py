@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -27,7 +27,7 @@ from anystep.errors import InputError
 from anystep.evaluation.collect import Cost, Images
 from anystep.evaluation.evaluate import Evaluation, Point, Reference, check_prompts, generate_points
 from anystep.evaluation.features import FeatureExtractor, load_extractor, try_extractor
-from anystep.evaluation.metric import Observed, measure, probability_not_worse
+from anystep.evaluation.metric import Better, Observed, measure, probability_not_worse, shortfall
 from anystep.evaluation.metrics import check_measurable, choose_metrics
 from anystep.files import HOLDER, LOCK, MARKER, publish_folder, remove_parts, write_json, write_text
 from anystep.pipelines.load import BUILTIN, Model, find, load
@@ -88,7 +88,7 @@ def search_plans(
     draw: Callable[[StepPlan], Observed],
     measured: Callable[[Observed], Replicates],
     budgets: Sequence[int],
-    better: Literal["lower", "higher"],
+    better: Better,
     choices: Choices,
     uniform: Callable[[int], StepPlan] = StepPlan,
 ) -> Search:
@@ -117,7 +117,7 @@ def search_plans(
         return is_better(look(one), look(other)) and probability_not_worse(look(other), look(one), better) > CONFIDENCE
 
     def is_better(one: Replicates, other: Replicates) -> bool:
-        return bool(one[0] < other[0] if better == "lower" else one[0] > other[0])
+        return bool(shortfall(one, better)[0] < shortfall(other, better)[0])
 
     rows: list[Planned] = []
     for budget in sorted(set(budgets)):
