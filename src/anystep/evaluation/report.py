@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from PIL import Image
 
@@ -11,6 +11,13 @@ from anystep.errors import InputError
 from anystep.files import replacing, write_json, write_text
 
 ARROWS = {"lower": "↓", "higher": "↑", "nearest 1": "→ 1"}
+# of Okabe and Ito, and of Tol: told apart by all kinds of eyes, together with the markers
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255", "#999933", "#7F7F7F")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
+CONTROLS = ("--", ":", "-.")
+BANDS = 4  # models, the first, whose intervals are drawn where there are many
+FAR = 1.5  # a control beyond this many times what models have would squeeze their curves
+Line: TypeAlias = tuple[list[int], list[float], list[float], list[float]]
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -22,7 +29,11 @@ def markdown(report: dict[str, Any]) -> str:
     ]
     names = list(report["better"])
     for model in report["models"]:
-        lines += [f"## {model['name']}", "", _row(["steps", "NFE", "s / image", *(_title(n, report) for n in names)])]
+        lines += [
+            f"## {model['name']}",
+            "",
+            _row(["steps", "NFE", "s / image", *(_title(n, report["better"][n]) for n in names)]),
+        ]
         lines += [_row(["--:"] * (3 + len(names)))]
         for point in model["points"]:
             seconds = f"{point['seconds_per_image']:.3f}" if point["seconds_per_image"] else ""
@@ -53,8 +64,8 @@ def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _title(name: str, report: dict[str, Any]) -> str:
-    return f"{name} {ARROWS[report['better'][name]]}"
+def _title(name: str, better: str) -> str:
+    return f"{name} {ARROWS[better]}"
 
 
 def _figure(estimate: dict[str, float]) -> str:
@@ -62,10 +73,6 @@ def _figure(estimate: dict[str, float]) -> str:
         return "not finite"
     digits = 3 if abs(estimate["value"]) < 10 else 1
     return f"{estimate['value']:.{digits}f} ± {estimate['high'] - estimate['value']:.{digits}f}"
-
-
-def _drawable(value: float) -> float:
-    return value if math.isfinite(value) else math.nan
 
 
 def check_drawing() -> None:
@@ -78,42 +85,100 @@ def check_drawing() -> None:
 
 
 def curve(report: dict[str, Any], path: Path) -> None:
-    """Each metric against NFE with 95 % bands, a line a model; the controls as level lines."""
+    """Each metric against NFE, a line a model, and how far pictures move; the controls as level lines.
+
+    The first models have 95 % bands, and all where they are few. Distances and sharpness have logarithmic axes.
+    """
     check_drawing()
     from matplotlib import pyplot
-    from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-    names = list(report["better"])
-    columns = min(3, len(names))
-    rows = -(-len(names) // columns)
-    figure, grid = pyplot.subplots(rows, columns, figsize=(4.4 * columns, 3.4 * rows), squeeze=False, dpi=150)
-    for place, axes in enumerate(grid.flat):
-        if place >= len(names):
-            axes.axis("off")
-            continue
-        name = names[place]
-        for number, model in enumerate(report["models"]):
-            nfe = [point["nfe"] for point in model["points"]]
-            figures = [point["metrics"][name] for point in model["points"]]
-            value, low, high = ([_drawable(f[end]) for f in figures] for end in ("value", "low", "high"))
-            line = axes.plot(nfe, value, "o-", ms=4, color=f"C{number}", label=model["name"])
-            axes.fill_between(nfe, low, high, color=line[0].get_color(), alpha=0.18, lw=0)
-        for (what, controls), style in zip(report["controls"].items(), ("--", ":", "-."), strict=False):
-            if name in controls and math.isfinite(controls[name]["value"]):
-                axes.axhline(controls[name]["value"], color="0.5", ls=style, lw=0.9, label=what)
-        axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(ScalarFormatter())
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xticks(sorted({point["nfe"] for model in report["models"] for point in model["points"]}))
-        axes.set_xlabel("network evaluations")
-        axes.set_title(_title(name.replace("_", " "), {"better": {name.replace("_", " "): report["better"][name]}}))
-        axes.spines[["top", "right"]].set_visible(False)
+    models = report["models"]
+    panels = [
+        (_title(name.replace("_", " "), report["better"][name]), name, [_points(model, name) for model in models])
+        for name in report["better"]
+    ]
+    if all(model["movement"] for model in models):
+        panels.append(("how far a picture moves from the steps before", "", [_moved(model) for model in models]))
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, grid = pyplot.subplots(rows, columns, figsize=(4.4 * columns, 3.5 * rows), squeeze=False, dpi=150)
+    for axes in list(grid.flat)[len(panels) :]:
+        axes.axis("off")
+    for axes, (title, name, lines) in zip(grid.flat, panels, strict=False):
+        better = report["better"].get(name, "")
+        for number, (model, line) in enumerate(zip(models, lines, strict=True)):
+            main = number < BANDS or len(models) <= BANDS + 1
+            style = {"color": COLOURS[number % len(COLOURS)], "ls": "-" if number < len(COLOURS) else "--"}
+            nfe, value, low, high = line
+            axes.plot(
+                nfe, value, marker=MARKERS[number % len(MARKERS)], ms=4.5, lw=1.8 if main else 1.1,
+                zorder=3 if main else 2, label=model["name"], **style,
+            )  # fmt: skip
+            if main:
+                axes.fill_between(nfe, low, high, color=style["color"], alpha=0.16, lw=0, zorder=1)
+        level = {
+            what: controls[name]["value"]
+            for what, controls in report["controls"].items()
+            if name in controls and math.isfinite(controls[name]["value"])
+        }
+        for (what, value), dashes in zip(level.items(), CONTROLS, strict=False):
+            axes.axhline(value, color="0.55", ls=dashes, lw=1, zorder=0, label=what)
+        drawn = [value for _, values, *_ in lines for value in values if math.isfinite(value)]
+        if better in ("lower", "nearest 1") and drawn and min(drawn) > 0:
+            near = [value for value in level.values() if min(drawn) / FAR < value < max(drawn) * FAR]
+            _logarithmic(axes, [*drawn, *near])
+        _steps_axis(axes, sorted({count for nfe, *_ in lines for count in nfe}))
+        axes.set_title(title, fontsize=10)
     handles, labels = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=2, frameon=False, fontsize=8)
-    figure.tight_layout(rect=(0, 0.03 + 0.05 * (-(-len(labels) // 2)) / rows, 1, 1))
+    figure.tight_layout()
+    figure.legend(handles, labels, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=9)
     with replacing(path) as part, part.open("wb") as file:
-        figure.savefig(file, format="png")
+        figure.savefig(file, format="png", bbox_inches="tight")
     pyplot.close(figure)
+
+
+def _points(model: dict[str, Any], name: str) -> Line:
+    """NFE, figure, and both ends of its interval."""
+    return _line([(point["nfe"], point["metrics"][name]) for point in model["points"]])
+
+
+def _moved(model: dict[str, Any]) -> Line:
+    nfe = {point["steps"]: point["nfe"] for point in model["points"]}
+    return _line([(nfe[moved["to"]], moved["features"]) for moved in model["movement"]])
+
+
+def _line(figures: Sequence[tuple[int, dict[str, float]]]) -> Line:
+    value, low, high = (
+        [each[end] if math.isfinite(each[end]) else math.nan for _, each in figures] for end in ("value", "low", "high")
+    )
+    return [nfe for nfe, _ in figures], value, low, high
+
+
+def _logarithmic(axes: Any, values: Sequence[float]) -> None:
+    """With round numbers along it; the bands may end beyond it, or have no logarithm."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.set_yscale("log", nonpositive="clip")
+    wide = max(values) > 4 * min(values)
+    axes.yaxis.set_major_locator(
+        LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if wide else (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9))
+    )
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.set_ylim(min(values) / 1.15, max(values) * 1.15)
+
+
+def _steps_axis(axes: Any, counts: Sequence[int]) -> None:
+    from matplotlib.ticker import NullFormatter, NullLocator, ScalarFormatter
+
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks(counts)
+    axes.set_xlabel("network evaluations")
+    axes.grid(alpha=0.25, lw=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def write_report(report: dict[str, Any], folder: Path, sheet: Image.Image | None = None) -> None:
