@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from anystep.bounds import Count, Guidance, SamplingSteps, Seed, check, shown
+from anystep.bounds import Count, Guidance, PositiveShare, SamplingSteps, Seed, check, shown
 from anystep.errors import InputError
 from anystep.objective.presets import OBJECTIVES
 from anystep.plain_yaml import parse_yaml
@@ -25,6 +25,8 @@ class Comparison(Section):
         evaluations: network evaluations that every run spends, in samples, a backward pass counted as two.
         seeds: every variant is trained with each that has no seeds of its own.
         steps, samples, metrics, extractor: of the evaluation; without guidance unless `guidance` says so.
+        milestones: shares of the training, in hundredths, after which the average weights are measured too, at
+            `milestone_steps` with `milestone_samples` images. Runs keep a checkpoint for each.
     """
 
     recipe: Recipe = Recipe()
@@ -45,12 +47,19 @@ class Comparison(Section):
     )
     extractor: Name = "effnetlite0"
     guidance: Guidance = 1.0
+    milestones: tuple[PositiveShare, ...] = ()
+    milestone_steps: tuple[SamplingSteps, ...] = Field((1, 4, 64), min_length=1)
+    milestone_samples: Count = 500
 
     @model_validator(mode="after")
     def _once_each(self) -> "Comparison":
-        for name, values in (("seeds", self.seeds), ("steps", self.steps)):
+        once = ("seeds", "steps", "milestones", "milestone_steps")
+        for name, values in ((name, getattr(self, name)) for name in once):
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} {list(values)} name one twice")
+        for share in self.milestones:
+            if round(100 * share) < 1 or abs(100 * share - round(100 * share)) > 1e-6:
+                raise ValueError(f"milestones {share:g}: expected hundredths of the training, above 0")
         return self
 
     def seeds_of(self, variant: str) -> tuple[int, ...]:

@@ -39,6 +39,8 @@ def markdown(figures: Mapping[str, Any]) -> str:
             lines += ["", "From each number of steps to the next:", ""]
             lines += [f"- {model['name']}: {_changes(model['doublings'][metric])}" for model in figures["models"]]
     lines += _movement(figures["models"])
+    if figures["milestones"]:
+        lines += _time_to_quality(figures["milestones"])
     lines += ["", "## Controls", ""]
     for what, controls in figures["controls"].items():
         lines.append(f"- {what}: " + ", ".join(f"{name} {figure['value']:.4g}" for name, figure in controls.items()))
@@ -130,3 +132,43 @@ def _movement(models: Sequence[Mapping[str, Any]]) -> list[str]:
             for model in models:
                 lines.append(f"| {model['name']} | {' | '.join(_cell(moved[what]) for moved in model['movement'])} |")
     return lines
+
+
+def _time_to_quality(figures: Mapping[str, Any]) -> list[str]:
+    """Distances along the training, and what the first variant spends to have what others have at their end."""
+    steps = figures["steps"]
+    heads = [f"{count} step{'s' * (count > 1)}" for count in steps]
+    lines = ["", "## Time to quality", "", f"Distances along the training, of {figures['samples']} images each."]
+    for metric in dict.fromkeys(goal["metric"] for goal in figures["goals"]) or _measured(figures):
+        lines += ["", f"| {metric} | evaluations | minutes | {' | '.join(heads)} |"]
+        lines.append(f"| --- | {' | '.join('--:' for _ in range(2 + len(steps)))} |")
+        for variant in figures["variants"]:
+            for point in variant["points"]:
+                cells = [f"{distance:.4g}" for distance in point["distances"][metric]]
+                costs = f"{point['evaluations']:,.0f} | {point['seconds'] / 60:.1f}"
+                lines.append(f"| {variant['name']} | {costs} | {' | '.join(cells)} |")
+        goals = [goal for goal in figures["goals"] if goal["metric"] == metric]
+        if goals:
+            first = figures["variants"][0]["name"]
+            lines += [
+                "",
+                f"What {first} needs until it has what each other one has at its end, of what that one spent:",
+            ]
+            lines += ["", f"| | {' | '.join(heads)} |", f"| --- | {' | '.join('--:' for _ in heads)} |"]
+            for other in dict.fromkeys(goal["other"] for goal in goals):
+                cells = [_goal(goal) for goal in goals if goal["other"] == other]
+                lines.append(f"| {other} | {' | '.join(cells)} |")
+    return lines
+
+
+def _measured(figures: Mapping[str, Any]) -> list[str]:
+    """The metrics of the milestones of a comparison that has one variant only."""
+    points = figures["variants"][0]["points"]
+    return list(points[0]["distances"]) if points else []
+
+
+def _goal(goal: Mapping[str, Any]) -> str:
+    if goal["evaluations_share"] is None or goal["seconds_share"] is None:
+        return "not reached"
+    sign = "≤ " * goal["at_most"]
+    return f"{sign}{goal['evaluations_share']:.0%} of evaluations, {sign}{goal['seconds_share']:.0%} of seconds"

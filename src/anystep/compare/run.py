@@ -20,6 +20,7 @@ from anystep.bounds import Threads, check
 from anystep.codecs import Codec
 from anystep.compare.experiment import Comparison, variant_recipe
 from anystep.compare.figures import over_seeds, side_by_side
+from anystep.compare.milestones import Milestone, check_milestones, keeping, measure_milestones, time_to_quality
 from anystep.compare.report import markdown
 from anystep.conditioning import Conditioner
 from anystep.contact_sheet import contact_sheet, save_image
@@ -143,7 +144,7 @@ def compare(
     check("jobs", jobs, Threads)
     comparison.check_seeds()
     runs = {
-        (name, seed): (variant_recipe(comparison, name, seed), out / "runs" / f"{_plain(name)}-{seed}")
+        (name, seed): (_recipe(comparison, name, seed), out / "runs" / f"{_plain(name)}-{seed}")
         for name in comparison.variants
         for seed in comparison.seeds_of(name)
     }
@@ -154,6 +155,8 @@ def compare(
     device = pick_device(comparison.recipe.run.device)
     extractor = load_extractor(comparison.extractor, device if device.type == "cuda" else "cpu", allow_code)
     check_measurable(metrics, extractor, comparison.samples)
+    if comparison.milestones:
+        check_milestones(comparison, metrics, extractor)
     check_drawing()
     size = comparison.recipe.data.size
     try_extractor(extractor, size, size)
@@ -195,11 +198,17 @@ def _measure(
     real, controls = observe_reference(evaluation, reference)
     found: dict[str, dict[int, list[Point]]] = {}
     models: dict[str, Model] = {}
-    for (name, seed), (_, folder) in runs.items():
+    milestones: dict[str, list[list[Milestone]]] = {}
+    for (name, seed), (recipe, folder) in runs.items():
         models[name] = load(folder, device)
         found.setdefault(name, {})[seed] = generate_points(
             evaluation, models[name], sorted(comparison.steps), prompts, None, comparison.guidance
         )
+        if comparison.milestones:
+            some = reference.prompts(comparison.milestone_samples, 0)
+            milestones.setdefault(name, []).append(
+                measure_milestones(comparison, evaluation, real, recipe, folder, some, device)
+            )
         on_run(f"measured {name}, seed {seed}")
     named = {f"{name}, seed {seed}": points for name, mine in found.items() for seed, points in mine.items()}
     single = report(evaluation, named, real, controls)
@@ -208,6 +217,7 @@ def _measure(
         "models": [over_seeds(comparison, name, runs, found, single) for name in comparison.variants],
         **{key: single[key] for key in ("controls", "better", "samples", "real_images", "seed")},
         "runs": single["models"],
+        "milestones": time_to_quality(comparison, milestones) if milestones else None,
         "seeds": list(comparison.seeds),
         "evaluations": comparison.evaluations,
         "comparison": comparison.model_dump(mode="json", exclude_unset=True),
@@ -219,6 +229,14 @@ def _measure(
     curve(figures, out / "curve.png")
     save_image(_sheet(comparison, models, prompts), out / "sheet.png")
     return figures
+
+
+def _recipe(comparison: Comparison, name: str, seed: int) -> Recipe:
+    """Of one run, which keeps what milestones need."""
+    recipe = variant_recipe(comparison, name, seed)
+    if not comparison.milestones:
+        return recipe
+    return recipe.model_copy(update={"run": keeping(recipe.run, comparison.milestones)})
 
 
 def _plain(name: str) -> str:

@@ -410,8 +410,11 @@ def differing_tensors(there: Mapping[str, Tensor | Size], here: Mapping[str, Ten
     return ", ".join(told) + more
 
 
-def read_average(folder: Path, network: nn.Module, place: int = 0) -> int:
-    """Read an average of the newest checkpoint in `folder` from its shards into a plain network, in this process alone.
+def read_average(folder: Path, network: nn.Module, place: int = 0, step: int | None = None) -> int:
+    """Read an average of a checkpoint in `folder` from its shards into a plain network, in this process alone.
+
+    Args:
+        step: of the checkpoint; the newest where None.
 
     Returns its step.
 
@@ -421,15 +424,16 @@ def read_average(folder: Path, network: nn.Module, place: int = 0) -> int:
     steps = checkpoint_steps(folder)
     if not steps:
         raise InputError(f"{folder}: no checkpoint to export")
-    newest = folder / f"step-{steps[-1]:08d}"
+    step = steps[-1] if step is None else step
+    chosen = folder / f"step-{step:08d}"
     try:
-        metadata = read_metadata(newest, _read_manifest(newest, steps[-1])["files"])
-        _load({f"ema-{place}": network.state_dict()}, newest, metadata, no_dist=True)
+        metadata = read_metadata(chosen, _read_manifest(chosen, step)["files"])
+        _load({f"ema-{place}": network.state_dict()}, chosen, metadata, no_dist=True)
     except InputError:
         raise
     except (Exception, CheckpointException) as error:
-        raise InputError(f"checkpoint {str(newest)!r} cannot be exported: {_cause(error)}") from None
-    return steps[-1]
+        raise InputError(f"checkpoint {str(chosen)!r} cannot be exported: {_cause(error)}") from None
+    return step
 
 
 def digest(path: Path) -> list[Any]:

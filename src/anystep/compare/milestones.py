@@ -1,0 +1,169 @@
+"""Time to quality: the average weights of every run at some shares of its training, at some numbers of steps."""
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from statistics import mean
+from typing import Any, TypeAlias
+
+import torch
+
+from anystep.compare.experiment import Comparison
+from anystep.errors import InputError
+from anystep.evaluation.evaluate import Evaluation, generate_points
+from anystep.evaluation.features import FeatureExtractor
+from anystep.evaluation.metric import Metric, Observed, measure
+from anystep.evaluation.metrics import check_measurable
+from anystep.files import parse_json, read_text
+from anystep.pipelines.load import load
+from anystep.training.checkpoints import checkpoint_steps, read_average
+from anystep.training.config import Recipe, RunConfig
+from anystep.training.run import METRICS
+
+Distances: TypeAlias = dict[str, list[float]]  # by metric, of each number of steps
+
+
+@dataclass(frozen=True)
+class Milestone:
+    """A run after so many training steps.
+
+    Attributes:
+        evaluations: of the network that it spent by then, a backward pass counted as two.
+        seconds: that its steps took by then.
+    """
+
+    step: int
+    evaluations: float
+    seconds: float
+    distances: Distances
+
+
+def spent(log: Path) -> list[tuple[float, float]]:
+    """Evaluations and seconds up to each training step, as far as the log of the run can be read."""
+    evaluations, seconds, sums = 0.0, 0.0, []
+    for line in read_text(log).splitlines() if log.is_file() else ():
+        with suppress(InputError, TypeError, KeyError):
+            record = parse_json(line, str(log))
+            evaluations += record["evaluations"] + 2 * round(record["images_per_second"] * record["seconds"])
+            seconds += record["seconds"]
+        sums.append((evaluations, seconds))
+    return sums
+
+
+def _unit(run: RunConfig, shares: Sequence[float]) -> tuple[int, int, int]:
+    """The largest part of the training of which all shares are multiples, how many there are, and checkpoints in it."""
+    parts = math.lcm(*(Fraction(round(100 * share), 100).denominator for share in shares))
+    unit = max(1, run.steps // parts)
+    legs = math.ceil(unit / run.checkpoint_every)
+    return unit // legs * legs, parts, legs
+
+
+def keeping(run: RunConfig, shares: Sequence[float]) -> RunConfig:
+    """The same run, which keeps a checkpoint at each of these shares of its steps, and saves no more rarely."""
+    unit, _, legs = _unit(run, shares)
+    return run.model_copy(update={"checkpoint_every": unit // legs, "keep_every": unit})
+
+
+def kept_steps(run: RunConfig, shares: Sequence[float]) -> list[int]:
+    """The training steps of these shares, rising; the whole is the last step."""
+    unit, parts, _ = _unit(run, shares)
+    return sorted({run.steps if share == 1 else unit * max(1, round(share * parts)) for share in shares})
+
+
+def check_milestones(comparison: Comparison, metrics: Sequence[Metric], extractor: FeatureExtractor) -> None:
+    """Raises InputError for no metric that is a distance, or fewer images than it needs."""
+    distances = distances_of(metrics)
+    if not distances:
+        raise InputError("milestones need a metric that is lower where it is better, such as frechet_distance")
+    try:
+        check_measurable(distances, extractor, comparison.milestone_samples)
+    except InputError as error:
+        raise InputError(f"milestone_{error}") from None
+
+
+def measure_milestones(
+    comparison: Comparison,
+    evaluation: Evaluation,
+    real: Observed,
+    recipe: Recipe,
+    folder: Path,
+    prompts: Sequence[str | int],
+    device: torch.device,
+) -> list[Milestone]:
+    """Of a trained run, at those shares whose checkpoint is there: a run that had ended before has its last only."""
+    there = set(checkpoint_steps(folder / "checkpoints"))
+    steps = [step for step in kept_steps(recipe.run, comparison.milestones) if step in there]
+    sums, model, found = spent(folder / METRICS), load(folder, device), []
+    for step in steps:
+        read_average(folder / "checkpoints", model.pipeline.transformer, step=step)
+        points = generate_points(
+            evaluation, model, sorted(comparison.milestone_steps), prompts, None, comparison.guidance
+        )
+        distances = {
+            evaluation.named(metric): [
+                measure(metric, real, point.observed, evaluation.seed)[0].item() for point in points
+            ]
+            for metric in distances_of(evaluation.metrics)
+        }
+        found.append(Milestone(step, *(sums[step - 1] if step <= len(sums) else (math.nan, math.nan)), distances))
+    return found
+
+
+def distances_of(metrics: Sequence[Metric]) -> list[Metric]:
+    """Those that are lower where they are better."""
+    return [metric for metric in metrics if metric.better == "lower"]
+
+
+def reached(costs: Sequence[float], distances: Sequence[float], goal: float) -> float | None:
+    """The cost at which a distance falls to a goal, linear over the logarithm of the cost; None where it never does.
+
+    Where the first distance is below the goal already, its cost: it takes that at most.
+    """
+    if distances and distances[0] <= goal:
+        return costs[0]
+    for (less, before), (more, after) in pairwise(zip(costs, distances, strict=True)):
+        if after <= goal < before:
+            share = (before - goal) / (before - after)
+            return math.exp(math.log(less) + share * math.log(more / less))
+    return None
+
+
+def time_to_quality(comparison: Comparison, found: Mapping[str, Sequence[Sequence[Milestone]]]) -> dict[str, Any]:
+    """Means over seeds, and what the first variant spends until it has what each other one has at its end.
+
+    Args:
+        found: by variant, the milestones of each of its seeds.
+    """
+    variants: list[dict[str, Any]] = []
+    for name, runs in found.items():
+        common = set.intersection(*({each.step for each in run} for run in runs))
+        points = []
+        for same in zip(*([each for each in run if each.step in common] for run in runs), strict=True):
+            distances = {
+                metric: [mean(values) for values in zip(*(each.distances[metric] for each in same), strict=True)]
+                for metric in same[0].distances
+            }
+            costs = {what: mean(getattr(each, what) for each in same) for what in ("evaluations", "seconds")}
+            points.append({"step": same[0].step, **costs, "distances": distances})
+        variants.append({"name": name, "points": points})
+    first, *others = variants
+    steps = sorted(comparison.milestone_steps)
+    goals = []
+    for other in others:
+        for metric in other["points"][-1]["distances"] if other["points"] else ():
+            for place, count in enumerate(steps):
+                end = other["points"][-1]
+                goal = end["distances"][metric][place]
+                mine = [point["distances"][metric][place] for point in first["points"]]
+                costs = {
+                    what: reached([point[what] for point in first["points"]], mine, goal)
+                    for what in ("evaluations", "seconds")
+                }
+                shares = {f"{what}_share": None if cost is None else cost / end[what] for what, cost in costs.items()}
+                told = {"other": other["name"], "metric": metric, "steps": count, "distance": goal}
+                goals.append({**told, **costs, **shares, "at_most": bool(mine) and mine[0] <= goal})
+    return {"samples": comparison.milestone_samples, "steps": steps, "variants": variants, "goals": goals}
