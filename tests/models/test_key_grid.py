@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from anystep.models.key_grid import kept_tokens
 from anystep.models.presets import build_transformer
+from anystep.models.rotary import joined
 from anystep.models.transformer import TransitionTransformer2DModel
 
 
@@ -57,7 +58,7 @@ def test_keys_stay_where_they_are() -> None:
     made = network(patch_size=1, depth=1)
     attention = made.blocks[0].attn
     x, interval = torch.randn(2, 24, made.config.hidden_size), torch.randn(2, made.config.hidden_size)
-    turn, kept = made.rotary(6, 4), kept_tokens(6, 4, 3)
+    turn, kept = joined([made.rotary(6, 4)], x.device), kept_tokens(6, 4, 3)
     mask = torch.zeros(2, 24, dtype=torch.bool)
     mask[:, kept] = True
     processor = attention.processor

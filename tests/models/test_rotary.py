@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from anystep.models.rotary import frequencies, frequencies_by_parts, positions, rotary, rotate
+from anystep.models.rotary import frequencies, frequencies_by_parts, joined, positions, rotary, rotate
 
 
 def test_row_major_positions_are_columns_and_rows() -> None:
@@ -33,13 +33,26 @@ def test_the_first_half_of_the_head_turns_with_the_first_coordinate() -> None:
 
 @pytest.mark.parametrize("grid", ["row_major", "reference"])
 def test_rotation_keeps_length_and_depends_on_differences_alone(grid: str) -> None:
-    angles = rotary(4, 4, 8, grid).angles  # type: ignore[arg-type]
+    turning = joined([rotary(4, 4, 8, grid)], torch.device("cpu"))  # type: ignore[arg-type]
     q, k = torch.randn(2, 1, 1, 1, 8).expand(2, 1, 16, 1, 8)
-    turned_q, turned_k = rotate(q, angles), rotate(k, angles)
+    turned_q, turned_k = rotate(q, turning.queries), rotate(k, turning.others)
     torch.testing.assert_close(turned_q.norm(dim=-1), q.norm(dim=-1))
     product = torch.einsum("bnhd,bmhd->nm", turned_q, turned_k).view(4, 4, 4, 4)
     torch.testing.assert_close(product[0, 0, 1, 2], product[2, 1, 3, 3])  # both one row down, two columns right
     assert (product[0, 0, 1, 2] - product[0, 0, 2, 1]).abs() > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_a_compiler_sees_is_what_is_computed(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    turns = joined([rotary(3, 4, 16, "row_major")], torch.device("cpu")).others
+    x = torch.randn(2, 12, 3, 16, dtype=dtype, requires_grad=True)
+    eager = rotate(x, turns)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    written_out = rotate(x, turns)
+    assert eager.dtype == dtype
+    torch.testing.assert_close(eager, written_out)
+    back = [torch.autograd.grad(found, x, torch.ones_like(x))[0] for found in (eager, written_out)]
+    torch.testing.assert_close(*back)
 
 
 def test_interpolation_brings_long_axes_back_into_the_trained_extent() -> None:
@@ -78,6 +91,9 @@ def test_yarn_is_by_parts_and_sharper() -> None:
     assert parts.sharpness is None
     assert yarn.sharpness is not None
     torch.testing.assert_close(yarn.sharpness, torch.full((192,), (0.1 * math.log(3.0) + 1) ** 2))
+    turning = joined([rotary(2, 8, 16, "row_major", "yarn", 8), yarn], torch.device("cpu"))  # of two images, packed
+    assert torch.equal(turning.queries[:16], turning.others[:16])
+    torch.testing.assert_close(turning.queries[16:], turning.others[16:] * yarn.sharpness[0])
 
 
 @pytest.mark.parametrize("kind", ["plain", "interpolation", "ntk", "by_parts", "yarn"])

@@ -9,6 +9,7 @@ from torch import Tensor
 
 RotaryGrid = Literal["row_major", "reference"]
 RotaryScaling = Literal["plain", "interpolation", "ntk", "by_parts", "yarn"]
+Turns = Float[Tensor, "tokens half_head 2"]  # cosine and sine of each angle
 BASE = 10_000.0
 # of NTK-by-parts: pairs that turn less often than SLOW over the trained extent are interpolated, those that turn more
 # often than FAST left alone (YaRN, arXiv 2309.00071, section 3.2)
@@ -20,6 +21,13 @@ class Rotary(NamedTuple):
 
     angles: Float[Tensor, "tokens half_head"]
     sharpness: Float[Tensor, " tokens"] | None = None
+
+
+class Turning(NamedTuple):
+    """What every block turns by: queries of self-attention, which may be louder, and all others."""
+
+    queries: Turns
+    others: Turns
 
 
 def positions(height: int, width: int, grid: RotaryGrid) -> Int[Tensor, "tokens 2"]:
@@ -95,19 +103,22 @@ def rotary(
     return Rotary(torch.cat(turned, dim=1), sharpness)
 
 
-def joined(parts: list[Rotary], device: torch.device) -> Rotary:
+def joined(parts: list[Rotary], device: torch.device) -> Turning:
     """Of several grids end to end."""
-    angles = torch.cat([part.angles for part in parts]).to(device)
+    angles = torch.cat([part.angles for part in parts])
+    turns = torch.stack([angles.cos(), angles.sin()], dim=-1).to(device)
     if all(part.sharpness is None for part in parts):
-        return Rotary(angles)
+        return Turning(turns, turns)
     sharpness = [torch.ones(len(part.angles)) if part.sharpness is None else part.sharpness for part in parts]
-    return Rotary(angles, torch.cat(sharpness).to(device))
+    return Turning(turns * torch.cat(sharpness).to(device)[:, None, None], turns)
 
 
 def rotate(
-    x: Float[Tensor, "batch tokens heads head_dim"], angles: Float[Tensor, "tokens half_head"]
+    x: Float[Tensor, "batch tokens heads head_dim"], turns: Turns
 ) -> Float[Tensor, "batch tokens heads head_dim"]:
-    """Turn each interleaved pair (x_2i, x_2i+1) by its angle, in float32."""
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = angles.cos()[:, None], angles.sin()[:, None]
+    """Turn each interleaved pair (x_2i, x_2i+1), in float32: a product of complex numbers."""
+    pairs, turns = x.float().unflatten(-1, (-1, 2)), turns[:, None]
+    if not torch.compiler.is_compiling():  # one pass over memory
+        return torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(turns)).flatten(-2).to(x.dtype)
+    (even, odd), (cos, sin) = pairs.unbind(-1), turns.unbind(-1)  # which the compiler makes one pass of
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x.dtype)

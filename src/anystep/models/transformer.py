@@ -37,7 +37,7 @@ from anystep.bounds import (
 )
 from anystep.errors import InputError
 from anystep.models.key_grid import kept_tokens
-from anystep.models.rotary import Rotary, RotaryGrid, RotaryScaling, joined, rotary, rotate
+from anystep.models.rotary import Rotary, RotaryGrid, RotaryScaling, Turning, joined, rotary, rotate
 from anystep.packing import Packing
 
 IntervalCondition = Literal["t-r", "r", "t,r", "t,t-r", "r,t-r", "t,r,t-r"]
@@ -183,20 +183,19 @@ class IntervalAttention(_Attention):
         self,
         x: Tokens,
         interval: Vector,
-        turn: Rotary,
+        turn: Turning,
         packing: Packing | None = None,
         kept: Int[Tensor, " kept"] | None = None,
     ) -> Tokens:
         """`kept` are the tokens that give keys and values, where not all do."""
-        heard, places = (x, turn.angles) if kept is None else (x[:, kept], turn.angles[kept])  # (B, K, D), (K, ...)
+        heard, places = (x, turn.others) if kept is None else (x[:, kept], turn.others[kept])  # (B, K, D), (K, ...)
         q, k, v = self.to_q(x), self.to_k(heard), self.to_v(heard)  # (B, N, D), 2 x (B, K, D)
         if self.interval_qkv is not None:
             dq, dk, dv = spread(self.interval_qkv(interval.to(x.dtype)), packing).chunk(3, dim=-1)  # 3 x (B, 1, D)
             q, k, v = q + dq, k + dk, v + dv
         q, k, v = (self.split(part) for part in (q, k, v))  # (B, N, heads, head_dim), 2 x (B, K, heads, head_dim)
         q, k = self.normed(self.norm_q, q), self.normed(self.norm_k, k)
-        q, k = rotate(q, turn.angles), rotate(k, places).to(v.dtype)
-        q = (q if turn.sharpness is None else q * turn.sharpness[:, None, None]).to(v.dtype)
+        q, k = rotate(q, turn.queries).to(v.dtype), rotate(k, places).to(v.dtype)
         if packing is not None:
             return self.to_out(packing.attend(self.processor, q, k, v))
         return self.to_out(self.processor(q, k, v))
@@ -210,9 +209,9 @@ class CaptionAttention(_Attention):
         return self.normed(self.norm_k, k).to(v.dtype), v
 
     def forward(
-        self, x: Tokens, k: Tensor, v: Tensor, mask: Tensor | None, turn: Rotary, packing: Packing | None = None
+        self, x: Tokens, k: Tensor, v: Tensor, mask: Tensor | None, turn: Turning, packing: Packing | None = None
     ) -> Tokens:
-        q = rotate(self.normed(self.norm_q, self.split(self.to_q(x))), turn.angles).to(v.dtype)
+        q = rotate(self.normed(self.norm_q, self.split(self.to_q(x))), turn.others).to(v.dtype)
         if packing is not None:
             return self.to_out(packing.attend_to(self.processor, q, k, v, mask))
         return self.to_out(self.processor(q, k, v, mask))
@@ -252,15 +251,14 @@ class TransitionBlock(nn.Module):
         x: Tokens,
         c: Vector,
         interval: Vector,
-        turn: Rotary,
+        turn: Turning,
         caption: Tensor | tuple[Tensor, Tensor] | None = None,
         mask: Bool[Tensor, "images length"] | None = None,
         packing: Packing | None = None,
         kept: Int[Tensor, " kept"] | None = None,
     ) -> Tokens:
         dtype = compute_dtype(self.mlp.gate) or x.dtype  # the stream x and its modulation stay in float32
-        said = self.modulation(c).chunk(9 if self.caption_attn is not None else 6, dim=-1)  # (B, D) each
-        parts = [spread(part, packing) for part in said]  # (B, 1, D) each
+        parts = spread(self.modulation(c), packing).chunk(6 if self.caption_attn is None else 9, dim=-1)  # (B, 1, D)
         shift, scale, gate = parts[:3]
         x = x + gate * self.attn(modulate(self.norm(x), shift, scale).to(dtype), interval, turn, packing, kept)
         if self.caption_attn is not None:
@@ -283,7 +281,7 @@ class FinalLayer(nn.Module):
         self.linear = Float32Linear(width, out)
 
     def forward(self, x: Tokens, c: Vector, packing: Packing | None = None) -> Float[Tensor, "batch tokens out"]:
-        shift, scale = (spread(part, packing) for part in self.modulation(c).chunk(2, dim=-1))
+        shift, scale = spread(self.modulation(c), packing).chunk(2, dim=-1)
         return self.linear(modulate(self.norm(x), shift, scale))
 
 
@@ -305,7 +303,7 @@ class Context:
 
     c: Vector
     interval: Vector
-    turn: Rotary
+    turn: Turning
     captions: Sequence[Any]
     mask: Tensor | None
     packing: Packing | None
@@ -321,7 +319,7 @@ class Context:
         turn, packing = self.turn, self.packing
         if packing is not None:
             place = self.place(images)
-            turn = Rotary(turn.angles[place], None if turn.sharpness is None else turn.sharpness[place])
+            turn = Turning(turn.queries[place], turn.others[place])
             packing = packing.chosen([int(image) for image in images])
         mask = None if self.mask is None else self.mask[images]
         return Context(self.c[images], self.interval[images], turn, captions, mask, packing, self.kept)
@@ -626,7 +624,7 @@ class TransitionTransformer2DModel(
         grids = ((rows, columns),) if packing is None else packing.grids
         turn = joined(
             [self.rotary(down, across, rope_scaling) for down, across in grids], x.device
-        )  # (N, head_dim / 2)
+        )  # (N, head_dim / 2, 2)
 
         features = kept = None
         if key_grid is not None and packing is None:
