@@ -27,6 +27,7 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(PYTHON) benchmarks/step_cost.py
+	$(PYTHON) benchmarks/network_speed.py
 	$(PYTHON) benchmarks/engine.py
 	$(PYTHON) benchmarks/latency.py
 	$(PYTHON) benchmarks/growth.py

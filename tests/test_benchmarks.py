@@ -38,6 +38,16 @@ def test_the_engine_is_measured_against_a_bare_loop_of_the_same_work(tmp_path: P
     assert 0 < record["data_wait"] < 1
 
 
+def test_the_network_is_measured_against_its_products_alone(tmp_path: Path) -> None:
+    found = run("network_speed.py", tmp_path, "--debug", "--no-compile", "--rounds", "1")["cases"]
+    # of each block: q, k, v, interval, attention, out; q, attention and out to the encoded caption; SwiGLU; modulation.
+    # Beside them two time embeddings, patches, and the last layer with its modulation
+    assert found["sampling"]["calls"] == 2 * (6 + 3 + 3 + 3) + 2 * 2 + 1 + 4
+    assert found["training"]["calls"] > 2 * found["sampling"]["calls"]
+    for row in found.values():
+        assert row["eager_share"] == pytest.approx(row["products_ms"] / row["eager_ms"])
+
+
 @pytest.mark.parametrize(
     ("side", "rows"), [(8, [(64, None)]), pytest.param(40, [(1600, None), (1600, 32)], marks=pytest.mark.slow)]
 )
