@@ -103,8 +103,8 @@ def test_a_residual_that_is_not_finite_at_the_end_is_no_finish_and_null_in_the_l
     real = module.gathered_samples
 
     def gathered(*arguments: Any) -> Any:
-        residual, t, r = real(*arguments)
-        return torch.full_like(residual, torch.inf), t, r
+        residual, *others = real(*arguments)
+        return torch.full_like(residual, torch.inf), *others
 
     monkeypatch.setattr(module, "gathered_samples", gathered)
     with pytest.raises(InputError, match="the run has diverged"):
@@ -214,8 +214,8 @@ def test_the_derivative_is_measured_over_all_micro_batches() -> None:
         t = torch.tensor(intervals)
         zero = torch.zeros(())
         return LossRecord(
-            loss=zero, denoising=zero, residual=t, t=t, r=torch.zeros_like(t), derivative_norm=torch.tensor(norm),
-            alignment=zero, nonfinite=[], evaluations=1,
+            loss=zero, denoising=zero, residual=t, weighed=t, t=t, r=torch.zeros_like(t),
+            derivative_norm=torch.tensor(norm), alignment=zero, nonfinite=[], evaluations=1,
             derivative_noise=None if noise is None else torch.tensor(noise),
         )  # fmt: skip
 

@@ -83,6 +83,35 @@ def test_two_processes_have_the_losses_of_one(recipe: Path, alone: Path, tmp_pat
     assert losses(tmp_path / "run") == pytest.approx(losses(alone), rel=1e-5)
 
 
+@pytest.fixture(scope="module", params=[("running_mean", 0.0), ("uncertainty", 0.5)], ids=lambda given: given[0])
+def normalised(recipe: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """A recipe whose loss has a state of its own, and pairs of many cells; beside it a run of one process."""
+    from anystep.cli import main
+
+    content = yaml.safe_load(recipe.read_text())
+    name, power = request.param
+    content["objective"] = {"normalise": name, "adaptive": power}
+    path = tmp_path_factory.mktemp(name) / "recipe.yaml"
+    path.write_text(yaml.safe_dump(content))
+    assert main(["train", str(path), "--out", str(path.parent / "alone")]) == 0
+    return path
+
+
+def test_what_the_loss_learns_of_residuals_is_learned_by_all_processes_together(
+    normalised: Path, tmp_path: Path
+) -> None:
+    train(2, normalised, tmp_path / "run", "--parallel", "ddp", "--run.accumulate", "2")
+    assert losses(tmp_path / "run") == pytest.approx(losses(normalised.parent / "alone"), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_what_the_loss_has_learned_goes_on_in_another_number_of_processes(normalised: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(2, normalised, run, "--parallel", "fsdp", "--run.steps", "2")
+    train(4, normalised, run, "--parallel", "fsdp")
+    assert losses(run) == pytest.approx(losses(normalised.parent / "alone"), rel=1e-5)
+
+
 def test_accumulated_parts_have_the_losses_of_the_whole(recipe: Path, alone: Path, tmp_path: Path) -> None:
     from anystep.cli import main
 

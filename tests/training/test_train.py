@@ -23,12 +23,12 @@ from anystep.training.config import CodecRecipe, Recipe
 from anystep.training.train import train
 
 
-def recipe(source: Path, codec: Path | str, **run: Any) -> Recipe:
+def recipe(source: Path, codec: Path | str, objective: dict[str, Any] | None = None, **run: Any) -> Recipe:
     return Recipe.model_validate(
         {
             "data": {"source": str(source), "size": 16},
             "model": {"preset": "t2i-test", "codec": str(codec)},
-            "objective": {"diffusion_phase": 0.3},
+            "objective": {"diffusion_phase": 0.3, **(objective or {})},
             "optimizer": {"learning_rate": 1e-2, "warmup": 2},
             "run": {"steps": 6, "batch_size": 5, "checkpoint_every": 2, "sample_every": 0, "log_every": 3, **run},
             "sample_steps": [1, 2],
@@ -76,18 +76,58 @@ def interrupted_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
         yield
 
 
-@pytest.mark.parametrize("stop", [2, 3, 5])
+RUNNING_MEAN = {"normalise": "running_mean", "adaptive": 0}
+UNCERTAINTY = {"normalise": "uncertainty", "adaptive": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("stop", "objective", "kept"),
+    [
+        (2, {}, set()),
+        (3, {}, set()),
+        (5, {}, set()),
+        (3, RUNNING_MEAN, {"normaliser.sums", "normaliser.counts"}),
+        (3, UNCERTAINTY, {"normaliser.weight", "normaliser-optimizer.state.weight.exp_avg"}),
+    ],
+)
 def test_an_interrupted_run_continues_exactly(
-    captioned_folder: Path, tiny_codec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+    captioned_folder: Path,
+    tiny_codec: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop: int,
+    objective: dict[str, Any],
+    kept: set[str],
 ) -> None:
     straight, broken = tmp_path / "straight", tmp_path / "broken"
-    train(recipe(captioned_folder, tiny_codec), straight)
+    made = recipe(captioned_folder, tiny_codec, objective=objective)
+    train(made, straight)
     with interrupted_after(stop, monkeypatch):
-        assert train(recipe(captioned_folder, tiny_codec), broken)["step"] == stop
-    assert train(recipe(captioned_folder, tiny_codec), broken)["step"] == 6
+        assert train(made, broken)["step"] == stop
+    assert train(made, broken)["step"] == 6
     assert losses(broken) == losses(straight)
-    expected = weights(straight)
-    assert all(torch.equal(value, expected[name]) for name, value in weights(broken).items())
+    expected, found = weights(straight), weights(broken)
+    assert expected.keys() == found.keys() >= kept
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+    assert all(expected[name].any() for name in kept)
+
+
+def test_what_the_loss_has_learned_is_not_in_the_model(
+    captioned_folder: Path, tiny_codec: Path, tmp_path: Path
+) -> None:
+    for name, objective in (("without", {}), ("with", RUNNING_MEAN)):
+        train(recipe(captioned_folder, tiny_codec, objective=objective, steps=1), tmp_path / name)
+    without, with_it = (
+        load_file(tmp_path / name / "pipeline" / "transformer" / "diffusion_pytorch_model.safetensors").keys()
+        for name in ("without", "with")
+    )
+    assert without == with_it
+
+
+def test_a_run_does_not_go_on_with_another_weighting(captioned_folder: Path, tiny_codec: Path, tmp_path: Path) -> None:
+    train(recipe(captioned_folder, tiny_codec, steps=1), tmp_path)
+    with pytest.raises(InputError, match=r"objective\.adaptive, objective\.normalise"):
+        train(recipe(captioned_folder, tiny_codec, objective=RUNNING_MEAN), tmp_path)
 
 
 def test_a_run_folder_holds_what_is_promised_and_its_model_draws(

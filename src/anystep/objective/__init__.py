@@ -9,7 +9,7 @@ from anystep.objective.evaluation import BoundNetwork, Evaluation, PathPoints
 from anystep.objective.guidance import ModelGuidance
 from anystep.objective.loss import LossRecord, TransitionObjective, residual_by_bin
 from anystep.objective.targets import Identity, Implicit, SelfConsistency, Target, Terminal
-from anystep.objective.weights import Weighting, interval_weight
+from anystep.objective.weights import Normaliser, RunningMean, Uncertainty, Weighting, interval_weight
 
 __all__ = [
     "BoundNetwork",
@@ -20,13 +20,16 @@ __all__ = [
     "Implicit",
     "LossRecord",
     "ModelGuidance",
+    "Normaliser",
     "PathPoints",
+    "RunningMean",
     "SelfConsistency",
     "Target",
     "Terminal",
     "TimeDistribution",
     "TimeDraws",
     "TransitionObjective",
+    "Uncertainty",
     "Weighting",
     "derivative",
     "interval_weight",

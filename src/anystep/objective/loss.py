@@ -16,7 +16,7 @@ from anystep.objective.draws import NORMALS, UNIFORMS, TimeDraws
 from anystep.objective.evaluation import BoundNetwork, PathPoints
 from anystep.objective.guidance import ModelGuidance
 from anystep.objective.targets import Identity, Target, TargetValue
-from anystep.objective.weights import Weighting
+from anystep.objective.weights import Weighting, network_bin
 from anystep.packing import Packing
 from anystep.transport import Sample, Times, Transport, expand
 
@@ -29,6 +29,7 @@ class LossRecord:
         loss: scalar to minimise: the weighted mean over finite samples, plus the alignment term.
         denoising: unweighted mean of `residual` over finite samples.
         residual: (batch,) unweighted loss of each sample, NaN where it is not finite.
+        weighed: (batch,) the same times what the target says that it counts: what `Weighting` was given.
         t, r: (batch,) the times that were used.
         derivative_norm: root mean square of df/dt over the samples with t > r; 0 without any.
         alignment: the representation-alignment term before its coefficient; 0 without one.
@@ -40,6 +41,7 @@ class LossRecord:
     loss: Tensor
     denoising: Tensor
     residual: Tensor
+    weighed: Tensor
     t: Tensor
     r: Tensor
     derivative_norm: Tensor
@@ -57,7 +59,8 @@ class TransitionObjective:
         transport: the path.
         draws: which pairs of times are trained on.
         target: what the network should answer where t > r; it is F where t = r.
-        weighting: what each sample counts.
+        weighting: what each sample counts. What it has learned so far is in its `normaliser`, which wants to be given
+            `weighed` of each step.
         direction: whether to add the cosine distance along channels to the squared one.
         guidance: model guidance in the target; needs `ema_network` and `null_condition`.
         alignment: coefficient of the representation-alignment term (REPA, arXiv 2410.06940); used when the call gets
@@ -168,10 +171,10 @@ class TransitionObjective:
         if made.weight is not None and len(moving):
             factor = torch.ones_like(distance).index_put((moving,), made.weight.to(distance))
             residual = shared.mean(distance * factor)
-        weight = self.weighting(transport, t, r, residual)
+        weighted = self.weighting(transport, t, r, residual)
         tall = torch.tensor(shared.lengths, device=t.device, dtype=residual.dtype) * valid
         share = tall / tall.sum().clamp(min=1)  # of each sample in the mean, by its tokens
-        loss = (share * torch.where(valid, weight * residual, 0.0)).sum()
+        loss = (share * torch.where(valid, weighted, 0.0)).sum()
         alignment = torch.zeros((), device=x.device)
         if tokens is not None and features is not None:
             apart = 1 - functional.cosine_similarity(tokens, features.to(tokens), dim=-1)
@@ -182,6 +185,7 @@ class TransitionObjective:
             loss=loss,
             denoising=(share * torch.where(valid, unweighted, 0.0)).sum(),
             residual=torch.where(valid, unweighted, torch.nan),
+            weighed=torch.where(valid, residual.detach(), torch.nan),
             t=t,
             r=r,
             derivative_norm=rms(made.slope)
@@ -246,10 +250,8 @@ def residual_by_bin(
     The adaptive weight makes the loss itself flat, so this is what shows learning. Rows are t, columns r, from t_min
     to t_max in equal parts of the network's time. Non-finite residuals are left out.
     """
-    low, high = (transport.network_time(torch.tensor(end)) for end in (transport.t_min, transport.t_max))
-    place = [((transport.network_time(time) - low) / (high - low) * bins).long().clamp(0, bins - 1) for time in (t, r)]
     finite = residual.isfinite()
-    cell = (place[0] * bins + place[1])[finite]
+    cell = (network_bin(transport, t, bins) * bins + network_bin(transport, r, bins))[finite]
     sums = torch.zeros(bins * bins, device=t.device).index_add_(0, cell, residual[finite].float())
     counts = torch.bincount(cell, minlength=bins * bins)
     return sums.view(bins, bins), counts.view(bins, bins)

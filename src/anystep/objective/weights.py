@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
 from anystep.transport import Times, Transport
 
@@ -32,26 +34,124 @@ def interval_weight(transport: Transport, t: Times, r: Times, kind: str = "sqrt"
     return torch.where(t == r, torch.ones_like(t), weight)
 
 
+def network_share(transport: Transport, time: Times) -> Times:
+    """Where a time lies in the range of the network's times: 0 at t_min, 1 at t_max."""
+    low, high = (transport.network_time(torch.tensor(end)) for end in (transport.t_min, transport.t_max))
+    return (transport.network_time(time) - low) / (high - low)
+
+
+def network_bin(transport: Transport, time: Times, bins: int) -> Int[Tensor, " batch"]:
+    """Which of `bins` equal parts of the range of the network's times each time falls into."""
+    return (network_share(transport, time) * bins).long().clamp(0, bins - 1)
+
+
+class RunningMean(nn.Module):
+    """Residuals against the running mean m of their cell of (t, r): l / m where t = r, log(1 + l / m) where t > r.
+
+    It evens out pairs of times, and not samples: where t = r the error stays quadratic, so that its minimiser is
+    the mean of the velocity; where t > r the logarithm bounds what a few far points weigh. Cells are 8 equal parts of
+    the network's time each way; t = r has 8 of its own.
+
+    Attributes:
+        sums, counts: of the residuals of each cell (t, r) and, in the last column, (t, t). Both fade by `decay` with
+            every step that sees the cell, so that a cell that is rarely seen keeps its mean.
+    """
+
+    sums: Float[Tensor, "bins columns"]
+    counts: Float[Tensor, "bins columns"]
+
+    def __init__(self, bins: int = 8, decay: float = 0.99) -> None:
+        super().__init__()
+        self.bins, self.decay = bins, decay
+        self.register_buffer("sums", torch.zeros(bins, bins + 1))
+        self.register_buffer("counts", torch.zeros(bins, bins + 1))
+
+    def cell(self, transport: Transport, t: Times, r: Times) -> Int[Tensor, " batch"]:
+        """The number of each pair's cell, row by row."""
+        column = torch.where(t == r, self.bins, network_bin(transport, r, self.bins))
+        return network_bin(transport, t, self.bins) * (self.bins + 1) + column
+
+    def forward(self, transport: Transport, t: Times, r: Times, residual: Times) -> Times:
+        """The loss of each sample. In its cell's mean a sample counts as one more, so that a cell may be new."""
+        cell = self.cell(transport, t, r)
+        own = residual.detach()
+        mean = (self.sums.flatten()[cell] + own) / (self.counts.flatten()[cell] + 1)
+        share = residual / mean.clamp(min=1e-8)
+        return torch.where(t == r, share, share.log1p())
+
+    @torch.no_grad()
+    def update(self, transport: Transport, t: Times, r: Times, residual: Times) -> None:
+        """Take in the residuals of a step, of all processes together; those that are not finite are left out.
+
+        On the CPU, so that the sums have one order on every device.
+        """
+        finite = residual.isfinite()
+        t, r, residual = (each[finite].cpu() for each in (t, r, residual))
+        cell = self.cell(transport, t, r)
+        sums = torch.zeros(self.sums.numel()).index_add_(0, cell, residual.float())
+        counts = torch.bincount(cell, minlength=self.sums.numel())
+        for kept, added in ((self.sums, sums), (self.counts, counts)):
+            kept.mul_(torch.where(counts > 0, self.decay, 1.0).view_as(kept).to(kept))
+            kept.add_(added.view_as(kept).to(kept))
+
+
+class Uncertainty(nn.Module):
+    """Residuals against a learned level of theirs: e^-u l + u, least where u(t, r) is the logarithm of the mean of l.
+
+    EDM2 (arXiv 2312.02696) over t, and Lagrangian self-distillation (arXiv 2505.18825) over two times. u is linear in
+    products of cosines of the network's t and r; t = r, where the target is another, has a map of its own.
+
+    Attributes:
+        weight: of the cosines, for t > r and for t = r; zero at the start.
+    """
+
+    def __init__(self, frequencies: int = 8) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2, frequencies, frequencies))
+
+    def level(self, transport: Transport, t: Times, r: Times) -> Times:
+        """u(t, r)."""
+        waves = torch.arange(self.weight.shape[1], device=t.device) * math.pi
+        of_t, of_r = ((network_share(transport, time)[:, None] * waves).cos() for time in (t, r))
+        # no matrix product, which autocast would round
+        moving, same = ((weight * of_t[:, :, None] * of_r[:, None]).sum((1, 2)) for weight in self.weight)
+        return torch.where(t == r, same, moving)
+
+    def forward(self, transport: Transport, t: Times, r: Times, residual: Times) -> Times:
+        """The loss of each sample."""
+        u = self.level(transport, t, r)
+        return (-u).exp() * residual + u
+
+    def update(self, transport: Transport, t: Times, r: Times, residual: Times) -> None:
+        """Nothing: it learns by its gradient."""
+
+
+Normaliser = RunningMean | Uncertainty
+
+
 @dataclass(frozen=True)
 class Weighting:
-    """The weight of each sample's residual in the loss.
+    """What each sample's residual counts in the loss.
 
     Args:
         interval, tangent: of `interval_weight`.
         power: each residual l is divided by stopgrad(l + 1e-5)^power. At 1 (TiM; MeanFlow, arXiv
             2505.13447) the loss is that of log l, whose minimiser at t = r is a mode of the velocity rather
             than its mean; at 0 it is the plain mean; between the two, outliers count less and the bias is small.
+        normaliser: what evens out pairs of times beside that, with a state of its own. A running mean goes with
+            power 0, since its logarithm does what the power does; a learned uncertainty with less than 1, which would
+            leave every residual at 1.
     """
 
     interval: WeightKind = "sqrt"
     tangent: bool = True
     power: float = 1.0
+    normaliser: Normaliser | None = None
 
     def __call__(self, transport: Transport, t: Times, r: Times, residual: Times) -> Times:
-        """The weights, (batch,), without gradient."""
+        """The loss of each sample, (batch,)."""
         weight = interval_weight(transport, t, r, self.interval, self.tangent)
-        if self.power == 1:
-            return weight / (residual.detach() + 1e-5)
-        if self.power == 0:
-            return weight
-        return weight / (residual.detach() + 1e-5).pow(self.power)
+        own = (residual.detach() + 1e-5).pow(self.power)
+        if self.normaliser is None:
+            return weight / own * residual
+        return weight * self.normaliser(transport, t, r, residual / own)

@@ -25,8 +25,10 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
+    get_optimizer_state_dict,
     get_state_dict,
     set_model_state_dict,
+    set_optimizer_state_dict,
     set_state_dict,
 )
 from torch.optim import Optimizer
@@ -51,15 +53,32 @@ SHOWN = 5  # of the tensors that differ, in a message
 
 
 class TrainingState:
-    """The tensors of a run: network, averages and optimizers, sharded or not, by the names of the plain network."""
+    """The tensors of a run: network, averages and optimizers, sharded or not, by the names of the plain network.
 
-    def __init__(self, network: nn.Module, averages: Sequence[nn.Module], optimizers: Sequence[Optimizer]) -> None:
+    Args:
+        normaliser, beside: what the loss has learned of residuals, whole in every process, and its own optimizers.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        averages: Sequence[nn.Module],
+        optimizers: Sequence[Optimizer],
+        normaliser: nn.Module | None = None,
+        beside: Sequence[Optimizer] = (),
+    ) -> None:
         self.network, self.averages, self.optimizers = network, averages, optimizers
+        self.normaliser, self.beside = normaliser, beside
 
     def state_dict(self) -> dict[str, Any]:
         network, optimizer = get_state_dict(self.network, self.optimizers)
-        averages = {f"ema-{place}": get_model_state_dict(each) for place, each in enumerate(self.averages)}
-        return {"network": network, "optimizer": optimizer, **averages}
+        state = {"network": network, "optimizer": optimizer}
+        state |= {f"ema-{place}": get_model_state_dict(each) for place, each in enumerate(self.averages)}
+        if self.normaliser is not None:
+            state["normaliser"] = get_model_state_dict(self.normaliser)
+        if self.normaliser is not None and self.beside:
+            state["normaliser-optimizer"] = get_optimizer_state_dict(self.normaliser, self.beside)
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         set_state_dict(
@@ -67,6 +86,10 @@ class TrainingState:
         )
         for place, each in enumerate(self.averages):
             set_model_state_dict(each, state[f"ema-{place}"])
+        if self.normaliser is not None:
+            set_model_state_dict(self.normaliser, state["normaliser"])
+        if self.normaliser is not None and self.beside:
+            set_optimizer_state_dict(self.normaliser, self.beside, state["normaliser-optimizer"])
 
 
 class Damaged(Exception):

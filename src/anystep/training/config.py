@@ -306,11 +306,25 @@ class ObjectiveConfig(Section):
     tangent: bool = True
     # the power of its own residual that each sample's loss is divided by; true is 1, false 0
     adaptive: Share | bool = 1.0
+    # what evens out pairs of times beside that: the running mean m of each cell of (t, r), l / m where t = r and
+    # log(1 + l / m) where t > r (with adaptive 0); or a learned uncertainty (with adaptive below 1)
+    normalise: Literal["none", "running_mean", "uncertainty"] = "none"
     direction: bool = True
     # share of the run, at its start, that is plain diffusion (t = r for every sample)
     diffusion_phase: Share = 0.0
     # model guidance in the target, from the EMA network; none when null
     guidance: dict[Literal["w_gt", "w_cond", "start", "end"], Real] | None = None
+
+    @model_validator(mode="after")
+    def _normalised_once(self) -> "ObjectiveConfig":
+        if self.normalise == "running_mean" and self.adaptive != 0:
+            raise ValueError(
+                f"normalise running_mean has log(1 + l / m) in place of an adaptive power: set adaptive 0, not "
+                f"{self.adaptive:g}"
+            )
+        if self.normalise == "uncertainty" and self.adaptive == 1:
+            raise ValueError("normalise uncertainty has nothing to learn where adaptive is 1: set it below 1")
+        return self
 
     @field_validator("adaptive", mode="before")
     @classmethod

@@ -5,12 +5,15 @@ from anystep.objective import (
     Identity,
     Implicit,
     ModelGuidance,
+    Normaliser,
+    RunningMean,
     SelfConsistency,
     Target,
     Terminal,
     TimeDistribution,
     TimeDraws,
     TransitionObjective,
+    Uncertainty,
     Weighting,
     derivative,
 )
@@ -33,7 +36,7 @@ def make_objective(recipe: Recipe) -> TransitionObjective:
             *map(make_times, (config.diffusion_times, config.later_times, config.earlier_times)),
         ),
         target=make_target(config),
-        weighting=Weighting(config.weight, config.tangent, float(config.adaptive)),
+        weighting=Weighting(config.weight, config.tangent, float(config.adaptive), make_normaliser(config)),
         direction=config.direction,
         guidance=None if config.guidance is None else ModelGuidance(**config.guidance),
         alignment=1.0 if recipe.alignment is None else recipe.alignment.coefficient,
@@ -52,6 +55,17 @@ def make_target(config: ObjectiveConfig) -> Target:
             return Implicit(*config.ratio)
         case "terminal":
             return Terminal(config.eps)
+
+
+def make_normaliser(config: ObjectiveConfig) -> Normaliser | None:
+    """What evens out the residuals of different times, new."""
+    match config.normalise:
+        case "running_mean":
+            return RunningMean()
+        case "uncertainty":
+            return Uncertainty()
+        case "none":
+            return None
 
 
 def make_times(config: TimeConfig | None) -> TimeDistribution | None:

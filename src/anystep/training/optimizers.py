@@ -8,6 +8,12 @@ from anystep.errors import InputError
 from anystep.training.config import OptimizerConfig
 
 
+def make_adam(module: nn.Module, config: OptimizerConfig) -> list[Optimizer]:
+    """One for a small module beside the network, where it has anything to learn."""
+    weights = list(module.parameters())
+    return [torch.optim.Adam(weights, lr=config.learning_rate, betas=config.betas)] if weights else []
+
+
 def make_optimizers(network: nn.Module, config: OptimizerConfig, device: torch.device) -> list[Optimizer]:
     """One, or for `muon` two: the blocks' matrices, and everything else.
 

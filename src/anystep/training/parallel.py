@@ -99,6 +99,14 @@ def average(averages: Sequence[nn.Module], network: nn.Module, decays: Sequence[
         torch._foreach_lerp_(list(each.parameters()), weights, 1 - decay)
 
 
+@torch.no_grad()
+def average_gradients(module: nn.Module, ranks: Ranks) -> None:
+    """Gradients of a small module that every process keeps whole become their mean over the processes."""
+    for parameter in module.parameters():
+        if parameter.grad is not None:
+            parameter.grad = ranks.gather(parameter.grad[None]).mean(0)
+
+
 @contextmanager
 def gathered(network: nn.Module) -> Iterator[bool]:
     """The network whole in every process for a while, to draw with; tells whether all must draw together."""

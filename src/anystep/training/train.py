@@ -43,10 +43,11 @@ from anystep.training.draws import Draws
 from anystep.training.feed import Feed
 from anystep.training.guard import LOST, Guard, diverged, listed
 from anystep.training.objective import make_objective
-from anystep.training.optimizers import make_optimizers
+from anystep.training.optimizers import make_adam, make_optimizers
 from anystep.training.parallel import (
     all_finite,
     average,
+    average_gradients,
     check_parallel,
     gathered,
     mesh,
@@ -193,7 +194,10 @@ def _train(
     aligned_until = 0.0 if recipe.alignment is None else recipe.alignment.until
     wrapped = wrap(network, ranks, find_unused=0 < aligned_until < 1)
     optimizers = make_optimizers(network, recipe.optimizer, device)
-    state = TrainingState(network, averages, optimizers)
+    normaliser = objective.weighting.normaliser
+    beside = [] if normaliser is None else make_adam(normaliser.to(device), recipe.optimizer)
+    state = TrainingState(network, averages, optimizers, normaliser, beside)
+    optimizers = [*optimizers, *beside]
     saved = recipe.model_dump(mode="json")
     checkpoints = Checkpoints(out / "checkpoints", ranks, config.keep, config.keep_every, saved)
     facts: dict[str, Any] = {**dict.fromkeys(COUNTS, 0), "diverged": False}
@@ -290,6 +294,8 @@ def _train(
             if not math.isfinite(norm) and not all_finite([network], ranks):
                 raise diverged(step + 1, "the weights are", rate)
             if guard.accepts(step + 1, norm, named or everybody()):
+                if normaliser is not None:
+                    average_gradients(normaliser, ranks)
                 for each in optimizers:
                     each.step()
                 decays = [min(decay, (1 + step) / (10 + step)) for decay in recipe.ema_decays]
@@ -319,7 +325,9 @@ def _train(
 
             step += 1
             last = step == config.steps or ranks.any(bool(interrupted))
-            residual, t, r = gathered_samples(losses, ranks, batches.most * len(parts))
+            residual, weighed, t, r = gathered_samples(losses, ranks, batches.most * len(parts))
+            if normaliser is not None:
+                normaliser.update(objective.transport, t, r, weighed)
             pixels = [each for part in parts for each in part.pixels]
             sums = [
                 sum(part.part.share * loss.loss.item() for part, loss in zip(parts, losses, strict=True)),
@@ -398,14 +406,15 @@ def derivative_sums(losses: Sequence[LossRecord]) -> list[float]:
     return [squares, float(moving), noise, float(noted)]
 
 
-def gathered_samples(losses: Sequence[LossRecord], ranks: Ranks, most: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Residual, t and r of every sample of all processes, of which each has at most `most`."""
-    rows = torch.stack([torch.cat([getattr(loss, name) for loss in losses]) for name in ("residual", "t", "r")]).T
-    padded = rows.new_full((most, 3), torch.nan)
+def gathered_samples(losses: Sequence[LossRecord], ranks: Ranks, most: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Residual, that as it was weighed, t and r of every sample of all processes, of which each has at most `most`."""
+    names = ("residual", "weighed", "t", "r")
+    rows = torch.stack([torch.cat([getattr(loss, name) for loss in losses]) for name in names]).T
+    padded = rows.new_full((most, len(names)), torch.nan)
     padded[: len(rows)] = rows
     found = ranks.gather(padded).cpu()
-    residual, t, r = found[~found[:, 1].isnan()].T
-    return residual, t, r
+    residual, weighed, t, r = found[~found[:, -1].isnan()].T
+    return residual, weighed, t, r
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
