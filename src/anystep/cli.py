@@ -321,7 +321,10 @@ def build_parser() -> OneLineParser:
     compare.add_argument("--debug", action="store_true", help="the file's laptop size")
     add_allow_code(compare)
     compare.takes_overrides = True
-    compare.epilog = "Any value of the file: --section.key VALUE, for example --recipe.data.source idx:FOLDER."
+    compare.epilog = (
+        'Any value of the file: --section.key VALUE, for example --recipe.data.source idx:FOLDER, --seeds "[0, 1]", or '
+        '--milestones "[0.25, 0.5, 1]" to measure along the training as well.'
+    )
     compare.set_defaults(run=run_compare)
 
     data = commands.add_parser("data", help="look at data, and prepare them for training")

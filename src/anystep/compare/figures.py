@@ -1,6 +1,6 @@
 """What came out, over seeds and side by side, as plain values."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -8,18 +8,21 @@ from statistics import mean
 from typing import Any, TypeAlias
 
 import torch
+from torch import Tensor
 
 from anystep.compare.experiment import Comparison
 from anystep.compare.paired import Losses, best_or_level, estimate, gain, mean_over_seeds, verdict_of
 from anystep.errors import InputError
-from anystep.evaluation.evaluate import Point
 from anystep.evaluation.metric import Better, shortfall
 from anystep.files import parse_json, read_text
 from anystep.training.budget import evaluations_per_sample
 from anystep.training.config import Recipe
 from anystep.training.run import METRICS
 
-Found: TypeAlias = Mapping[str, Mapping[int, list[Point]]]  # by variant and seed
+# of each metric the figure and its bootstrap replicates, at one number of steps
+Replicates: TypeAlias = Mapping[str, Tensor]
+Points: TypeAlias = Mapping[int, Sequence[Replicates]]  # by seed, at rising numbers of steps
+Found: TypeAlias = Mapping[str, Points]  # by variant
 
 
 def _seconds(log: Path) -> float:
@@ -36,16 +39,16 @@ def over_seeds(
     name: str,
     runs: Mapping[tuple[str, int], tuple[Recipe, Path]],
     found: Found,
-    single: Mapping[str, Any],
+    described: Mapping[tuple[str, int], Mapping[str, Any]],
+    betters: Mapping[str, Better],
 ) -> dict[str, Any]:
     """Of one variant: the mean figures at each number of steps, how they change from one to the next, and scores."""
     seeds = comparison.seeds_of(name)
-    alone = {model["name"]: model for model in single["models"]}
-    mine = [alone[f"{name}, seed {seed}"] for seed in seeds]
+    mine = [described[name, seed] for seed in seeds]
     points = []
     for place, point in enumerate(mine[0]["points"]):
         same = [model["points"][place] for model in mine]
-        figures = {metric: {s: found[name][s][place].replicates[metric] for s in seeds} for metric in single["better"]}
+        figures = {metric: {s: found[name][s][place][metric] for s in seeds} for metric in betters}
         points.append(
             {
                 **point,
@@ -66,29 +69,28 @@ def over_seeds(
         "points": points,
         "scores": {
             metric: None if (scored := score(found[name], metric, better)) is None else estimate(scored)
-            for metric, better in single["better"].items()
+            for metric, better in betters.items()
         },
-        "doublings": _doublings(found[name], single["better"]),
+        "doublings": _doublings(found[name], sorted(comparison.steps), betters),
         "movement": _movement([model["movement"] for model in mine]),
     }
 
 
-def losses(points: Mapping[int, list[Point]], place: int, metric: str, better: Better) -> Losses:
+def losses(points: Points, place: int, metric: str, better: Better) -> Losses:
     """Of one variant at one number of steps."""
-    return {seed: shortfall(mine[place].replicates[metric], better) for seed, mine in points.items()}
+    return {seed: shortfall(mine[place][metric], better) for seed, mine in points.items()}
 
 
-def score(points: Mapping[int, list[Point]], metric: str, better: Better) -> Losses | None:
+def score(points: Points, metric: str, better: Better) -> Losses | None:
     """The mean over step counts of the natural logarithm of a distance; None of what is none, or not positive."""
-    figures = {seed: torch.stack([point.replicates[metric] for point in mine]) for seed, mine in points.items()}
+    figures = {seed: torch.stack([point[metric] for point in mine]) for seed, mine in points.items()}
     if better != "lower" or not all((each > 0).all() for each in figures.values()):
         return None
     return {seed: each.log().mean(0) for seed, each in figures.items()}
 
 
-def _doublings(points: Mapping[int, list[Point]], betters: Mapping[str, Better]) -> dict[str, list[Any]]:
+def _doublings(points: Points, counts: Sequence[int], betters: Mapping[str, Better]) -> dict[str, list[Any]]:
     """What the next number of steps gains on each, paired over seeds."""
-    counts = [point.steps for point in next(iter(points.values()))]
     answers: dict[str, list[Any]] = {}
     for metric, better in betters.items():
         each = [losses(points, place, metric, better) for place in range(len(counts))]
@@ -111,12 +113,12 @@ def _movement(each: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     ]
 
 
-def side_by_side(comparison: Comparison, found: Found, single: Mapping[str, Any]) -> dict[str, Any]:
+def side_by_side(comparison: Comparison, found: Found, betters: Mapping[str, Better]) -> dict[str, Any]:
     """What the first variant gains on each other one; who is best or level, at each number of steps and in score."""
     first, *others = comparison.variants
     steps = sorted(comparison.steps)
     against, best = [], {}
-    for metric, better in single["better"].items():
+    for metric, better in betters.items():
         columns = [
             {name: losses(points, place, metric, better) for name, points in found.items()}
             for place in range(len(steps))

@@ -19,7 +19,7 @@ from PIL import Image
 from anystep.bounds import Threads, check
 from anystep.codecs import Codec
 from anystep.compare.experiment import Comparison, variant_recipe
-from anystep.compare.figures import over_seeds, side_by_side
+from anystep.compare.figures import Replicates, over_seeds, side_by_side
 from anystep.compare.milestones import Milestone, check_milestones, keeping, measure_milestones, time_to_quality
 from anystep.compare.report import markdown
 from anystep.conditioning import Conditioner
@@ -29,7 +29,14 @@ from anystep.data.sources import JoinedSource
 from anystep.device import pick_device
 from anystep.environment import environment
 from anystep.errors import InputError
-from anystep.evaluation.evaluate import Evaluation, Point, Reference, generate_points, observe_reference, report
+from anystep.evaluation.evaluate import (
+    Evaluation,
+    Reference,
+    describe_model,
+    generate_points,
+    observe_reference,
+    report,
+)
 from anystep.evaluation.features import FeatureExtractor, load_extractor, try_extractor
 from anystep.evaluation.metric import Metric
 from anystep.evaluation.metrics import check_measurable, choose_metrics
@@ -196,25 +203,27 @@ def _measure(
     """Every trained run alike, and the report."""
     evaluation = Evaluation(extractor, metrics, out / "evaluation", comparison.samples)
     real, controls = observe_reference(evaluation, reference)
-    found: dict[str, dict[int, list[Point]]] = {}
+    found: dict[str, dict[int, list[Replicates]]] = {}
     models: dict[str, Model] = {}
+    described: dict[tuple[str, int], dict[str, Any]] = {}
     milestones: dict[str, list[list[Milestone]]] = {}
     for (name, seed), (recipe, folder) in runs.items():
         models[name] = load(folder, device)
-        found.setdefault(name, {})[seed] = generate_points(
-            evaluation, models[name], sorted(comparison.steps), prompts, None, comparison.guidance
-        )
+        points = generate_points(evaluation, models[name], sorted(comparison.steps), prompts, None, comparison.guidance)
+        described[name, seed] = describe_model(evaluation, f"{name}, seed {seed}", points, real)
+        found.setdefault(name, {})[seed] = [point.replicates for point in points]  # no images of all runs at once
         if comparison.milestones:
             some = reference.prompts(comparison.milestone_samples, 0)
             milestones.setdefault(name, []).append(
                 measure_milestones(comparison, evaluation, real, recipe, folder, some, device)
             )
         on_run(f"measured {name}, seed {seed}")
-    named = {f"{name}, seed {seed}": points for name, mine in found.items() for seed, points in mine.items()}
-    single = report(evaluation, named, real, controls)
+    single = report(evaluation, list(described.values()), real, controls)
     figures = {
-        **side_by_side(comparison, found, single),
-        "models": [over_seeds(comparison, name, runs, found, single) for name in comparison.variants],
+        **side_by_side(comparison, found, single["better"]),
+        "models": [
+            over_seeds(comparison, name, runs, found, described, single["better"]) for name in comparison.variants
+        ],
         **{key: single[key] for key in ("controls", "better", "samples", "real_images", "seed")},
         "runs": single["models"],
         "milestones": time_to_quality(comparison, milestones) if milestones else None,

@@ -23,6 +23,7 @@ from anystep.evaluation.evaluate import (
     Evaluation,
     Reference,
     check_prompts,
+    describe_model,
     generate_points,
     observe_reference,
     report,
@@ -146,7 +147,8 @@ def evaluate_models(request: Request) -> dict[str, Any]:
         if request.save_reference is not None:
             Moments.of(real.features).save(request.save_reference)
         bar.add_task("measuring", total=None)
-        figures = report(evaluation, found, real, controls)
+        described = [describe_model(evaluation, name, points, real) for name, points in found.items()]
+        figures = report(evaluation, described, real, controls)
         figures["notes"] += notes
         figures["settings"] = {
             "data": request.data,

@@ -281,48 +281,47 @@ def observe_reference(evaluation: Evaluation, reference: Reference) -> tuple[Obs
     return real, controls
 
 
-def report(
-    evaluation: Evaluation, models: dict[str, list[Point]], real: Observed, controls: dict[str, Observed]
-) -> dict[str, Any]:
-    """Everything measured, as plain values; see docs/evaluate.md for the fields."""
-    metrics = evaluation.all_metrics()
-    for points in models.values():
-        for point in points:
-            for metric in metrics:
-                point.replicates[evaluation.named(metric)] = measure(metric, real, point.observed, evaluation.seed)
-    described = []
-    for name, points in models.items():
-        points = sorted(points, key=lambda point: point.steps)
-        monotone = {}
-        for metric in metrics:
-            drawn = [point.replicates[evaluation.named(metric)] for point in points]
-            chances = [probability_not_worse(fewer, more, metric.better) for fewer, more in pairwise(drawn)]
-            level = [place for place, pair in enumerate(pairwise(drawn)) if tied(*pair)]
-            counts = [point.steps for point in points]
-            monotone[evaluation.named(metric)] = {
-                "probability": chances,
-                "verdict": verdict(counts, chances, level) if chances else "one step count only",
-            }
-        described.append(
-            {
-                "name": name,
-                "points": [
-                    {
-                        "steps": point.steps,
-                        "nfe": point.nfe,
-                        "seconds_per_image": point.seconds_per_image,
-                        "images_per_second": 1 / point.seconds_per_image if point.seconds_per_image else None,
-                        "peak_megabytes": point.peak_megabytes or None,
-                        "metrics": {name: asdict(interval(values)) for name, values in point.replicates.items()},
-                    }
-                    for point in points
-                ],
-                "monotone": monotone,
-                "movement": _movements(points, evaluation.seed),
-            }
-        )
+def describe_model(evaluation: Evaluation, name: str, points: Sequence[Point], real: Observed) -> dict[str, Any]:
+    """What was measured of one model, as plain values; the replicates stay with the points."""
+    metrics = {evaluation.named(metric): metric for metric in evaluation.all_metrics()}
+    points = sorted(points, key=lambda point: point.steps)
+    for point in points:
+        for called, metric in metrics.items():
+            point.replicates[called] = measure(metric, real, point.observed, evaluation.seed)
+    counts, monotone = [point.steps for point in points], {}
+    for called, metric in metrics.items():
+        drawn = [point.replicates[called] for point in points]
+        chances = [probability_not_worse(fewer, more, metric.better) for fewer, more in pairwise(drawn)]
+        level = [place for place, pair in enumerate(pairwise(drawn)) if tied(*pair)]
+        monotone[called] = {
+            "probability": chances,
+            "verdict": verdict(counts, chances, level) if chances else "one step count only",
+        }
     return {
-        "models": described,
+        "name": name,
+        "points": [
+            {
+                "steps": point.steps,
+                "nfe": point.nfe,
+                "seconds_per_image": point.seconds_per_image,
+                "images_per_second": 1 / point.seconds_per_image if point.seconds_per_image else None,
+                "peak_megabytes": point.peak_megabytes or None,
+                "metrics": {called: asdict(interval(values)) for called, values in point.replicates.items()},
+            }
+            for point in points
+        ],
+        "monotone": monotone,
+        "movement": _movements(points, evaluation.seed),
+    }
+
+
+def report(
+    evaluation: Evaluation, models: Sequence[dict[str, Any]], real: Observed, controls: dict[str, Observed]
+) -> dict[str, Any]:
+    """Everything measured, as plain values, of described models; see docs/evaluate.md for the fields."""
+    metrics = evaluation.all_metrics()
+    return {
+        "models": list(models),
         "controls": {
             name: {
                 evaluation.named(metric): asdict(interval(measure(metric, real, seen, evaluation.seed)))
