@@ -1,6 +1,7 @@
 """Evaluations: the same bits from one process and two, from one go and two, and every bad input in one line."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ from anystep.evaluation import collect as collecting
 from anystep.evaluation.collect import Cost, collect
 from anystep.evaluation.features import load_extractor
 from anystep.evaluation.image_folders import check_folders, parse_folder
+from anystep.evaluation.report import curve
 from anystep.files import claimed
 from anystep.ranks import Ranks
 
@@ -225,6 +227,29 @@ def test_a_chunk_that_was_cut_off_is_made_again_and_missing_images_too(pooled: P
     again, _ = collect(tmp_path, 60, make, extractor, Ranks(), keep=True)
     assert torch.equal(seen.features, again.features)
     assert len(list((tmp_path / "images").iterdir())) == 60
+
+
+def test_curves_of_many_models_and_figures_that_are_none_are_drawn(tmp_path: Path) -> None:
+    def figure(value: float, half: float = 0.5) -> dict[str, float]:
+        return {"value": value, "low": value - half, "high": value + half}
+
+    def model(number: int) -> dict[str, Any]:
+        values = (10 / (1 + step) + number if number else math.nan for step in range(3))
+        points = [
+            {"nfe": 2**step, "steps": 2**step, "metrics": {"distance": figure(value, 20.0), "sharpness": figure(0.9)}}
+            for step, value in enumerate(values)
+        ]
+        moved = [{"from": n, "to": 2 * n, "features": figure(0.3)} for n in (1, 2)]
+        return {"name": f"model {number}", "points": points, "movement": moved}
+
+    report = {
+        "models": [model(number) for number in range(12)],
+        "better": {"distance": "lower", "sharpness": "nearest 1"},
+        "controls": {"real": {"distance": figure(3.0), "sharpness": figure(1.0)}},
+    }
+    curve(report, tmp_path / "curve.png")
+    with Image.open(tmp_path / "curve.png") as drawn:
+        assert drawn.width > drawn.height > 300
 
 
 def test_grey_chunks_and_coloured_ones_make_one_set(pooled: Path, tmp_path: Path) -> None:

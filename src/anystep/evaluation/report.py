@@ -125,7 +125,8 @@ def curve(report: dict[str, Any], path: Path) -> None:
             axes.axhline(value, color="0.55", ls=dashes, lw=1, zorder=0, label=what)
         drawn = [value for _, values, *_ in lines for value in values if math.isfinite(value)]
         if better in ("lower", "nearest 1") and drawn and min(drawn) > 0:
-            near = [value for value in level.values() if min(drawn) / FAR < value < max(drawn) * FAR]
+            bands = [end for _, _, low, high in lines[:BANDS] for end in (*low, *high)]
+            near = [end for end in (*level.values(), *bands) if min(drawn) / FAR < end < max(drawn) * FAR]
             _logarithmic(axes, [*drawn, *near])
         _steps_axis(axes, sorted({count for nfe, *_ in lines for count in nfe}))
         axes.set_title(title, fontsize=10)
@@ -156,16 +157,14 @@ def _line(figures: Sequence[tuple[int, dict[str, float]]]) -> Line:
 
 def _logarithmic(axes: Any, values: Sequence[float]) -> None:
     """With round numbers along it; the bands may end beyond it, or have no logarithm."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     axes.set_yscale("log", nonpositive="clip")
     wide = max(values) > 4 * min(values)
-    axes.yaxis.set_major_locator(
-        LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if wide else (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9))
-    )
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)) if wide else MaxNLocator(6))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.set_ylim(min(values) / 1.15, max(values) * 1.15)
+    axes.set_ylim(min(values) / 1.1, max(values) * 1.1)
 
 
 def _steps_axis(axes: Any, counts: Sequence[int]) -> None:
