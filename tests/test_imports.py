@@ -19,7 +19,7 @@ FLOORS = [
     {"pipelines", "planning"},
     {"generation_plan"},
     {"training", "evaluation"},
-    {"compare"},
+    {"average", "compare"},
     {"cli"},
     {"__main__"},
 ]

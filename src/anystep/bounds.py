@@ -67,6 +67,8 @@ Coefficient = Annotated[float, Ge(0), Le(10**6)]
 PositiveCoefficient = Annotated[float, Gt(0), Le(10**6)]
 Decay = Annotated[float, Ge(0), Lt(1)]
 """Of a moving average."""
+AverageLength = Annotated[float, Ge(0.005), Le(0.25)]
+"""Of a power-function average: the standard deviation of its profile, as a part of the run until then."""
 Real = Annotated[float, Ge(-(10**6)), Le(10**6)]
 """Any number that arithmetic in 32 bits bears."""
 

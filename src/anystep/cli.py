@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from anystep import __version__
 from anystep.bounds import (
     Aspect,
+    AverageLength,
     BatchSize,
     Count,
     Guidance,
@@ -306,6 +307,9 @@ def build_parser() -> OneLineParser:
     classifier.add_argument("--size", type=parse(Side), default=28, help="side of the images in pixels (default: 28)")
     classifier.add_argument("--epochs", type=parse(Count), default=3, help="default: 3")
     classifier.set_defaults(run=run_train_classifier)
+    average = commands.add_parser("average", help="a model of any average of a run's weights, and which length is best")
+    add_average(average)
+    average.set_defaults(run=run_average)
     compare = commands.add_parser("compare", help="train several objectives alike and draw their curves")
     compare.add_argument(
         "recipe", type=spec, help="a name of `anystep recipes`, for example fashion-mnist, or a YAML file"
@@ -484,6 +488,34 @@ def add_plan_search(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=parse(BatchSize), default=50, help="images drawn at a time (default: 50)")
     parser.add_argument("--threads", type=parse(Threads), default=1, help="of each process (default: 1)")
     parser.add_argument("--device", type=spec, default="auto", help="auto, cpu, cuda, mps (default: auto)")
+
+
+def add_average(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=input_folder, metavar="RUN", help="of a run trained with ema_lengths")
+    lengths = parser.add_mutually_exclusive_group(required=True)
+    lengths.add_argument(
+        "--length", type=parse(AverageLength), help="of the average: the deviation of its profile over the run"
+    )
+    lengths.add_argument(
+        "--choose", type=parse(AverageLength), nargs="+", metavar="LENGTH", help="measure these, and take the best"
+    )
+    parser.add_argument("--out", type=output_folder, required=True, help="the model's folder")
+    parser.add_argument("--step", type=parse(Count), help="the snapshot that it ends at (default: the last)")
+    parser.add_argument("--data", type=spec, help="with --choose: images to compare with, not those of training")
+    parser.add_argument(
+        "--steps", type=parse(SamplingSteps), nargs="+", help="with --choose: step counts to measure (default: 1 4 32)"
+    )
+    parser.add_argument(
+        "--samples", type=parse(Count), help="with --choose: images a length and step count (default: 1000)"
+    )
+    parser.add_argument("--extractor", type=spec, help="with --choose: as of `anystep evaluate` (default: effnetlite0)")
+    parser.add_argument("--allow-code", action="store_true", help="with --choose: run a .pt extractor")
+    parser.add_argument(
+        "--guidance", type=parse(Guidance), help="with --choose: none at 1 and below (default: the model's)"
+    )
+    parser.add_argument("--seed", type=parse(Seed), help="with --choose: of the first image (default: 0)")
+    parser.add_argument("--batch", type=parse(BatchSize), help="with --choose: images drawn at a time (default: 50)")
+    parser.add_argument("--device", type=spec, help="with --choose: auto, cpu, cuda, mps (default: auto)")
 
 
 def add_benchmarks(parser: argparse.ArgumentParser) -> None:
@@ -937,6 +969,34 @@ def report(record: dict[str, Any], steps: int, out: Path) -> None:
         return
     state = "finished" if record["step"] >= steps else "interrupted, the same command resumes"
     say(f"{state} at step {record['step']} of {steps}: {out}")
+
+
+def run_average(options: argparse.Namespace) -> None:
+    measuring = ("steps", "samples", "data", "extractor", "allow_code", "guidance", "seed", "batch", "device")
+    if options.choose is None:
+        refuse_without(options, "--choose", *measuring)
+        from anystep.average import write_average
+
+        made = write_average(options.folder, options.length, options.out, options.step)
+        count = len(made.weights)
+        print(
+            f"wrote {options.out}: length {made.length:g} at step {made.step}, of {count} snapshot{'s' * (count > 1)}; "
+            f"its profile is {made.misfit:.2%} off"
+        )
+        return
+    if options.data is None:
+        raise InputError("--data is missing: images to compare with, better not those of training")
+    from anystep.average import REPORT, choose_length, table
+    from anystep.evaluation.command import Request
+
+    given = {name: value for name in measuring if (value := getattr(options, name)) is not None}
+    request = Request(**{"steps": [1, 4, 32], "samples": 1000, **given, "out": options.out, "model": [], "images": []})
+    found = choose_length(options.folder, options.choose, options.out, request, options.step)
+    if found:
+        print(table(found))
+        print(
+            f"wrote {options.out}: length {found[0].length:g}; {options.folder / REPORT}: report.md, report.json, ..."
+        )
 
 
 def run_evaluate(options: argparse.Namespace) -> None:

@@ -25,6 +25,7 @@ from anystep.errors import InputError
 MARKER = ".anystep.json"
 LOCK = ".lock"
 HOLDER = ".holder.json"
+PUBLISHED = "published folder"  # the kind of those that `publish_folder` makes
 FORMAT = 1  # of the folders that commands make
 NO_MORE_FILES = (errno.EMFILE, errno.ENFILE)  # of the machine, and no fault of the file that was to be opened
 NAME_LIMIT = 200  # bytes of a name, so that something may be put around it
@@ -340,7 +341,7 @@ def publish_folder(part: Path, folder: Path) -> None:
             continue
         (part / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(path, part / name, follow_symlinks=False)
-    write_json(part / MARKER, {"kind": "published folder", "format": FORMAT, "published": made})
+    write_json(part / MARKER, {"kind": PUBLISHED, "format": FORMAT, "published": made})
     _remove(old)
     if folder.exists():
         folder.replace(old)

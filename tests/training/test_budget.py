@@ -78,6 +78,25 @@ def test_shards_share_the_state() -> None:
     assert budget(copies, 64).state_bytes == budget(copies, 8).state_bytes  # within a machine of eight
 
 
+def test_averages_that_are_kept_count_in_memory_and_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from types import SimpleNamespace
+
+    recipe = Recipe.model_validate({"run": {"batch_size": 8}, "ema_lengths": [0.05, 0.1], "ema_snapshots": 10})
+    plan, plain = budget(recipe), budget(recipe.model_copy(update={"ema_lengths": ()}))
+    assert plan.state_bytes - plain.state_bytes == plan.checkpoint_bytes - plain.checkpoint_bytes
+    assert plan.state_bytes == plain.state_bytes + 2 * 4 * plan.parameters
+    assert (plan.snapshot_bytes, plain.snapshot_bytes) == (2 * 2 * plan.parameters, 0)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1e6))
+    with pytest.raises(InputError, match=r"3 checkpoints and 10 snapshots take up to .* run.keep or ema_snapshots"):
+        check_fits(recipe, tmp_path / "run", 1, torch.device("cpu"), torch.float32)
+    words = ["train", "emoji", "--dry-run", "--ema_lengths", "[0.05, 0.1]", "--ema_snapshots", "10"]
+    assert main(words) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("snapshots")]
+    assert line.endswith("GB, 10 in all")
+
+
 def plan(parallel: str, **objective: Any) -> Recipe:
     return Recipe.model_validate({"model": {"preset": "t2i-xl"}, "parallel": parallel, "objective": objective})
 

@@ -24,7 +24,7 @@ MEASURED = {"seconds", "images_per_second", "tokens_per_second", "data_wait", "m
 
 @pytest.fixture(scope="module")
 def recipes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """By command: classes in pixels, two averages, guidance, sample grids; a codec. A checkpoint every five steps."""
+    """By command: classes in pixels, averages, guidance, sample grids; a codec. A checkpoint every five steps."""
     folder, dice = tmp_path_factory.mktemp("classes"), np.random.default_rng(0)
     for number in range(24):
         (folder / f"class-{number % 3}").mkdir(exist_ok=True)
@@ -38,6 +38,8 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             "objective": {"diffusion_phase": 0.2, "guidance": {"w_gt": 1.0, "w_cond": 0.5, "start": 0.2, "end": 0.8}},
             "run": {**run, "sample_every": 20},
             "ema_decay": [0.9, 0.99],
+            "ema_lengths": [0.05, 0.1],
+            "ema_snapshots": 4,
             "sample_steps": [1],
         },
         "train-codec": {
@@ -61,7 +63,9 @@ def curve(run: Path, every: int) -> list[dict[str, Any]]:
 
 
 def published(run: Path, command: str) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (run / PUBLISHED[command]).glob("*.safetensors")}
+    """Weights as users load them, and the snapshots of averages."""
+    paths = [*(run / PUBLISHED[command]).glob("*.safetensors"), *(run / "averages").glob("*/*.distcp")]
+    return {str(path.relative_to(run)): path.read_bytes() for path in paths}
 
 
 def begun(arguments: list[str]) -> None:

@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
+from anystep.pipelines.load import load
 from anystep.ranks import STORE_A_LIFE
+from anystep.training.checkpoints import read_average
+from anystep.training.snapshots import Snapshots
 
 STEPS = 4
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
@@ -40,6 +44,8 @@ def recipe(captioned_folder: Path, tiny_codec: Path, tmp_path_factory: pytest.Te
             "threads": 1,
         },
         "condition_dropout": 0.3,
+        "ema_lengths": [0.05, 0.1],
+        "ema_snapshots": 2,
         "sample_steps": [1],
     }
     path = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
@@ -69,6 +75,25 @@ def losses(run: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+def averages(run: Path) -> list[dict[str, torch.Tensor]]:
+    """Those of the last snapshot; they are the averages of the last checkpoint in half precision."""
+    snapshots, network = Snapshots.of(run), load(run, "cpu").pipeline.transformer
+    assert snapshots.steps[-2:] == (2, 4)
+    found = snapshots.rebuild(snapshots.plan(snapshots.lengths), network)
+    for place, average in enumerate(found):
+        assert read_average(run / "checkpoints", network, 1 + place) == STEPS
+        whole = network.state_dict()
+        assert all(torch.allclose(value, whole[name], rtol=1e-3, atol=1e-6) for name, value in average.items())
+    return found
+
+
+def close(run: Path, other: Path) -> bool:
+    """Whether two runs have kept the same averages, however many processes wrote them."""
+    pairs = [(one[name], two[name]) for one, two in zip(averages(run), averages(other), strict=True) for name in one]
+    apart = sum(float((one - two).square().sum()) for one, two in pairs)
+    return apart < 1e-6 * sum(float(two.square().sum()) for _, two in pairs)
+
+
 @pytest.fixture(scope="module")
 def alone(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from anystep.cli import main
@@ -81,6 +106,7 @@ def alone(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_processes_have_the_losses_of_one(recipe: Path, alone: Path, tmp_path: Path) -> None:
     train(2, recipe, tmp_path / "run", "--parallel", "ddp")
     assert losses(tmp_path / "run") == pytest.approx(losses(alone), rel=1e-5)
+    assert close(tmp_path / "run", alone)
 
 
 @pytest.fixture(scope="module", params=[("running_mean", 0.0), ("uncertainty", 0.5)], ids=lambda given: given[0])
@@ -137,6 +163,7 @@ def test_sharded_processes_have_the_losses_of_one(
     assert losses(tmp_path / "run") == pytest.approx(losses(alone), rel=1e-5)
     assert (tmp_path / "run" / "pipeline" / "model_index.json").exists()
     assert (tmp_path / "run" / "samples" / "step-00000004.png").exists()
+    assert close(tmp_path / "run", alone)
 
 
 @pytest.mark.slow
@@ -167,6 +194,7 @@ def test_a_checkpoint_of_two_shards_goes_on_in_one_process_and_in_four(
         subprocess.run(["cp", "-r", str(tmp_path / "run"), str(copy)], check=True)
         train(processes, recipe, copy, "--parallel", "fsdp")
         assert losses(copy)[2:] == pytest.approx(losses(alone)[2:], rel=1e-5)
+        assert close(copy, alone)
 
 
 # what one worker does to itself, and only in the first life of the group

@@ -20,6 +20,7 @@ from anystep.training import train as module
 from anystep.training.batches import EqualBatches, Part
 from anystep.training.codec import train_codec
 from anystep.training.config import CodecRecipe, Recipe
+from anystep.training.ema import length_to_gamma
 from anystep.training.train import train
 
 
@@ -36,9 +37,9 @@ def recipe(source: Path, codec: Path | str, objective: dict[str, Any] | None = N
     )
 
 
-def weights(run: Path) -> dict[str, torch.Tensor]:
+def weights(run: Path, folder: str = "checkpoints", place: int = -1) -> dict[str, torch.Tensor]:
     """The tensors of the newest checkpoint: `network.NAME`, `ema-0.NAME`, `optimizer.NAME`; but its step."""
-    newest = sorted((run / "checkpoints").glob("step-*"))[-1]
+    newest = sorted((run / folder).glob("step-*"))[place]
     reader = dcp.FileSystemReader(newest)
     wanted = reader.read_metadata().state_dict_metadata
     state = {
@@ -128,6 +129,68 @@ def test_a_run_does_not_go_on_with_another_weighting(captioned_folder: Path, tin
     train(recipe(captioned_folder, tiny_codec, steps=1), tmp_path)
     with pytest.raises(InputError, match=r"objective\.adaptive, objective\.normalise"):
         train(recipe(captioned_folder, tiny_codec, objective=RUNNING_MEAN), tmp_path)
+
+
+def snapshots(run: Path) -> dict[str, dict[str, torch.Tensor]]:
+    names = sorted(path.name for path in (run / "averages").iterdir())
+    return {name: weights(run, "averages", place) for place, name in enumerate(names)}
+
+
+@pytest.mark.parametrize("stop", [3, 5])
+def test_snapshots_of_an_interrupted_run_are_those_of_the_straight_one(
+    captioned_folder: Path, tiny_codec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    config = recipe(captioned_folder, tiny_codec, keep=1).model_dump(mode="json")
+    kept = Recipe.model_validate({**config, "ema_lengths": [0.05, 0.1], "ema_snapshots": 3})
+    train(kept, tmp_path / "straight")
+    with interrupted_after(stop, monkeypatch):
+        train(kept, tmp_path / "broken")
+    # of a run that was killed before the checkpoint after it
+    later = tmp_path / "broken" / "averages" / "step-00000006"
+    later.mkdir()
+    (later / "junk").write_text("")
+    train(kept, tmp_path / "broken")
+    expected, found = snapshots(tmp_path / "straight"), snapshots(tmp_path / "broken")
+    assert list(expected) == list(found) == ["step-00000002", "step-00000004", "step-00000006"]
+    for step, tensors in expected.items():
+        assert {name.split(".")[0] for name in tensors} == {"average-0", "average-1"}
+        assert all(value.dtype == torch.float16 for value in tensors.values())
+        assert all(torch.equal(value, found[step][name]) for name, value in tensors.items())
+    whole, other = weights(tmp_path / "straight"), weights(tmp_path / "broken")
+    assert {name.split(".")[0] for name in whole} == {"network", "optimizer", "ema-0", "ema-1", "ema-2"}
+    assert all(torch.equal(value, other[name]) for name, value in whole.items())
+    last = expected["step-00000006"]
+    for name, value in last.items():
+        assert torch.equal(value, whole[name.replace("average-0", "ema-1").replace("average-1", "ema-2")].half())
+
+
+def test_lengths_that_are_kept_beside_change_nothing_else(
+    captioned_folder: Path, tiny_codec: Path, tmp_path: Path
+) -> None:
+    plain = recipe(captioned_folder, tiny_codec, steps=3)
+    train(plain, tmp_path / "plain")
+    train(plain.model_copy(update={"ema_lengths": (0.1,)}), tmp_path / "beside")
+    assert not (tmp_path / "plain" / "averages").exists()
+    assert losses(tmp_path / "plain") == losses(tmp_path / "beside")
+    whole = weights(tmp_path / "beside")
+    assert all(torch.equal(value, whole[name]) for name, value in weights(tmp_path / "plain").items())
+    with pytest.raises(InputError, match="holds a run that differs in ema_lengths"):
+        train(plain.model_copy(update={"ema_lengths": (0.1,)}), tmp_path / "plain")
+
+
+def test_an_average_counts_steps_that_moved_nothing(
+    captioned_folder: Path, tiny_codec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = recipe(captioned_folder, tiny_codec, steps=2).model_copy(update={"ema_lengths": (0.1,)})
+    train(config, tmp_path)
+    before = weights(tmp_path)
+    monkeypatch.setattr(module.nn.utils, "clip_grad_norm_", lambda parameters, limit: torch.tensor(torch.nan))
+    train(config.model_copy(update={"run": config.run.model_copy(update={"steps": 4})}), tmp_path)
+    share = (2 / 4) ** (length_to_gamma(0.1) + 1)  # of what was there after two of four steps
+    for name, value in weights(tmp_path).items():
+        if name.startswith("ema-1."):
+            now = before[name.replace("ema-1", "network")]
+            torch.testing.assert_close(value, share * before[name] + (1 - share) * now)
 
 
 def test_a_run_folder_holds_what_is_promised_and_its_model_draws(

@@ -1,9 +1,10 @@
 """`anystep evaluate`: from what was asked for to a report in a folder."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -20,6 +21,7 @@ from anystep.errors import InputError
 from anystep.evaluation.alignment import AlignmentHeads, CLIPScore
 from anystep.evaluation.collect import Scorer, try_scorers
 from anystep.evaluation.evaluate import (
+    VALIDATION_SEED,
     Evaluation,
     Reference,
     check_prompts,
@@ -44,10 +46,14 @@ SHEET_ROWS = 6
 
 @dataclass(frozen=True)
 class Request:
-    """The options of the command; `anystep evaluate --help` says what they mean."""
+    """The options of the command; `anystep evaluate --help` says what they mean.
+
+    Of `model`, those that are loaded already are taken as they are. With `validation`, real images and seeds are those
+    that a later evaluation does not use: something is to be chosen.
+    """
 
     out: Path
-    model: list[str]
+    model: Sequence[str | Model]
     images: list[str]
     steps: list[int]
     samples: int
@@ -62,6 +68,7 @@ class Request:
     guidance: float | None = None
     plan: Planning | None = None
     seed: int = 0
+    validation: bool = False
     keep_images: bool = False
     allow_code: bool = False
     batch: int = 50
@@ -78,6 +85,7 @@ def evaluate_models(request: Request) -> dict[str, Any]:
     if not steps:
         raise InputError("no steps: expected at least one number of them")
     check("seed", request.seed, Seed)
+    data_seed, noise_seed = (0, VALIDATION_SEED + request.seed) if request.validation else (request.seed, request.seed)
     check("batch", request.batch, BatchSize)
     check("samples", request.samples, Count)
     if request.save_reference is not None:
@@ -91,7 +99,10 @@ def evaluate_models(request: Request) -> dict[str, Any]:
     metrics = with_reference_statistics(choose_metrics(names), request.reference)
     check_measurable(metrics, extractor, request.samples)
     scorers = _scorers(request, extractor, device, bool(folders))
-    models = [load(name, device) for name in request.model or ([] if folders else ["builtin"])]
+    asked = request.model or ([] if folders else ["builtin"])
+    models = [
+        Model(each.name, each.pipeline.to(device)) if isinstance(each, Model) else load(each, device) for each in asked
+    ]
     width, height = _shape(models, theirs, request.size)
     features = try_extractor(extractor, width, height)
     for metric in metrics:
@@ -100,14 +111,16 @@ def evaluate_models(request: Request) -> dict[str, Any]:
     try_scorers(scorers, features, width, height)
     shape: Fixed = width if width == height else (width, height)
     options = {"vocabulary": "everyday", "split": "train"} if request.data == "builtin" else {}
-    reference = Reference.draw(open_source(request.data, shape, **options), shape, request.samples, request.seed)
+    part: Literal["whole", "validation"] = "validation" if request.validation else "whole"
+    reference = Reference.draw(open_source(request.data, shape, **options), shape, request.samples, data_seed, part)
     try:
         check_measurable(metrics, extractor, len(reference.real))
     except InputError as error:
         raise InputError(
-            f"data {request.data!r} has {len(reference.source)} images, half for each side: {error}"
+            f"data {request.data!r} has {len(reference.source)} images, "
+            f"{'a quarter' if request.validation else 'half'} for each side: {error}"
         ) from None
-    prompts = reference.prompts(request.samples, request.seed)
+    prompts = reference.prompts(request.samples, data_seed)
     for model in models:
         check_prompts(model, prompts, width, height, steps[-1], request.guidance)
 
@@ -129,7 +142,7 @@ def evaluate_models(request: Request) -> dict[str, Any]:
             metrics,
             request.out,
             request.samples,
-            request.seed,
+            noise_seed,
             scorers,
             request.keep_images,
             request.batch,

@@ -51,6 +51,7 @@ NOTES = (
 BLUR = 1.0  # standard deviation in pixels, of the degraded control
 NOISE = 25.0  # standard deviation in levels, of the other
 FINGERPRINTED = 100  # images whose pixels tell one set of real images from another
+VALIDATION_SEED = 2**40  # of the first noise where something is chosen: seeds of evaluations begin at 0
 LAYOUT = 2  # of the chunks: another one is kept in other folders
 REAL = "real images against real images"
 

@@ -25,7 +25,14 @@ from anystep.device import pick_device
 from anystep.environment import environment
 from anystep.errors import InputError
 from anystep.evaluation.collect import Cost, Images
-from anystep.evaluation.evaluate import Evaluation, Point, Reference, check_prompts, generate_points
+from anystep.evaluation.evaluate import (
+    VALIDATION_SEED,
+    Evaluation,
+    Point,
+    Reference,
+    check_prompts,
+    generate_points,
+)
 from anystep.evaluation.features import FeatureExtractor, load_extractor, try_extractor
 from anystep.evaluation.metric import Better, Observed, measure, probability_not_worse, shortfall
 from anystep.evaluation.metrics import check_measurable, choose_metrics
@@ -38,7 +45,6 @@ from anystep.sampling import StepPlan
 from anystep.transport import make_transport
 
 KIND = "search of plans"
-FIRST_SEED = 2**40  # of the noise of validation: seeds of evaluations begin at 0
 BUDGETS = (1, 2, 4, 8, 16, 32, 64)
 NEAR = 8  # above so many steps only settings next to the best are tried
 CONFIDENCE = 0.95  # with which a plan must be better than the one it takes the place of
@@ -271,7 +277,7 @@ def plan_steps(request: PlanRequest) -> dict[str, Any]:
             [metric],
             request.out,
             request.samples,
-            FIRST_SEED + request.seed,
+            VALIDATION_SEED + request.seed,
             batch=request.batch,
             ranks=ranks,
         )

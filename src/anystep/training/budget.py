@@ -13,6 +13,7 @@ from anystep.models.presets import preset_option
 from anystep.planning import DeviceKind, count_parameters, memory_of, network_cost
 from anystep.training.config import ObjectiveConfig, Recipe
 from anystep.training.objective import make_target
+from anystep.training.snapshots import KEPT_AS
 
 # a backward pass is counted as two forward ones
 TRAINING_COST = 3
@@ -44,6 +45,7 @@ class Budget:
         state_bytes: weights, gradients, moments and averages on one device.
         activation_bytes: the most that a step holds beside them.
         checkpoint_bytes: of one checkpoint.
+        snapshot_bytes: of one snapshot of averages, in halves of the precision.
     """
 
     parameters: int
@@ -54,6 +56,7 @@ class Budget:
     state_bytes: int
     activation_bytes: int
     checkpoint_bytes: int
+    snapshot_bytes: int
 
     @property
     def device_bytes(self) -> int:
@@ -93,7 +96,7 @@ def tokens_of_step(recipe: Recipe, processes: int, tokens: int) -> tuple[int, in
 
 def weight_copies(recipe: Recipe) -> int:
     """Numbers kept for each weight: itself, its gradient, two moments, and its averages."""
-    return 4 + len(recipe.ema_decays)
+    return 4 + len(recipe.ema_decays) + len(recipe.ema_lengths)
 
 
 def shard_count(recipe: Recipe, processes: int) -> int:
@@ -143,6 +146,7 @@ def budget(
         state_bytes=4 * cost.parameters * weight_copies(recipe) // shards + gathered,
         activation_bytes=max(cost.training_bytes, cost.saved_bytes + target),
         checkpoint_bytes=4 * cost.parameters * (weight_copies(recipe) - 1),
+        snapshot_bytes=KEPT_AS.itemsize * cost.parameters * len(recipe.ema_lengths),
     )
 
 
@@ -225,11 +229,14 @@ def check_fits(recipe: Recipe, out: Path, processes: int, device: torch.device, 
     parameters = count_parameters(recipe.model.preset, **recipe.model.options)
     state = 4 * parameters * weight_copies(recipe)
     place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
-    disk, free = state * (recipe.run.keep + 1), shutil.disk_usage(place).free
+    snapshots = recipe.ema_snapshots if recipe.ema_lengths else 0
+    kept = snapshots * KEPT_AS.itemsize * parameters * len(recipe.ema_lengths)
+    disk, free = state * (recipe.run.keep + 1) + kept, shutil.disk_usage(place).free
     if disk > free:
+        beside, or_fewer = (f" and {snapshots} snapshots", " or ema_snapshots") if kept else ("", "")
         raise InputError(
-            f"{recipe.run.keep + 1} checkpoints take up to {disk / 1e9:.3g} GB, {place} has {free / 1e9:.3g} GB left: "
-            "make room, lower run.keep, or choose another --out"
+            f"{recipe.run.keep + 1} checkpoints{beside} take up to {disk / 1e9:.3g} GB, {place} has "
+            f"{free / 1e9:.3g} GB left: make room, lower run.keep{or_fewer}, or choose another --out"
         )
     memory = memory_of(device)
     if state < WORTH_A_LOOK * memory:
@@ -282,7 +289,7 @@ def describe(
         moved = traffic(recipe, processes)
         told = f"{moved.inside / 1e9:.2f} GB a step from each device, {moved.between / 1e9:.2f} GB between machines"
         sent = {"communication": f"{told}: {moved.seconds(kind):.3g} s beside {1 / rate:.3g} s of computing"}
-    days = recipe.run.steps / rate / 86_400
+    days, kept = recipe.run.steps / rate / 86_400, bool(recipe.ema_lengths)
     return {
         "parameters": f"{plan.parameters:,}",
         "tokens": f"{plan.tokens_per_image:,} an image, {plan.tokens_per_step:,} a step",
@@ -293,6 +300,7 @@ def describe(
         f"{plan.activation_bytes / 1e9:.2f} GB for a step",
         **sent,
         "checkpoint": f"{plan.checkpoint_bytes / 1e9:.2f} GB, {recipe.run.keep + 1} at a time",
+        **({"snapshots": f"{plan.snapshot_bytes / 1e9:.2f} GB, {recipe.ema_snapshots} in all"} if kept else {}),
         "time": f"{days:.2g} days for {recipe.run.steps:,} steps at {flops / 1e12:.3g} TFLOP/s a device "
         f"({rate * plan.images_per_step:.3g} images/s)",
     }

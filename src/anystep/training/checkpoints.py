@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -92,6 +92,13 @@ class TrainingState:
             set_optimizer_state_dict(self.normaliser, self.beside, state["normaliser-optimizer"])
 
 
+@runtime_checkable
+class Tensors(Protocol):
+    """What can be saved: tensors by name, of a run or of a part of it."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+
 class Damaged(Exception):
     """What is wrong with a checkpoint that was whole once."""
 
@@ -102,20 +109,23 @@ class Checkpoints:
     Args:
         folder: of the checkpoints.
         ranks: the processes that save and load together.
-        keep: how many of the newest to keep. The newest whose facts do not say `diverged` is kept whatever it is.
+        keep: how many of the newest to keep; None keeps all. The newest whose facts do not say `diverged` is kept
+            whatever it is.
         keep_every: checkpoints at multiples of this step are kept for good; 0 keeps none.
         recipe: kept in every manifest.
+        what: they are called in messages.
     """
 
     def __init__(
         self,
         folder: Path,
         ranks: Ranks,
-        keep: int = 2,
+        keep: int | None = 2,
         keep_every: int = 0,
         recipe: Mapping[str, Any] | None = None,
+        what: str = "checkpoint",
     ) -> None:
-        self.folder, self.ranks, self.keep, self.keep_every = folder, ranks, keep, keep_every
+        self.folder, self.ranks, self.keep, self.keep_every, self.what = folder, ranks, keep, keep_every, what
         self._recipe = {} if recipe is None else {"recipe": dict(recipe)}
         self._saving: tuple[int, dict[str, Any], Future[Any]] | None = None
         # a group of its own: it talks while training talks
@@ -143,7 +153,7 @@ class Checkpoints:
         """Of the whole checkpoints, oldest first."""
         return checkpoint_steps(self.folder)
 
-    def save(self, step: int, state: TrainingState, facts: Mapping[str, Any]) -> None:
+    def save(self, step: int, state: Tensors, facts: Mapping[str, Any]) -> None:
         """Copy the tensors and write them while training goes on; the one before is finished first.
 
         Args:
@@ -196,6 +206,8 @@ class Checkpoints:
             write_json(part / MANIFEST, {**facts, "files": files})
             shutil.rmtree(self._whole(step), ignore_errors=True)
             part.replace(self._whole(step))
+            if self.keep is None:
+                return
             kept = [old for old in self.steps() if not (self.keep_every and old % self.keep_every == 0)]
             for old in set(kept[: -self.keep]) - {self._newest_good()}:
                 shutil.rmtree(self._whole(old))
@@ -207,7 +219,14 @@ class Checkpoints:
                 problems.append(str(error))
         problems = ranks.tell(problems)[0]
         if problems:
-            raise InputError(f"the checkpoint of step {step} could not be written: {problems[0]}")
+            raise InputError(f"the {self.what} of step {step} could not be written: {problems[0]}")
+
+    def cut(self, step: int) -> None:
+        """Drop those of later steps, which are about to be made again."""
+        if self.ranks.first:
+            for later in self.steps():
+                if later > step:
+                    shutil.rmtree(self._whole(later))
 
     def _newest_good(self) -> int | None:
         for step in reversed(self.steps()):
@@ -457,6 +476,30 @@ def read_average(folder: Path, network: nn.Module, place: int = 0, step: int | N
     except (Exception, CheckpointException) as error:
         raise InputError(f"checkpoint {str(chosen)!r} cannot be exported: {_cause(error)}") from None
     return step
+
+
+def read_saved(folder: Path, step: int, tensors: dict[str, Any], what: str = "checkpoint") -> dict[str, Any]:
+    """Read what `Checkpoints` saved at a step into these tensors, in this process alone, its files verified first.
+
+    Returns the facts that were saved with it.
+
+    Raises:
+        InputError: it is damaged, or does not hold these tensors.
+    """
+    saved = folder / f"step-{step:08d}"
+    try:
+        facts = _read_manifest(saved, step)
+        for name, expected in sorted(facts["files"].items()):
+            if digest(saved / name) != expected:
+                raise Damaged(f"{name} is not what {MANIFEST} says")
+        metadata = read_metadata(saved, facts["files"])
+        _check_step(saved, metadata, facts)
+        _load(tensors, saved, metadata, no_dist=True)
+    except InputError:
+        raise
+    except (Exception, CheckpointException) as error:
+        raise InputError(f"{what} {str(saved)!r} is damaged, or of another network: {_cause(error)}") from None
+    return facts
 
 
 def digest(path: Path) -> list[Any]:

@@ -23,6 +23,7 @@ from pydantic.fields import FieldInfo
 
 from anystep.bounds import (
     Aspect,
+    AverageLength,
     BatchSize,
     Coefficient,
     Count,
@@ -394,10 +395,21 @@ class Recipe(Section):
     condition_dropout: Share = 0.1
     # one, or several: the first is what samples, guides and is exported
     ema_decay: Decay | Annotated[tuple[Decay, ...], MinLen(1)] = 0.9995
+    # lengths of averages that are kept beside in so many snapshots over the run, evenly: `anystep average` rebuilds one
+    # of any length from them
+    ema_lengths: tuple[AverageLength, ...] = ()
+    ema_snapshots: Annotated[int, Ge(1), Le(1000)] = 32
     # numbers of steps and captions (or class indices) of the sample grids
     sample_steps: Annotated[tuple[SamplingSteps, ...], MinLen(1)] = (1, 2, 4, 8)
     sample_prompts: tuple[Text, ...] = ()
     guidance: Guidance = 1.5
+
+    @field_validator("ema_lengths")
+    @classmethod
+    def _lengths_differ(cls, lengths: tuple[float, ...]) -> tuple[float, ...]:
+        if len({round(length, 4) for length in lengths}) < len(lengths):
+            raise ValueError("expected lengths that differ by 0.0001 and more")
+        return lengths
 
     @model_validator(mode="after")
     def _native_goes_together(self) -> "Recipe":

@@ -49,7 +49,8 @@ LEFT = re.compile(r"\..+\.\d+\.\d+\.part")
 FREE_TO_CHANGE = re.compile(
     r"run\.(steps|device|threads|log_every|checkpoint_every|sample_every|keep|keep_every|trackers|profile|compile"
     r"|accumulate|shard_size|peak_tflops)"
-    r"|guard\..*|parallel|sample_prompts|sample_steps|guidance|data\.broken_limit|model\.gradient_checkpointing"
+    r"|guard\..*|parallel|ema_snapshots|sample_prompts|sample_steps|guidance|data\.broken_limit"
+    r"|model\.gradient_checkpointing"
 )
 
 

@@ -64,6 +64,7 @@ from anystep.training.run import (
     prepare,
     schedule_changes,
 )
+from anystep.training.snapshots import PowerAverages
 from anystep.transport import Transport
 
 
@@ -182,7 +183,8 @@ def _train(
         raise InputError(f"{len(data)} samples are fewer than one batch of {config.batch_size}: lower run.batch_size")
 
     network = prepare_network(recipe, codec, data, conditioner).to(device)
-    averages = [copy.deepcopy(network).eval().requires_grad_(False) for _ in recipe.ema_decays]
+    kept = (*recipe.ema_decays, *recipe.ema_lengths)
+    averages = [copy.deepcopy(network).eval().requires_grad_(False) for _ in kept]
     if recipe.model.gradient_checkpointing:
         network.enable_gradient_checkpointing()
     if config.compile:
@@ -202,7 +204,10 @@ def _train(
     checkpoints = Checkpoints(out / "checkpoints", ranks, config.keep, config.keep_every, saved)
     facts: dict[str, Any] = {**dict.fromkeys(COUNTS, 0), "diverged": False}
     facts = {name: value for name, value in {**facts, **(checkpoints.load(state) or {})}.items() if name in facts}
+    exponential = averages[: len(recipe.ema_decays)]
+    powers = PowerAverages(out, recipe, averages[len(recipe.ema_decays) :], ranks)
     run.cut_log(facts["step"])
+    powers.cut(facts["step"])
     if ranks.first and (changes := schedule_changes(run.before, recipe, facts["step"])):
         say(changes, error=True)
     guard = Guard(recipe.guard, facts["skipped"], facts["spikes"], facts["skipped_in_a_row"])
@@ -299,7 +304,8 @@ def _train(
                 for each in optimizers:
                     each.step()
                 decays = [min(decay, (1 + step) / (10 + step)) for decay in recipe.ema_decays]
-                average(averages, network, decays)
+                average(exponential, network, decays)
+            powers.update(network, step + 1)
             for each in optimizers:
                 each.zero_grad()
             if ranks.first and (named or not math.isfinite(norm)):
@@ -320,6 +326,7 @@ def _train(
                     facts = {**facts, "step": before["step"], "ahead": ahead, "rollbacks": facts["rollbacks"] + 1}
                     step = facts["step"]
                     run.cut_log(step)
+                    powers.cut(step)
                     guard.forget()
                     continue
 
@@ -374,9 +381,12 @@ def _train(
                 **facts, "step": step, "skipped": guard.skipped, "skipped_in_a_row": guard.row, "spikes": guard.spikes,
                 "diverged": guard.row >= LOST or not bool(residual.isfinite().any()),
             }  # fmt: skip
-            if step % config.checkpoint_every == 0 or last:
-                if not all_finite([network, *averages], ranks):
-                    raise diverged(step, "the weights are", rate)
+            saving = step % config.checkpoint_every == 0 or last
+            if (saving or powers.due(step)) and not all_finite([network, *averages], ranks):
+                raise diverged(step, "the weights are", rate)
+            if powers.due(step):
+                powers.save(step)
+            if saving:
                 checkpoints.save(step, state, facts)
             if config.sample_every and (step % config.sample_every == 0 or last):
                 with gathered(averages[0]) as everywhere:
