@@ -18,9 +18,9 @@ import anystep
 from anystep.cli import main
 from anystep.data.sources import open_source
 from anystep.evaluation import collect as collecting
-from anystep.evaluation.evaluate import Reference
+from anystep.evaluation.evaluate import VALIDATION_SEED, Reference
 from anystep.evaluation.metric import Observed, shortfall
-from anystep.evaluation.step_plans import BUDGETS, CHOICES, FIRST_SEED, Search, effect, search_plans
+from anystep.evaluation.step_plans import BUDGETS, CHOICES, Search, effect, search_plans
 from anystep.sampling import StepPlan
 
 
@@ -133,7 +133,7 @@ def test_validation_has_nothing_in_common_with_what_is_reported(classes: Path) -
     most = [Reference.draw(source, 8, 1000, 0, part) for part in ("test", "validation")]  # type: ignore[arg-type]
     drawn = [index for each in most for index in (*each.real, *each.again)]
     assert len(drawn) == len(set(drawn)) == 220
-    assert FIRST_SEED > 10**9
+    assert VALIDATION_SEED > 10**9
 
 
 @pytest.fixture(scope="module")
