@@ -27,6 +27,7 @@ from anystep.errors import InputError
 from anystep.evaluation.features import load_extractor, try_extractor
 from anystep.files import claimed
 from anystep.objective.presets import OBJECTIVES
+from anystep.pipelines.load import load
 from anystep.training.budget import evaluations_per_sample
 from anystep.training.config import ObjectiveConfig, RunConfig
 from anystep.training.objective import make_objective
@@ -36,10 +37,10 @@ CONFIGS = Path(__file__).parent.parent / "configs" / "compare"
 
 @pytest.fixture(scope="module")
 def fashion(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A hundred and sixty images of ten classes of stripes, in the layout of Fashion-MNIST."""
+    """Two hundred and forty images of ten classes of stripes, in the layout of Fashion-MNIST."""
     folder = tmp_path_factory.mktemp("fashion")
     generator = np.random.default_rng(0)
-    for prefix, count in (("train", 160), ("t10k", 40)):
+    for prefix, count in (("train", 240), ("t10k", 40)):
         labels = np.arange(count, dtype=np.uint8) % 10
         rows = (np.arange(28)[None, :, None] * (labels[:, None, None] + 1) // 7) % 2
         images = (rows * 200 + generator.integers(0, 50, (count, 28, 28))).astype(np.uint8)
@@ -239,6 +240,40 @@ def test_finished_runs_are_kept(finished: Path, small: Path) -> None:
         assert [point["metrics"] for point in old["points"]] == [point["metrics"] for point in new["points"]]
 
 
+@pytest.mark.slow
+def test_a_comparison_measures_every_run_with_plans_of_its_own(small: Path, tmp_path: Path) -> None:
+    words = ["compare", "--allow-code", str(small), "--out", str(tmp_path), "--seeds", "[0]"]
+    words += ["--metrics", "[kernel_distance]", "--steps", "[1, 2, 4]"]
+    assert main([*words, "--plans", "true"]) == 0
+    planned = read(tmp_path)
+    assert list(planned["plans"]) == ["transition, seed 0", "flow matching, seed 0"]
+    for model in planned["models"]:
+        rows = planned["plans"][f"{model['name']}, seed 0"]
+        figures = [row["planned"] for row in rows]
+        assert figures == sorted(figures, reverse=True)
+        folder = tmp_path / "runs" / f"{model['name'].replace(' ', '-')}-0"
+        scheduler = load(folder, "cpu").pipeline.scheduler
+        assert [str(scheduler.plan(row["budget"])) for row in rows] == [row["plan"] for row in rows]
+        assert [point["nfe"] for point in model["points"]] == [scheduler.plan(count).steps for count in (1, 2, 4)]
+    assert "## Plans" in (tmp_path / "report.md").read_text()
+    assert main(words) == 0  # the runs have plans now, but they are not asked for
+    uniform = read(tmp_path)
+    assert uniform["plans"] == {}
+    assert [point["nfe"] for point in uniform["models"][0]["points"]] == [1, 2, 4]
+    assert main([*words, "--plans", "true"]) == 0
+    for old, new in zip(planned["models"], read(tmp_path)["models"], strict=True):
+        assert [point["metrics"] for point in old["points"]] == [point["metrics"] for point in new["points"]]
+
+
+def test_validation_that_is_too_small_is_told_before_anything_is_trained(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["compare", "--allow-code", str(small), "--out", str(tmp_path / "out"), "--plans", "true"]
+    assert main([*words, "--recipe.data.limit", "160"]) == 2
+    assert "kernel_distance needs at least 50 images" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_finished_runs_of_other_values_are_refused(
     finished: Path, small: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -405,7 +440,7 @@ def test_a_plan_of_an_older_version_and_what_changes_nothing_learned_resume(
     ("extra", "line"),
     [
         (["--variants", "{a: {}, b: {model: {options: {hidden_size: 7}}}}"], "variant 'b': "),
-        (["--variants", "{a: {}, b: {run: {batch_size: 1000}}}"], "variant 'b': 160 samples are fewer than one batch"),
+        (["--variants", "{a: {}, b: {run: {batch_size: 1000}}}"], "variant 'b': 240 samples are fewer than one batch"),
         (["--steps", "[1, 1]"], "name one twice"),
         (["--samples", "90"], "kernel_distance needs at least 50"),
         (["--recipe.data.limit", "60"], "samples 30: "),

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 from anystep.bounds import Count, Guidance, PositiveShare, SamplingSteps, Seed, check, shown
 from anystep.errors import InputError
 from anystep.objective.presets import OBJECTIVES
+from anystep.pipelines.scheduler import Planning
 from anystep.plain_yaml import parse_yaml
 from anystep.training.budget import evaluations_per_sample
 from anystep.training.config import Name, Recipe, Section, explain, merged, set_path
@@ -27,6 +28,8 @@ class Comparison(Section):
         steps, samples, metrics, extractor: of the evaluation; without guidance unless `guidance` says so.
         milestones: shares of the training, in hundredths, after which the average weights are measured too, at
             `milestone_steps` with `milestone_samples` images. Runs keep a checkpoint for each.
+        plans: search the plan of each number of steps for every run, by the first of the metrics and on a half of the
+            real images that is not measured with, and measure with these; without it times are uniform.
     """
 
     recipe: Recipe = Recipe()
@@ -50,6 +53,7 @@ class Comparison(Section):
     milestones: tuple[PositiveShare, ...] = ()
     milestone_steps: tuple[SamplingSteps, ...] = Field((1, 4, 64), min_length=1)
     milestone_samples: Count = 500
+    plans: bool = False
 
     @model_validator(mode="after")
     def _once_each(self) -> "Comparison":
@@ -61,6 +65,11 @@ class Comparison(Section):
             if round(100 * share) < 1 or abs(100 * share - round(100 * share)) > 1e-6:
                 raise ValueError(f"milestones {share:g}: expected hundredths of the training, above 0")
         return self
+
+    @property
+    def planning(self) -> Planning:
+        """What steps are spent on: without plans of this comparison, those that a run has of an earlier one are not."""
+        return "model" if self.plans else "uniform"
 
     def seeds_of(self, variant: str) -> tuple[int, ...]:
         """Raises InputError for seeds of its own that are none."""

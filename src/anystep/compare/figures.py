@@ -52,6 +52,7 @@ def over_seeds(
         points.append(
             {
                 **point,
+                "nfe": max(each["nfe"] for each in same),  # of plans that differ
                 "seconds_per_image": mean(each["seconds_per_image"] for each in same),
                 "metrics": {metric: estimate(each) for metric, each in figures.items()},
                 "seeds": {metric: [values[0].item() for values in each.values()] for metric, each in figures.items()},

@@ -101,7 +101,13 @@ def measure_milestones(
     for step in steps:
         read_average(folder / "checkpoints", model.pipeline.transformer, step=step)
         points = generate_points(
-            evaluation, model, sorted(comparison.milestone_steps), prompts, None, comparison.guidance
+            evaluation,
+            model,
+            sorted(comparison.milestone_steps),
+            prompts,
+            None,
+            comparison.guidance,
+            comparison.planning,
         )
         distances = {
             evaluation.named(metric): [

@@ -41,6 +41,7 @@ def markdown(figures: Mapping[str, Any]) -> str:
     lines += _movement(figures["models"])
     if figures["milestones"]:
         lines += _time_to_quality(figures["milestones"])
+    lines += _plans(figures["plans"])
     lines += ["", "## Controls", ""]
     for what, controls in figures["controls"].items():
         lines.append(f"- {what}: " + ", ".join(f"{name} {figure['value']:.4g}" for name, figure in controls.items()))
@@ -80,7 +81,8 @@ def _table(figures: Mapping[str, Any], metric: str, steps: Sequence[int]) -> lis
     """Variants down, step counts across, best-or-level cells in bold; with scores where there are; who leads where."""
     best = figures["best_or_level"][metric]
     scored = bool(best["score"])
-    nfe = [str(point["nfe"]) for point in figures["models"][0]["points"]]
+    spent = zip(*([point["nfe"] for point in model["points"]] for model in figures["models"]), strict=True)
+    nfe = [str(low) if (low := min(each)) == max(each) else f"{low}-{max(each)}" for each in spent]
     rows = [["steps", *map(str, steps), *["score"] * scored], ["---", *["--:"] * (len(steps) + scored)]]
     rows.append(["NFE", *nfe, *[""] * scored])
     for model in figures["models"]:
@@ -110,6 +112,27 @@ def _changes(doublings: Sequence[Mapping[str, Any]]) -> str:
         each = list(same)
         told.append(f"{word} from {each[0]['from']} to {each[-1]['to']}")
     return ", ".join(told)
+
+
+def _plans(plans: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """What each run spent its steps on, and the figures on the validation half that chose it."""
+    if not plans:
+        return []
+    lines = [
+        "",
+        "## Plans",
+        "",
+        "Searched for each run on real images, captions and seeds that nothing above was measured with; NFE above is "
+        "what they spend. The figures are those that chose.",
+        "",
+        "| run | steps | uniform | planned | plan |",
+        "| --- | --: | --: | --: | --- |",
+    ]
+    for run, rows in plans.items():
+        for row in rows:
+            cells = str(row["budget"]), f"{row['uniform']:.4g}", f"{row['planned']:.4g}", row["plan"]
+            lines.append(f"| {run} | {' | '.join(cells)} |")
+    return lines
 
 
 def _movement(models: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import replace
 from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from threading import Thread
@@ -30,6 +31,7 @@ from anystep.device import pick_device
 from anystep.environment import environment
 from anystep.errors import InputError
 from anystep.evaluation.evaluate import (
+    VALIDATION_SEED,
     Evaluation,
     Reference,
     describe_model,
@@ -41,6 +43,7 @@ from anystep.evaluation.features import FeatureExtractor, load_extractor, try_ex
 from anystep.evaluation.metric import Metric
 from anystep.evaluation.metrics import check_measurable, choose_metrics
 from anystep.evaluation.report import check_drawing, curve
+from anystep.evaluation.step_plans import VALIDATION_SAMPLES, Search, plan_model
 from anystep.files import (
     HOLDER,
     LOCK,
@@ -50,7 +53,8 @@ from anystep.files import (
     write_json,
     write_text,
 )
-from anystep.pipelines.load import Model, load
+from anystep.pipelines.load import Model, find, load
+from anystep.pipelines.scheduler import write_plans
 from anystep.plain_yaml import dump_yaml, read_yaml
 from anystep.training.assemble import prepare_data, prepare_network, reads_captions
 from anystep.training.config import Recipe
@@ -168,8 +172,12 @@ def compare(
     size = comparison.recipe.data.size
     try_extractor(extractor, size, size)
     source = JoinedSource(comparison.recipe.data.open())
-    reference = Reference.draw(source, size, comparison.samples, 0)
+    reference = Reference.draw(source, size, comparison.samples, 0, "test" if comparison.plans else "whole")
     check_measurable(metrics, extractor, len(reference.real))
+    validation = None
+    if comparison.plans:
+        validation = Reference.draw(source, size, min(comparison.samples, VALIDATION_SAMPLES), 0, "validation")
+        check_measurable(metrics[:1], extractor, len(validation.real))
     prompts = reference.prompts(comparison.samples, 0)
     shared = comparison.recipe
     with claimed(out, KIND, (PLANNED,) if _made_before(out) else ()):
@@ -185,7 +193,9 @@ def compare(
             for place in range(len(shared.data.shares)):
                 _link_folder(latents_path(out, place), latents_path(folder, place))
         _train_all(runs, jobs, on_run)
-        return _measure(comparison, out, runs, extractor, metrics, reference, prompts, device, on_run, command)
+        return _measure(
+            comparison, out, runs, extractor, metrics, reference, validation, prompts, device, on_run, command
+        )
 
 
 def _measure(
@@ -195,6 +205,7 @@ def _measure(
     extractor: FeatureExtractor,
     metrics: Sequence[Metric],
     reference: Reference,
+    validation: Reference | None,
     prompts: Sequence[str | int],
     device: torch.device,
     on_run: Callable[[str], None],
@@ -207,9 +218,20 @@ def _measure(
     models: dict[str, Model] = {}
     described: dict[tuple[str, int], dict[str, Any]] = {}
     milestones: dict[str, list[list[Milestone]]] = {}
+    searches: dict[str, Search] = {}
     for (name, seed), (recipe, folder) in runs.items():
         models[name] = load(folder, device)
-        points = generate_points(evaluation, models[name], sorted(comparison.steps), prompts, None, comparison.guidance)
+        if validation is not None:
+            searches[f"{name}, seed {seed}"] = search = plan_model(
+                replace(evaluation, metrics=metrics[:1], samples=len(validation.real), seed=VALIDATION_SEED),
+                models[name], validation, comparison.steps, None, comparison.guidance,
+            )  # fmt: skip
+            write_plans(Path(find(folder)), search.plans)
+            models[name] = load(folder, device)
+            on_run(f"planned {name}, seed {seed}")
+        points = generate_points(
+            evaluation, models[name], sorted(comparison.steps), prompts, None, comparison.guidance, comparison.planning
+        )
         described[name, seed] = describe_model(evaluation, f"{name}, seed {seed}", points, real)
         found.setdefault(name, {})[seed] = [point.replicates for point in points]  # no images of all runs at once
         if comparison.milestones:
@@ -227,6 +249,7 @@ def _measure(
         **{key: single[key] for key in ("controls", "better", "samples", "real_images", "seed")},
         "runs": single["models"],
         "milestones": time_to_quality(comparison, milestones) if milestones else None,
+        "plans": {run: search.told() for run, search in searches.items()},
         "seeds": list(comparison.seeds),
         "evaluations": comparison.evaluations,
         "comparison": comparison.model_dump(mode="json", exclude_unset=True),
@@ -326,7 +349,10 @@ def _sheet(comparison: Comparison, models: Mapping[str, Model], prompts: Sequenc
     shown = list(dict.fromkeys(prompts))[:3]
     rows, labels = [], []
     for name, model in models.items():
-        columns = [model.generate(shown, steps, 0, None, comparison.guidance).images for steps in comparison.steps]
+        columns = [
+            model.generate(shown, steps, 0, None, comparison.guidance, plan=comparison.planning).images
+            for steps in comparison.steps
+        ]
         rows += [[column[row] for column in columns] for row in range(len(shown))]
         labels += [f"{name}: {_called(model, prompt)}" for prompt in shown]
     return contact_sheet(rows, labels, [f"{steps} step{'s' * (steps > 1)}" for steps in comparison.steps])

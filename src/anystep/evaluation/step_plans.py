@@ -45,6 +45,7 @@ from anystep.sampling import StepPlan
 from anystep.transport import make_transport
 
 KIND = "search of plans"
+VALIDATION_SAMPLES = 1000
 BUDGETS = (1, 2, 4, 8, 16, 32, 64)
 NEAR = 8  # above so many steps only settings next to the best are tried
 CONFIDENCE = 0.95  # with which a plan must be better than the one it takes the place of
@@ -88,6 +89,13 @@ class Search:
     @property
     def plans(self) -> dict[int, StepPlan]:
         return {row.budget: row.plan for row in self.rows}
+
+    def told(self) -> list[dict[str, Any]]:
+        """As plain values, a row a budget."""
+        return [
+            {"budget": row.budget, "plan": str(row.plan), "uniform": row.uniform, "planned": row.figure}
+            for row in self.rows
+        ]
 
 
 def search_plans(
@@ -219,7 +227,7 @@ class PlanRequest:
     model: str
     data: str = "builtin"
     budgets: Sequence[int] = BUDGETS
-    samples: int = 1000
+    samples: int = VALIDATION_SAMPLES
     metric: str = "frechet_distance"
     extractor: str | nn.Module | FeatureExtractor = "effnetlite0"
     guidance: float | None = None
@@ -289,10 +297,7 @@ def plan_steps(request: PlanRequest) -> dict[str, Any]:
             "metric": evaluation.named(metric),
             "better": metric.better,
             "plans": plain_plans(search.plans),
-            "rows": [
-                {"budget": row.budget, "plan": str(row.plan), "uniform": row.uniform, "planned": row.figure}
-                for row in search.rows
-            ],
+            "rows": search.told(),
             "tried": spent["plans"],
             "nfe_per_image": spent["nfe"],
             "samples": request.samples,
