@@ -20,10 +20,10 @@ from anystep.codecs import AutoencoderCodec, to_uint8
 from anystep.codecs.tiling import TILE, Cut
 from anystep.errors import InputError
 from anystep.model_folder import check_model_folder, check_sizes
-from anystep.models.presets import PRESETS
+from anystep.models.presets import PRESETS, depths_of
 from anystep.models.transformer import TransitionTransformer2DModel
 from anystep.pipelines.load import Model, find
-from anystep.planning import FakeNetwork, LivingStorages, count_parameters, flop_counter, memory_of
+from anystep.planning import FakeNetwork, LivingStorages, count_parameters, extended, flop_counter, memory_of
 from anystep.sampling import is_guided
 
 # the published autoencoders, without their weights
@@ -182,18 +182,23 @@ def plan_generation(
     if width % model.multiple or height % model.multiple or min(width, height) < 1:
         raise InputError(f"size {width}x{height}: both sides must be multiples of {model.multiple}")
     rows, columns = height // model.factor, width // model.factor
-    depth = int(model.network.get("depth", 28))
     options = {"text_width": None, "num_classes": None, **model.network}  # whatever a preset says
     shape = (1, rows, columns, caption_tokens, precision)
-    one, two = (FakeNetwork("t2i-test", *shape, {**options, "depth": blocks}, key_grid=key_grid) for blocks in (1, 2))
-    counted = [fake.flops_by_kind() for fake in (one, two)]
-    flops, attention = (first + (second - first) * (depth - 1) for first, second in zip(*counted, strict=True))
+    peaks = []
+
+    def measure(options: dict[str, Any]) -> tuple[int, int]:
+        fake = FakeNetwork("t2i-test", *shape, options, key_grid=key_grid)
+        peaks.append(fake.forward_peak())
+        return fake.flops_by_kind()
+
+    flops, attention = extended("t2i-test", options, measure)
     # noise, latents, prediction, and while they are combined two more
     latents = 5 * 4 * model.channels * rows * columns
     if guided:
         latents += 4 * model.channels * rows * columns
     hidden = int(model.network["hidden_size"])
-    text = 0 if model.network.get("text_width") is None else (1 + guided) * 2 * depth * caption_tokens * hidden * 4
+    blocks = sum(depths_of("t2i-test", options))  # each with keys and values of its own
+    text = 0 if model.network.get("text_width") is None else (1 + guided) * 2 * blocks * caption_tokens * hidden * 4
     size = 2 if precision in (torch.bfloat16, torch.float16) else 4
     decode_flops, decode_bytes, codec_parameters = _decoding(model, rows, columns, size)
     parameters = count_parameters("t2i-test", **options)
@@ -206,7 +211,7 @@ def plan_generation(
         evaluation_flops=flops,
         attention_flops=attention,
         decode_flops=decode_flops,
-        sampling_bytes=two.forward_peak() + latents + text,
+        sampling_bytes=max(peaks) + latents + text,
         decode_bytes=decode_bytes,
     )
 

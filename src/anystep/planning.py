@@ -1,12 +1,13 @@
 """What a network costs before it runs: operations, memory and time, counted on tensors without data.
 
 The real network is run on fake tensors, which have shapes but no memory, while its operations and its living storages
-are counted. All blocks are alike, so it is built with one and with two of them, and the difference is multiplied.
+are counted. Blocks are alike, so it is built with one and with two of them, and the difference is multiplied; where the
+last ones are there twice, those of the trunk and those of the branches on their own.
 """
 
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from anystep.environment import machine_memory
 from anystep.errors import InputError
-from anystep.models.presets import PRESETS, build_transformer
+from anystep.models.presets import PRESETS, build_transformer, depths_of
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ class NetworkCost:
         parameters: of the whole network.
         flops: operations of one forward; a multiplication and an addition are two.
         forward_bytes: most that a forward without gradient holds beside the weights.
-        saved_bytes: what a forward leaves for the backward pass.
+        saved_bytes: what a forward leaves for the backward pass, of both branches where there are two.
         training_bytes: most that forward and backward hold beside weights and gradients.
     """
 
@@ -152,30 +153,43 @@ class NetworkCost:
 
 
 def count_parameters(preset: str, **options: Any) -> int:
-    """The weights of a preset, without making them: blocks are alike, so the second one is multiplied.
+    """The weights of a preset, without making them.
 
     Raises:
         InputError: an unknown preset or option.
     """
-    with torch.device("meta"):
-        one, two = (
-            sum(weight.numel() for weight in build_transformer(preset, **shallow(options, blocks)).parameters())
-            for blocks in (1, 2)
-        )
-    return one + (two - one) * (depth_of(preset, options) - 1)
+
+    def count(options: dict[str, Any]) -> list[int]:
+        with torch.device("meta"):
+            return [sum(weight.numel() for weight in build_transformer(preset, **options).parameters())]
+
+    return extended(preset, options, count)[0]
 
 
-def depth_of(preset: str, options: dict[str, Any]) -> int:
-    return int({**PRESETS.get(preset, {}), **options}.get("depth", 28))
+def extended(preset: str, options: dict[str, Any], measure: Callable[[dict[str, Any]], Sequence[int]]) -> list[int]:
+    """What `measure` finds of a network, from what it finds of ones with a block or two in the trunk and in a branch.
 
-
-def shallow(options: dict[str, Any], blocks: int) -> dict[str, Any]:
-    """The options of the same network with so many blocks, aligned after the first of them."""
-    if options.get("z_dim", 0) and not 1 <= options.get("encoder_depth", 8) <= options.get("depth", 28):
+    Raises:
+        InputError: depths that no network has.
+    """
+    depth, branch = depths_of(preset, options)
+    trunk = depth - branch
+    if options.get("z_dim", 0) and not 1 <= options.get("encoder_depth", 8) <= trunk:
         raise InputError(
-            f"model.options.encoder_depth {options.get('encoder_depth', 8)}: expected a block of the network"
+            f"model.options.encoder_depth {options.get('encoder_depth', 8)}: expected a block of the network, "
+            f"from 1 to {trunk}"
         )
-    return {**options, "depth": blocks, "encoder_depth": 1}
+
+    def shallow(trunk: int, branch: int) -> Sequence[int]:
+        return measure({**options, "depth": trunk + branch, "branch_depth": branch, "encoder_depth": 1})
+
+    least = min(branch, 1)
+    one, two = shallow(1, least), shallow(2, least)
+    whole = [first + (second - first) * (trunk - 1) for first, second in zip(one, two, strict=True)]
+    if branch > 1:
+        further = zip(whole, one, shallow(1, 2), strict=True)
+        whole = [most + (second - first) * (branch - 1) for most, first, second in further]
+    return whole
 
 
 def network_cost(
@@ -199,13 +213,12 @@ def network_cost(
     Raises:
         InputError: an unknown preset or option.
     """
-    depth = depth_of(preset, options)
-    one, two = (
-        _measure(preset, batch, rows, columns, text_length, precision, checkpointing, shallow(options, blocks))
-        for blocks in (1, 2)
-    )
-    whole = [first + (second - first) * (depth - 1) for first, second in zip(one, two, strict=True)]
-    return NetworkCost(count_parameters(preset, **options), *whole)
+
+    def measure(options: dict[str, Any]) -> list[int]:
+        fake = FakeNetwork(preset, batch, rows, columns, text_length, precision, options, checkpointing)
+        return [fake.flops(), *fake.memory()]
+
+    return NetworkCost(count_parameters(preset, **options), *extended(preset, options, measure))
 
 
 @dataclass(frozen=True)
@@ -213,7 +226,7 @@ class ForwardFlops:
     """Operations of one forward on one latent: a polynomial in its tokens N and those of its caption, L.
 
     Every token costs the same, self-attention costs N², cross-attention N L, and the caption's projection L; so five
-    points of a small network of one block, and of two, tell all other sizes exactly.
+    points of small networks tell all other sizes exactly.
     """
 
     patch: int
@@ -227,14 +240,15 @@ class ForwardFlops:
     def of(cls, preset: str, **options: Any) -> "ForwardFlops":
         """Those of a preset. Raises `InputError` on an unknown preset or option."""
         patch = int({**PRESETS.get(preset, {}), **options}["patch_size"])
-        fakes = [FakeNetwork(preset, 1, patch, patch, 1, torch.float32, shallow(options, blocks)) for blocks in (1, 2)]
-        counted = []
-        for tokens, caption in ((1, 1), (2, 1), (3, 1), (1, 2), (2, 2)):
-            for fake in fakes:
+
+        def measure(options: dict[str, Any]) -> list[int]:
+            fake, counted = FakeNetwork(preset, 1, patch, patch, 1, torch.float32, options), []
+            for tokens, caption in ((1, 1), (2, 1), (3, 1), (1, 2), (2, 2)):
                 fake.give(1, patch, tokens * patch, caption)
-            one, two = (fake.flops() for fake in fakes)
-            counted.append(one + (two - one) * (depth_of(preset, options) - 1))
-        f11, f21, f31, f12, f22 = counted
+                counted.append(fake.flops())
+            return counted
+
+        f11, f21, f31, f12, f22 = extended(preset, options, measure)
         square, both = (f31 - 2 * f21 + f11) // 2, f22 - f21 - f12 + f11
         caption, along = f12 - f11 - both, f21 - f11 - 3 * square - both
         return cls(patch, f11 - along - square - caption - both, along, square, caption, both)
@@ -244,15 +258,6 @@ class ForwardFlops:
         tokens = rows * columns // self.patch**2
         alone = self.once + self.by_tokens * tokens + self.by_square * tokens**2
         return alone + text_length * (self.by_caption + self.by_both * tokens)
-
-
-def _measure(
-    preset: str, batch: int, rows: int, columns: int, text_length: int, precision: torch.dtype, checkpointing: bool,
-    options: dict[str, Any],
-) -> list[int]:  # fmt: skip
-    """Operations of a forward and its peak; what it leaves for the backward pass, and the peak of both."""
-    fake = FakeNetwork(preset, batch, rows, columns, text_length, precision, options, checkpointing)
-    return [fake.flops(), *fake.memory()]
 
 
 class FakeNetwork:
@@ -284,9 +289,14 @@ class FakeNetwork:
             self._inputs = (torch.empty(batch, config.in_channels, rows, columns), torch.empty(batch), condition)
 
     def _forward(self) -> Tensor:
+        """The answer of the branch of transitions, where there is one; in training the velocity's is added to it."""
         x, t, condition = self._inputs
+        options: dict[str, Any] = {}
+        if self._network.transition_branch is not None:
+            options = {"branch": "transition", "return_velocity": torch.is_grad_enabled()}
         with torch.autocast("cpu", torch.bfloat16, enabled=self._precision == torch.bfloat16):
-            answer: Tensor = self._network(x, t, t, condition, key_grid=self._key_grid)
+            found: Any = self._network(x, t, t, condition, key_grid=self._key_grid, **options)
+        answer: Tensor = found[0] + found[1] if isinstance(found, tuple) else found
         return answer
 
     def flops(self) -> int:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from anystep.models import TransitionTransformer2DModel, build_transformer, load_reference_transformer
 from anystep.objective import (
     BoundNetwork,
+    BranchVelocity,
     Identity,
     ModelGuidance,
     TimeDraws,
@@ -289,6 +290,61 @@ def test_residuals_fall_into_their_bins(name: str) -> None:
     sums, counts = residual_by_bin(transport, t, r, torch.tensor([1.0, 2.0, 3.0, torch.nan]), bins=3)
     assert counts.tolist() == [[1, 0, 0], [0, 0, 0], [1, 0, 1]]
     assert sums.tolist() == [[1, 0, 0], [0, 0, 0], [2, 0, 3]]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Networks with branches
+
+
+def gradients(network: nn.Module) -> dict[str, Tensor]:
+    found = {name: weight.grad for name, weight in network.named_parameters() if weight.grad is not None}
+    network.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_a_trunk_without_a_share_of_transitions_learns_flow_matching(guided: bool) -> None:
+    """Of all samples, those with t > r too: v is that of flow matching, whatever transitions learn."""
+    network = lively(depth=3, branch_depth=1, trunk_share=0.0)
+    x, z, t, r, y = batch()
+    r = torch.where(torch.arange(len(t)) < 2, t, r)
+    extra: dict[str, Any] = {}
+    if guided:
+        extra = {"null_condition": torch.full_like(y, network.null_label), "ema_network": lively()}
+    objective = TransitionObjective(
+        FLOW, velocity=BranchVelocity(1.0, 1 / 3), guidance=ModelGuidance() if guided else None
+    )
+    record = objective.evaluate(network, x, z, t, r, y, **extra)
+    record.loss.backward()
+    found = gradients(network)
+    plain = replace(objective, velocity=None)
+    flow = plain.evaluate(network, x, z, t, t, y, **extra)
+    flow.loss.backward()
+    expected = gradients(network)
+    for name, gradient in expected.items():
+        if not name.startswith(("transition_branch", "interval_embed")):
+            torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
+    assert any(gradient.any() for name, gradient in found.items() if name.startswith("transition_branch"))
+    without = plain.evaluate(network, x, z, t, r, y, **extra)
+    assert record.evaluations == without.evaluations + 4 / 3  # a third of the network, on four samples
+    torch.testing.assert_close(record.residual, without.residual)
+    torch.testing.assert_close(record.denoising, without.denoising)
+
+
+def test_the_velocity_of_a_branch_weighs_as_much_as_is_said_and_spares_bad_samples() -> None:
+    network = lively(depth=3, branch_depth=1)
+    x, z, t, r, y = batch()
+    x[1, 0, 0, 0] = torch.nan
+    objective = TransitionObjective(FLOW)
+    losses = [
+        replace(objective, velocity=None if weight == 0 else BranchVelocity(weight)).evaluate(network, x, z, t, r, y)
+        for weight in (0.0, 1.0, 2.0)
+    ]
+    assert all(loss.nonfinite == [1] for loss in losses)
+    none, one, two = (loss.loss for loss in losses)
+    torch.testing.assert_close(two - one, one - none)
+    two.backward()
+    assert all(gradient.isfinite().all() for gradient in gradients(network).values())
 
 
 # ----------------------------------------------------------------------------------------------------------------------

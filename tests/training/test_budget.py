@@ -9,8 +9,15 @@ import torch
 from anystep.cli import build_parser, main
 from anystep.errors import InputError
 from anystep.models.presets import build_transformer
-from anystep.planning import DEVICES, ForwardFlops, LivingStorages, count_parameters, network_cost
-from anystep.training.budget import Traffic, budget, check_fits, check_memory, traffic
+from anystep.planning import DEVICES, ForwardFlops, LivingStorages, count_parameters, flop_counter, network_cost
+from anystep.training.budget import (
+    Traffic,
+    budget,
+    check_fits,
+    check_memory,
+    evaluations_per_sample,
+    traffic,
+)
 from anystep.training.config import Recipe, load_recipe
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
@@ -174,6 +181,40 @@ def test_a_dry_run_tells_and_trains_nothing(capsys: pytest.CaptureFixture[str]) 
     assert main(["train", str(CONFIGS / "t2i-865m.yaml"), "--dry-run", "--on", "4090"]) == 2
     assert main(["train", str(CONFIGS / "emoji.yaml")]) == 2
     assert "--out is missing" in capsys.readouterr().err
+
+
+BRANCHED = {"depth": 7, "branch_depth": 3, "hidden_size": 32, "num_heads": 2, "text_width": 16}
+
+
+def test_a_network_with_branches_is_counted_as_it_is() -> None:
+    network = build_transformer("t2i-test", **BRANCHED)
+    assert count_parameters("t2i-test", **BRANCHED) == sum(weight.numel() for weight in network.parameters())
+    x, t, condition = torch.randn(3, 4, 8, 8), torch.rand(3), torch.randn(3, 5, 16)
+    with torch.no_grad(), flop_counter() as counter:
+        network(x, t, t - 0.1, condition)
+    cost = network_cost("t2i-test", 3, 8, 8, 5, **BRANCHED)
+    assert cost.flops == counter.get_total_flops()  # one branch
+    assert 3 * ForwardFlops.of("t2i-test", **BRANCHED)(8, 8, 5) == cost.flops
+    for weight in network.parameters():
+        weight.grad = torch.zeros_like(weight)
+    known = [*network.parameters(), *(weight.grad for weight in network.parameters()), x, t, condition]
+    with LivingStorages(known) as living:  # type: ignore[arg-type]
+        sum(network(x, t, t - 0.1, condition, return_velocity=True)).sum().backward()
+    assert cost.training_bytes == pytest.approx(living.peak, rel=0.02)
+    with pytest.raises(InputError, match="branch_depth 7: expected fewer than the 7 blocks"):
+        count_parameters("t2i-test", **{**BRANCHED, "branch_depth": 7})
+
+
+def test_a_velocity_that_is_learned_on_all_samples_is_paid_for() -> None:
+    def cost(options: dict[str, Any], **objective: Any) -> float:
+        recipe = Recipe.model_validate({"model": {"options": options}, "objective": objective})
+        return evaluations_per_sample(recipe.objective, recipe.model)
+
+    branches = {"depth": 6, "branch_depth": 2}
+    # half of the samples have an interval; of these, a third of the network is evaluated beside, forward and backward
+    assert cost(branches) == cost({}) + 0.5 * 3 / 3
+    assert cost(branches, velocity_weight=0.0) == cost({})
+    assert cost(branches, kind="flow_matching") == cost({}, kind="flow_matching")
 
 
 def test_the_command_knows_the_devices_of_the_plan() -> None:

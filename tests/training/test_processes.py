@@ -138,6 +138,36 @@ def test_what_the_loss_has_learned_goes_on_in_another_number_of_processes(normal
     assert losses(run) == pytest.approx(losses(normalised.parent / "alone"), rel=1e-5)
 
 
+BRANCHES = ["--model.options", json.dumps({"depth": 3, "branch_depth": 1, "trunk_share": 0.1})]
+
+
+@pytest.fixture(scope="module")
+def branched(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from anystep.cli import main
+
+    out = tmp_path_factory.mktemp("branched") / "run"
+    assert main(["train", str(recipe), "--out", str(out), *BRANCHES]) == 0
+    return out
+
+
+@pytest.mark.parametrize(
+    ("processes", "options"),
+    [
+        (2, ["--parallel", "ddp"]),
+        pytest.param(2, ["--parallel", "ddp", "--run.accumulate", "4"], marks=pytest.mark.slow),
+        pytest.param(2, ["--parallel", "fsdp"], marks=pytest.mark.slow),
+        pytest.param(4, ["--parallel", "fsdp", "--run.accumulate", "2"], marks=pytest.mark.slow),
+        pytest.param(4, ["--parallel", "hsdp", "--run.shard_size", "2"], marks=pytest.mark.slow),
+    ],
+)
+def test_processes_whose_images_take_different_branches_have_the_losses_of_one(
+    recipe: Path, branched: Path, tmp_path: Path, processes: int, options: list[str]
+) -> None:
+    train(processes, recipe, tmp_path / "run", *BRANCHES, *options)
+    assert losses(tmp_path / "run") == pytest.approx(losses(branched), rel=1e-5)
+    assert (tmp_path / "run" / "pipeline" / "model_index.json").exists()
+
+
 def test_accumulated_parts_have_the_losses_of_the_whole(recipe: Path, alone: Path, tmp_path: Path) -> None:
     from anystep.cli import main
 

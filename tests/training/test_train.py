@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 import anystep
 from anystep.errors import InputError
+from anystep.models.transformer import TransitionTransformer2DModel
 from anystep.training import train as module
 from anystep.training.batches import EqualBatches, Part
 from anystep.training.codec import train_codec
@@ -191,6 +192,41 @@ def test_an_average_counts_steps_that_moved_nothing(
         if name.startswith("ema-1."):
             now = before[name.replace("ema-1", "network")]
             torch.testing.assert_close(value, share * before[name] + (1 - share) * now)
+
+
+@pytest.mark.parametrize("stop", [2, 4])
+def test_a_run_with_branches_continues_exactly_and_its_transitions_begin_as_the_velocity(
+    captioned_folder: Path, tiny_codec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    """The first two steps of six are diffusion alone: what the velocity learns there, transitions have at the third."""
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    told = recipe(captioned_folder, tiny_codec)
+    told = told.model_copy(
+        update={"model": told.model.model_copy(update={"options": {"depth": 3, "branch_depth": 1, "trunk_share": 0.1}})}
+    )
+    begun: list[dict[str, torch.Tensor]] = []
+    start = TransitionTransformer2DModel.start_transition_branch
+
+    def noted(network: TransitionTransformer2DModel) -> None:
+        start(network)
+        if network.device.type != "meta":  # of those that are only counted
+            begun.append({name: weight.detach().clone() for name, weight in network.named_parameters()})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TransitionTransformer2DModel, "start_transition_branch", noted)
+        train(told, straight)
+    assert len(begun) == 1 + 2 + 1  # made, started with its average, and made again for export
+    network = begun[1]
+    assert torch.equal(network["transition_branch.final_layer.linear.weight"], network["final_layer.linear.weight"])
+    assert network["final_layer.linear.weight"].any()
+    assert not network["interval_embed.linear_2.weight"].any()
+    with interrupted_after(stop, monkeypatch):
+        assert train(told, broken)["step"] == stop
+    train(told, broken)
+    assert losses(broken) == losses(straight)
+    expected = weights(straight)
+    assert expected["network.interval_embed.linear_2.weight"].any()
+    assert all(torch.equal(value, expected[name]) for name, value in weights(broken).items())
 
 
 def test_a_run_folder_holds_what_is_promised_and_its_model_draws(

@@ -107,7 +107,7 @@ def variant_recipe(comparison: Comparison, name: str, seed: int) -> Recipe:
         raise InputError(f"variant {shown(name)}: {explain(Recipe, error)}") from None
     if (recipe.data, recipe.model.codec) != (comparison.recipe.data, comparison.recipe.model.codec):
         raise InputError(f"variant {name!r} changes data or model.codec: a comparison has one set of data")
-    cost = recipe.run.batch_size * evaluations_per_sample(recipe.objective)
+    cost = recipe.run.batch_size * evaluations_per_sample(recipe.objective, recipe.model)
     run = recipe.run.model_copy(update={"seed": seed, "steps": max(1, round(comparison.evaluations / cost))})
     return recipe.model_copy(update={"run": run})
 

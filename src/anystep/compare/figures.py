@@ -64,7 +64,7 @@ def over_seeds(
         "seeds": list(seeds),
         "training": {
             "steps": recipe.run.steps,
-            "evaluations_per_sample": evaluations_per_sample(recipe.objective),
+            "evaluations_per_sample": evaluations_per_sample(recipe.objective, recipe.model),
             "seconds": _seconds(folder / METRICS),
         },
         "points": points,

@@ -38,6 +38,19 @@ def preset_option(preset: str, options: dict[str, Any], name: str) -> int:
     return int(check_options("model.options", TransitionTransformer2DModel.__init__, given)[name])
 
 
+def depths_of(preset: str, options: dict[str, Any]) -> tuple[int, int]:
+    """Blocks that one evaluation goes through, and those of them that there are twice.
+
+    Raises:
+        InputError: there are not so many.
+    """
+    whole = {**PRESETS.get(preset, {}), **options}
+    depth, branch = int(whole.get("depth", 28)), int(whole.get("branch_depth", 0))
+    if not 0 <= branch < depth:
+        raise InputError(f"model.options.branch_depth {branch}: expected fewer than the {depth} blocks of the network")
+    return depth, branch
+
+
 def build_transformer(preset: str, **options: Any) -> TransitionTransformer2DModel:
     """A freshly initialised network of a preset's size; `options` override its entries.
 

@@ -34,7 +34,8 @@ class LossRecord:
         derivative_norm: root mean square of df/dt over the samples with t > r; 0 without any.
         alignment: the representation-alignment term before its coefficient; 0 without one.
         nonfinite: indices of the samples that were left out.
-        evaluations: network evaluations spent, in samples, those without gradient counted too.
+        evaluations: network evaluations spent, in samples, those without gradient counted too; a branch that is
+            evaluated beside another counts as the share of the network that it is.
         derivative_noise: how far `probe` is from the estimate, as a share of it; None without one.
     """
 
@@ -47,8 +48,21 @@ class LossRecord:
     derivative_norm: Tensor
     alignment: Tensor
     nonfinite: list[int] = field(default_factory=list)
-    evaluations: int = 0
+    evaluations: int | float = 0
     derivative_noise: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class BranchVelocity:
+    """The velocity of a network with branches is learned on all samples: v(x_t, t) towards F where t > r too.
+
+    Args:
+        weight: of its loss there.
+        cost: of its branch, as a share of an evaluation of the network.
+    """
+
+    weight: float = 1.0
+    cost: float = 1 / 3
 
 
 @dataclass
@@ -68,6 +82,7 @@ class TransitionObjective:
         ema_teacher: whether targets take velocities from `ema_network` instead of the network that is trained.
         lockstep: whether processes share the network's weights (FSDP), so that all must evaluate it equally often.
         probe: a second estimate of df/dt to compare that of an `Identity` target with, for the log alone.
+        velocity: how a network with branches learns the velocity where t > r; None where it has none, or does not.
     """
 
     transport: Transport
@@ -80,6 +95,7 @@ class TransitionObjective:
     ema_teacher: bool = False
     lockstep: bool = False
     probe: Derivative | None = None
+    velocity: BranchVelocity | None = None
 
     def draw_times(self, count: int, generator: torch.Generator | None = None) -> tuple[Times, Times]:
         """(t, r) for each of `count` samples, from a CPU generator."""
@@ -134,13 +150,17 @@ class TransitionObjective:
 
         evaluate = BoundNetwork(network, transport, condition, condition_mask, packing)
         tokens: Tensor | None = None
-        if features is None:
+        v: Tensor | None = None
+        if features is None and self.velocity is None:
             f = evaluate(x_t, at_t, at_r, own)
         else:
-            f, tokens = network(
+            asked_too = {"return_features": features is not None, "return_velocity": self.velocity is not None}
+            f, *found = network(
                 x_t, transport.network_time(t), transport.network_time(r), condition, condition_mask,
-                return_features=True, packing=packing,
+                packing=packing, **{name: True for name, wanted in asked_too.items() if wanted},
             )  # fmt: skip
+            tokens = found[0] if features is not None else None
+            v = found[-1] if self.velocity is not None else None
         ema = None if ema_network is None else replace(evaluate, network=ema_network)
         F = transport.prediction(x, z, at_t)
         if self.guidance is not None:
@@ -159,13 +179,13 @@ class TransitionObjective:
                            f[rows].detach()), evaluate, ema, F[rows], progress,
             )  # fmt: skip
             if len(moving):  # else what was asked for was asked for the sake of other processes
-                target[moving] = made.value.to(f)
-            valid = valid & shared.all(target.flatten(1).isfinite().all(1) & f.flatten(1).isfinite().all(1))
-            target = torch.where(expand(valid[own.to(x.device)], target).bool(), target, f)
+                target = target.index_put((moving,), made.value.to(f))  # F stays what it is
+            for each in (target, f) if v is None else (target, f, F, v):
+                valid = valid & shared.all(each.flatten(1).isfinite().all(1))
+            finite = expand(valid[own.to(x.device)], target).bool()
+            target = torch.where(finite, target, f)
 
-        distance = (f - target).square().flatten(1).mean(1)
-        if self.direction:
-            distance = distance + (1 - functional.cosine_similarity(f, target, dim=1)).flatten(1).mean(1)
+        distance = self._distance(f, target)
         residual = shared.mean(distance)
         unweighted = residual.detach()
         if made.weight is not None and len(moving):
@@ -175,6 +195,10 @@ class TransitionObjective:
         tall = torch.tensor(shared.lengths, device=t.device, dtype=residual.dtype) * valid
         share = tall / tall.sum().clamp(min=1)  # of each sample in the mean, by its tokens
         loss = (share * torch.where(valid, weighted, 0.0)).sum()
+        if v is not None and self.velocity is not None:  # where t = r it is f, and counted
+            apart = shared.mean(self._distance(v, torch.where(finite, F.to(v), v.detach())))
+            apart = self.weighting(transport, t, t, apart)
+            loss = loss + self.velocity.weight * (share * torch.where(valid & (t > r), apart, 0.0)).sum()
         alignment = torch.zeros((), device=x.device)
         if tokens is not None and features is not None:
             apart = 1 - functional.cosine_similarity(tokens, features.to(tokens), dim=-1)
@@ -193,9 +217,18 @@ class TransitionObjective:
             else torch.zeros((), device=x.device),
             alignment=alignment.detach(),
             nonfinite=(~valid).nonzero().squeeze(1).tolist(),
-            evaluations=len(t) * (1 if self.guidance is None else 3) + self.target.cost * int(asked.sum()),
+            evaluations=len(t) * (1 if self.guidance is None else 3)
+            + self.target.cost * int(asked.sum())
+            + (0 if self.velocity is None else self.velocity.cost * int((t > r).sum())),
             derivative_noise=noise,
         )
+
+    def _distance(self, f: Sample, target: Sample) -> Tensor:
+        """Mean squared distance of each row, and by the direction along channels where it counts."""
+        distance = (f - target).square().flatten(1).mean(1)
+        if self.direction:
+            distance = distance + (1 - functional.cosine_similarity(f, target, dim=1)).flatten(1).mean(1)
+        return distance
 
     def _asked(self, t: Times, r: Times) -> Tensor:
         """Which samples need a target beside F: B is 0 at t = r, so those that have an interval.

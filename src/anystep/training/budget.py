@@ -9,10 +9,10 @@ import torch
 
 from anystep.codecs import load_codec
 from anystep.errors import InputError
-from anystep.models.presets import preset_option
+from anystep.models.presets import depths_of, preset_option
 from anystep.planning import DeviceKind, count_parameters, memory_of, network_cost
-from anystep.training.config import ObjectiveConfig, Recipe
-from anystep.training.objective import make_target
+from anystep.training.config import ModelConfig, ObjectiveConfig, Recipe
+from anystep.training.objective import make_target, make_velocity
 from anystep.training.snapshots import KEPT_AS
 
 # a backward pass is counted as two forward ones
@@ -25,11 +25,12 @@ BUCKET = 25 * 2**20  # bytes of gradients that go together
 WORTH_A_LOOK = 0.05  # of the memory: runs whose weights and moments take less are not planned before they start
 
 
-def evaluations_per_sample(config: ObjectiveConfig) -> float:
-    """What a sample costs in a training step, on average over the run."""
-    target = make_target(config).cost
+def evaluations_per_sample(config: ObjectiveConfig, model: ModelConfig | None = None) -> float:
+    """What a sample costs in a training step, on average over the run; `model` where it may have branches."""
+    velocity = None if model is None else make_velocity(config, model)
+    beside = 0 if velocity is None else TRAINING_COST * velocity.cost  # the velocity's branch, forward and backward
     moving = (1 - config.diffusion_phase) * (1 - config.diffusion_share)
-    return TRAINING_COST + moving * target + (2 if config.guidance is not None else 0)
+    return TRAINING_COST + moving * (make_target(config).cost + beside) + (2 if config.guidance is not None else 0)
 
 
 @dataclass(frozen=True)
@@ -134,9 +135,9 @@ def budget(
         raise InputError(f"model: {error}") from None
     shards = shard_count(recipe, processes)
     # a block, the one after it that is gathered meanwhile, and the gradients of one
-    depth = preset_option(recipe.model.preset, options, "depth")
-    gathered = 3 * 4 * cost.parameters // depth if shards > 1 else 0
-    evaluations = evaluations_per_sample(recipe.objective) + recipe.model.gradient_checkpointing
+    blocks = sum(depths_of(recipe.model.preset, options))
+    gathered = 3 * 4 * cost.parameters // blocks if shards > 1 else 0
+    evaluations = evaluations_per_sample(recipe.objective, recipe.model) + recipe.model.gradient_checkpointing
     return Budget(
         parameters=cost.parameters,
         tokens_per_image=tokens,
@@ -207,7 +208,7 @@ def traffic(recipe: Recipe, processes: int, per_machine: int = PER_MACHINE) -> T
         once = gather_traffic(size, processes, machines, 1)
         # scattered and gathered; buckets follow each other through the ring without waiting
         return once + once + Traffic(hops_between=buckets)
-    depth = preset_option(recipe.model.preset, recipe.model.options, "depth")
+    depth = sum(depths_of(recipe.model.preset, recipe.model.options))  # all are gathered in every forward
     shared = shard_count(recipe, processes)
     one = gather_traffic(size, shared, max(1, shared // per_machine), depth)
     forwards = 1 + (recipe.objective.diffusion_share < 1) + (2 if recipe.objective.guidance is not None else 0)
@@ -293,7 +294,7 @@ def describe(
     return {
         "parameters": f"{plan.parameters:,}",
         "tokens": f"{plan.tokens_per_image:,} an image, {plan.tokens_per_step:,} a step",
-        "network evaluations": f"{evaluations_per_sample(recipe.objective):.2f} a sample",
+        "network evaluations": f"{evaluations_per_sample(recipe.objective, recipe.model):.2f} a sample",
         "operations": f"{plan.flops_per_step / 1e12:,.3f} TFLOP a step",
         "memory": f"{plan.device_bytes / 1e9:.2f} GB of {memory / 1e9:.0f} GB on each of {processes} devices: "
         f"{plan.state_bytes / 1e9:.2f} GB for weights, gradients, moments and averages, "

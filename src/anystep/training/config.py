@@ -311,6 +311,8 @@ class ObjectiveConfig(Section):
     # log(1 + l / m) where t > r (with adaptive 0); or a learned uncertainty (with adaptive below 1)
     normalise: Literal["none", "running_mean", "uncertainty"] = "none"
     direction: bool = True
+    # of a network with branches: the weight of the velocity's loss where t > r, from the same trunk
+    velocity_weight: Coefficient = 1.0
     # share of the run, at its start, that is plain diffusion (t = r for every sample)
     diffusion_phase: Share = 0.0
     # model guidance in the target, from the EMA network; none when null

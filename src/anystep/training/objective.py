@@ -1,7 +1,9 @@
 """The objective that a recipe describes."""
 
 from anystep.errors import InputError
+from anystep.models.presets import depths_of
 from anystep.objective import (
+    BranchVelocity,
     Identity,
     Implicit,
     ModelGuidance,
@@ -17,7 +19,7 @@ from anystep.objective import (
     Weighting,
     derivative,
 )
-from anystep.training.config import ObjectiveConfig, Recipe, TimeConfig
+from anystep.training.config import ModelConfig, ObjectiveConfig, Recipe, TimeConfig
 from anystep.transport import make_transport
 
 
@@ -41,7 +43,14 @@ def make_objective(recipe: Recipe) -> TransitionObjective:
         guidance=None if config.guidance is None else ModelGuidance(**config.guidance),
         alignment=1.0 if recipe.alignment is None else recipe.alignment.coefficient,
         ema_teacher=config.ema_teacher,
+        velocity=make_velocity(config, recipe.model),
     )
+
+
+def make_velocity(config: ObjectiveConfig, model: ModelConfig) -> BranchVelocity | None:
+    """How the velocity is learned where t > r, by a network with branches."""
+    depth, branch = depths_of(model.preset, model.options)
+    return BranchVelocity(config.velocity_weight, branch / depth) if branch and config.velocity_weight else None
 
 
 def make_target(config: ObjectiveConfig) -> Target:

@@ -25,7 +25,8 @@ def make_optimizers(network: nn.Module, config: OptimizerConfig, device: torch.d
     matrices: list[nn.Parameter] = []
     rest = list(network.parameters())
     if config.name == "muon":
-        matrices = [weight for weight in network.blocks.parameters() if weight.ndim == 2]  # type: ignore[union-attr]
+        blocks: list[nn.Module] = network.all_blocks  # type: ignore[assignment]
+        matrices = [weight for block in blocks for weight in block.parameters() if weight.ndim == 2]
         chosen = {id(weight) for weight in matrices}
         rest = [weight for weight in rest if id(weight) not in chosen]
     adamw = torch.optim.AdamW(

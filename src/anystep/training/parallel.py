@@ -54,9 +54,10 @@ def shard(network: nn.Module, over: DeviceMesh | None) -> None:
     """
     if over is None:
         return
-    for block in network.blocks:  # type: ignore[union-attr]
+    for block in network.all_blocks:  # type: ignore[union-attr]
         fully_shard(block, mesh=over)
     fully_shard(network, mesh=over)
+    network.lockstep = True  # type: ignore[assignment]
 
 
 def wrap(network: nn.Module, ranks: Ranks, find_unused: bool = False) -> nn.Module:
@@ -86,9 +87,19 @@ def whole(value: Tensor) -> Tensor:
 @torch.no_grad()
 def all_finite(networks: Sequence[nn.Module], ranks: Ranks) -> bool:
     """Whether all weights of these networks are, in every process."""
-    weights = [weight for network in networks for weight in network.parameters()]
-    local = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in weights]
+    local = [weight for network in networks for weight in local_weights(network)]
     return not ranks.any(not bool(torch.stack([each.isfinite().all() for each in local]).all()))
+
+
+@torch.no_grad()
+def all_zero(layer: nn.Module, ranks: Ranks) -> bool:
+    """Whether all weights of a layer are, in every process."""
+    return not ranks.any(any(bool(weight.any()) for weight in local_weights(layer)))
+
+
+def local_weights(network: nn.Module) -> list[Tensor]:
+    """What this process has of the weights."""
+    return [weight.to_local() if isinstance(weight, DTensor) else weight for weight in network.parameters()]
 
 
 @torch.no_grad()

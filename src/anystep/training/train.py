@@ -22,6 +22,7 @@ from anystep.contact_sheet import save_image
 from anystep.data.latents import Encoded, LatentSet
 from anystep.environment import peak_megabytes
 from anystep.errors import InputError
+from anystep.models.transformer import TransitionTransformer2DModel
 from anystep.objective import LossRecord, TransitionObjective, derivative, residual_by_bin
 from anystep.planning import ForwardFlops, device_kind
 from anystep.ranks import Ranks
@@ -46,6 +47,7 @@ from anystep.training.objective import make_objective
 from anystep.training.optimizers import make_adam, make_optimizers
 from anystep.training.parallel import (
     all_finite,
+    all_zero,
     average,
     average_gradients,
     check_parallel,
@@ -125,12 +127,15 @@ def peak_flops(config: RunConfig, device: torch.device) -> float | None:
     return None if kind is None else kind.flops
 
 
-def utilisation(flops: int | float, evaluations: int, batch_size: int, seconds: float, peak: float) -> float:
+def utilisation(
+    flops: int | float, evaluations: int | float, batch_size: int | float, seconds: float, peak: float
+) -> float:
     """Model FLOPs utilisation (PaLM, arXiv 2204.02311, appendix B): what the mathematics needs against the peak.
 
     Args:
         flops: of one evaluation of the network.
-        evaluations: forwards of the step, with and without gradient; a backward pass counts as two.
+        evaluations: forwards of the step, with and without gradient.
+        batch_size: backward passes, each of which counts as two forwards.
         peak: operations a second of all devices together.
     """
     return flops * (evaluations + 2 * batch_size) / seconds / peak
@@ -157,6 +162,17 @@ def make_batches(recipe: Recipe, data: LatentSet, parts: int, patch: int) -> Bat
     squares = max(1, config.batch_size // parts) * math.prod(data.shape[1:]) // patch**2
     room = config.tokens_per_part or squares
     return TokenBatches(data.grids, shares, room, patch, parts, config.seed, config.packed)
+
+
+def start_transitions(networks: Sequence[TransitionTransformer2DModel], ranks: Ranks) -> None:
+    """Of networks with branches, that of transitions begins as a copy of what the velocity's has become.
+
+    Only where it has learned nothing yet: then its interval is zero still.
+    """
+    for network in networks:
+        embedding = network.interval_embed
+        if network.transition_branch is not None and embedding is not None and all_zero(embedding.linear_2, ranks):
+            network.start_transition_branch()
 
 
 def train(recipe: Recipe, out: Path) -> dict[str, Any]:
@@ -240,6 +256,8 @@ def _train(
             for group in (group for each in optimizers for group in each.param_groups):
                 group["lr"] = rate
             warming = step < recipe.objective.diffusion_phase * config.steps
+            if step == math.ceil(recipe.objective.diffusion_phase * config.steps):
+                start_transitions([network, *averages], ranks)
             pairs = replace(objective.draws, diffusion_share=1.0, consistency_share=0.0) if warming else objective.draws
             current = replace(objective, draws=pairs)
             if (step + 1) % config.log_every == 0:
@@ -346,7 +364,9 @@ def _train(
             ]
             summed = ranks.gather(torch.tensor([sums], dtype=torch.float64)).sum(0).tolist()
             total, evaluated, tokens, flops, alignment, squares, moving, noise, noted = summed
-            seconds, images, evaluations = time.perf_counter() - begin, len(t), int(evaluated)
+            seconds, images, learned = time.perf_counter() - begin, len(t), float(len(t))
+            if objective.velocity is not None:  # its branch is learned beside that of transitions
+                learned += objective.velocity.cost * int((t > r).sum())
             record = {
                 "step": step,
                 "loss": total,
@@ -357,7 +377,7 @@ def _train(
                 "derivative_norm": math.sqrt(squares / moving) if moving else 0.0,
                 "gradient_norm": norm,
                 "learning_rate": rate,
-                "evaluations": evaluations,
+                "evaluations": int(evaluated) if evaluated.is_integer() else evaluated,
                 "nonfinite": len(named),
                 "skipped_steps": guard.skipped,
                 "spikes": guard.spikes,
@@ -371,7 +391,7 @@ def _train(
             if noted:
                 record["derivative_noise"] = noise / noted
             if peak:
-                record["mfu"] = utilisation(flops / images, evaluations, images, seconds, peak * ranks.count)
+                record["mfu"] = utilisation(flops / images, evaluated, learned, seconds, peak * ranks.count)
             run.log(record)
             shown: dict[str, float] = {
                 name: record[name] for name in ("residual", "residual_short", "residual_long") if name in record
