@@ -66,11 +66,11 @@ def test_weights_that_are_not_finite_are_never_saved_and_end_the_run(
 ) -> None:
     real, calls = module.average, []
 
-    def average(averages: Any, network: torch.nn.Module, decays: Any) -> None:
+    def average(averages: Any, weights: list[torch.Tensor], decays: Any) -> None:
         calls.append(1)
         if len(calls) == poisoned:
-            next(network.parameters()).data.fill_(torch.nan)
-        real(averages, network, decays)
+            weights[0].data.fill_(torch.nan)
+        real(averages, weights, decays)
 
     monkeypatch.setattr(module, "average", average)
     with pytest.raises(InputError, match=r"step 6: the weights are no longer finite: the run has diverged"):

@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from threading import Lock
@@ -679,20 +680,27 @@ def to_npy(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+@lru_cache(maxsize=1024)  # numpy parses it as Python code, which takes longer than all else; records share few
+def _npy_header(content: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """What the part of a `.npy` file before its numbers says: shape, whether columns come first, kind."""
+    buffer = io.BytesIO(content)
+    version = np.lib.format.read_magic(buffer)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return read(buffer)
+
+
 def from_npy(content: bytes) -> np.ndarray:
     """The array in the content of a `.npy` file of numbers, of which no more is made than the content holds.
 
     Raises:
         ValueError: damaged, or not of numbers.
     """
-    buffer = io.BytesIO(content)
+    first = 10 if content[6:7] == b"\1" else 12  # byte of the header, whose length is in those before it
+    start = first + int.from_bytes(content[8:first], "little")
     try:
-        version = np.lib.format.read_magic(buffer)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, kind = read(buffer)
+        shape, fortran, kind = _npy_header(content[:start])
     except Exception as error:  # its reader meets damage with exceptions of every type
         raise ValueError(f"a damaged array: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
-    start = buffer.tell()
     if kind.kind not in "fiub" or any(side < 0 for side in shape):
         raise ValueError(f"an array of {kind} and shape {shape}, expected numbers")
     if math.prod(shape) * kind.itemsize != len(content) - start:

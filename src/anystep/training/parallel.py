@@ -103,11 +103,13 @@ def local_weights(network: nn.Module) -> list[Tensor]:
 
 
 @torch.no_grad()
-def average(averages: Sequence[nn.Module], network: nn.Module, decays: Sequence[float]) -> None:
-    """Exponential moving averages of the weights, shard by shard: no process talks to another."""
-    weights: list[Tensor] = list(network.parameters())
+def average(averages: Sequence[Sequence[Tensor]], weights: Sequence[Tensor], decays: Sequence[float]) -> None:
+    """Moving averages of the weights, average <- decay average + (1 - decay) weights, tensor by tensor.
+
+    Shard by shard where they are sharded: no process talks to another.
+    """
     for each, decay in zip(averages, decays, strict=True):
-        torch._foreach_lerp_(list(each.parameters()), weights, 1 - decay)
+        torch._foreach_lerp_(list(each), list(weights), 1 - decay)
 
 
 @torch.no_grad()

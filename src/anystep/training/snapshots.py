@@ -45,14 +45,15 @@ class PowerAverages:
 
     def __init__(self, run: Path, recipe: Recipe, networks: Sequence[nn.Module], ranks: Ranks) -> None:
         self.networks, self.lengths = networks, recipe.ema_lengths
+        self._weights = [list(each.parameters()) for each in networks]
         self._gammas = [length_to_gamma(each) for each in self.lengths]
         self._steps = set(snapshot_steps(recipe.run.steps, recipe.ema_snapshots)) if self.lengths else set()
         saved = recipe.model_dump(mode="json")
         self._folder = Checkpoints(run / FOLDER, ranks, None, recipe=saved, what="snapshot") if self.lengths else None
 
-    def update(self, network: nn.Module, step: int) -> None:
+    def update(self, weights: Sequence[Tensor], step: int) -> None:
         """After every step, 1 being the first, one that moved nothing too: the profile is one over steps."""
-        average(self.networks, network, [decay(gamma, step) for gamma in self._gammas])
+        average(self._weights, weights, [decay(gamma, step) for gamma in self._gammas])
 
     def due(self, step: int) -> bool:
         """Whether a snapshot is to be kept after this step."""

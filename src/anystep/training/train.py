@@ -220,7 +220,8 @@ def _train(
     checkpoints = Checkpoints(out / "checkpoints", ranks, config.keep, config.keep_every, saved)
     facts: dict[str, Any] = {**dict.fromkeys(COUNTS, 0), "diverged": False}
     facts = {name: value for name, value in {**facts, **(checkpoints.load(state) or {})}.items() if name in facts}
-    exponential = averages[: len(recipe.ema_decays)]
+    weights = list(network.parameters())  # those of a network are walked through once: it takes as long as to average
+    exponential = [list(each.parameters()) for each in averages[: len(recipe.ema_decays)]]
     powers = PowerAverages(out, recipe, averages[len(recipe.ema_decays) :], ranks)
     run.cut_log(facts["step"])
     powers.cut(facts["step"])
@@ -298,7 +299,7 @@ def _train(
                     )  # fmt: skip
                 (loss.loss * part.part.share * ranks.count).backward()  # gradients are averaged over processes
                 losses.append(loss)
-            norm = whole(nn.utils.clip_grad_norm_(network.parameters(), recipe.optimizer.clip)).item()
+            norm = whole(nn.utils.clip_grad_norm_(weights, recipe.optimizer.clip)).item()
 
             # gradients are shared, so that one process's bad sample makes the norm bad in every one
             bad = [part.part.examples[row] for part, loss in zip(parts, losses, strict=True) for row in loss.nonfinite]
@@ -322,8 +323,8 @@ def _train(
                 for each in optimizers:
                     each.step()
                 decays = [min(decay, (1 + step) / (10 + step)) for decay in recipe.ema_decays]
-                average(exponential, network, decays)
-            powers.update(network, step + 1)
+                average(exponential, weights, decays)
+            powers.update(weights, step + 1)
             for each in optimizers:
                 each.zero_grad()
             if ranks.first and (named or not math.isfinite(norm)):
