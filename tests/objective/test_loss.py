@@ -331,6 +331,20 @@ def test_a_trunk_without_a_share_of_transitions_learns_flow_matching(guided: boo
     torch.testing.assert_close(record.denoising, without.denoising)
 
 
+def test_a_velocity_that_is_known_is_not_asked_for_again() -> None:
+    network = Counting(lively(depth=3, branch_depth=1))
+    x, z, t, r, y = batch()
+    target = Identity(derivative("one_sided"), along="velocity", velocity_share=0.5)
+    known = TransitionObjective(FLOW, target=target, velocity=BranchVelocity(1e-12, 1 / 3))
+    record = known.evaluate(network, x, z, t, r, y)
+    assert network.calls == [(6, True), (6, False)]
+    assert record.evaluations == pytest.approx(6 + 6 / 3 + 6)
+    asked = replace(known, velocity=None).evaluate(network, x, z, t, r, y)
+    torch.testing.assert_close(record.residual, asked.residual, rtol=1e-4, atol=1e-5)
+    by_average = replace(known, ema_teacher=True).evaluate(network, x, z, t, r, y, ema_network=network)
+    assert by_average.evaluations == pytest.approx(6 + 6 / 3 + 12)
+
+
 def test_the_velocity_of_a_branch_weighs_as_much_as_is_said_and_spares_bad_samples() -> None:
     network = lively(depth=3, branch_depth=1)
     x, z, t, r, y = batch()

@@ -214,6 +214,8 @@ def test_a_velocity_that_is_learned_on_all_samples_is_paid_for() -> None:
     # half of the samples have an interval; of these, a third of the network is evaluated beside, forward and backward
     assert cost(branches) == cost({}) + 0.5 * 3 / 3
     assert cost(branches, velocity_weight=0.0) == cost({})
+    # and where the target asks for the velocity, it is known
+    assert cost(branches, kind="any_step") == pytest.approx(cost({}, kind="any_step") + 0.1 * (3 / 3 - 1))
     assert cost(branches, kind="flow_matching") == cost({}, kind="flow_matching")
 
 

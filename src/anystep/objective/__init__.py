@@ -7,7 +7,7 @@ from anystep.objective.derivatives import Derivative, DerivativeKind, derivative
 from anystep.objective.draws import TimeDistribution, TimeDraws
 from anystep.objective.evaluation import BoundNetwork, Evaluation, PathPoints
 from anystep.objective.guidance import ModelGuidance
-from anystep.objective.loss import BranchVelocity, LossRecord, TransitionObjective, residual_by_bin
+from anystep.objective.loss import BranchVelocity, LossRecord, TransitionObjective, residual_by_bin, target_cost
 from anystep.objective.targets import Identity, Implicit, SelfConsistency, Target, Terminal
 from anystep.objective.weights import Normaliser, RunningMean, Uncertainty, Weighting, interval_weight
 
@@ -35,4 +35,5 @@ __all__ = [
     "derivative",
     "interval_weight",
     "residual_by_bin",
+    "target_cost",
 ]

@@ -71,6 +71,7 @@ class PathPoints:
         rows: which sample of the batch each belongs to.
         x_t: the points themselves.
         f: the network's answer f(x_t, t, r), without gradient.
+        v: its velocity f(x_t, t, t), where that was found with f: in a network with branches.
     """
 
     transport: Transport
@@ -81,3 +82,4 @@ class PathPoints:
     rows: Rows
     x_t: Sample
     f: Sample
+    v: Sample | None = None

@@ -176,7 +176,8 @@ class TransitionObjective:
             rows = asked[own.to(t.device)].nonzero().squeeze(1)
             made, noise = self._learned(
                 PathPoints(transport, x[rows], z[rows], at_t[rows], at_r[rows], own[rows.to(own.device)], x_t[rows],
-                           f[rows].detach()), evaluate, ema, F[rows], progress,
+                           f[rows].detach(), None if v is None or self.ema_teacher else v[rows].detach()),
+                evaluate, ema, F[rows], progress,
             )  # fmt: skip
             if len(moving):  # else what was asked for was asked for the sake of other processes
                 target = target.index_put((moving,), made.value.to(f))  # F stays what it is
@@ -218,7 +219,7 @@ class TransitionObjective:
             alignment=alignment.detach(),
             nonfinite=(~valid).nonzero().squeeze(1).tolist(),
             evaluations=len(t) * (1 if self.guidance is None else 3)
-            + self.target.cost * int(asked.sum())
+            + target_cost(self.target, self.velocity, self.ema_teacher) * int(asked.sum())
             + (0 if self.velocity is None else self.velocity.cost * int((t > r).sum())),
             derivative_noise=noise,
         )
@@ -255,6 +256,12 @@ class TransitionObjective:
         other = replace(self.target, estimate=self.probe)(at, evaluate, teacher, F, progress).slope
         assert other is not None
         return made, rms(other - made.slope) / rms(made.slope).clamp(min=1e-12)
+
+
+def target_cost(target: Target, velocity: BranchVelocity | None, ema_teacher: bool) -> int:
+    """Evaluations without gradient that the target of a sample takes: its own velocity may be known already."""
+    known = velocity is not None and not ema_teacher and isinstance(target, Identity) and target.asks_velocity
+    return target.cost - known
 
 
 def rms(values: Tensor) -> Tensor:

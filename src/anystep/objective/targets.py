@@ -84,7 +84,7 @@ class Identity:
         transport = at.transport
         x, z, ends = at.x, at.z, (at.x, at.z)
         if self.asks_velocity:
-            v = teacher(at.x_t, at.t, at.t, at.rows)
+            v = teacher(at.x_t, at.t, at.t, at.rows) if at.v is None else at.v
             own = transport.decompose(at.x_t, v, at.t)
             ends = own if self.along == "velocity" else ends
             share = self.velocity_share

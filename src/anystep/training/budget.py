@@ -10,6 +10,7 @@ import torch
 from anystep.codecs import load_codec
 from anystep.errors import InputError
 from anystep.models.presets import depths_of, preset_option
+from anystep.objective import target_cost
 from anystep.planning import DeviceKind, count_parameters, memory_of, network_cost
 from anystep.training.config import ModelConfig, ObjectiveConfig, Recipe
 from anystep.training.objective import make_target, make_velocity
@@ -30,7 +31,8 @@ def evaluations_per_sample(config: ObjectiveConfig, model: ModelConfig | None = 
     velocity = None if model is None else make_velocity(config, model)
     beside = 0 if velocity is None else TRAINING_COST * velocity.cost  # the velocity's branch, forward and backward
     moving = (1 - config.diffusion_phase) * (1 - config.diffusion_share)
-    return TRAINING_COST + moving * (make_target(config).cost + beside) + (2 if config.guidance is not None else 0)
+    target = target_cost(make_target(config), velocity, config.ema_teacher)
+    return TRAINING_COST + moving * (target + beside) + (2 if config.guidance is not None else 0)
 
 
 @dataclass(frozen=True)
