@@ -42,6 +42,19 @@ def search(
     return search_plans(lambda plan: Observed(torch.tensor([[figure(plan)]])), measured, budgets, **words)
 
 
+def test_a_guarded_figure_does_not_get_worse_with_a_budget() -> None:
+    """The best plan of 4 steps costs sharpness, say, which the second best does not."""
+
+    def guarded(made: Observed) -> list[tuple[Tensor, Any]]:
+        return [(torch.full((16,), 2.0 if made.features[0, 0] == 1 else 1.0), "lower")]
+
+    def figure(plan: StepPlan) -> float:
+        return 10.0 / plan.steps - {0.4: 1.5, 0.15: 1.0}.get(plan.tail or 0.0, 0.0)
+
+    free, held = (search(figure, (1, 4), **words) for words in ({}, {"guarded": guarded}))
+    assert [free.plans[4].tail, held.plans[4].tail] == [0.4, 0.15]
+
+
 @settings(max_examples=8)
 @given(seed=st.integers(0, 1000), better=st.sampled_from(["lower", "higher", "nearest 1"]), noise=st.floats(0, 2))
 def test_no_figure_is_worse_than_that_of_a_smaller_budget_whatever_the_images(

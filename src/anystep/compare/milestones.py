@@ -14,7 +14,7 @@ import torch
 
 from anystep.compare.experiment import Comparison
 from anystep.errors import InputError
-from anystep.evaluation.evaluate import Evaluation, generate_points
+from anystep.evaluation.evaluate import Evaluation, Point, generate_points
 from anystep.evaluation.features import FeatureExtractor
 from anystep.evaluation.metric import Metric, Observed, measure
 from anystep.evaluation.metrics import check_measurable
@@ -85,38 +85,53 @@ def check_milestones(comparison: Comparison, metrics: Sequence[Metric], extracto
         raise InputError(f"milestone_{error}") from None
 
 
-def measure_milestones(
+@dataclass(frozen=True)
+class DrawnMilestone:
+    """What a `Milestone` is measured by: images at every number of steps."""
+
+    step: int
+    evaluations: float
+    seconds: float
+    points: list[Point]
+
+
+def draw_milestones(
     comparison: Comparison,
     evaluation: Evaluation,
-    real: Observed,
     recipe: Recipe,
     folder: Path,
     prompts: Sequence[str | int],
     device: torch.device,
-) -> list[Milestone]:
+) -> list[DrawnMilestone]:
     """Of a trained run, at those shares whose checkpoint is there: a run that had ended before has its last only."""
     there = set(checkpoint_steps(folder / "checkpoints"))
     steps = [step for step in kept_steps(recipe.run, comparison.milestones) if step in there]
     sums, model, found = spent(folder / METRICS), load(folder, device), []
     for step in steps:
         read_average(folder / "checkpoints", model.pipeline.transformer, step=step)
-        points = generate_points(
-            evaluation,
-            model,
-            sorted(comparison.milestone_steps),
-            prompts,
-            None,
-            comparison.guidance,
-            comparison.planning,
-        )
-        distances = {
-            evaluation.named(metric): [
-                measure(metric, real, point.observed, evaluation.seed)[0].item() for point in points
-            ]
-            for metric in distances_of(evaluation.metrics)
-        }
-        found.append(Milestone(step, *(sums[step - 1] if step <= len(sums) else (math.nan, math.nan)), distances))
+        counts, asked = sorted(comparison.milestone_steps), (None, comparison.guidance, comparison.planning)
+        points = generate_points(evaluation, model, counts, prompts, *asked)
+        cost = sums[step - 1] if step <= len(sums) else (math.nan, math.nan)
+        found.append(DrawnMilestone(step, *cost, points))
     return found
+
+
+def measured_milestones(evaluation: Evaluation, real: Observed, drawn: Sequence[DrawnMilestone]) -> list[Milestone]:
+    """The distances of what was drawn."""
+    return [
+        Milestone(
+            each.step,
+            each.evaluations,
+            each.seconds,
+            {
+                evaluation.named(metric): [
+                    measure(metric, real, point.observed, evaluation.seed)[0].item() for point in each.points
+                ]
+                for metric in distances_of(evaluation.metrics)
+            },
+        )
+        for each in drawn
+    ]
 
 
 def distances_of(metrics: Sequence[Metric]) -> list[Metric]:

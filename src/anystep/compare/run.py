@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from threading import Thread
@@ -21,7 +22,15 @@ from anystep.bounds import Threads, check
 from anystep.codecs import Codec
 from anystep.compare.experiment import Comparison, variant_recipe
 from anystep.compare.figures import Replicates, over_seeds, side_by_side
-from anystep.compare.milestones import Milestone, check_milestones, keeping, measure_milestones, time_to_quality
+from anystep.compare.milestones import (
+    DrawnMilestone,
+    Milestone,
+    check_milestones,
+    draw_milestones,
+    keeping,
+    measured_milestones,
+    time_to_quality,
+)
 from anystep.compare.report import markdown
 from anystep.conditioning import Conditioner
 from anystep.contact_sheet import contact_sheet, save_image
@@ -33,17 +42,18 @@ from anystep.errors import InputError
 from anystep.evaluation.evaluate import (
     VALIDATION_SEED,
     Evaluation,
+    Point,
     Reference,
     describe_model,
     generate_points,
     observe_reference,
     report,
 )
-from anystep.evaluation.features import FeatureExtractor, load_extractor, try_extractor
-from anystep.evaluation.metric import Metric
+from anystep.evaluation.features import load_extractor, try_extractor
+from anystep.evaluation.metric import Observed
 from anystep.evaluation.metrics import check_measurable, choose_metrics
 from anystep.evaluation.report import check_drawing, curve
-from anystep.evaluation.step_plans import VALIDATION_SAMPLES, Search, plan_model
+from anystep.evaluation.step_plans import GUARDED, VALIDATION_SAMPLES, Search, observe_real, plan_model
 from anystep.files import (
     HOLDER,
     LOCK,
@@ -103,8 +113,25 @@ def _terminated_as_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _train_all(runs: Mapping[tuple[str, int], tuple[Recipe, Path]], jobs: int, on_run: Callable[[str], None]) -> None:
-    """All runs, so many at once. Raises `InputError` that names the run that cannot be trained."""
+def finish_run(
+    comparison: Comparison, out: Path, recipe: Recipe, folder: Path, device: torch.device, allow_code: bool
+) -> None:
+    """`train_run` in a process of its own, which also draws all that the run is measured by: the folder keeps it."""
+    train_run(recipe, folder)
+    Measuring.open(comparison, out, device, allow_code).points(recipe, folder)
+
+
+def _train_all(
+    runs: Mapping[tuple[str, int], tuple[Recipe, Path]],
+    jobs: int,
+    on_run: Callable[[str], None],
+    finish: Callable[[Recipe, Path], None],
+) -> None:
+    """All runs, so many at once. Raises `InputError` that names the run that cannot be trained.
+
+    Args:
+        finish: what becomes of a run where there are several processes; one that is alone trains only.
+    """
     if jobs == 1:
         for (name, seed), run in runs.items():
             try:
@@ -114,7 +141,7 @@ def _train_all(runs: Mapping[tuple[str, int], tuple[Recipe, Path]], jobs: int, o
             on_run(f"trained {name}, seed {seed}")
         return
     with _terminated_as_interrupted(), ProcessPoolExecutor(jobs, get_context("spawn"), _leave_with_parent) as pool:
-        waiting = {pool.submit(train_run, *run): what for what, run in runs.items()}
+        waiting = {pool.submit(finish, *run): what for what, run in runs.items()}
         try:
             for future in as_completed(waiting):
                 name, seed = waiting[future]
@@ -162,23 +189,9 @@ def compare(
     if len({folder for _, folder in runs.values()}) < len(runs):
         raise InputError(f"variants {', '.join(map(repr, comparison.variants))}: two names are alike but for signs")
     check_names(((folder.name,) for _, folder in runs.values()), "the variant")
-    metrics = choose_metrics(comparison.metrics)
     device = pick_device(comparison.recipe.run.device)
-    extractor = load_extractor(comparison.extractor, device if device.type == "cuda" else "cpu", allow_code)
-    check_measurable(metrics, extractor, comparison.samples)
-    if comparison.milestones:
-        check_milestones(comparison, metrics, extractor)
+    measuring = Measuring.open(comparison, out, device, allow_code)
     check_drawing()
-    size = comparison.recipe.data.size
-    try_extractor(extractor, size, size)
-    source = JoinedSource(comparison.recipe.data.open())
-    reference = Reference.draw(source, size, comparison.samples, 0, "test" if comparison.plans else "whole")
-    check_measurable(metrics, extractor, len(reference.real))
-    validation = None
-    if comparison.plans:
-        validation = Reference.draw(source, size, min(comparison.samples, VALIDATION_SAMPLES), 0, "validation")
-        check_measurable(metrics[:1], extractor, len(validation.real))
-    prompts = reference.prompts(comparison.samples, 0)
     shared = comparison.recipe
     with claimed(out, KIND, (PLANNED,) if _made_before(out) else ()):
         remove_parts(out, below=False)
@@ -192,53 +205,102 @@ def compare(
             _check_variant(name, recipe, shared, codec, data, conditioner)
             for place in range(len(shared.data.shares)):
                 _link_folder(latents_path(out, place), latents_path(folder, place))
-        _train_all(runs, jobs, on_run)
-        return _measure(
-            comparison, out, runs, extractor, metrics, reference, validation, prompts, device, on_run, command
-        )
+        real, controls = observe_reference(measuring.evaluation, measuring.reference)
+        if measuring.validation is not None:
+            observe_real(measuring.validating, measuring.validation)
+        finish = partial(finish_run, comparison, out, device=device, allow_code=allow_code)
+        _train_all(runs, jobs, on_run, finish)
+        return _report(measuring, out, runs, real, controls, on_run, command)
 
 
-def _measure(
-    comparison: Comparison,
+@dataclass(frozen=True)
+class Measuring:
+    """What all runs of a comparison are measured with, and how."""
+
+    comparison: Comparison
+    evaluation: Evaluation
+    reference: Reference
+    validation: Reference | None
+    prompts: list[str | int]
+    device: torch.device
+
+    @classmethod
+    def open(cls, comparison: Comparison, out: Path, device: torch.device, allow_code: bool) -> "Measuring":
+        """Raises `InputError` for metrics, an extractor or data that do not serve."""
+        metrics = choose_metrics(comparison.metrics)
+        extractor = load_extractor(comparison.extractor, device if device.type == "cuda" else "cpu", allow_code)
+        check_measurable(metrics, extractor, comparison.samples)
+        if comparison.milestones:
+            check_milestones(comparison, metrics, extractor)
+        size = comparison.recipe.data.size
+        try_extractor(extractor, size, size)
+        source = JoinedSource(comparison.recipe.data.open())
+        reference = Reference.draw(source, size, comparison.samples, 0, "test" if comparison.plans else "whole")
+        check_measurable(metrics, extractor, len(reference.real))
+        validation = None
+        if comparison.plans:
+            validation = Reference.draw(source, size, min(comparison.samples, VALIDATION_SAMPLES), 0, "validation")
+            check_measurable(metrics[:1], extractor, len(validation.real))
+        evaluation = Evaluation(extractor, metrics, out / "evaluation", comparison.samples)
+        prompts = reference.prompts(comparison.samples, 0)
+        return cls(comparison, evaluation, reference, validation, prompts, device)
+
+    @property
+    def validating(self) -> Evaluation:
+        """The evaluation by which plans are chosen."""
+        assert self.validation is not None
+        first, *rest = self.evaluation.metrics
+        metrics, samples = [first, *(each for each in rest if each.name == GUARDED)], len(self.validation.real)
+        return replace(self.evaluation, metrics=metrics, samples=samples, seed=VALIDATION_SEED)
+
+    def planned(self, folder: Path) -> tuple[Model, Search | None]:
+        """The model of a trained run, with its plans where the comparison has them."""
+        model = load(folder, self.device)
+        if self.validation is None:
+            return model, None
+        guidance = self.comparison.guidance
+        search = plan_model(self.validating, model, self.validation, self.comparison.steps, None, guidance)
+        write_plans(Path(find(folder)), search.plans)
+        return load(folder, self.device), search
+
+    def points(self, recipe: Recipe, folder: Path) -> tuple[Model, Search | None, list[Point], list[DrawnMilestone]]:
+        """Of a trained run; what was drawn before is read again."""
+        comparison = self.comparison
+        model, search = self.planned(folder)
+        asked = None, comparison.guidance, comparison.planning
+        points = generate_points(self.evaluation, model, sorted(comparison.steps), self.prompts, *asked)
+        drawn: list[DrawnMilestone] = []
+        if comparison.milestones:
+            some = self.reference.prompts(comparison.milestone_samples, 0)
+            drawn = draw_milestones(comparison, self.evaluation, recipe, folder, some, self.device)
+        return model, search, points, drawn
+
+
+def _report(
+    measuring: Measuring,
     out: Path,
     runs: Mapping[tuple[str, int], tuple[Recipe, Path]],
-    extractor: FeatureExtractor,
-    metrics: Sequence[Metric],
-    reference: Reference,
-    validation: Reference | None,
-    prompts: Sequence[str | int],
-    device: torch.device,
+    real: Observed,
+    controls: dict[str, Observed],
     on_run: Callable[[str], None],
     command: str | None,
 ) -> dict[str, Any]:
     """Every trained run alike, and the report."""
-    evaluation = Evaluation(extractor, metrics, out / "evaluation", comparison.samples)
-    real, controls = observe_reference(evaluation, reference)
+    comparison, evaluation = measuring.comparison, measuring.evaluation
     found: dict[str, dict[int, list[Replicates]]] = {}
     models: dict[str, Model] = {}
     described: dict[tuple[str, int], dict[str, Any]] = {}
     milestones: dict[str, list[list[Milestone]]] = {}
     searches: dict[str, Search] = {}
     for (name, seed), (recipe, folder) in runs.items():
-        models[name] = load(folder, device)
-        if validation is not None:
-            searches[f"{name}, seed {seed}"] = search = plan_model(
-                replace(evaluation, metrics=metrics[:1], samples=len(validation.real), seed=VALIDATION_SEED),
-                models[name], validation, comparison.steps, None, comparison.guidance,
-            )  # fmt: skip
-            write_plans(Path(find(folder)), search.plans)
-            models[name] = load(folder, device)
+        models[name], search, points, drawn = measuring.points(recipe, folder)
+        if search is not None:
+            searches[f"{name}, seed {seed}"] = search
             on_run(f"planned {name}, seed {seed}")
-        points = generate_points(
-            evaluation, models[name], sorted(comparison.steps), prompts, None, comparison.guidance, comparison.planning
-        )
         described[name, seed] = describe_model(evaluation, f"{name}, seed {seed}", points, real)
         found.setdefault(name, {})[seed] = [point.replicates for point in points]  # no images of all runs at once
         if comparison.milestones:
-            some = reference.prompts(comparison.milestone_samples, 0)
-            milestones.setdefault(name, []).append(
-                measure_milestones(comparison, evaluation, real, recipe, folder, some, device)
-            )
+            milestones.setdefault(name, []).append(measured_milestones(evaluation, real, drawn))
         on_run(f"measured {name}, seed {seed}")
     single = report(evaluation, list(described.values()), real, controls)
     figures = {
@@ -259,7 +321,7 @@ def _measure(
     write_json(out / "report.json", figures)
     write_text(out / "report.md", markdown(figures))
     curve(figures, out / "curve.png")
-    save_image(_sheet(comparison, models, prompts), out / "sheet.png")
+    save_image(_sheet(comparison, models, measuring.prompts), out / "sheet.png")
     return figures
 
 

@@ -48,23 +48,25 @@ KIND = "search of plans"
 VALIDATION_SAMPLES = 1000
 BUDGETS = (1, 2, 4, 8, 16, 32, 64)
 NEAR = 8  # above so many steps only settings next to the best are tried
+GUARDED = "pixel_frechet_distance"  # that more steps shall not raise either
 CONFIDENCE = 0.95  # with which a plan must be better than the one it takes the place of
 
 Replicates = Float[Tensor, " replicates"]
 Choices = Sequence[Sequence[Mapping[str, Any]]]
 TAILS = [{"tail": tail} for tail in (None, 0.1, 0.15, 0.25, 0.4)]
-SHIFTS = [{"shift": shift} for shift in (0.7, 1.0, 1.4)]
+SHIFTS = [{"shift": shift} for shift in (0.7, 1.0, 1.4, 2.0)]
 EULER = [{"velocity_below": 1.0, "memory": memory} for memory in (True, False)]
 VELOCITIES = [
     {"velocity_below": 0.0, "memory": False},
-    *({"velocity_below": below, "memory": memory} for below in (0.05, 0.1, 0.2) for memory in (True, False)),
     *EULER,
+    *({"velocity_below": below, "memory": True} for below in (0.05, 0.1, 0.2, 0.4)),
 ]
 NOISES = [{"stochasticity": share} for share in (0.0, 0.1, 0.3)]
+# what changes a picture most comes first: the choices that follow are made on top of it
 CHOICES: dict[str, Choices] = {
-    "transition": (TAILS, SHIFTS, VELOCITIES, NOISES),
-    "instantaneous": (TAILS, SHIFTS, EULER, NOISES),
-    "consistency": (TAILS, SHIFTS, [*NOISES, {"stochasticity": 1.0}]),
+    "transition": (VELOCITIES, SHIFTS, TAILS, NOISES),
+    "instantaneous": (EULER, SHIFTS, TAILS, NOISES),
+    "consistency": (SHIFTS, TAILS, [*NOISES, {"stochasticity": 1.0}]),
 }
 """By how a network is meant to be asked (`anystep.objective.presets`), the settings to search, one group at a time."""
 
@@ -105,13 +107,16 @@ def search_plans(
     better: Better,
     choices: Choices,
     uniform: Callable[[int], StepPlan] = StepPlan,
+    guarded: Callable[[Observed], Sequence[tuple[Replicates, Better]]] = lambda made: (),
 ) -> Search:
     """For each budget the best plan, from the smallest budget on: a coordinate search on one set of seeds.
 
     It begins with the better of uniform times and the settings of the budget before, and then tries the choices of one
     group after the other. A choice is taken where it is better with `CONFIDENCE`: normal, from the spread of the paired
-    differences of bootstrap replicates. Where what was found does not in the same way beat the plan of the budget
-    before, that plan is kept, with its fewer steps. So no figure is worse than that of a smaller budget.
+    differences of bootstrap replicates. Of what was tried the best is taken that in the same way beats the plan of the
+    budget before, and is in no guarded figure worse; where none is, that plan is kept, with its fewer steps. So no
+    figure is worse than that of a smaller budget. Beyond `NEAR` steps, a budget that comes after one which kept a plan
+    tries no choices but uniform times and the same settings.
 
     Args:
         draw: images by a plan; always of the same seeds and prompts.
@@ -119,19 +124,26 @@ def search_plans(
         budgets: numbers of steps.
         choices: groups of settings in their order: beyond `NEAR` steps only those next to the best are tried.
         uniform: the plan without settings for a number of steps.
+        guarded: other figures, which shall not get worse from one budget to the next.
     """
-    known: dict[StepPlan, Replicates] = {}
+    known: dict[StepPlan, tuple[Replicates, Sequence[tuple[Replicates, Better]]]] = {}
 
     def look(plan: StepPlan) -> Replicates:
         if plan not in known:
-            known[plan] = measured(draw(plan))
-        return known[plan]
+            made = draw(plan)
+            known[plan] = measured(made), guarded(made)
+        return known[plan][0]
 
     def beats(one: StepPlan, other: StepPlan) -> bool:
         return is_better(look(one), look(other)) and probability_not_worse(look(other), look(one), better) > CONFIDENCE
 
     def is_better(one: Replicates, other: Replicates) -> bool:
         return bool(shortfall(one, better)[0] < shortfall(other, better)[0])
+
+    def costs(one: StepPlan, other: StepPlan) -> bool:
+        """Whether a guarded figure of the first is worse."""
+        pairs = zip(known[one][1], known[other][1], strict=True)
+        return any(probability_not_worse(before, now, kind) < 1 - CONFIDENCE for (now, kind), (before, _) in pairs)
 
     rows: list[Planned] = []
     for budget in sorted(set(budgets)):
@@ -142,14 +154,21 @@ def search_plans(
             if effect(again) not in seen and is_better(look(again), look(even)):
                 best = again
             seen.add(effect(again))
-        for group in choices:
+        # where a budget kept the plan of a smaller one, more steps of its kind have nothing left to give
+        settled = len(rows) > 1 and budget > NEAR and rows[-1].plan == rows[-2].plan
+        for group in () if settled else choices:
             for other in _others(best, group, seen):
                 seen.add(effect(other))
                 if beats(other, best):
                     best = other
         look(best)
-        if rows and not beats(best, rows[-1].plan):
-            best = rows[-1].plan
+        if rows:
+            before = rows[-1].plan
+            tried = [
+                best,
+                *sorted((p for p in known if p.steps == budget), key=lambda p: shortfall(look(p), better)[0]),
+            ]
+            best = next((p for p in tried if beats(p, before) and not costs(p, before)), before)
         rows.append(Planned(budget, best, look(best)[0].item(), look(even)[0].item()))
     return Search(rows, sum(plan.steps for plan in known))
 
@@ -190,11 +209,11 @@ def plan_model(
     """`search_plans` of a model by the first metric of an evaluation; what is drawn stays in its folder.
 
     Args:
-        evaluation: its seed is of the first image, and of the redraws.
+        evaluation: its seed is of the first image, and of the redraws; its other metrics are guarded.
         reference: the real images of validation.
     """
-    prompts, metric = reference.prompts(evaluation.samples, 0), evaluation.metrics[0]
-    real = _observe_real(evaluation, reference)
+    prompts, (metric, *others) = reference.prompts(evaluation.samples, 0), evaluation.metrics
+    real = observe_real(evaluation, reference)
 
     def draw(plan: StepPlan) -> Observed:
         (point,) = generate_points(evaluation, model, [plan.steps], prompts, size, guidance, plan)
@@ -208,10 +227,13 @@ def plan_model(
         metric.better,
         CHOICES[model.pipeline.config.sampling],
         lambda steps: model.pipeline.plan(steps, "uniform"),
+        lambda made: [(measure(other, real, made, evaluation.seed), other.better) for other in others],
     )
 
 
-def _observe_real(evaluation: Evaluation, reference: Reference) -> Observed:
+def observe_real(evaluation: Evaluation, reference: Reference) -> Observed:
+    """The real images that plans are measured against."""
+
     def make(chunk: range) -> tuple[Images, Cost]:
         return reference.images([reference.real[number] for number in chunk]), Cost()
 
@@ -252,8 +274,9 @@ def plan_steps(request: PlanRequest) -> dict[str, Any]:
         check(name, getattr(request, name), kind)
     device, ranks = pick_device(request.device), Ranks()
     extractor = load_extractor(request.extractor, device if device.type == "cuda" else "cpu", request.allow_code)
-    (metric,) = choose_metrics([request.metric])
-    check_measurable([metric], extractor, request.samples)
+    metrics = choose_metrics(list(dict.fromkeys([request.metric, GUARDED])))
+    metric = metrics[0]
+    check_measurable(metrics, extractor, request.samples)
     model = load(request.model, device)
     folder = _folder(model, request.in_place)
     side = model.pipeline.base_size
@@ -261,7 +284,7 @@ def plan_steps(request: PlanRequest) -> dict[str, Any]:
     options = {"vocabulary": "everyday", "split": "train"} if request.data == "builtin" else {}
     reference = Reference.draw(open_source(request.data, side, **options), side, request.samples, 0, "validation")
     try:
-        check_measurable([metric], extractor, len(reference.real))
+        check_measurable(metrics, extractor, len(reference.real))
     except InputError as error:
         raise InputError(
             f"data {request.data!r} has {len(reference.source)} images, a quarter for each side of validation: {error}"
@@ -282,7 +305,7 @@ def plan_steps(request: PlanRequest) -> dict[str, Any]:
 
         evaluation = Evaluation(
             extractor,
-            [metric],
+            metrics,
             request.out,
             request.samples,
             VALIDATION_SEED + request.seed,
