@@ -1,10 +1,13 @@
 """A mixture of two Gaussians on a line, for which the exact transition of every transport is known."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from anystep.transport import Transport
 
+Field = Callable[[Transport, Tensor, Tensor], Tensor]
 WEIGHTS, MEANS, SPREAD = torch.tensor([0.3, 0.7]).double(), torch.tensor([-1.0, 0.8]).double(), 0.4
 
 
@@ -19,21 +22,31 @@ def posterior(transport: Transport, x_t: Tensor, t: Tensor) -> tuple[Tensor, Ten
     return weight, mean, SPREAD**2 * sigma**2 / total
 
 
-def instantaneous(transport: Transport, x_t: Tensor, t: Tensor) -> Tensor:
-    """f(x_t, t, t) = E[F | x_t]."""
+def instantaneous(transport: Transport, x_t: Tensor, t: Tensor, component: int | None = None) -> Tensor:
+    """f(x_t, t, t) = E[F | x_t], of the mixture or of one component alone."""
     weight, mean, _ = posterior(transport, x_t, t)
-    x = (weight * mean).sum(1)
+    x = (weight * mean).sum(1) if component is None else mean[:, component]
     c = transport.coefficients(t)
     return c.alpha_hat * x + c.sigma_hat * (x_t - c.alpha * x) / c.sigma
 
 
-def exact_jump(transport: Transport, x_t: Tensor, t: Tensor, r: Tensor, steps: int = 100) -> Tensor:
-    """f(x_t, t, r) from the probability-flow trajectory, by fourth-order Runge-Kutta in log time or time."""
+def guided(transport: Transport, x_t: Tensor, t: Tensor, component: int, scale: Tensor) -> Tensor:
+    """Classifier-free guidance towards one component."""
+    conditional, null = (instantaneous(transport, x_t, t, each) for each in (component, None))
+    return scale * conditional + (1 - scale) * null
+
+
+def exact_jump(
+    transport: Transport, x_t: Tensor, t: Tensor, r: Tensor, steps: int = 100, field: Field = instantaneous
+) -> Tensor:
+    """f(x_t, t, r) along the trajectory of an instantaneous `field`, by default the probability flow's, by fourth-order
+    Runge-Kutta in log time or time.
+    """
     logarithmic = transport.t_max > 10
 
     def velocity(x: Tensor, u: Tensor) -> Tensor:
         time = u.exp() if logarithmic else u
-        data, noise = transport.decompose(x, instantaneous(transport, x, time), time)
+        data, noise = transport.decompose(x, field(transport, x, time), time)
         rate = transport.rates(time)
         return (rate.alpha * data + rate.sigma * noise) * (time if logarithmic else 1.0)
 

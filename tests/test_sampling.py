@@ -171,6 +171,30 @@ def test_evaluations_are_counted_and_the_interval_is_closed(guidance: float, int
     assert sampled.steps == 4
 
 
+@pytest.mark.parametrize("interval", [None, (0.0, 0.5), (1.0, 1.0)])
+@pytest.mark.parametrize("memory", [False, True])
+def test_a_network_that_is_told_the_scale_is_guided_in_one_evaluation(interval: Any, memory: bool) -> None:
+    told = []
+
+    def two(x: Tensor, t: Tensor, r: Tensor, condition: Tensor, mask: Any) -> Tensor:
+        return condition * x + (t - r)[:, None]
+
+    def one(x: Tensor, t: Tensor, r: Tensor, condition: Tensor, mask: Any, guidance: Tensor) -> Tensor:
+        told.append(guidance.tolist())
+        conditional, null = (two(x, t, r, each, mask) for each in (condition, torch.zeros_like(condition)))
+        return null + guidance[:, None] * (conditional - null)
+
+    z, condition = torch.randn(2, 3), torch.ones(2, 1)
+    options: dict[str, Any] = {
+        "guidance": 3.0, "guidance_interval": interval, "memory": memory, "velocity_below": float(memory),
+    }  # fmt: skip
+    twice = sample(two, FLOW, z, condition, 4, null_condition=torch.zeros(2, 1), **options)
+    once = sample(one, FLOW, z, condition, 4, guidance_embedded=True, **options)
+    torch.testing.assert_close(once.sample, twice.sample)
+    assert once.nfe == once.steps == len(told) == 4
+    assert sum(scales == [3.0, 3.0] for scales in told) == twice.nfe - 4
+
+
 def test_the_condition_is_encoded_once() -> None:
     network = Gaussian(make_transport("ot_fm"))
     condition = torch.zeros(3, 1)

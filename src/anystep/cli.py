@@ -268,7 +268,9 @@ def build_parser() -> OneLineParser:
     plan.add_argument("--model", type=spec, default="builtin", help="a preset, builtin, a folder, a run or a hub id")
     plan.add_argument("--size", type=size, metavar="WxH", help="in pixels (default: the training size)")
     plan.add_argument("--steps", type=parse(SamplingSteps), help="of an image (default: 4)")
-    plan.add_argument("--guided", action="store_true", help="two evaluations a step")
+    plan.add_argument(
+        "--guided", action="store_true", help="two evaluations a step, unless the network is told the scale"
+    )
     plan.add_argument(
         "--key-grid", type=parse(Side), metavar="TOKENS", help="attend to at most so many along the longer side"
     )

@@ -172,7 +172,7 @@ def plan_generation(
     """What one image of `width x height` pixels in so many steps takes.
 
     Args:
-        guided: whether every step costs two evaluations.
+        guided: whether images are guided: at two evaluations a step where the network is not told the scale.
         key_grid: tokens along the longer side that are attended to; all when None.
         precision: of the blocks and the codec.
 
@@ -182,6 +182,7 @@ def plan_generation(
     if width % model.multiple or height % model.multiple or min(width, height) < 1:
         raise InputError(f"size {width}x{height}: both sides must be multiples of {model.multiple}")
     rows, columns = height // model.factor, width // model.factor
+    guided = guided and not model.network.get("guidance_embed")
     options = {"text_width": None, "num_classes": None, **model.network}  # whatever a preset says
     shape = (1, rows, columns, caption_tokens, precision)
     peaks = []

@@ -165,6 +165,7 @@ def sample(
     null_mask: Tensor | None = None,
     guidance: float | Callable[[], float] = 1.0,
     guidance_interval: tuple[float, float] | None = None,
+    guidance_embedded: bool = False,
     shift: float = 1.0,
     stochasticity: float = 0.0,
     velocity_below: float = 0.0,
@@ -186,6 +187,8 @@ def sample(
         guidance: g in F_null + g (F_cond - F_null); 1 and below mean unguided, at one evaluation a step. Or a function
             that gives g for the next step.
         guidance_interval: closed interval of t in which to guide; all of it by default.
+        guidance_embedded: whether the network takes the scale of each image as `guidance`, and answers as if guided:
+            then a guided step costs one evaluation, and no null condition is needed.
         stochasticity: 0 is deterministic. With c > 0 each step but the last jumps below its target r, to
             r - c (r - t_min), and re-noises to r with fresh noise; 1 is multistep consistency sampling.
         velocity_below: jumps of at most this share of the time range ask the network for the velocity f(x_t, t, t) and
@@ -207,7 +210,7 @@ def sample(
     def scale() -> float:
         return float(bounds.check("guidance", guidance() if callable(guidance) else guidance, bounds.Guidance))
 
-    if is_guided(scale()) and null_condition is None:
+    if is_guided(scale()) and null_condition is None and not guidance_embedded:
         raise InputError(f"guidance {scale()} needs null_condition")
     stochasticity = bounds.check("stochasticity", stochasticity, bounds.Share)
     share = bounds.check("velocity_below", velocity_below, bounds.Share)
@@ -221,9 +224,10 @@ def sample(
     null_encoded: Any = None
     generators = [torch.Generator().manual_seed(seed ^ 0x5EED) for seed in seeds or []]
 
-    def evaluate(x: Tensor, t: Tensor, r: Tensor, condition: Any, mask: Tensor | None) -> Tensor:
+    def evaluate(x: Tensor, t: Tensor, r: Tensor, condition: Any, mask: Tensor | None, told: float = 1.0) -> Tensor:
         times = transport.network_time(t), transport.network_time(r)
-        answer: Tensor = network(x, *times, condition, mask, **(network_options or {}))
+        options = {**(network_options or {}), **({"guidance": torch.full_like(t, told)} if guidance_embedded else {})}
+        answer: Tensor = network(x, *times, condition, mask, **options)
         return answer.float()
 
     batch, nfe, made = len(z), 0, 0
@@ -239,13 +243,14 @@ def sample(
         t, r = torch.full((batch,), now, device=z.device), torch.full((batch,), landing, device=z.device)
         velocity = now - landing <= short
         asked = t if velocity else r
-        F = evaluate(x, t, asked, condition, condition_mask)
-        nfe, used = nfe + 1, 1.0
-        if null_condition is not None and is_guided(scale()) and low <= now <= high:
+        guides = guidance_embedded or null_condition is not None
+        used = scale() if guides and is_guided(scale()) and low <= now <= high else 1.0
+        F = evaluate(x, t, asked, condition, condition_mask, used)
+        nfe += 1
+        if is_guided(used) and not guidance_embedded:
             if null_encoded is None:
                 null_encoded = encode(null_condition, null_mask)
             null = evaluate(x, t, asked, null_encoded, null_mask)
-            used = scale()
             F = null + used * (F - null)
             nfe += 1
         made += 1

@@ -21,12 +21,6 @@ def pairs(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     return t, torch.where(same < 0.5, t, torch.minimum(first, second))
 
 
-def level(t: Tensor, r: Tensor) -> Tensor:
-    """A mean residual of every pair, of another kind where t = r; the same in all of a cell of a grid of 8."""
-    t, r = (time.mul(8).floor() / 8 for time in (t, r))
-    return torch.where(t == r, 3 + t, 0.1 + t**2 + r) / 2
-
-
 def test_a_running_mean_is_that_of_its_cell_and_t_equals_r_has_its_own() -> None:
     normaliser, generator = RunningMean(), torch.Generator().manual_seed(0)
     for _ in range(400):

@@ -95,6 +95,27 @@ def test_evaluations_are_counted_and_are_those_made(
         assert sum(rows) == expected * len(PROMPTS)
 
 
+def test_a_network_that_is_told_the_scale_is_guided_at_one_evaluation_a_step() -> None:
+    torch.manual_seed(0)
+    network = build_transformer("c2i-test", in_channels=3, num_classes=3, guidance_embed=True)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    pipeline = TransitionPipeline(network, TransitionScheduler(base_size=8), guidance_scale=2.0)
+    pipeline.set_progress_bar_config(disable=True)
+    words: dict[str, Any] = {"num_inference_steps": 3, "seeds": [0], "output_type": "latent"}
+    own, unguided = pipeline(1, **words), pipeline(1, guidance_scale=1.0, **words)
+    assert own.nfe == unguided.nfe == 3
+    assert not torch.allclose(own.images, unguided.images, atol=1e-3)
+    assert torch.equal(pipeline(1, guidance_scale=2.0, **words).images, own.images)
+    outside = pipeline(1, guidance_interval=(2.0, 3.0), **words)
+    assert torch.equal(outside.images, unguided.images)
+    assert [pipeline.evaluations_per_step(scale) for scale in (None, 1.0, 5.0)] == [1, 1, 1]
+
+
+def test_evaluations_of_a_guided_step(pipeline: TransitionPipeline) -> None:
+    assert [pipeline.evaluations_per_step(scale) for scale in (None, 0.0, 1.0, 5.0)] == [2, 1, 1, 2]
+
+
 def test_captions_are_encoded_once_a_generation(pipeline: TransitionPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     real = pipeline.transformer.encode_condition

@@ -16,9 +16,11 @@ from anystep.training.budget import (
     check_fits,
     check_memory,
     evaluations_per_sample,
+    recipe_evaluations,
     traffic,
 )
 from anystep.training.config import Recipe, load_recipe
+from anystep.training.objective import make_objective
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 
@@ -72,6 +74,23 @@ def test_checkpointing_saves_memory_and_costs_a_forward() -> None:
     plain = Recipe.model_validate({"objective": {"diffusion_share": 1.0}})
     assert budget(recipe).activation_bytes < 0.5 * budget(plain).activation_bytes
     assert budget(recipe).flops_per_step == pytest.approx(4 / 3 * budget(plain).flops_per_step)
+
+
+@pytest.mark.parametrize("interval", [None, (0.3, 0.8)])
+def test_evaluations_of_a_guided_target_are_those_that_an_objective_spends(interval: Any) -> None:
+    recipe = Recipe.model_validate({
+        "objective": {"guidance_condition": {"interval": interval}, "diffusion_share": 0.6},
+        "model": {"preset": "c2i-test", "options": {"guidance_embed": True}},
+        "condition_dropout": 0.25,
+    })  # fmt: skip
+    objective, dice, count = make_objective(recipe), torch.Generator().manual_seed(0), 2000
+    t, r = objective.draw_times(count, dice)
+    scale = objective.guidance.scales(torch.rand(count, generator=dice))  # type: ignore[union-attr]
+    scale[torch.rand(count, generator=dice) < 0.25] = 1.0
+    x, z, labels = torch.randn(count, 1, 1, 1), torch.randn(count, 1, 1, 1), torch.ones(count)
+    network: Any = lambda x, t, r, condition, mask, guidance: 0.5 * x  # noqa: E731
+    record = objective.evaluate(network, x, z, t, r, labels, null_condition=labels, ema_network=network, guidance=scale)
+    assert recipe_evaluations(recipe) - 2 == pytest.approx(record.evaluations / count, abs=0.06)
 
 
 def test_shards_share_the_state() -> None:

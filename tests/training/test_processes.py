@@ -109,33 +109,40 @@ def test_two_processes_have_the_losses_of_one(recipe: Path, alone: Path, tmp_pat
     assert close(tmp_path / "run", alone)
 
 
-@pytest.fixture(scope="module", params=[("running_mean", 0.0), ("uncertainty", 0.5)], ids=lambda given: given[0])
-def normalised(recipe: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
-    """A recipe whose loss has a state of its own, and pairs of many cells; beside it a run of one process."""
+OBJECTIVES: dict[str, Any] = {
+    "running_mean": {"normalise": "running_mean", "adaptive": 0},
+    "uncertainty": {"normalise": "uncertainty", "adaptive": 0.5},
+    "guidance": {"guidance_condition": {"interval": [0.5, 1.0]}, "diffusion_share": 0.8},
+}
+
+
+@pytest.fixture(scope="module", params=OBJECTIVES)
+def richer(recipe: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """A recipe whose objective has a state of its own, or asks for some samples more often; beside it a run of one
+    process.
+    """
     from anystep.cli import main
 
     content = yaml.safe_load(recipe.read_text())
-    name, power = request.param
-    content["objective"] = {"normalise": name, "adaptive": power}
-    path = tmp_path_factory.mktemp(name) / "recipe.yaml"
+    content["objective"] = OBJECTIVES[request.param]
+    content["model"]["options"] = {"guidance_embed": request.param == "guidance"}
+    path = tmp_path_factory.mktemp(request.param) / "recipe.yaml"
     path.write_text(yaml.safe_dump(content))
     assert main(["train", str(path), "--out", str(path.parent / "alone")]) == 0
     return path
 
 
-def test_what_the_loss_learns_of_residuals_is_learned_by_all_processes_together(
-    normalised: Path, tmp_path: Path
-) -> None:
-    train(2, normalised, tmp_path / "run", "--parallel", "ddp", "--run.accumulate", "2")
-    assert losses(tmp_path / "run") == pytest.approx(losses(normalised.parent / "alone"), rel=1e-5)
+def test_what_an_objective_learns_and_asks_for_does_not_depend_on_the_processes(richer: Path, tmp_path: Path) -> None:
+    train(2, richer, tmp_path / "run", "--parallel", "ddp", "--run.accumulate", "2")
+    assert losses(tmp_path / "run") == pytest.approx(losses(richer.parent / "alone"), rel=1e-5)
 
 
 @pytest.mark.slow
-def test_what_the_loss_has_learned_goes_on_in_another_number_of_processes(normalised: Path, tmp_path: Path) -> None:
+def test_what_an_objective_has_learned_goes_on_in_another_number_of_processes(richer: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    train(2, normalised, run, "--parallel", "fsdp", "--run.steps", "2")
-    train(4, normalised, run, "--parallel", "fsdp")
-    assert losses(run) == pytest.approx(losses(normalised.parent / "alone"), rel=1e-5)
+    train(2, richer, run, "--parallel", "fsdp", "--run.steps", "2")
+    train(4, richer, run, "--parallel", "fsdp")
+    assert losses(run) == pytest.approx(losses(richer.parent / "alone"), rel=1e-5)
 
 
 BRANCHES = ["--model.options", json.dumps({"depth": 3, "branch_depth": 1, "trunk_share": 0.1})]

@@ -29,7 +29,11 @@ def recipe(source: Path, codec: Path | str, objective: dict[str, Any] | None = N
     return Recipe.model_validate(
         {
             "data": {"source": str(source), "size": 16},
-            "model": {"preset": "t2i-test", "codec": str(codec)},
+            "model": {
+                "preset": "t2i-test",
+                "codec": str(codec),
+                "options": {"guidance_embed": "guidance_condition" in (objective or {})},
+            },
             "objective": {"diffusion_phase": 0.3, **(objective or {})},
             "optimizer": {"learning_rate": 1e-2, "warmup": 2},
             "run": {"steps": 6, "batch_size": 5, "checkpoint_every": 2, "sample_every": 0, "log_every": 3, **run},
@@ -79,6 +83,7 @@ def interrupted_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
 
 
 RUNNING_MEAN = {"normalise": "running_mean", "adaptive": 0}
+GUIDANCE = {"guidance_condition": {"w_max": 4}}
 UNCERTAINTY = {"normalise": "uncertainty", "adaptive": 0.5}
 
 
@@ -88,6 +93,7 @@ UNCERTAINTY = {"normalise": "uncertainty", "adaptive": 0.5}
         (2, {}, set()),
         (3, {}, set()),
         (5, {}, set()),
+        (3, GUIDANCE, {"network.guidance_embedding.linear_2.weight"}),
         (3, RUNNING_MEAN, {"normaliser.sums", "normaliser.counts"}),
         (3, UNCERTAINTY, {"normaliser.weight", "normaliser-optimizer.state.weight.exp_avg"}),
     ],
@@ -124,6 +130,16 @@ def test_what_the_loss_has_learned_is_not_in_the_model(
         for name in ("without", "with")
     )
     assert without == with_it
+
+
+def test_a_model_that_was_told_the_scale_is_guided_at_one_evaluation_a_step(
+    captioned_folder: Path, tiny_codec: Path, tmp_path: Path
+) -> None:
+    train(recipe(captioned_folder, tiny_codec, objective=GUIDANCE, sample_every=6), tmp_path)
+    model = anystep.load(tmp_path)
+    plain, guided = (model.generate("colour number 3", 2, guidance=scale) for scale in (1.0, 4.0))
+    assert plain.nfe == guided.nfe == 2
+    assert plain.images[0].tobytes() != guided.images[0].tobytes()
 
 
 def test_a_run_does_not_go_on_with_another_weighting(captioned_folder: Path, tiny_codec: Path, tmp_path: Path) -> None:

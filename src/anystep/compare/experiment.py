@@ -12,7 +12,7 @@ from anystep.errors import InputError
 from anystep.objective.presets import OBJECTIVES
 from anystep.pipelines.scheduler import Planning
 from anystep.plain_yaml import parse_yaml
-from anystep.training.budget import evaluations_per_sample
+from anystep.training.budget import recipe_evaluations
 from anystep.training.config import Name, Recipe, Section, explain, merged, set_path
 
 
@@ -107,7 +107,7 @@ def variant_recipe(comparison: Comparison, name: str, seed: int) -> Recipe:
         raise InputError(f"variant {shown(name)}: {explain(Recipe, error)}") from None
     if (recipe.data, recipe.model.codec) != (comparison.recipe.data, comparison.recipe.model.codec):
         raise InputError(f"variant {name!r} changes data or model.codec: a comparison has one set of data")
-    cost = recipe.run.batch_size * evaluations_per_sample(recipe.objective, recipe.model)
+    cost = recipe.run.batch_size * recipe_evaluations(recipe)
     run = recipe.run.model_copy(update={"seed": seed, "steps": max(1, round(comparison.evaluations / cost))})
     return recipe.model_copy(update={"run": run})
 

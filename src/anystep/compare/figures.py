@@ -15,7 +15,7 @@ from anystep.compare.paired import Losses, best_or_level, estimate, gain, mean_o
 from anystep.errors import InputError
 from anystep.evaluation.metric import Better, shortfall
 from anystep.files import parse_json, read_text
-from anystep.training.budget import evaluations_per_sample
+from anystep.training.budget import recipe_evaluations
 from anystep.training.config import Recipe
 from anystep.training.run import METRICS
 
@@ -64,7 +64,7 @@ def over_seeds(
         "seeds": list(seeds),
         "training": {
             "steps": recipe.run.steps,
-            "evaluations_per_sample": evaluations_per_sample(recipe.objective, recipe.model),
+            "evaluations_per_sample": recipe_evaluations(recipe),
             "seconds": _seconds(folder / METRICS),
         },
         "points": points,

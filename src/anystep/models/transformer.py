@@ -365,6 +365,8 @@ class TransitionTransformer2DModel(
         branch_depth: of the `depth` blocks, those that there are twice: all blocks but these are a trunk that knows t
             alone; after it, one branch answers with the velocity v(x, t) where r = t, and another with f(x, t, r) where
             r < t. r enters in the latter alone, which starts as a copy of the former, so that f = v. 0 for one network.
+        guidance_embed: whether the network is told a guidance scale (`guidance` of `forward`), so that it can learn to
+            answer as if guided, in one evaluation. The embedding starts at zero.
         trunk_share: by how much the gradient is multiplied that the branch of transitions sends into what both share.
         interval_attention: whether queries, keys and values depend on the interval.
         qk_norm: layer norm of queries and keys.
@@ -379,8 +381,12 @@ class TransitionTransformer2DModel(
     _supports_gradient_checkpointing = True
     _no_split_modules = ["TransitionBlock"]
     _repeated_blocks = ["TransitionBlock"]
-    _skip_layerwise_casting_patterns = ["patch_embed", "time_embed", "interval_embed", "norm", "modulation"]
-    _keep_in_fp32_modules = ["time_embed", "interval_embed", "patch_embed", "modulation", "final_layer"]
+    _skip_layerwise_casting_patterns = [
+        "patch_embed", "time_embed", "interval_embed", "guidance_embedding", "norm", "modulation"
+    ]  # fmt: skip
+    _keep_in_fp32_modules = [
+        "time_embed", "interval_embed", "guidance_embedding", "patch_embed", "modulation", "final_layer"
+    ]  # fmt: skip
 
     @register_to_config
     def __init__(
@@ -400,6 +406,7 @@ class TransitionTransformer2DModel(
         shared_time_embedder: bool = False,
         max_time_frequency: Frequency = 1.0,
         zero_init_interval: bool = False,
+        guidance_embed: bool = False,
         branch_depth: Depth = 0,
         trunk_share: Share = 1.0,
         interval_attention: bool = True,
@@ -440,6 +447,7 @@ class TransitionTransformer2DModel(
         self.patch_embed = Float32Linear(in_channels * patch_size**2, width)
         self.time_embed = TimeEmbedding(width, max_time_frequency)
         self.interval_embed = None if shared_time_embedder else TimeEmbedding(width, max_time_frequency)
+        self.guidance_embedding = TimeEmbedding(width) if guidance_embed else None
         self.caption_projection = CaptionProjection(text_width, width) if text_width is not None else None
         self.class_embed = (
             nn.Embedding(num_classes + int(class_dropout_prob > 0), width) if num_classes is not None else None
@@ -510,7 +518,8 @@ class TransitionTransformer2DModel(
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        small = [self.time_embed, self.interval_embed, self.caption_projection, self.class_embed]
+        embeddings = [self.time_embed, self.interval_embed, self.guidance_embedding]
+        small = [*embeddings, self.caption_projection, self.class_embed]
         for module in (part for whole in small if whole is not None for part in whole.modules()):
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
@@ -518,6 +527,8 @@ class TransitionTransformer2DModel(
         silent = [self.final_layer.linear, *(part.down for part in self.modules() if isinstance(part, Modulation))]
         if self.config.zero_init_interval and self.interval_embed is not None:
             silent.append(self.interval_embed.linear_2)  # interval_qkv has no bias, so that it is silent too
+        if self.guidance_embedding is not None:
+            silent.append(self.guidance_embedding.linear_2)
         for parameter in (parameter for linear in silent for parameter in linear.parameters()):
             nn.init.zeros_(parameter)
 
@@ -576,6 +587,7 @@ class TransitionTransformer2DModel(
         packing: Packing | None = None,
         rope_scaling: RotaryScaling | None = None,
         key_grid: int | None = None,
+        guidance: Float[Tensor, " images"] | None = None,
         return_velocity: bool = False,
         branch: Literal["velocity", "transition"] | None = None,
     ) -> Any:
@@ -593,6 +605,7 @@ class TransitionTransformer2DModel(
             rope_scaling: what becomes of positions beyond the trained ones; the network's own by default.
             key_grid: tokens along the longer side that give keys and values (`anystep.models.key_grid`); all by default
                 and in a packed batch.
+            guidance: the scale to answer as if guided by, where the network is told one; 1, unguided, by default.
             return_velocity: also return v(x, t) of all images, where the network has branches: from the same trunk.
             branch: which one answers for all images. By default that of the velocity does where r = t and that of
                 transitions elsewhere; each runs on its own images only, so that an image costs one branch.
@@ -601,6 +614,8 @@ class TransitionTransformer2DModel(
             raise ValueError("return_velocity and branch are of a network with branches: branch_depth is 0")
         if return_features and self.projector is None:
             raise ValueError("return_features needs a projector: z_dim is 0")
+        if guidance is not None and self.guidance_embedding is None:
+            raise ValueError("guidance is for a network that is told it: guidance_embed is false")
         # a block makes its own keys and values of a caption that was not encoded before: its weights may be sharded
         captions: Sequence[Any] = [None] * len(self.all_blocks)
         mask = condition_mask
@@ -621,6 +636,8 @@ class TransitionTransformer2DModel(
         c = time if self.transition_branch is not None else time + interval
         if self.class_embed is not None:
             c = c + self.class_embed(condition)
+        if self.guidance_embedding is not None:
+            c = c + self.guidance_embedding((torch.ones_like(t) if guidance is None else guidance).log())
         grids = ((rows, columns),) if packing is None else packing.grids
         turn = joined(
             [self.rotary(down, across, rope_scaling) for down, across in grids], x.device

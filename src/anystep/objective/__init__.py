@@ -6,7 +6,7 @@ One part of an objective a file; `presets` puts published objectives together fr
 from anystep.objective.derivatives import Derivative, DerivativeKind, derivative
 from anystep.objective.draws import TimeDistribution, TimeDraws
 from anystep.objective.evaluation import BoundNetwork, Evaluation, PathPoints
-from anystep.objective.guidance import ModelGuidance
+from anystep.objective.guidance import GuidanceCondition, ModelGuidance
 from anystep.objective.loss import BranchVelocity, LossRecord, TransitionObjective, residual_by_bin, target_cost
 from anystep.objective.targets import Identity, Implicit, SelfConsistency, Target, Terminal
 from anystep.objective.weights import Normaliser, RunningMean, Uncertainty, Weighting, interval_weight
@@ -17,6 +17,7 @@ __all__ = [
     "Derivative",
     "DerivativeKind",
     "Evaluation",
+    "GuidanceCondition",
     "Identity",
     "Implicit",
     "LossRecord",

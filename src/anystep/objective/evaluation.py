@@ -24,7 +24,8 @@ EPS = {torch.float64: 0.005, torch.float32: 0.005, torch.float16: 0.02, torch.bf
 class BoundNetwork:
     """An `Evaluation`: the network with its condition bound and its times translated by the transport.
 
-    A network is any callable `network(x, t, r, condition, condition_mask=None)`.
+    A network is any callable `network(x, t, r, condition, condition_mask=None)`; with `guidance` and `packing`, which
+    have one row a sample, it is given those too.
     """
 
     network: Any
@@ -32,17 +33,20 @@ class BoundNetwork:
     condition: Tensor
     mask: Tensor | None = None
     packing: Packing | None = None
+    guidance: Tensor | None = None
 
     def __call__(self, x_t: Tensor, t: Tensor, r: Tensor, rows: Rows) -> Tensor:
-        packed: dict[str, Packing] = {}
+        told: dict[str, Any] = {}
         if self.packing is not None:  # times come one a token, and are wanted one an image
             images, starts = self.packing.in_order(rows)
             rows, t, r = torch.tensor(images), t[starts], r[starts]
-            packed = {"packing": self.packing.chosen(images)}
+            told["packing"] = self.packing.chosen(images)
         times = (self.transport.network_time(t), self.transport.network_time(r))
         rows = rows.to(self.condition.device)
         mask = None if self.mask is None else self.mask[rows]
-        f: Tensor = self.network(x_t, *times, self.condition[rows], mask, **packed)
+        if self.guidance is not None:
+            told["guidance"] = self.guidance[rows.to(self.guidance.device)]
+        f: Tensor = self.network(x_t, *times, self.condition[rows], mask, **told)
         return f
 
     @property

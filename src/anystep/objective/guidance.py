@@ -1,8 +1,11 @@
 """Guidance that is trained into a model, so that a guided image costs one evaluation a step."""
 
+import math
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from anystep.transport import Sample, Times, expand
 
@@ -19,7 +22,43 @@ class ModelGuidance:
     start: float = 0.3
     end: float = 0.8
 
+    def asks(self, t: Times, scale: Times | None) -> Bool[Tensor, " batch"]:
+        """Which samples the two further evaluations are made of."""
+        return torch.ones_like(t, dtype=torch.bool)
+
     @torch.no_grad()
-    def __call__(self, F: Sample, t: Times, conditional: Sample, null: Sample) -> Sample:
+    def __call__(self, F: Sample, t: Times, scale: Times | None, conditional: Sample, null: Sample) -> Sample:
         guided = self.w_gt * F + self.w_cond * conditional + (1 - self.w_gt - self.w_cond) * null
         return torch.where(expand((t >= self.start) & (t <= self.end), F).bool(), guided, F)
+
+
+@dataclass(frozen=True)
+class GuidanceCondition:
+    """Guidance of any scale w in one model that is told it (improved MeanFlow, arXiv 2512.02012), in F space.
+
+    Inside `t in [start, end]`: F <- F + (1 - 1/w) (f_ema(x_t, t, t, c, w) - f_ema(x_t, t, t, null, 1)). Where f is what
+    it is to be, its mean is w f(c, 1) + (1 - w) f(null, 1): classifier-free guidance by w.
+
+    Args:
+        w_max: the largest scale; the logarithm of w is uniform from 0 to that of this.
+        start, end: of t; all of it by default.
+    """
+
+    w_max: float = 8.0
+    start: float = -math.inf
+    end: float = math.inf
+
+    def scales(self, uniform: Times) -> Times:
+        """w from uniform draws."""
+        return (uniform * math.log(self.w_max)).exp()
+
+    def asks(self, t: Times, scale: Times | None) -> Bool[Tensor, " batch"]:
+        """Which samples are guided: what w leaves as it is costs nothing."""
+        assert scale is not None
+        return (t >= self.start) & (t <= self.end) & (scale > 1)
+
+    @torch.no_grad()
+    def __call__(self, F: Sample, t: Times, scale: Times | None, conditional: Sample, null: Sample) -> Sample:
+        assert scale is not None
+        share = torch.where(self.asks(t, scale), 1 - 1 / scale, 0.0)
+        return F + expand(share, F) * (conditional - null)

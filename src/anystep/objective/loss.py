@@ -4,17 +4,17 @@ TiM, arXiv 2509.04394, algorithm 1; its parts are the other files of this packag
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as functional
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from anystep.objective.derivatives import Derivative
 from anystep.objective.draws import NORMALS, UNIFORMS, TimeDraws
 from anystep.objective.evaluation import BoundNetwork, PathPoints
-from anystep.objective.guidance import ModelGuidance
+from anystep.objective.guidance import GuidanceCondition, ModelGuidance
 from anystep.objective.targets import Identity, Target, TargetValue
 from anystep.objective.weights import Weighting, network_bin
 from anystep.packing import Packing
@@ -65,6 +65,14 @@ class BranchVelocity:
     cost: float = 1 / 3
 
 
+class PathPair(NamedTuple):
+    """Data and noise, one row each, and the F that stands for them at their time."""
+
+    x: Sample
+    z: Sample
+    F: Sample
+
+
 @dataclass
 class TransitionObjective:
     """Turns `(network, x, condition, generator)` into a `LossRecord` (algorithm 1).
@@ -76,7 +84,8 @@ class TransitionObjective:
         weighting: what each sample counts. What it has learned so far is in its `normaliser`, which wants to be given
             `weighed` of each step.
         direction: whether to add the cosine distance along channels to the squared one.
-        guidance: model guidance in the target; needs `ema_network` and `null_condition`.
+        guidance: in the target, of one kind or of any that the network is told; needs `ema_network` and
+            `null_condition`.
         alignment: coefficient of the representation-alignment term (REPA, arXiv 2410.06940); used when the call gets
             `features`.
         ema_teacher: whether targets take velocities from `ema_network` instead of the network that is trained.
@@ -90,7 +99,7 @@ class TransitionObjective:
     target: Target = field(default_factory=Identity)
     weighting: Weighting = field(default_factory=Weighting)
     direction: bool = True
-    guidance: ModelGuidance | None = None
+    guidance: ModelGuidance | GuidanceCondition | None = None
     alignment: float = 1.0
     ema_teacher: bool = False
     lockstep: bool = False
@@ -114,6 +123,8 @@ class TransitionObjective:
         """Draw times and noise from a CPU generator and evaluate; `extra` goes to `evaluate`."""
         t, r = self.draw_times(len(x), generator)
         z = torch.randn(x.shape, generator=generator)
+        if isinstance(self.guidance, GuidanceCondition) and "guidance" not in extra:
+            extra["guidance"] = self.guidance.scales(torch.rand(len(x), generator=generator)).to(x.device)
         return self.evaluate(network, x, z.to(x), t.to(x.device), r.to(x.device), condition, **extra)
 
     def evaluate(
@@ -131,10 +142,13 @@ class TransitionObjective:
         features: Tensor | None = None,
         packing: Packing | None = None,
         progress: float = 1.0,
+        guidance: Float[Tensor, " images"] | None = None,
     ) -> LossRecord:
         """The loss at given draws. Times, `condition`, its mask and `null_condition` have one row a sample.
 
         Args:
+            guidance: the scale that the network is told of each sample, for a `GuidanceCondition`; 1 where the
+                condition is the empty one.
             features: (batch, tokens, width) for the alignment term; (tokens, width) of a packed batch.
             packing: whose tokens are whose, where `x` and `z` are packed. A sample then weighs as much as it has
                 tokens, so that packs and batches of one shape give the same loss.
@@ -148,31 +162,36 @@ class TransitionObjective:
         x = torch.where(expand(valid[own.to(x.device)], x).bool(), x, 0.0)
         x_t = transport.path(x, z, at_t)
 
-        evaluate = BoundNetwork(network, transport, condition, condition_mask, packing)
+        evaluate = BoundNetwork(network, transport, condition, condition_mask, packing, guidance)
         tokens: Tensor | None = None
         v: Tensor | None = None
         if features is None and self.velocity is None:
             f = evaluate(x_t, at_t, at_r, own)
         else:
+            told: dict[str, Any] = {} if guidance is None else {"guidance": guidance}
             asked_too = {"return_features": features is not None, "return_velocity": self.velocity is not None}
             f, *found = network(
                 x_t, transport.network_time(t), transport.network_time(r), condition, condition_mask,
-                packing=packing, **{name: True for name, wanted in asked_too.items() if wanted},
+                packing=packing, **{name: True for name, wanted in asked_too.items() if wanted}, **told,
             )  # fmt: skip
             tokens = found[0] if features is not None else None
             v = found[-1] if self.velocity is not None else None
         ema = None if ema_network is None else replace(evaluate, network=ema_network)
-        F = transport.prediction(x, z, at_t)
+        pair, guided = PathPair(x, z, transport.prediction(x, z, at_t)), 0
         if self.guidance is not None:
             if ema is None or null_condition is None:
-                raise ValueError("model guidance needs ema_network and null_condition")
-            null = replace(ema, condition=null_condition, mask=null_mask)
-            with torch.no_grad():
-                F = self.guidance(F, at_t, ema(x_t, at_t, at_t, own), null(x_t, at_t, at_t, own))
+                raise ValueError("guidance in the target needs ema_network and null_condition")
+            unguided = None if guidance is None else torch.ones_like(guidance)
+            null = replace(ema, condition=null_condition, mask=null_mask, guidance=unguided)
+            asked = self._together(self.guidance.asks(t, guidance))
+            guided = int(asked.sum())
+            pair = self._guided(pair, x_t, t, guidance, own, asked, ema, null)
+        x, z, F = pair
         with torch.no_grad():
             target = F.to(f)
             moving = (at_t > at_r).nonzero().squeeze(1)
-            asked = self._asked(t, r)
+            asked = t > r  # where t = r, B is 0 and the target F
+            asked = self._together(asked) if self.draws.diffusion_share < 1 else asked
             rows = asked[own.to(t.device)].nonzero().squeeze(1)
             made, noise = self._learned(
                 PathPoints(transport, x[rows], z[rows], at_t[rows], at_r[rows], own[rows.to(own.device)], x_t[rows],
@@ -218,7 +237,8 @@ class TransitionObjective:
             else torch.zeros((), device=x.device),
             alignment=alignment.detach(),
             nonfinite=(~valid).nonzero().squeeze(1).tolist(),
-            evaluations=len(t) * (1 if self.guidance is None else 3)
+            evaluations=len(t)
+            + 2 * guided
             + target_cost(self.target, self.velocity, self.ema_teacher) * int(asked.sum())
             + (0 if self.velocity is None else self.velocity.cost * int((t > r).sum())),
             derivative_noise=noise,
@@ -231,14 +251,38 @@ class TransitionObjective:
             distance = distance + (1 - functional.cosine_similarity(f, target, dim=1)).flatten(1).mean(1)
         return distance
 
-    def _asked(self, t: Times, r: Times) -> Tensor:
-        """Which samples need a target beside F: B is 0 at t = r, so those that have an interval.
+    @torch.no_grad()
+    def _guided(
+        self,
+        pair: PathPair,
+        x_t: Sample,
+        t: Float[Tensor, " images"],
+        scale: Float[Tensor, " images"] | None,
+        own: Tensor,
+        asked: Bool[Tensor, " images"],
+        conditional: BoundNetwork,
+        null: BoundNetwork,
+    ) -> PathPair:
+        """The pair with a guided F where the networks are asked for it."""
+        rows = asked[own.to(t.device)].nonzero().squeeze(1)
+        if self.guidance is None or not len(rows):
+            return pair
+        x, z, F = (each.clone() for each in pair)
+        image = own.to(t.device)[rows]
+        at = x_t[rows], t[image], t[image], own[rows.to(own.device)]
+        told = None if scale is None else scale[image]
+        F[rows] = self.guidance(F[rows], t[image], told, conditional(*at), null(*at)).to(F)
+        if isinstance(self.guidance, GuidanceCondition):
+            # what f is to be is exact along the path of the pair that F now stands for
+            x[rows], z[rows] = self.transport.decompose(x_t[rows], F[rows], t[image])
+        return PathPair(x, z, F)
 
-        Where processes wait for each other, one that has none asks for its first sample, for nothing.
+    def _together(self, asked: Bool[Tensor, " images"]) -> Bool[Tensor, " images"]:
+        """Samples that networks are asked for. Where processes wait for each other, one that has none asks for its
+        first, for nothing.
         """
-        asked = t > r
-        if self.lockstep and not asked.any() and self.draws.diffusion_share < 1:
-            asked = torch.arange(len(t), device=t.device) == 0
+        if self.lockstep and not asked.any():
+            asked = torch.arange(len(asked), device=asked.device) == 0
         return asked
 
     def _learned(

@@ -214,6 +214,15 @@ class TransitionPipeline(DiffusionPipeline):
         checked = float(check("guidance_scale", self.config.guidance_scale if scale is None else scale, Guidance))
         return checked if is_guided(checked) else 1.0
 
+    @property
+    def guidance_embedded(self) -> bool:
+        """Whether the network is told the guidance scale, and answers as if guided in one evaluation."""
+        return bool(self.transformer.config.get("guidance_embed"))
+
+    def evaluations_per_step(self, scale: Any = None) -> int:
+        """Network evaluations of one image in a step of that guidance scale, the model's own for None."""
+        return 1 + (is_guided(self.resolve_guidance(scale)) and not self.guidance_embedded)
+
     def plan(
         self,
         steps: int,
@@ -277,8 +286,8 @@ class TransitionPipeline(DiffusionPipeline):
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        """Whether the step that comes next is guided."""
-        return is_guided(self.guidance_scale)
+        """Whether the step that comes next is guided, by a second evaluation."""
+        return is_guided(self.guidance_scale) and not self.guidance_embedded
 
     @property
     def num_timesteps(self) -> int:
@@ -400,7 +409,8 @@ class TransitionPipeline(DiffusionPipeline):
         Args:
             prompt: a caption, class name or class index, or several.
             height, width: in pixels, multiples of `size_multiple`; the training size by default.
-            num_inference_steps: any number; each costs one network evaluation, two where guided. A plan may make fewer.
+            num_inference_steps: any number; each costs one network evaluation, two where guided by a network that is
+                not told the scale. A plan may make fewer.
             guidance_scale: 1 and below mean unguided; the model's own default when None.
             guidance_interval: closed interval of t in which to guide.
             generator, seeds, latents: where the noise comes from. A seed gives the same image on every device and in
@@ -448,7 +458,8 @@ class TransitionPipeline(DiffusionPipeline):
         planned = self.plan(steps, plan, stochasticity, shift)
         guidance = self.resolve_guidance(guidance_scale)
         network = self.transformer.config
-        if is_guided(guidance) and network.num_classes is not None and not network.class_dropout_prob:
+        twice = self.evaluations_per_step(guidance) == 2
+        if twice and network.num_classes is not None and not network.class_dropout_prob:
             raise InputError(f"guidance {guidance:g}: this network knows no empty class, so it draws unguided only")
         device, codec = self._execution_device, self.latent_codec
         if image is not None:
@@ -462,7 +473,7 @@ class TransitionPipeline(DiffusionPipeline):
         self._tell_of_cuts(prompts)
         prompts = [each for each in prompts for _ in range(repeats)]
         condition, mask = self.encode_prompt(prompts, device)
-        null, null_mask = self.conditioner.null(count) if is_guided(guidance) else (None, None)
+        null, null_mask = self.conditioner.null(count) if twice else (None, None)
         shape = (count, self.transformer.config.in_channels, height // codec.factor, width // codec.factor)
         z = self.prepare_latents(shape, generator, seeds, latents, device)
         if planned.stochasticity and seeds is None:
@@ -500,6 +511,7 @@ class TransitionPipeline(DiffusionPipeline):
                     null_mask=None if null_mask is None else null_mask.to(device),
                     guidance=lambda: call.guidance,
                     guidance_interval=guidance_interval,
+                    guidance_embedded=self.guidance_embedded,
                     stochasticity=planned.stochasticity,
                     velocity_below=planned.velocity_below,
                     memory=planned.memory,

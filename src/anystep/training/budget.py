@@ -1,7 +1,7 @@
 """What a run will take, before it takes it: operations, memory, disk and days. Refuses what cannot fit."""
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 
@@ -10,10 +10,10 @@ import torch
 from anystep.codecs import load_codec
 from anystep.errors import InputError
 from anystep.models.presets import depths_of, preset_option
-from anystep.objective import target_cost
+from anystep.objective import GuidanceCondition, TimeDraws, target_cost
 from anystep.planning import DeviceKind, count_parameters, memory_of, network_cost
 from anystep.training.config import ModelConfig, ObjectiveConfig, Recipe
-from anystep.training.objective import make_target, make_velocity
+from anystep.training.objective import make_objective, make_target, make_velocity
 from anystep.training.snapshots import KEPT_AS
 
 # a backward pass is counted as two forward ones
@@ -26,13 +26,31 @@ BUCKET = 25 * 2**20  # bytes of gradients that go together
 WORTH_A_LOOK = 0.05  # of the memory: runs whose weights and moments take less are not planned before they start
 
 
-def evaluations_per_sample(config: ObjectiveConfig, model: ModelConfig | None = None) -> float:
-    """What a sample costs in a training step, on average over the run; `model` where it may have branches."""
+def evaluations_per_sample(config: ObjectiveConfig, model: ModelConfig | None = None, guided: float = 1.0) -> float:
+    """What a sample costs in a training step, on average over the run.
+
+    Args:
+        model: where it may have branches.
+        guided: the share of samples whose target is guided, where any is.
+    """
     velocity = None if model is None else make_velocity(config, model)
     beside = 0 if velocity is None else TRAINING_COST * velocity.cost  # the velocity's branch, forward and backward
     moving = (1 - config.diffusion_phase) * (1 - config.diffusion_share)
     target = target_cost(make_target(config), velocity, config.ema_teacher)
-    return TRAINING_COST + moving * (target + beside) + (2 if config.guidance is not None else 0)
+    guides = config.guidance is not None or config.guidance_condition is not None
+    return TRAINING_COST + moving * (target + beside) + (2 * guided if guides else 0)
+
+
+def recipe_evaluations(recipe: Recipe) -> float:
+    """`evaluations_per_sample` of a recipe, which says how many samples keep their condition and at which times."""
+    objective, phase = make_objective(recipe), recipe.objective.diffusion_phase
+    if not isinstance(objective.guidance, GuidanceCondition):
+        return evaluations_per_sample(recipe.objective, recipe.model)
+    guided = 0.0
+    for share, draws in ((phase, TimeDraws(1.0, 0.0, objective.draws.diffusion)), (1 - phase, objective.draws)):
+        t, _ = replace(objective, draws=draws).draw_times(10_000, torch.Generator().manual_seed(0))
+        guided += share * objective.guidance.asks(t, torch.full_like(t, 2.0)).double().mean().item()
+    return evaluations_per_sample(recipe.objective, recipe.model, guided * (1 - recipe.condition_dropout))
 
 
 @dataclass(frozen=True)
@@ -139,7 +157,7 @@ def budget(
     # a block, the one after it that is gathered meanwhile, and the gradients of one
     blocks = sum(depths_of(recipe.model.preset, options))
     gathered = 3 * 4 * cost.parameters // blocks if shards > 1 else 0
-    evaluations = evaluations_per_sample(recipe.objective, recipe.model) + recipe.model.gradient_checkpointing
+    evaluations = recipe_evaluations(recipe) + recipe.model.gradient_checkpointing
     return Budget(
         parameters=cost.parameters,
         tokens_per_image=tokens,
@@ -213,7 +231,8 @@ def traffic(recipe: Recipe, processes: int, per_machine: int = PER_MACHINE) -> T
     depth = sum(depths_of(recipe.model.preset, recipe.model.options))  # all are gathered in every forward
     shared = shard_count(recipe, processes)
     one = gather_traffic(size, shared, max(1, shared // per_machine), depth)
-    forwards = 1 + (recipe.objective.diffusion_share < 1) + (2 if recipe.objective.guidance is not None else 0)
+    guides = recipe.objective.guidance is not None or recipe.objective.guidance_condition is not None
+    forwards = 1 + (recipe.objective.diffusion_share < 1) + 2 * guides
     rounds = max(1, recipe.run.parts // processes) if recipe.data.native else recipe.run.accumulate
     gathered = rounds * (forwards + 1)  # once more for the backward pass
     total = sum([one] * gathered, start=one)  # and the gradients, of which each device keeps its part
@@ -296,7 +315,7 @@ def describe(
     return {
         "parameters": f"{plan.parameters:,}",
         "tokens": f"{plan.tokens_per_image:,} an image, {plan.tokens_per_step:,} a step",
-        "network evaluations": f"{evaluations_per_sample(recipe.objective, recipe.model):.2f} a sample",
+        "network evaluations": f"{recipe_evaluations(recipe):.2f} a sample",
         "operations": f"{plan.flops_per_step / 1e12:,.3f} TFLOP a step",
         "memory": f"{plan.device_bytes / 1e9:.2f} GB of {memory / 1e9:.0f} GB on each of {processes} devices: "
         f"{plan.state_bytes / 1e9:.2f} GB for weights, gradients, moments and averages, "

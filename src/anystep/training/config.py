@@ -40,6 +40,7 @@ from anystep.bounds import (
     Share,
     Side,
     Threads,
+    Time,
     Width,
     check_name,
     check_options,
@@ -280,6 +281,20 @@ class TimeConfig(Section):
     uniform: Share = 0.0
 
 
+class GuidanceConditionConfig(Section):
+    """Guidance of any scale up to `w_max`, which the network is told: `anystep.objective.GuidanceCondition`."""
+
+    w_max: Annotated[float, Gt(1), Le(100)] = 8.0
+    # closed interval of t in which it guides; all of it when null
+    interval: tuple[Time, Time] | None = None
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "GuidanceConditionConfig":
+        if self.interval is not None and self.interval[0] > self.interval[1]:
+            raise ValueError(f"interval {list(self.interval)}: expected the lower time first")
+        return self
+
+
 class ObjectiveConfig(Section):
     """`kind` sets what is not given here to the values of that objective in `anystep.objective.presets`."""
 
@@ -317,9 +332,13 @@ class ObjectiveConfig(Section):
     diffusion_phase: Share = 0.0
     # model guidance in the target, from the EMA network; none when null
     guidance: dict[Literal["w_gt", "w_cond", "start", "end"], Real] | None = None
+    # guidance of every scale in one model, which is told it (with model.options.guidance_embed); none when null
+    guidance_condition: GuidanceConditionConfig | None = None
 
     @model_validator(mode="after")
-    def _normalised_once(self) -> "ObjectiveConfig":
+    def _goes_together(self) -> "ObjectiveConfig":
+        if self.guidance is not None and self.guidance_condition is not None:
+            raise ValueError("guidance and guidance_condition both guide the target: set one of them")
         if self.normalise == "running_mean" and self.adaptive != 0:
             raise ValueError(
                 f"normalise running_mean has log(1 + l / m) in place of an adaptive power: set adaptive 0, not "
@@ -421,6 +440,19 @@ class Recipe(Section):
             raise ValueError("run.accumulate is for squares: data.native has run.parts")
         if self.data.native and self.data.balanced:
             raise ValueError("data.balanced is for squares: data.native sees shapes in proportion to their tokens")
+        return self
+
+    @model_validator(mode="after")
+    def _guidance_goes_together(self) -> "Recipe":
+        conditioned, told = self.objective.guidance_condition is not None, self.model.options.get("guidance_embed")
+        if conditioned and not told:
+            raise ValueError(
+                "objective.guidance_condition needs a network that is told it: model.options.guidance_embed"
+            )
+        if told and not conditioned:
+            raise ValueError("model.options.guidance_embed is learned by objective.guidance_condition, which is null")
+        if conditioned and not (self.condition_dropout and self.model.options.get("class_dropout_prob", 1)):
+            raise ValueError("objective.guidance_condition needs the empty condition: set condition_dropout above 0")
         return self
 
     @property

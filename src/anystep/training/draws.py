@@ -15,7 +15,7 @@ from torch import Tensor
 
 class Draws(NamedTuple):
     """Of each sample: noise `z`, what its times come from, and uniform numbers that choose and drop its caption and
-    mirror it.
+    mirror it, and a guidance scale.
     """
 
     z: list[Float[Tensor, "channels _height _width"]]
@@ -24,6 +24,7 @@ class Draws(NamedTuple):
     choice: Float[Tensor, " batch"]
     drop: Float[Tensor, " batch"]
     mirror: Float[Tensor, " batch"]
+    guidance: Float[Tensor, " batch"]
 
 
 def draw(seed: int, numbers: Sequence[int], shapes: Sequence[Sequence[int]]) -> Draws:
@@ -33,7 +34,7 @@ def draw(seed: int, numbers: Sequence[int], shapes: Sequence[Sequence[int]]) -> 
         shapes: of the noise of each.
     """
     normal = np.empty((len(numbers), 3), np.float32)
-    uniform = np.empty((len(numbers), 8), np.float32)
+    uniform = np.empty((len(numbers), 9), np.float32)
     z = []
     for row, (number, shape) in enumerate(zip(numbers, shapes, strict=True)):
         # counter-based (Philox): every key is a stream of its own, in which newer draws come after older ones
@@ -46,4 +47,4 @@ def draw(seed: int, numbers: Sequence[int], shapes: Sequence[Sequence[int]]) -> 
         dice.random(out=uniform[row, 6:], dtype=np.float32)
     uniforms = torch.from_numpy(uniform)
     times = uniforms[:, [0, 1, 2, 6, 7]]
-    return Draws(z, torch.from_numpy(normal), times, uniforms[:, 3], uniforms[:, 4], uniforms[:, 5])
+    return Draws(z, torch.from_numpy(normal), times, uniforms[:, 3], uniforms[:, 4], uniforms[:, 5], uniforms[:, 8])

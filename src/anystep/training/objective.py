@@ -4,6 +4,7 @@ from anystep.errors import InputError
 from anystep.models.presets import depths_of
 from anystep.objective import (
     BranchVelocity,
+    GuidanceCondition,
     Identity,
     Implicit,
     ModelGuidance,
@@ -40,7 +41,7 @@ def make_objective(recipe: Recipe) -> TransitionObjective:
         target=make_target(config),
         weighting=Weighting(config.weight, config.tangent, float(config.adaptive), make_normaliser(config)),
         direction=config.direction,
-        guidance=None if config.guidance is None else ModelGuidance(**config.guidance),
+        guidance=make_guidance(config),
         alignment=1.0 if recipe.alignment is None else recipe.alignment.coefficient,
         ema_teacher=config.ema_teacher,
         velocity=make_velocity(config, recipe.model),
@@ -64,6 +65,16 @@ def make_target(config: ObjectiveConfig) -> Target:
             return Implicit(*config.ratio)
         case "terminal":
             return Terminal(config.eps)
+
+
+def make_guidance(config: ObjectiveConfig) -> ModelGuidance | GuidanceCondition | None:
+    """What guides the target."""
+    if config.guidance is not None:
+        return ModelGuidance(**config.guidance)
+    if config.guidance_condition is None:
+        return None
+    interval = config.guidance_condition.interval
+    return GuidanceCondition(config.guidance_condition.w_max, *(() if interval is None else interval))
 
 
 def make_normaliser(config: ObjectiveConfig) -> Normaliser | None:

@@ -23,7 +23,7 @@ from anystep.data.latents import Encoded, LatentSet
 from anystep.environment import peak_megabytes
 from anystep.errors import InputError
 from anystep.models.transformer import TransitionTransformer2DModel
-from anystep.objective import LossRecord, TransitionObjective, derivative, residual_by_bin
+from anystep.objective import GuidanceCondition, LossRecord, TransitionObjective, derivative, residual_by_bin
 from anystep.planning import ForwardFlops, device_kind
 from anystep.ranks import Ranks
 from anystep.sampling import resolution_shift
@@ -284,6 +284,9 @@ def _train(
                 if current.guidance is not None or current.ema_teacher:
                     nothing = null.expand(len(condition), *null.shape[1:]).to(device)
                     extra = {"ema_network": averages[0], "null_condition": nothing}
+                if isinstance(current.guidance, GuidanceCondition):
+                    dropped = torch.tensor([caption is None for caption in chosen])
+                    extra["guidance"] = current.guidance.scales(part.draws.guidance).where(~dropped, 1.0).to(device)
                 extra["progress"] = step / config.steps
                 if part.features is not None and step < aligned_until * config.steps:
                     extra["features"] = part.features.to(device)

@@ -33,7 +33,6 @@ from anystep.pipelines.describe import model_digest
 from anystep.pipelines.load import Model, load
 from anystep.pipelines.scheduler import Planning
 from anystep.ranks import Ranks
-from anystep.sampling import is_guided
 
 KIND = "benchmark"
 Scores = dict[str, dict[str, float]]
@@ -130,7 +129,7 @@ def run(
         points: list[dict[str, Any]] = [
             {
                 "steps": steps,
-                "nfe": model.pipeline.plan(steps, task.plan).steps * (1 + is_guided(scale)),
+                "nfe": model.pipeline.plan(steps, task.plan).steps * model.pipeline.evaluations_per_step(scale),
                 "scores": judged.score(steps_folder(task.out, steps)),
             }
             for steps in sorted(set(task.steps))
@@ -320,7 +319,7 @@ def run_imagenet(task: Task, samples: int, classes: str) -> list[Path]:
                 model, steps_folder(task.out, steps), labels, steps, task.seed, task.guidance, task.plan, ranks, advance
             )
             made, seconds = model.pipeline.plan(steps, task.plan).steps, time.perf_counter() - begin
-            nfe = made * (1 + is_guided(scale))
+            nfe = made * model.pipeline.evaluations_per_step(scale)
             point = {"steps": steps, "nfe": nfe, "seconds": seconds, "file": str(path.relative_to(task.out))}
             points.append(earlier.get(steps, point) if there else point)  # what is there took its time back then
         if ranks.first:
