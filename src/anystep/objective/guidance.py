@@ -22,12 +22,12 @@ class ModelGuidance:
     start: float = 0.3
     end: float = 0.8
 
-    def asks(self, t: Times, scale: Times | None) -> Bool[Tensor, " batch"]:
+    def asks(self, t: Times, scale: Times | None = None) -> Bool[Tensor, " batch"]:
         """Which samples the two further evaluations are made of."""
         return torch.ones_like(t, dtype=torch.bool)
 
     @torch.no_grad()
-    def __call__(self, F: Sample, t: Times, scale: Times | None, conditional: Sample, null: Sample) -> Sample:
+    def __call__(self, F: Sample, t: Times, conditional: Sample, null: Sample, scale: Times | None = None) -> Sample:
         guided = self.w_gt * F + self.w_cond * conditional + (1 - self.w_gt - self.w_cond) * null
         return torch.where(expand((t >= self.start) & (t <= self.end), F).bool(), guided, F)
 
@@ -52,13 +52,13 @@ class GuidanceCondition:
         """w from uniform draws."""
         return (uniform * math.log(self.w_max)).exp()
 
-    def asks(self, t: Times, scale: Times | None) -> Bool[Tensor, " batch"]:
+    def asks(self, t: Times, scale: Times | None = None) -> Bool[Tensor, " batch"]:
         """Which samples are guided: what w leaves as it is costs nothing."""
         assert scale is not None
         return (t >= self.start) & (t <= self.end) & (scale > 1)
 
     @torch.no_grad()
-    def __call__(self, F: Sample, t: Times, scale: Times | None, conditional: Sample, null: Sample) -> Sample:
+    def __call__(self, F: Sample, t: Times, conditional: Sample, null: Sample, scale: Times | None = None) -> Sample:
         assert scale is not None
         share = torch.where(self.asks(t, scale), 1 - 1 / scale, 0.0)
         return F + expand(share, F) * (conditional - null)

@@ -271,7 +271,7 @@ class TransitionObjective:
         image = own.to(t.device)[rows]
         at = x_t[rows], t[image], t[image], own[rows.to(own.device)]
         told = None if scale is None else scale[image]
-        F[rows] = self.guidance(F[rows], t[image], told, conditional(*at), null(*at)).to(F)
+        F[rows] = self.guidance(F[rows], t[image], conditional(*at), null(*at), told).to(F)
         if isinstance(self.guidance, GuidanceCondition):
             # what f is to be is exact along the path of the pair that F now stands for
             x[rows], z[rows] = self.transport.decompose(x_t[rows], F[rows], t[image])

@@ -46,17 +46,20 @@ def mesh(kind: Parallel, ranks: Ranks, device: torch.device, shard_size: int | N
     return init_device_mesh(device.type, (ranks.count // size, size), mesh_dim_names=("replicate", "shard"))
 
 
-def shard(network: nn.Module, over: DeviceMesh | None) -> None:
+def shard(network: nn.Module, over: DeviceMesh | None, trained: bool = True) -> None:
     """Shard a network's blocks and then the rest, in place.
 
     Weights are gathered as they are stored, in float32, and autocast chooses what to compute in: FSDP's own mixed
     precision would cast the inputs, times included.
+
+    Args:
+        trained: whether a backward pass follows its forwards, which shards again what they have gathered.
     """
     if over is None:
         return
     for block in network.all_blocks:  # type: ignore[union-attr]
         fully_shard(block, mesh=over)
-    fully_shard(network, mesh=over)
+    fully_shard(network, mesh=over, reshard_after_forward=None if trained else True)
     network.lockstep = True  # type: ignore[assignment]
 
 

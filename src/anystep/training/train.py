@@ -207,7 +207,7 @@ def _train(
         network.compile_repeated_blocks()
     over = mesh(recipe.parallel, ranks, device, config.shard_size)
     for each in (network, *averages):
-        shard(each, over)
+        shard(each, over, trained=each is network)
     objective.lockstep = over is not None
     aligned_until = 0.0 if recipe.alignment is None else recipe.alignment.until
     wrapped = wrap(network, ranks, find_unused=0 < aligned_until < 1)
