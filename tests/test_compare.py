@@ -407,12 +407,14 @@ def test_a_classifier_learns_its_classes(fashion: Path, tmp_path: Path, capsys: 
     assert (tmp_path / "diary.safetensors").read_text() == "mine"
 
 
-@pytest.mark.parametrize("name", ["fashion-mnist.yaml", "emoji.yaml"])
-def test_the_comparisons_that_come_with_the_project_are_sound(name: str) -> None:
+@pytest.mark.parametrize(("name", "count"), [("fashion-mnist", 5), ("emoji", 5), ("objectives", 10),
+                                            ("objectives-mnist", 10), ("objectives-long", 10)])  # fmt: skip
+def test_the_comparisons_that_come_with_the_project_are_sound(name: str, count: int) -> None:
     from anystep.training.config import load_recipe
 
-    comparison = load_recipe(CONFIGS / name, Comparison)
-    assert len(comparison.variants) == 5
+    comparison = load_recipe(CONFIGS / f"{name}.yaml", Comparison)
+    assert len(comparison.variants) == count
+    comparison.check_seeds()
     for variant in comparison.variants:
         assert variant_recipe(comparison, variant, 0).run.steps > 600
 

@@ -495,8 +495,8 @@ def _with_base(path: Path, *above: Path) -> dict[str, Any]:
         return content
     if not isinstance(base, str):
         raise InputError(f"{shown(str(path))}: base {shown(base)}: expected a recipe's name or the path of a file")
-    beside = path.parent / base
-    found = beside if beside.is_file() else find_recipe(base)
+    beside = (path.parent / base, path.parent / f"{base}.yaml")
+    found = next((file for file in beside if file.is_file()), None) or find_recipe(base)
     if found.resolve() in {each.resolve() for each in (path, *above)}:
         raise InputError(f"{shown(str(path))}: base {shown(base)} leads back to itself: a base must come to an end")
     return merged(_with_base(found, path, *above), content)
