@@ -13,6 +13,7 @@ from anystep.objective import (
     Implicit,
     ModelGuidance,
     SelfConsistency,
+    SelfEvaluation,
     Terminal,
     TransitionObjective,
     Weighting,
@@ -86,6 +87,7 @@ TARGETS = {
     "self_consistency": SelfConsistency(),
     "implicit": Implicit(),
     "terminal": Terminal(),
+    "self_evaluation": SelfEvaluation(),
 }
 
 
@@ -107,10 +109,16 @@ def test_the_loss_of_a_pack_is_that_of_its_images_weighted_by_their_tokens(kind:
     r = torch.tensor([0.1, 0.5, 0.0, 0.3, 0.8])
     features = [torch.randn(each.shape[1] * each.shape[2] // 4, 3, generator=dice) for each in images]
 
+    fresh = [torch.randn(image.shape, generator=dice) for image in images]
+
     def extra(rows: list[int], packed: bool) -> dict[str, Any]:
         given: dict[str, Any] = {}
         if kind == "guided":
             given = {"ema_network": made, "null_condition": torch.zeros(len(rows), 7, 16)}
+        if kind == "self_evaluation":
+            chosen = [fresh[row] for row in rows]
+            given["null_condition"] = torch.zeros(len(rows), 7, 16)
+            given["fresh"] = pack(chosen, 2)[0] if packed else torch.stack(chosen)
         if kind == "aligned":
             chosen = [features[row] for row in rows]
             given["features"] = torch.cat(chosen) if packed else torch.stack(chosen)

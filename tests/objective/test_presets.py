@@ -13,6 +13,8 @@ from anystep.training.config import ObjectiveConfig, Recipe
 from anystep.training.objective import make_objective
 from anystep.transport import make_transport
 
+ONE = torch.ones(1)
+
 
 def objective(kind: str, **options: Any) -> TransitionObjective:
     return make_objective(Recipe(objective=ObjectiveConfig.model_validate({"kind": kind, **options})))
@@ -40,18 +42,20 @@ def test_pairs(kind: str, diffusion: float, consistency: float) -> None:
 
 
 class Linear(torch.nn.Module):
-    """f(x, t, r) = a x + b t + c r."""
+    """f(x, t, r) = a x + b t + c r, and half as much again of x where the condition is one."""
 
-    def forward(self, x: Tensor, t: Tensor, r: Tensor, condition: Any, mask: Any = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, r: Tensor, condition: Any, mask: Any = ONE) -> Tensor:
         t, r = (time.view(-1, 1, 1, 1).to(x) for time in (t, r))
-        return 0.3 * x + 0.7 * t - 0.4 * r
+        told = condition.to(x).view(-1, 1, 1, 1)
+        return (0.2 + 0.1 * told) * x + 0.7 * t - 0.4 * r
 
 
 def residuals(kind: str, target: Tensor, x: Tensor, z: Tensor, t: Tensor, r: Tensor, **options: Any) -> None:
     """That the residual of the objective is the squared distance to `target`."""
     made = objective(kind, direction=False, **options)
-    record = made.evaluate(Linear(), x, z, t, r, torch.zeros(len(x)), ema_network=Linear())
-    value = Linear()(made.transport.path(x, z, t), t, r, None)
+    judged = {"null_condition": torch.zeros(len(x)), "fresh": z.flip(0)}
+    record = made.evaluate(Linear(), x, z, t, r, torch.ones(len(x)), ema_network=Linear(), **judged)
+    value = Linear()(made.transport.path(x, z, t), t, r, ONE)
     torch.testing.assert_close(record.residual, (value - target).square().flatten(1).mean(1), atol=2e-4, rtol=1e-3)
 
 
@@ -76,7 +80,7 @@ def test_flow_matching_is_the_velocity(draw: dict[str, Tensor]) -> None:
 def test_ours_follows_the_velocity_and_takes_half_of_it(draw: dict[str, Tensor]) -> None:
     t, r, network = draw["t"], draw["r"], Linear()
     x_t = make_transport("ot_fm").path(draw["x"], draw["z"], t)
-    v = network(x_t, t, t, None)
+    v = network(x_t, t, t, ONE)
     slope = 0.3 * v + 0.7
     residuals("any_step", (draw["z"] - draw["x"] + v) / 2 - (t - r).view(-1, 1, 1, 1) * slope, **draw)
 
@@ -88,7 +92,7 @@ def test_alpha_flow_mixes_the_velocity_with_where_the_network_goes_on_from_a_poi
     s = t - 0.25 * (t - r)
     x_s = make_transport("ot_fm").path(draw["x"], draw["z"], s)
     residuals(
-        "alpha_flow", 0.25 * (draw["z"] - draw["x"]) + 0.75 * Linear()(x_s, s, r, None), **draw, ratio=(0.25, 0.25)
+        "alpha_flow", 0.25 * (draw["z"] - draw["x"]) + 0.75 * Linear()(x_s, s, r, ONE), **draw, ratio=(0.25, 0.25)
     )
 
 
@@ -98,27 +102,50 @@ def test_a_terminal_target_is_the_velocity_where_it_lands_and_how_the_answer_mov
     t, r, network = draw["t"], draw["r"], Linear()
     x_t = make_transport("ot_fm").path(draw["x"], draw["z"], t)
     interval = (t - r).view(-1, 1, 1, 1)
-    x_r = x_t - interval * network(x_t, t, r, None)
-    residuals("terminal", network(x_r, r, r, None) + interval * -0.4, **draw)
+    x_r = x_t - interval * network(x_t, t, r, ONE)
+    residuals("terminal", network(x_r, r, r, ONE) + interval * -0.4, **draw)
+
+
+def test_self_evaluation_mixes_the_data_with_what_the_network_makes_of_it_once_it_has_judged_that(
+    draw: dict[str, Tensor],
+) -> None:
+    t, r, network, flow = draw["t"], draw["r"], Linear(), make_transport("ot_fm")
+    x_t, (T, R) = flow.path(draw["x"], draw["z"], t), (time.view(-1, 1, 1, 1) for time in (t, r))
+    own = x_t - T * network(x_t, t, r, ONE)
+    x_r = (1 - R) * own + R * draw["z"].flip(0)
+    judged, null = (x_r - R * network(x_r, r, r, condition) for condition in (ONE, 0 * ONE))
+    length = T / (1 - T) - R / (1 - R)
+    data = (draw["x"] + length * (own + judged - null)) / (1 + length)
+    data = data * (draw["x"].square().sum((1, 2, 3)) / data.square().sum((1, 2, 3))).sqrt().view(-1, 1, 1, 1)
+    residuals("self_evaluation", (x_t - data) / T, **draw)
 
 
 def test_a_shortcut_is_the_mean_of_its_two_halves(draw: dict[str, Tensor]) -> None:
     t, r, network = draw["t"], draw["r"], Linear()
     middle, x_t = (t + r) / 2, make_transport("ot_fm").path(draw["x"], draw["z"], t)
-    first = network(x_t, t, middle, None)
-    second = network(x_t - (t - middle).view(-1, 1, 1, 1) * first, middle, r, None)
+    first = network(x_t, t, middle, ONE)
+    second = network(x_t - (t - middle).view(-1, 1, 1, 1) * first, middle, r, ONE)
     residuals("shortcut", (first + second) / 2, **draw)
 
 
 def test_evaluations_are_counted(draw: dict[str, Tensor]) -> None:
     counted = {
-        kind: objective(kind).evaluate(Linear(), condition=torch.zeros(3), ema_network=Linear(), **draw).evaluations
+        kind: objective(kind)
+        .evaluate(
+            Linear(),
+            condition=torch.ones(3),
+            ema_network=Linear(),
+            null_condition=torch.zeros(3),
+            fresh=draw["z"],
+            **draw,
+        )
+        .evaluations
         for kind in OBJECTIVES
         if kind != "flow_matching"
     }
     assert counted == {
         "transition": 9, "any_step": 9, "consistency": 9, "mean_flow": 9, "improved_mean_flow": 12, "alpha_flow": 6,
-        "soflow": 6, "shortcut": 9, "terminal": 9,
+        "soflow": 6, "shortcut": 9, "terminal": 9, "self_evaluation": 9,
     }  # fmt: skip
     flow = objective("flow_matching").evaluate(Linear(), condition=torch.zeros(3), **{**draw, "r": draw["t"]})
     assert flow.evaluations == 3
@@ -134,7 +161,7 @@ def test_what_is_said_goes_before_what_the_kind_says() -> None:
 def test_an_instantaneous_network_is_never_asked_for_an_interval() -> None:
     asked: list[tuple[Tensor, Tensor]] = []
 
-    def network(x: Tensor, t: Tensor, r: Tensor, condition: Any, mask: Any = None) -> Tensor:
+    def network(x: Tensor, t: Tensor, r: Tensor, condition: Any, mask: Any = ONE) -> Tensor:
         asked.append((t, r))
         return 0.5 * x
 

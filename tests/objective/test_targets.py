@@ -13,7 +13,16 @@ from mixture import exact_jump, instantaneous, posterior
 from numpy.polynomial.hermite_e import hermegauss
 from torch import Tensor
 
-from anystep.objective import Identity, Implicit, PathPoints, SelfConsistency, Target, Terminal, derivative
+from anystep.objective import (
+    Identity,
+    Implicit,
+    PathPoints,
+    SelfConsistency,
+    SelfEvaluation,
+    Target,
+    Terminal,
+    derivative,
+)
 from anystep.objective.targets import transition_rates
 from anystep.transport import TRANSPORTS, Transport, make_transport
 
@@ -69,6 +78,101 @@ def test_the_conditional_mean_of_every_target_is_the_exact_transition(name: str,
     made = TARGETS[kind](at, evaluate, evaluate, F, progress=1.0)
     mean = (share * made.value[:, 0].view(len(x_t), count)).sum(1)
     torch.testing.assert_close(mean, f, rtol=2e-3 if kind == "implicit" else 2e-4, atol=2e-4)
+
+
+def self_evaluated(transport: Transport, answer: Tensor, x_t: Tensor, null: int | None) -> tuple[Tensor, Tensor]:
+    """Mean of the target over all (x, z) behind each x_t of component 0 and over fresh noise, where f is `answer`.
+
+    And what it should be: F of E[x] mixed with the judged data, both in float64. `null` is what the empty condition is:
+    a component, or the mixture.
+    """
+    t, r = (torch.full_like(x_t, time) for time in TIMES.get(transport.name, (0.6, 0.25)))
+    _, means, variance = posterior(transport, x_t, t)
+    nodes, mass = (torch.from_numpy(part) for part in hermegauss(9))
+    mass = mass / math.sqrt(2 * math.pi)
+    shape = (len(x_t), 9, 9)
+    x = (means[:, :1] + variance[:, :1].sqrt() * nodes)[:, :, None].expand(shape)
+    spread = [each[:, None, None].expand(shape).flatten() for each in (t, r, x_t, answer)]
+    c = transport.coefficients(spread[0])
+    data, noise = x.flatten(), nodes.expand(shape).flatten()
+    z = (spread[2] - c.alpha * data) / c.sigma
+    rows = torch.arange(len(data))
+
+    def ask(component: int | None) -> Any:
+        return lambda x, t, r, rows: instantaneous(transport, x[:, 0], t, component)[:, None]
+
+    at = PathPoints(transport, data[:, None], z[:, None], spread[0], spread[1], rows, spread[2][:, None],
+                    spread[3][:, None], None, noise[:, None], ask(null))  # fmt: skip
+    F = transport.prediction(at.x, at.z, at.t)
+    made = SelfEvaluation(renormalise=False)(at, ask(0), ask(0), F, 1.0).value
+    mean = torch.einsum("ijk,j,k->i", made.view(shape), mass, mass)
+
+    own, _ = transport.decompose(x_t, answer, t)
+    x_r = transport.path(own[:, None].expand(-1, 9).flatten(), nodes.repeat(len(x_t)), r.repeat_interleave(9))
+    at_r = r.repeat_interleave(9)
+    judged, unconditional = (
+        transport.decompose(x_r, instantaneous(transport, x_r, at_r, component), at_r)[0].view(-1, 9) @ mass
+        for component in (0, null)
+    )
+    c, c_r = transport.coefficients(t), transport.coefficients(r)
+    length = c.sigma / c.alpha - c_r.sigma / c_r.alpha
+    wanted = (means[:, 0] + length * (own + judged - unconditional)) / (1 + length)
+    return mean, transport.prediction(wanted, (x_t - c.alpha * wanted) / c.sigma, t)
+
+
+@pytest.mark.parametrize("name", TRANSPORTS)
+def test_the_mean_of_self_evaluation_is_the_data_and_what_the_network_made_of_it_judged(name: str) -> None:
+    transport, x_t = make_transport(name), torch.linspace(-1.2, 1.2, 5, dtype=torch.float64)
+    mean, wanted = self_evaluated(transport, 0.3 * x_t + 0.1, x_t, None)
+    torch.testing.assert_close(mean, wanted, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", TRANSPORTS)
+def test_where_the_condition_says_nothing_self_evaluation_rests_at_the_mean_of_the_data(name: str) -> None:
+    transport, x_t = make_transport(name), torch.linspace(-1.2, 1.2, 5, dtype=torch.float64)
+    t = torch.full_like(x_t, TIMES.get(name, (0.6, 0.25))[0])
+    exact = instantaneous(transport, x_t, t, 0)
+    mean, _ = self_evaluated(transport, exact, x_t, 0)
+    torch.testing.assert_close(mean, exact, rtol=1e-9, atol=1e-9)
+    other, _ = self_evaluated(transport, exact + 0.5, x_t, 0)
+    assert ((other - exact).abs() < 0.5).all()  # and comes back to it
+
+
+@pytest.mark.parametrize("name", TRANSPORTS)
+def test_elsewhere_it_rests_where_the_judgement_outweighs_the_distance_from_the_mean(name: str) -> None:
+    transport, x_t = make_transport(name), torch.linspace(-0.6, 0.6, 3, dtype=torch.float64)
+    t, r = (torch.full_like(x_t, time) for time in TIMES.get(name, (0.6, 0.25)))
+    answer = instantaneous(transport, x_t, t, 0)
+    mean = answer
+    for _ in range(60):
+        mean, _ = self_evaluated(transport, mean, x_t, None)
+    own, _ = transport.decompose(x_t, mean, t)
+    data, _ = transport.decompose(x_t, answer, t)
+    nodes, mass = (torch.from_numpy(part) for part in hermegauss(9))
+    x_r = transport.path(own[:, None].expand(-1, 9).flatten(), nodes.repeat(len(x_t)), r.repeat_interleave(9))
+    judged, null = (
+        transport.decompose(x_r, instantaneous(transport, x_r, r.repeat_interleave(9), each), r.repeat_interleave(9))[0]
+        for each in (0, None)
+    )
+    c, c_r = transport.coefficients(t), transport.coefficients(r)
+    length = c.sigma / c.alpha - c_r.sigma / c_r.alpha
+    pull = length * ((judged - null).view(-1, 9) @ mass) / math.sqrt(2 * math.pi)
+    assert (pull.abs() > 1e-3).all()
+    torch.testing.assert_close(own, data + pull, rtol=1e-4, atol=1e-4)
+
+
+def test_self_evaluated_data_has_the_norm_of_its_own_sample() -> None:
+    transport, rows = make_transport("trigflow"), torch.tensor([0, 0, 1])
+    dice = torch.Generator().manual_seed(0)
+    x, z, f, fresh = torch.randn(4, 3, 2, 2, generator=dice)
+    t, r = torch.tensor([0.9, 0.9, 1.57]), torch.tensor([0.2, 0.2, 0.0])
+    x_t = transport.path(x, z, t)
+    at = PathPoints(transport, x, z, t, r, rows, x_t, f, None, fresh, lambda x, t, r, rows: 0.5 * x)
+    ask = lambda x, t, r, rows: 0.2 * x  # noqa: E731
+    made = SelfEvaluation()(at, ask, ask, transport.prediction(x, z, t), 1.0).value
+    data, _ = transport.decompose(x_t, made, t)
+    for image in (rows == 0, rows == 1):
+        torch.testing.assert_close(data[image].norm(), x[image].norm())
 
 
 @pytest.mark.parametrize("name", TRANSPORTS)

@@ -66,6 +66,12 @@ def test_the_command_line_overrides_the_file_and_its_debug_size(tmp_path: Path, 
         ("objective: {guidance_condition: {interval: [0.8, 0.3]}}", [], "expected the lower time first"),
         ("objective: {guidance_condition: {}}", [], "needs a network that is told it: model.options.guidance_embed"),
         ("objective: {guidance_condition: {}, guidance: {}}", [], "both guide the target: set one of them"),
+        ("objective: {kind: self_evaluation, guidance: {}}", [], "compares the condition with none itself"),
+        (
+            "{objective: {kind: self_evaluation}, condition_dropout: 0}",
+            [],
+            "objective.target self_evaluation needs the",
+        ),
         ("model: {options: {guidance_embed: true}}", [], "is learned by objective.guidance_condition, which is null"),
         (
             "{objective: {guidance_condition: {}}, model: {options: {guidance_embed: true}}, condition_dropout: 0}",

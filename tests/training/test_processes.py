@@ -112,6 +112,7 @@ def test_two_processes_have_the_losses_of_one(recipe: Path, alone: Path, tmp_pat
 OBJECTIVES: dict[str, Any] = {
     "running_mean": {"normalise": "running_mean", "adaptive": 0},
     "uncertainty": {"normalise": "uncertainty", "adaptive": 0.5},
+    "self_evaluation": {"kind": "self_evaluation"},
     "guidance": {"guidance_condition": {"interval": [0.5, 1.0]}, "diffusion_share": 0.8},
 }
 

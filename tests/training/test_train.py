@@ -94,6 +94,7 @@ UNCERTAINTY = {"normalise": "uncertainty", "adaptive": 0.5}
         (3, {}, set()),
         (5, {}, set()),
         (3, GUIDANCE, {"network.guidance_embedding.linear_2.weight"}),
+        (3, {"kind": "self_evaluation"}, set()),
         (3, RUNNING_MEAN, {"normaliser.sums", "normaliser.counts"}),
         (3, UNCERTAINTY, {"normaliser.weight", "normaliser-optimizer.state.weight.exp_avg"}),
     ],

@@ -8,7 +8,7 @@ from anystep.objective.draws import TimeDistribution, TimeDraws
 from anystep.objective.evaluation import BoundNetwork, Evaluation, PathPoints
 from anystep.objective.guidance import GuidanceCondition, ModelGuidance
 from anystep.objective.loss import BranchVelocity, LossRecord, TransitionObjective, residual_by_bin, target_cost
-from anystep.objective.targets import Identity, Implicit, SelfConsistency, Target, Terminal
+from anystep.objective.targets import Identity, Implicit, SelfConsistency, SelfEvaluation, Target, Terminal
 from anystep.objective.weights import Normaliser, RunningMean, Uncertainty, Weighting, interval_weight
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "PathPoints",
     "RunningMean",
     "SelfConsistency",
+    "SelfEvaluation",
     "Target",
     "Terminal",
     "TimeDistribution",

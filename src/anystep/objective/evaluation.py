@@ -76,6 +76,8 @@ class PathPoints:
         x_t: the points themselves.
         f: the network's answer f(x_t, t, r), without gradient.
         v: its velocity f(x_t, t, t), where that was found with f: in a network with branches.
+        fresh: standard normal noise that x_t knows nothing of, where it was drawn.
+        null: whoever's velocity is believed, with the empty condition, where there is one.
     """
 
     transport: Transport
@@ -87,3 +89,5 @@ class PathPoints:
     x_t: Sample
     f: Sample
     v: Sample | None = None
+    fresh: Sample | None = None
+    null: Evaluation | None = None

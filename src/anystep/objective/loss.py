@@ -15,7 +15,7 @@ from anystep.objective.derivatives import Derivative
 from anystep.objective.draws import NORMALS, UNIFORMS, TimeDraws
 from anystep.objective.evaluation import BoundNetwork, PathPoints
 from anystep.objective.guidance import GuidanceCondition, ModelGuidance
-from anystep.objective.targets import Identity, Target, TargetValue
+from anystep.objective.targets import Identity, SelfEvaluation, Target, TargetValue
 from anystep.objective.weights import Weighting, network_bin
 from anystep.packing import Packing
 from anystep.transport import Sample, Times, Transport, expand
@@ -125,6 +125,8 @@ class TransitionObjective:
         z = torch.randn(x.shape, generator=generator)
         if isinstance(self.guidance, GuidanceCondition) and "guidance" not in extra:
             extra["guidance"] = self.guidance.scales(torch.rand(len(x), generator=generator)).to(x.device)
+        if isinstance(self.target, SelfEvaluation) and "fresh" not in extra:
+            extra["fresh"] = torch.randn(x.shape, generator=generator).to(x)
         return self.evaluate(network, x, z.to(x), t.to(x.device), r.to(x.device), condition, **extra)
 
     def evaluate(
@@ -143,6 +145,7 @@ class TransitionObjective:
         packing: Packing | None = None,
         progress: float = 1.0,
         guidance: Float[Tensor, " images"] | None = None,
+        fresh: Sample | None = None,
     ) -> LossRecord:
         """The loss at given draws. Times, `condition`, its mask and `null_condition` have one row a sample.
 
@@ -153,6 +156,7 @@ class TransitionObjective:
             packing: whose tokens are whose, where `x` and `z` are packed. A sample then weighs as much as it has
                 tokens, so that packs and batches of one shape give the same loss.
             progress: share of the training that is done, for targets that change with it.
+            fresh: noise beside `z`, for a `SelfEvaluation`.
         """
         transport = self.transport
         shared = SharedRows(len(t), x.device) if packing is None else packing
@@ -177,15 +181,18 @@ class TransitionObjective:
             tokens = found[0] if features is not None else None
             v = found[-1] if self.velocity is not None else None
         ema = None if ema_network is None else replace(evaluate, network=ema_network)
+        unguided = None if guidance is None else torch.ones_like(guidance)
+        null = None
+        if null_condition is not None:
+            believed = ema if self.ema_teacher and ema is not None else evaluate
+            null = replace(believed, condition=null_condition, mask=null_mask, guidance=unguided)
         pair, guided = PathPair(x, z, transport.prediction(x, z, at_t)), 0
         if self.guidance is not None:
-            if ema is None or null_condition is None:
+            if ema is None or null is None:
                 raise ValueError("guidance in the target needs ema_network and null_condition")
-            unguided = None if guidance is None else torch.ones_like(guidance)
-            null = replace(ema, condition=null_condition, mask=null_mask, guidance=unguided)
             asked = self._together(self.guidance.asks(t, guidance))
             guided = int(asked.sum())
-            pair = self._guided(pair, x_t, t, guidance, own, asked, ema, null)
+            pair = self._guided(pair, x_t, t, guidance, own, asked, ema, replace(null, network=ema_network))
         x, z, F = pair
         with torch.no_grad():
             target = F.to(f)
@@ -195,7 +202,8 @@ class TransitionObjective:
             rows = asked[own.to(t.device)].nonzero().squeeze(1)
             made, noise = self._learned(
                 PathPoints(transport, x[rows], z[rows], at_t[rows], at_r[rows], own[rows.to(own.device)], x_t[rows],
-                           f[rows].detach(), None if v is None or self.ema_teacher else v[rows].detach()),
+                           f[rows].detach(), None if v is None or self.ema_teacher else v[rows].detach(),
+                           None if fresh is None else fresh[rows], null),
                 evaluate, ema, F[rows], progress,
             )  # fmt: skip
             if len(moving):  # else what was asked for was asked for the sake of other processes

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 ObjectiveKind = Literal[
     "transition", "any_step", "flow_matching", "consistency", "mean_flow", "improved_mean_flow", "alpha_flow", "soflow",
-    "shortcut", "terminal",
+    "shortcut", "terminal", "self_evaluation",
 ]  # fmt: skip
 Sampling = Literal["transition", "instantaneous", "consistency"]
 
@@ -139,5 +139,12 @@ OBJECTIVES: dict[ObjectiveKind, ObjectivePreset] = {
         "arXiv 2505.18825; 2511.19797",
         "v(x_r, r) + (t - r) df/dr",
         {"target": "terminal", "diffusion_share": 0.75, "consistency_share": 0.0, "ema_teacher": True},
+    ),
+    # no identity: the network's own data, re-noised, is judged by its own velocity with and without the condition
+    "self_evaluation": ObjectivePreset(
+        "Self-E",
+        "arXiv 2512.22374",
+        "the F of x' ~ x + l (x^ + x~(c) - x~(null)), x~ at x^ re-noised to r, l = t / (1 - t) - r / (1 - r)",
+        {"target": "self_evaluation", "consistency_share": 0.0, "weight": "constant"},
     ),
 }

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from anystep.objective.derivatives import DERIVATIVE_COST, Derivative, derivative
-from anystep.objective.evaluation import Evaluation, PathPoints, forward_dtype
+from anystep.objective.evaluation import Evaluation, PathPoints, Rows, forward_dtype
 from anystep.transport import Sample, Times, Transport, expand
 
 
@@ -182,6 +182,51 @@ class Terminal:
         # where B_r is small, what f answers hardly moves the landing point, and the quotient says little
         weight = (B_r / transition_rates(transport, r, r)[1]).square()
         return TargetValue(value, slope, weight)
+
+
+@dataclass(frozen=True)
+class SelfEvaluation:
+    """The data that x_t comes from, mixed with what the network makes of it once its own velocity has judged that.
+
+    Self-E (arXiv 2512.22374), in F space. With x^ the data that f stands for, x^_r = alpha_r x^ + sigma_r z' its point
+    at r for fresh noise z', x~ the data that the velocity there stands for, and
+    l = sigma_t / alpha_t - sigma_r / alpha_r, f is to stand for the data
+    (x + l (x^ + x~(x^_r, r, c) - x~(x^_r, r, null))) / (1 + l), scaled to the norm of x. It is no identity: before the
+    scaling its fixed point is x^ = E[x | x_t] + l (x~(c) - x~(null)), which leans to where the condition is told from
+    none; where it is not, or where t = r, f is the velocity.
+
+    Args:
+        most: that l may be, so that some of the data stays in where alpha_t is nearly zero; ours.
+        renormalise: whether to scale.
+    """
+
+    most: float = 10.0
+    renormalise: bool = True
+    cost: int = 2
+
+    @torch.no_grad()
+    def __call__(
+        self, at: PathPoints, evaluate: Evaluation, teacher: Evaluation, F: Sample, progress: float
+    ) -> TargetValue:
+        if at.fresh is None or at.null is None:
+            raise ValueError("a self-evaluation target needs fresh noise and null_condition")
+        transport, r = at.transport, at.r
+        own, _ = transport.decompose(at.x_t, at.f, at.t)
+        x_r = transport.path(own, at.fresh, r)
+        judged, null = (transport.decompose(x_r, ask(x_r, r, r, at.rows).to(x_r), r)[0] for ask in (teacher, at.null))
+        c, c_r = transport.coefficients(at.t), transport.coefficients(r)
+        length = (c.sigma / c.alpha - c_r.sigma / c_r.alpha).clamp(max=self.most)
+        data = torch.lerp(at.x.to(own), own + judged - null, expand(length / (1 + length), own))
+        if self.renormalise:
+            data = data * expand(sizes(at.x, at.rows) / sizes(data, at.rows).clamp(min=1e-12), data)
+        # x_t stays, so that the noise moves with the data
+        return TargetValue(F + expand(c.alpha_hat - c.sigma_hat * c.alpha / c.sigma, data) * (data - at.x))
+
+
+def sizes(values: Sample, rows: Rows) -> Times:
+    """The norm of the sample that each row belongs to."""
+    sums = torch.zeros(int(rows.max()) + 1, dtype=values.dtype, device=values.device)
+    return sums.index_add(0, rows, values.square().flatten(1).sum(1))[rows].sqrt()
 
 
 # only the embedding of the interval moves, so the step can be larger than that of df/dt

@@ -300,7 +300,7 @@ class ObjectiveConfig(Section):
 
     kind: ObjectiveKind = "transition"
     # what is learned where t > r, by its class in `anystep.objective.targets`
-    target: Literal["identity", "self_consistency", "implicit", "terminal"] = "identity"
+    target: Literal["identity", "self_consistency", "implicit", "terminal", "self_evaluation"] = "identity"
     # of `identity`: how df/dt is estimated, along which trajectory, and how much of F the network's velocity replaces
     derivative: Literal["central", "forward_mode", "one_sided"] = "central"
     along: Literal["path", "velocity"] = "path"
@@ -339,6 +339,8 @@ class ObjectiveConfig(Section):
     def _goes_together(self) -> "ObjectiveConfig":
         if self.guidance is not None and self.guidance_condition is not None:
             raise ValueError("guidance and guidance_condition both guide the target: set one of them")
+        if self.target == "self_evaluation" and (self.guidance is not None or self.guidance_condition is not None):
+            raise ValueError("target self_evaluation compares the condition with none itself: set no guidance")
         if self.normalise == "running_mean" and self.adaptive != 0:
             raise ValueError(
                 f"normalise running_mean has log(1 + l / m) in place of an adaptive power: set adaptive 0, not "
@@ -451,8 +453,10 @@ class Recipe(Section):
             )
         if told and not conditioned:
             raise ValueError("model.options.guidance_embed is learned by objective.guidance_condition, which is null")
-        if conditioned and not (self.condition_dropout and self.model.options.get("class_dropout_prob", 1)):
-            raise ValueError("objective.guidance_condition needs the empty condition: set condition_dropout above 0")
+        asks_null = "guidance_condition" if conditioned else "target self_evaluation"
+        empty = self.condition_dropout and self.model.options.get("class_dropout_prob", 1)
+        if (conditioned or self.objective.target == "self_evaluation") and not empty:
+            raise ValueError(f"objective.{asks_null} needs the empty condition: set condition_dropout above 0")
         return self
 
     @property

@@ -19,6 +19,7 @@ class Loaded(NamedTuple):
 
     Attributes:
         x, z: latents and noise: (batch, channels, height, width), or packed.
+        fresh: noise beside `z`, where it was asked for.
         draws: what else is drawn of each sample.
         features: of the examples, where they have some; (tokens, width) where they are packed.
         packing: whose tokens are whose, where they are packed.
@@ -33,6 +34,7 @@ class Loaded(NamedTuple):
     features: Tensor | None
     packing: Packing | None
     pixels: list[tuple[int, int]]
+    fresh: Tensor | None = None
 
 
 class Feed:
@@ -45,13 +47,21 @@ class Feed:
         patch: latent pixels along one side of a token.
         seed: keys the draws.
         mirror: whether to turn half of the images.
+        fresh: whether the objective wants noise beside `z`.
     """
 
     def __init__(
-        self, data: LatentSet, batches: Batches, ranks: Ranks, patch: int, seed: int, mirror: bool = False
+        self,
+        data: LatentSet,
+        batches: Batches,
+        ranks: Ranks,
+        patch: int,
+        seed: int,
+        mirror: bool = False,
+        fresh: bool = False,
     ) -> None:
         self._data, self._batches, self._ranks = data, batches, ranks
-        self._patch, self._seed, self._mirror = patch, seed, mirror
+        self._patch, self._seed, self._mirror, self._fresh = patch, seed, mirror, fresh
         self._reader = ThreadPoolExecutor(1)
         self._ahead: tuple[int, Future[list[Loaded]]] | None = None
 
@@ -70,7 +80,7 @@ class Feed:
     def _load(self, part: Part) -> Loaded:
         examples = self._data.read(part.examples)
         numbers = range(part.first, part.first + len(examples))
-        draws = draw(self._seed, numbers, [example.latent.shape for example in examples])
+        draws = draw(self._seed, numbers, [example.latent.shape for example in examples], self._fresh)
         latents = [
             example.mirrored if self._mirror and turn < 0.5 and example.mirrored is not None else example.latent
             for example, turn in zip(examples, draws.mirror.tolist(), strict=True)
@@ -81,9 +91,11 @@ class Feed:
         if part.packed:
             x, packing = pack(latents, self._patch)
             z, _ = pack(draws.z, self._patch)
-            return Loaded(part, examples, x, z, draws, torch.cat(whole) if whole else None, packing, pixels)
+            fresh = pack(draws.fresh, self._patch)[0] if draws.fresh else None
+            return Loaded(part, examples, x, z, draws, torch.cat(whole) if whole else None, packing, pixels, fresh)
         x, z = torch.stack(latents), torch.stack(draws.z)
-        return Loaded(part, examples, x, z, draws, torch.stack(whole) if whole else None, None, pixels)
+        fresh = torch.stack(draws.fresh) if draws.fresh else None
+        return Loaded(part, examples, x, z, draws, torch.stack(whole) if whole else None, None, pixels, fresh)
 
     def __enter__(self) -> "Feed":
         return self

@@ -11,6 +11,7 @@ from anystep.objective import (
     Normaliser,
     RunningMean,
     SelfConsistency,
+    SelfEvaluation,
     Target,
     Terminal,
     TimeDistribution,
@@ -65,6 +66,8 @@ def make_target(config: ObjectiveConfig) -> Target:
             return Implicit(*config.ratio)
         case "terminal":
             return Terminal(config.eps)
+        case "self_evaluation":
+            return SelfEvaluation()
 
 
 def make_guidance(config: ObjectiveConfig) -> ModelGuidance | GuidanceCondition | None:

@@ -23,7 +23,14 @@ from anystep.data.latents import Encoded, LatentSet
 from anystep.environment import peak_megabytes
 from anystep.errors import InputError
 from anystep.models.transformer import TransitionTransformer2DModel
-from anystep.objective import GuidanceCondition, LossRecord, TransitionObjective, derivative, residual_by_bin
+from anystep.objective import (
+    GuidanceCondition,
+    LossRecord,
+    SelfEvaluation,
+    TransitionObjective,
+    derivative,
+    residual_by_bin,
+)
 from anystep.planning import ForwardFlops, device_kind
 from anystep.ranks import Ranks
 from anystep.sampling import resolution_shift
@@ -242,13 +249,14 @@ def _train(
     peak = peak_flops(config, device)
     forward_flops = ForwardFlops.of(recipe.model.preset, **recipe.model.options) if peak else None
     rate = learning_rate(recipe.optimizer, step, config.steps)
+    judges = isinstance(objective.target, SelfEvaluation)
     announced = 0  # unreadable examples that all processes know of
 
     with (
         interruptible() as interrupted,
         Progress(config.steps, step, quiet=not ranks.first) as progress,
         profiling(config.profile, out / "profile", ranks) as profiled,
-        Feed(data, batches, ranks, patch, config.seed, recipe.data.mirror) as feed,
+        Feed(data, batches, ranks, patch, config.seed, recipe.data.mirror, judges) as feed,
         checkpoints,
     ):
         while step < config.steps:
@@ -281,7 +289,7 @@ def _train(
                 shift = torch.tensor([resolution_shift(*each, base) for each in part.pixels])
                 t, r = current.times(part.draws.normal, part.draws.uniform, shift if (shift > 1).any() else None)
                 extra: dict[str, Any] = {}
-                if current.guidance is not None or current.ema_teacher:
+                if current.guidance is not None or current.ema_teacher or judges:
                     nothing = null.expand(len(condition), *null.shape[1:]).to(device)
                     extra = {"ema_network": averages[0], "null_condition": nothing}
                 if isinstance(current.guidance, GuidanceCondition):
@@ -290,6 +298,8 @@ def _train(
                 extra["progress"] = step / config.steps
                 if part.features is not None and step < aligned_until * config.steps:
                     extra["features"] = part.features.to(device)
+                if part.fresh is not None:
+                    extra["fresh"] = part.fresh.to(device)
                 if part.packing is not None:
                     extra["packing"] = part.packing
                 x, z = part.x.to(device), part.z.to(device)
