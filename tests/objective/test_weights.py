@@ -127,7 +127,7 @@ def test_the_interval_weighs_the_whole_term(normaliser: Any, power: float) -> No
     ("options", "told"),
     [
         ({"normalise": "running_mean"}, "normalise running_mean .* set adaptive 0, not 1"),
-        ({"normalise": "running_mean", "kind": "any_step"}, "set adaptive 0, not 0.75"),
+        ({"normalise": "running_mean", "adaptive": 0.75}, "set adaptive 0, not 0.75"),
         ({"normalise": "uncertainty"}, "normalise uncertainty has nothing to learn where adaptive is 1"),
     ],
 )
