@@ -46,6 +46,7 @@ from anystep.evaluation.evaluate import (
     Reference,
     describe_model,
     generate_points,
+    observe_real,
     observe_reference,
     report,
 )
@@ -53,7 +54,7 @@ from anystep.evaluation.features import load_extractor, try_extractor
 from anystep.evaluation.metric import Observed
 from anystep.evaluation.metrics import check_measurable, choose_metrics
 from anystep.evaluation.report import check_drawing, curve
-from anystep.evaluation.step_plans import GUARDED, VALIDATION_SAMPLES, Search, observe_real, plan_model
+from anystep.evaluation.step_plans import GUARDED, VALIDATION_SAMPLES, Search, plan_model
 from anystep.files import (
     HOLDER,
     LOCK,

@@ -250,6 +250,31 @@ def generate_points(
     return points
 
 
+def observe_real(evaluation: Evaluation, reference: Reference) -> Observed:
+    """The real images, without captions, which are of those that are drawn for."""
+    return _observe(evaluation, reference, "real", reference.real)
+
+
+def _observe(
+    evaluation: Evaluation,
+    reference: Reference,
+    name: str,
+    indices: list[int],
+    change: Callable[[Image.Image], Image.Image] | None = None,
+    captions: Sequence[str] = (),
+    begin: Callable[[int], object] = lambda first: None,
+) -> Observed:
+    """Images of a source, changed or not; `begin` is told the number of the first of every chunk that is made."""
+    told = list(captions)
+    folder = evaluation.work(name, reference.fingerprint(indices), evaluation.seed, told, scored=bool(told))
+
+    def make(chunk: range) -> tuple[Images, Cost]:
+        begin(chunk.start)
+        return reference.images([indices[number] for number in chunk], change), Cost()
+
+    return evaluation.collect(name, folder, len(indices), make, told)[0]
+
+
 def observe_reference(evaluation: Evaluation, reference: Reference) -> tuple[Observed, dict[str, Observed]]:
     """The real images, and by name the controls: other real ones, and those degraded in two ways."""
     dice = torch.Generator().manual_seed(evaluation.seed)
@@ -261,25 +286,17 @@ def observe_reference(evaluation: Evaluation, reference: Reference) -> tuple[Obs
 
     captions = list(map(str, reference.prompts(len(reference.again), evaluation.seed))) if evaluation.scorers else []
 
-    def see(name: str, indices: list[int], change: Callable[[Image.Image], Image.Image] | None = None) -> Observed:
-        told = captions if indices is reference.again else []
-        folder = evaluation.work(name, reference.fingerprint(indices), evaluation.seed, told, scored=bool(told))
+    def control(name: str, change: Callable[[Image.Image], Image.Image] | None = None) -> Observed:
+        def begin(first: int) -> object:  # a chunk does not depend on who made those before
+            return dice.manual_seed(evaluation.seed + first)
 
-        def make(chunk: range) -> tuple[Images, Cost]:
-            dice.manual_seed(evaluation.seed + chunk.start)  # a chunk does not depend on who made those before
-            return reference.images([indices[number] for number in chunk], change), Cost()
+        return _observe(evaluation, reference, name, reference.again, change, captions, begin)
 
-        return evaluation.collect(name, folder, len(indices), make, told)[0]
-
-    real = see("real", reference.real)
-    controls = {
-        REAL: see("again", reference.again),
-        f"blurred by {BLUR:g} pixels": see(
-            "blurred", reference.again, lambda image: image.filter(ImageFilter.GaussianBlur(BLUR))
-        ),
-        f"with noise of {NOISE:g} levels": see("noisy", reference.again, noisy),
+    return observe_real(evaluation, reference), {
+        REAL: control("again"),
+        f"blurred by {BLUR:g} pixels": control("blurred", lambda image: image.filter(ImageFilter.GaussianBlur(BLUR))),
+        f"with noise of {NOISE:g} levels": control("noisy", noisy),
     }
-    return real, controls
 
 
 def describe_model(evaluation: Evaluation, name: str, points: Sequence[Point], real: Observed) -> dict[str, Any]:

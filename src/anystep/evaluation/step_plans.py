@@ -24,7 +24,6 @@ from anystep.data.sources import open_source
 from anystep.device import pick_device
 from anystep.environment import environment
 from anystep.errors import InputError
-from anystep.evaluation.collect import Cost, Images
 from anystep.evaluation.evaluate import (
     VALIDATION_SEED,
     Evaluation,
@@ -32,6 +31,7 @@ from anystep.evaluation.evaluate import (
     Reference,
     check_prompts,
     generate_points,
+    observe_real,
 )
 from anystep.evaluation.features import FeatureExtractor, load_extractor, try_extractor
 from anystep.evaluation.metric import Better, Observed, measure, probability_not_worse, shortfall
@@ -229,16 +229,6 @@ def plan_model(
         lambda steps: model.pipeline.plan(steps, "uniform"),
         lambda made: [(measure(other, real, made, evaluation.seed), other.better) for other in others],
     )
-
-
-def observe_real(evaluation: Evaluation, reference: Reference) -> Observed:
-    """The real images that plans are measured against."""
-
-    def make(chunk: range) -> tuple[Images, Cost]:
-        return reference.images([reference.real[number] for number in chunk]), Cost()
-
-    folder = evaluation.work("real", reference.fingerprint(reference.real), evaluation.seed, [])
-    return evaluation.collect("real images", folder, len(reference.real), make)[0]
 
 
 @dataclass(frozen=True)
