@@ -58,7 +58,7 @@ def small(fashion: Path, tmp_path_factory: pytest.TempPathFactory, pooled: Path)
     content["recipe"]["data"]["source"] = f"idx:{fashion}"
     content["recipe"]["model"]["options"] |= debug["recipe"]["model"]["options"]
     content["recipe"]["run"] |= {"batch_size": 8}
-    content |= {"evaluations": 240, "seeds": [0, 1], "steps": [1, 2], "samples": 60, "extractor": str(pooled)}
+    content |= {"evaluations": 240, "seeds": [0, 1], "steps": [1, 2], "samples": 60, "extractor": str(pooled), "plans": False}
     content["variants"] = {
         "transition": {},
         "flow matching": {"objective": {"kind": "flow_matching"}},
@@ -407,8 +407,8 @@ def test_a_classifier_learns_its_classes(fashion: Path, tmp_path: Path, capsys: 
     assert (tmp_path / "diary.safetensors").read_text() == "mine"
 
 
-@pytest.mark.parametrize(("name", "count"), [("fashion-mnist", 5), ("emoji", 5), ("objectives", 10),
-                                            ("objectives-mnist", 10), ("objectives-long", 10)])  # fmt: skip
+@pytest.mark.parametrize(("name", "count"), [("fashion-mnist", 11), ("emoji", 6), ("objectives", 12), ("ablation", 15),
+                                            ("objectives-mnist", 4), ("objectives-long", 3)])  # fmt: skip
 def test_the_comparisons_that_come_with_the_project_are_sound(name: str, count: int) -> None:
     from anystep.training.config import load_recipe
 

@@ -82,7 +82,7 @@ def test_recipes_lists_every_recipe_with_its_first_line_and_show_prints_one(caps
     assert main(["recipes"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(recipe_names()) + 1
-    assert any(line.startswith("anystep compare fashion-mnist ") and "Five objectives" in line for line in lines)
+    assert any(line.startswith("anystep compare fashion-mnist ") and "Every objective" in line for line in lines)
     assert any(line.startswith("anystep train emoji ") and "built-in text-to-image model" in line for line in lines)
     assert main(["recipes", "show", "emoji"]) == 0
     assert capsys.readouterr().out == (FOLDER / "emoji.yaml").read_text()
