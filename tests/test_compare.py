@@ -58,7 +58,8 @@ def small(fashion: Path, tmp_path_factory: pytest.TempPathFactory, pooled: Path)
     content["recipe"]["data"]["source"] = f"idx:{fashion}"
     content["recipe"]["model"]["options"] |= debug["recipe"]["model"]["options"]
     content["recipe"]["run"] |= {"batch_size": 8}
-    content |= {"evaluations": 240, "seeds": [0, 1], "steps": [1, 2], "samples": 60, "extractor": str(pooled), "plans": False}
+    content |= {"evaluations": 240, "seeds": [0, 1], "steps": [1, 2], "samples": 60, "extractor": str(pooled)}
+    content["plans"] = False
     content["variants"] = {
         "transition": {},
         "flow matching": {"objective": {"kind": "flow_matching"}},
