@@ -43,7 +43,7 @@ VARIANTS = {
     PLAIN: (Identity(), 0.0),
     "transition_central": (Identity(), 0.5),
     "transition_one_sided": (Identity(derivative("one_sided")), 0.5),
-    "any_step": (Identity(derivative("one_sided"), along="velocity", velocity_share=0.5), 0.05),
+    "any_step": (Identity(derivative("one_sided"), along="velocity", velocity_share=0.5), 0.03),
 }
 WARM_UP = 2
 

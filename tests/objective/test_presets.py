@@ -33,7 +33,7 @@ def shares(kind: str) -> tuple[float, float]:
         ("consistency", 0.0, 1.0),
         ("mean_flow", 0.75, 0.0),
         ("shortcut", 0.75, 0.03125),
-        ("any_step", 0.95, 0.02),
+        ("any_step", 0.97, 0.02),
         ("alpha_flow", 0.25, 0.0),
     ],
 )

@@ -42,7 +42,7 @@ OBJECTIVES: dict[ObjectiveKind, ObjectivePreset] = {
         "transition (paper)", "TiM, arXiv 2509.04394, eq. 10", "F - (t - r) df/dt, f along (x, z)"
     ),
     # ours: little noise is seen as often as much (its own draw of t where t = r), nearly all samples are t = r, so that
-    # v stays as good as flow matching's; the target follows v, half of which stands in it
+    # v stays as good as flow matching's, most others r = t_min; the target follows v, half of which stands in it
     "any_step": ObjectivePreset(
         "any-step (ours)",
         "this project, docs/results/objectives.md",
@@ -51,8 +51,9 @@ OBJECTIVES: dict[ObjectiveKind, ObjectivePreset] = {
             "derivative": "one_sided",
             "along": "velocity",
             "velocity_share": 0.5,
-            "diffusion_share": 0.95,
+            "diffusion_share": 0.97,
             "consistency_share": 0.02,
+            "weight": "constant",
             "diffusion_times": {"mean": -0.4, "std": 1.2},
         },
     ),
