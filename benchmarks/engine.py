@@ -27,7 +27,7 @@ from anystep.ranks import Ranks
 from anystep.training.assemble import prepare_data, prepare_network
 from anystep.training.batches import EqualBatches
 from anystep.training.config import Recipe, load_recipe
-from anystep.training.feed import Feed
+from anystep.training.loader import Feed
 from anystep.training.optimizers import make_optimizers
 from anystep.training.train import choose_captions, encode_conditions, make_objective, train
 

@@ -22,8 +22,8 @@ from resident import GIVEN_BACK, forget_peak, held, peak
 
 from anystep.device import pick_device
 from anystep.files import replacing
-from anystep.generation_plan import Blueprint, plan_generation
 from anystep.models.presets import build_transformer
+from anystep.pipelines.plan import Blueprint, plan_generation
 
 ROOT = Path(__file__).parent.parent
 SIDES = (8, 16, 32, 64, 128)

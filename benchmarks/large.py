@@ -22,8 +22,8 @@ from anystep.cli import size
 from anystep.codecs import to_uint8
 from anystep.codecs.tiling import decode_tiled
 from anystep.device import pick_device
-from anystep.generation_plan import Blueprint, plan_generation
 from anystep.models.transformer import TransitionTransformer2DModel
+from anystep.pipelines.plan import Blueprint, plan_generation
 from anystep.sampling import noise, sample
 from anystep.transport import OTFlowMatching
 

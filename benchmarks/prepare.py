@@ -19,13 +19,13 @@ from PIL import Image
 from record import write_record
 from torch import Tensor
 
+from anystep.codecs import load_codec
 from anystep.codecs.tiling import encode_tiled
 from anystep.data.folders import ImageFolderSource
 from anystep.data.images import to_tensor
 from anystep.data.prepare import Encoders, prepare
 from anystep.data.sizing import Limits
 from anystep.device import pick_device
-from anystep.training.assemble import named_codec
 
 ROOT = Path(__file__).parent.parent
 SHAPES = ((1024, 768), (768, 1024), (1184, 672), (896, 896))
@@ -53,7 +53,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = pick_device("auto")
-    codec = named_codec("builtin", device)
+    codec = load_codec("builtin", device)
 
     def encode(images: Tensor) -> Tensor:
         return encode_tiled(codec, images.to(device))

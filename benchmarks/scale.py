@@ -2,7 +2,7 @@
 
     python benchmarks/scale.py                 # writes docs/scale.md and benchmarks/results/scale.json
 
-The tables come from `anystep.training.budget`: memory from the network run on tensors without data, traffic from rings
+The tables come from `anystep.training.plan`: memory from the network run on tensors without data, traffic from rings
 over the links of the device's data sheet. A batch hides its traffic when computing takes at least as long.
 """
 
@@ -21,10 +21,10 @@ import torch
 from record import write_record
 from resident import GIVEN_BACK
 
+from anystep.device import DEVICES, flops_of
 from anystep.files import write_text
-from anystep.planning import DEVICES, flops_of
-from anystep.training.budget import HOP_BETWEEN, HOP_INSIDE, LINK_REACHED, Budget, budget, traffic
 from anystep.training.config import Recipe, load_recipe
+from anystep.training.plan import HOP_BETWEEN, HOP_INSIDE, LINK_REACHED, Budget, budget, traffic
 
 ROOT = Path(__file__).parent.parent
 EMOJI = ROOT / "configs" / "emoji.yaml"

@@ -28,9 +28,9 @@ from record import write_record
 from resident import held, peak
 
 from anystep.device import pick_device
+from anystep.models.cost import ForwardFlops
 from anystep.models.presets import PRESETS, build_transformer
 from anystep.objective import Identity, derivative
-from anystep.planning import ForwardFlops
 from anystep.training.config import Recipe, load_recipe
 from anystep.training.objective import make_objective
 from anystep.training.optimizers import make_optimizers

@@ -27,8 +27,8 @@ def numbers() -> Path:
 @pytest.fixture(scope="session")
 def tiny_codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a random AutoencoderDC of factor 4 with latent statistics."""
-    from anystep.training.codec import build_autoencoder
     from anystep.training.config import CodecModelConfig, CodecRecipe
+    from anystep.training.train_codec import build_autoencoder
 
     torch.manual_seed(0)
     sizes = CodecModelConfig(latent_channels=4, widths=(8, 8, 16), encoder_depths=(0, 1, 1), decoder_depths=(0, 1, 1))

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 import anystep
 from anystep.cli import main
-from anystep.evaluation.classifier import SmallClassifier, save_classifier
+from anystep.evaluation.extractors.classifier import SmallClassifier, save_classifier
 from anystep.training.snapshots import Snapshots
 
 STEPS = 48

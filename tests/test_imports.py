@@ -10,14 +10,14 @@ import anystep
 PACKAGE = Path(anystep.__file__).parent
 # a room may import from itself and from rooms of lower floors
 FLOORS = [
-    {"errors"},
+    {"errors", "weights"},
     {"bounds"},
     {"console", "environment", "files", "fingerprint"},
-    {"option_types", "plain_yaml", "transport", "device", "ranks", "packing", "model_folder"},
+    {"plain_yaml", "transport", "device", "ranks", "packing", "model_folder"},
     {"objective", "sampling", "contact_sheet"},
-    {"models", "codecs", "conditioning", "data"},
-    {"pipelines", "planning"},
-    {"generation_plan"},
+    {"models", "codecs", "conditioning"},
+    {"data"},
+    {"pipelines"},
     {"training", "evaluation"},
     {"average", "compare"},
     {"cli"},

@@ -16,7 +16,7 @@ from anystep.codecs import load_codec
 from anystep.conditioning import load_text_encoder
 from anystep.errors import InputError
 from anystep.evaluation.pretrained import pretrained
-from anystep.generation_plan import Blueprint
+from anystep.pipelines.plan import Blueprint
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 Damage = Callable[[Path], None]

@@ -10,8 +10,8 @@ from typing import Any
 
 from anystep.bounds import AverageLength, check
 from anystep.errors import InputError
-from anystep.evaluation.command import Request, evaluate_models
-from anystep.evaluation.frechet_distance import FrechetDistance
+from anystep.evaluation.metrics.frechet_distance import FrechetDistance
+from anystep.evaluation.run import Request, evaluate_models
 from anystep.files import PUBLISHED, check_claim, write_json
 from anystep.pipelines.load import Model, load
 from anystep.pipelines.transition import TransitionPipeline

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from anystep.codecs import Codec, load_codec
 from anystep.codecs.tiling import BLEND, MARGIN, Cut, decode_tiled, encode_tiled
-from anystep.training.assemble import named_codec
 
 # of the built-in codec, whose convolutions end within the margin: rounding, in units of [-1, 1]
 TOLERANCE = 1e-5
@@ -16,7 +15,7 @@ TOLERANCE = 1e-5
 
 @pytest.fixture(scope="module")
 def codec() -> Codec:
-    return named_codec("builtin", torch.device("cpu"))
+    return load_codec("builtin", torch.device("cpu"))
 
 
 @given(length=st.integers(1, 400), margin=st.integers(0, 12), blend=st.integers(1, 8), more=st.integers(1, 60))

@@ -13,11 +13,10 @@ from PIL import Image
 
 import anystep
 from anystep.cli import main
-from anystep.codecs import to_uint8
+from anystep.codecs import load_codec, to_uint8
 from anystep.codecs.tiling import TILE, decode_tiled
 from anystep.data.latents import LatentShards
 from anystep.data.sizing import fit
-from anystep.training.assemble import named_codec
 
 PACKAGES = ("lomiri-wallpapers-16.04", "lomiri-wallpapers-20.04")  # Debian's; CC-BY and CC-BY-SA, not kept
 CAPTIONS = {
@@ -71,7 +70,7 @@ def test_photographs_go_all_the_way(
     assert f"{len(names)} examples" in said
     assert "cropped: " in said
 
-    made, codec = LatentShards(str(shards)), named_codec("builtin", torch.device("cpu"))
+    made, codec = LatentShards(str(shards)), load_codec("builtin", torch.device("cpu"))
     tokens = []
     for number in range(len(made)):
         about = json.loads(made.shards.read(number, ["json"])["json"])

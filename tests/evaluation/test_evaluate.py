@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from anystep.cli import main
 from anystep.evaluation import collect as collecting
 from anystep.evaluation.collect import Cost, collect
-from anystep.evaluation.features import load_extractor
+from anystep.evaluation.extractors.registry import load_extractor
 from anystep.evaluation.image_folders import check_folders, parse_folder
 from anystep.evaluation.report import curve
 from anystep.files import claimed

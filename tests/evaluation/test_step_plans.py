@@ -18,8 +18,9 @@ import anystep
 from anystep.cli import main
 from anystep.data.sources import open_source
 from anystep.evaluation import collect as collecting
-from anystep.evaluation.evaluate import VALIDATION_SEED, Reference
-from anystep.evaluation.metric import Observed, shortfall
+from anystep.evaluation.evaluate import VALIDATION_SEED
+from anystep.evaluation.metrics.base import Observed, shortfall
+from anystep.evaluation.reference import Reference
 from anystep.evaluation.step_plans import BUDGETS, CHOICES, Search, effect, search_plans
 from anystep.sampling import StepPlan
 

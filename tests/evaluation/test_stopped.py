@@ -22,7 +22,7 @@ from anystep.files import HOLDER, LOCK, MARKER
 CLOCK = {"seconds", "seconds_per_image", "images_per_second", "peak_megabytes"}
 STOPS = ("kill", "term", "interrupt", "full disk", "no more files")
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["anystep.cli", "anystep.evaluation.command", "anystep.evaluation.benchmarks.command"])
+CONTEXT.set_forkserver_preload(["anystep.cli", "anystep.evaluation.run", "anystep.evaluation.benchmarks.run"])
 
 
 @pytest.fixture(scope="module")

@@ -255,8 +255,8 @@ def make_model(folder: Path) -> None:
     from anystep.models import build_transformer
     from anystep.pipelines.scheduler import TransitionScheduler
     from anystep.pipelines.transition import TransitionPipeline
-    from anystep.training.codec import build_autoencoder
     from anystep.training.config import CodecModelConfig, CodecRecipe
+    from anystep.training.train_codec import build_autoencoder
 
     torch.manual_seed(0)
     sizes = CodecModelConfig(latent_channels=4, widths=(8, 8), encoder_depths=(0, 1), decoder_depths=(0, 1))
@@ -279,8 +279,8 @@ def read_model(folder: Path, out: Path, dice: random.Random) -> int:
 
 
 def make_safetensors(folder: Path) -> None:
-    from anystep.evaluation.alignment import AlignmentHeads
     from anystep.evaluation.benchmarks.scene_detector import SceneDetector
+    from anystep.evaluation.caption_scores import AlignmentHeads
 
     SceneDetector(["a", "b"], 8, 1).save(folder / "detector.safetensors")
     heads = AlignmentHeads(8, 8, 4)
@@ -289,8 +289,8 @@ def make_safetensors(folder: Path) -> None:
 
 
 def read_safetensors(folder: Path, out: Path, dice: random.Random) -> None:
-    from anystep.evaluation.alignment import AlignmentHeads
     from anystep.evaluation.benchmarks.scene_detector import SceneDetector
+    from anystep.evaluation.caption_scores import AlignmentHeads
 
     for path in folder.iterdir():
         kind = SceneDetector if path.name.startswith("d") else AlignmentHeads
@@ -462,7 +462,7 @@ def source(prefix: str) -> Callable[[Path, Path, random.Random], None]:
 
 
 def read_npz(folder: Path, out: Path, dice: random.Random) -> None:
-    from anystep.evaluation.frechet_distance import Moments
+    from anystep.evaluation.metrics.frechet_distance import Moments
 
     Moments.load(folder / "ref.npz")
 

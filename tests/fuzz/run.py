@@ -36,11 +36,6 @@ def imports() -> None:
     import torch
 
     torch.set_num_threads(1)
-    import anystep.compare
-    import anystep.evaluation.command
-    import anystep.pipelines.load
-    import anystep.training.codec
-    import anystep.training.train  # noqa: F401
 
 
 def state(folder: Path, but: list[Path]) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 import anystep
 from anystep.errors import InputError
-from anystep.pipelines.any_step_sheet import any_step_sheet
 from anystep.pipelines.describe import describe
 from anystep.pipelines.load import Model, find, load
+from anystep.pipelines.step_sheet import any_step_sheet
 from anystep.pipelines.vocabulary import check_known
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from anystep.cli import main
+from anystep.data.image_encoder import ImageEncoder, load_image_encoder
 from anystep.errors import InputError
-from anystep.training.alignment import ImageEncoder, load_image_encoder
 from anystep.training.config import Recipe
 from anystep.training.train import train
 

@@ -14,13 +14,13 @@ import torch
 
 import anystep
 from anystep.errors import InputError
-from anystep.training import codec as codec_module
 from anystep.training import train as module
+from anystep.training import train_codec as codec_module
 from anystep.training.checkpoints import checkpoint_steps
-from anystep.training.codec import train_codec
 from anystep.training.config import CodecRecipe, Recipe
 from anystep.training.guard import Guard
 from anystep.training.train import derivative_sums, train
+from anystep.training.train_codec import train_codec
 
 
 def recipe(source: Path, codec: Path | str, **changes: Any) -> Recipe:

@@ -81,7 +81,7 @@ def test_a_run_that_is_ended_again_and_again_is_the_undisturbed_one(
 ) -> None:
     # all in processes of one kind: what other tests left in this one may change the last bit
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["anystep.cli", "anystep.training.train", "anystep.training.codec"])
+    context.set_forkserver_preload(["anystep.cli", "anystep.training.train", "anystep.training.train_codec"])
     every = 1 if command == "train" else LOGGED
 
     def begin(run: Path) -> multiprocessing.process.BaseProcess:

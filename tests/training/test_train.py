@@ -19,10 +19,10 @@ from anystep.errors import InputError
 from anystep.models.transformer import TransitionTransformer2DModel
 from anystep.training import train as module
 from anystep.training.batches import EqualBatches, Part
-from anystep.training.codec import train_codec
 from anystep.training.config import CodecRecipe, Recipe
 from anystep.training.ema import length_to_gamma
 from anystep.training.train import train
+from anystep.training.train_codec import train_codec
 
 
 def recipe(source: Path, codec: Path | str, objective: dict[str, Any] | None = None, **run: Any) -> Recipe:

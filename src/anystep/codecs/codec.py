@@ -18,6 +18,7 @@ from anystep.device import execution_device
 from anystep.errors import InputError
 from anystep.fingerprint import weights_digest
 from anystep.model_folder import check_part
+from anystep.weights import BUILTIN, shipped
 
 Images = Float[Tensor, "batch 3 height width"]
 Latents = Float[Tensor, "batch channels latent_height latent_width"]
@@ -111,8 +112,8 @@ class AutoencoderCodec:
         return images
 
 
-def load_codec(name_or_path: str | Path) -> Codec:
-    """`identity`, `identity-gray`, or a folder or hub id of a diffusers AutoencoderDC or AutoencoderKL.
+def load_codec(name_or_path: str | Path, device: str | torch.device = "cpu") -> Codec:
+    """`builtin`, `identity`, `identity-gray`, or a folder or hub id of a diffusers AutoencoderDC or AutoencoderKL.
 
     Raises:
         InputError: nothing there, something else, damaged or refused (`anystep.model_folder`).
@@ -121,6 +122,8 @@ def load_codec(name_or_path: str | Path) -> Codec:
         return IdentityCodec()
     if str(name_or_path) == "identity-gray":
         return IdentityCodec(channels=1)
+    if str(name_or_path) == BUILTIN:
+        name_or_path = shipped(BUILTIN) / "codec"
     from diffusers import AutoencoderDC, AutoencoderKL
 
     kinds = {"AutoencoderDC": AutoencoderDC, "AutoencoderKL": AutoencoderKL}
@@ -137,7 +140,7 @@ def load_codec(name_or_path: str | Path) -> Codec:
     except Exception as error:  # diffusers, safetensors and the hub raise many kinds; all mean it is not usable
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"no autoencoder at {str(name_or_path)!r}: {reason}") from error
-    return AutoencoderCodec(autoencoder.eval().requires_grad_(False))
+    return AutoencoderCodec(autoencoder.eval().requires_grad_(False).to(device))
 
 
 def check_whole(module: nn.Module) -> None:

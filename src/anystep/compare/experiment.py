@@ -12,8 +12,8 @@ from anystep.errors import InputError
 from anystep.objective.presets import OBJECTIVES
 from anystep.pipelines.scheduler import Planning
 from anystep.plain_yaml import parse_yaml
-from anystep.training.budget import recipe_evaluations
 from anystep.training.config import Name, Recipe, Section, explain, merged, set_path
+from anystep.training.plan import recipe_evaluations
 
 
 class Comparison(Section):

@@ -13,10 +13,10 @@ from torch import Tensor
 from anystep.compare.experiment import Comparison
 from anystep.compare.paired import Losses, best_or_level, estimate, gain, mean_over_seeds, verdict_of
 from anystep.errors import InputError
-from anystep.evaluation.metric import Better, shortfall
+from anystep.evaluation.metrics.base import Better, shortfall
 from anystep.files import parse_json, read_text
-from anystep.training.budget import recipe_evaluations
 from anystep.training.config import Recipe
+from anystep.training.plan import recipe_evaluations
 from anystep.training.run import METRICS
 
 # of each metric the figure and its bootstrap replicates, at one number of steps

@@ -15,9 +15,9 @@ import torch
 from anystep.compare.experiment import Comparison
 from anystep.errors import InputError
 from anystep.evaluation.evaluate import Evaluation, Point, generate_points
-from anystep.evaluation.features import FeatureExtractor
-from anystep.evaluation.metric import Metric, Observed, measure
-from anystep.evaluation.metrics import check_measurable
+from anystep.evaluation.extractors.registry import FeatureExtractor
+from anystep.evaluation.metrics.base import Metric, Observed, measure
+from anystep.evaluation.metrics.registry import check_measurable
 from anystep.files import parse_json, read_text
 from anystep.pipelines.load import load
 from anystep.training.checkpoints import checkpoint_steps, read_average

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-from anystep.evaluation.metric import interval
+from anystep.evaluation.metrics.base import interval
 
 Losses: TypeAlias = Mapping[int, Tensor]
 # 97.5 % quantiles of Student's t for 1 to 9 degrees of freedom

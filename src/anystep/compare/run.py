@@ -43,16 +43,16 @@ from anystep.evaluation.evaluate import (
     VALIDATION_SEED,
     Evaluation,
     Point,
-    Reference,
     describe_model,
     generate_points,
     observe_real,
     observe_reference,
     report,
 )
-from anystep.evaluation.features import load_extractor, try_extractor
-from anystep.evaluation.metric import Observed
-from anystep.evaluation.metrics import check_measurable, choose_metrics
+from anystep.evaluation.extractors.registry import load_extractor, try_extractor
+from anystep.evaluation.metrics.base import Observed
+from anystep.evaluation.metrics.registry import check_measurable, choose_metrics
+from anystep.evaluation.reference import Reference
 from anystep.evaluation.report import check_drawing, curve
 from anystep.evaluation.step_plans import GUARDED, VALIDATION_SAMPLES, Search, plan_model
 from anystep.files import (

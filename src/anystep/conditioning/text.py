@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import cached_property
-from importlib.resources import files
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -15,8 +14,8 @@ from anystep.device import execution_device
 from anystep.errors import InputError
 from anystep.fingerprint import encoder_digest, tokenizer_digest
 from anystep.model_folder import check_part
+from anystep.weights import BUILTIN, shipped
 
-BUILTIN = "builtin"
 MAX_LENGTH = 256
 _TOKENIZING = Lock()
 
@@ -135,7 +134,7 @@ def _builtin() -> TextEncoder:
     from safetensors.torch import load_file
     from transformers import AutoConfig, AutoTokenizer, BertModel
 
-    folder = str(files("anystep") / "weights" / "minilm")
+    folder = str(shipped("minilm"))
     stored = load_file(f"{folder}/model.int8.safetensors")
     weights = {
         name: tensor.float() * stored[f"{name}.scale"] if tensor.dtype == torch.int8 else tensor

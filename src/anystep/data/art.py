@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -26,7 +25,7 @@ from anystep.data.sizing import Fixed, Limits, canvas
 from anystep.errors import InputError
 from anystep.files import read_bytes, replacing
 
-ARCHIVE = files("anystep.data") / "art"
+ARCHIVE = Path(__file__).parent / "art"
 STYLES = ("flat", "noto")
 BACKGROUNDS = {
     "white": (255, 255, 255),

@@ -16,10 +16,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from anystep.errors import InputError
-from anystep.evaluation.features import TRIAL, FeatureExtractor, extract
+from anystep.evaluation.extractors.registry import TRIAL, FeatureExtractor, extract
 from anystep.evaluation.finite import check_finite
-from anystep.evaluation.metric import Images, Observed
-from anystep.evaluation.pixels import fine_energy, small_pixels
+from anystep.evaluation.metrics.base import Images, Observed
+from anystep.evaluation.metrics.pixels import fine_energy, small_pixels
 from anystep.files import make_folder, replacing, write_tensors
 from anystep.ranks import Ranks
 

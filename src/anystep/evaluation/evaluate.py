@@ -2,13 +2,12 @@
 
 import hashlib
 import json
-import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image, ImageFilter
@@ -16,21 +15,20 @@ from torch import Tensor
 
 from anystep import __version__
 from anystep.codecs import to_uint8
-from anystep.data.example import BrokenExample, Example, Source
 from anystep.data.images import to_tensor
-from anystep.data.sizing import Fixed
 from anystep.environment import environment, peak_megabytes, reset_peak
 from anystep.errors import InputError
 from anystep.evaluation.collect import Cost, Images, Scorer, collect
-from anystep.evaluation.features import FeatureExtractor
+from anystep.evaluation.extractors.registry import FeatureExtractor
 from anystep.evaluation.finite import check_finite
-from anystep.evaluation.frechet_distance import FrechetDistance, Moments
-from anystep.evaluation.metric import Metric, Observed, interval, measure, probability_not_worse, tied, verdict
-from anystep.evaluation.metrics import WITHOUT_FEATURES, MeanScore
-from anystep.evaluation.movement import movement
-from anystep.generation_plan import check_room
+from anystep.evaluation.metrics.base import Metric, Observed, interval, measure, probability_not_worse, tied, verdict
+from anystep.evaluation.metrics.frechet_distance import FrechetDistance, Moments
+from anystep.evaluation.metrics.movement import movement
+from anystep.evaluation.metrics.registry import WITHOUT_FEATURES, MeanScore
+from anystep.evaluation.reference import Reference
 from anystep.pipelines.describe import model_digest
 from anystep.pipelines.load import Model
+from anystep.pipelines.plan import check_room
 from anystep.pipelines.scheduler import Planning
 from anystep.ranks import Ranks
 from anystep.sampling import StepPlan
@@ -50,75 +48,9 @@ NOTES = (
 )
 BLUR = 1.0  # standard deviation in pixels, of the degraded control
 NOISE = 25.0  # standard deviation in levels, of the other
-FINGERPRINTED = 100  # images whose pixels tell one set of real images from another
 VALIDATION_SEED = 2**40  # of the first noise where something is chosen: seeds of evaluations begin at 0
 LAYOUT = 2  # of the chunks: another one is kept in other folders
 REAL = "real images against real images"
-
-
-@dataclass(frozen=True)
-class Reference:
-    """Two disjoint draws of a source: `real` is compared with, `again` is the control and gives the captions.
-
-    Of a source that is halved the `validation` half has nothing in common with the `test` half. Draws from that one are
-    those of the whole, where it is large enough for them.
-    """
-
-    source: Source
-    size: Fixed
-    real: list[int]
-    again: list[int]
-
-    @classmethod
-    def draw(
-        cls,
-        source: Source,
-        size: Fixed,
-        samples: int,
-        seed: int,
-        part: Literal["whole", "test", "validation"] = "whole",
-    ) -> "Reference":
-        """At most `samples` readable examples each."""
-        order = random.Random(seed).sample(range(len(source)), len(source))
-        if part != "whole":
-            middle = len(order) // 2
-            order = order[:middle] if part == "test" else order[middle:][::-1]
-        half = min(samples, len(order) // 2)
-        if not half:
-            raise InputError(f"{len(order)} examples to compare with: need at least 2")
-        return cls(source, size, order[:half], order[half : 2 * half])
-
-    def prompts(self, count: int, seed: int) -> list[str | int]:
-        """A caption (or class) for each of `count` images: that of each of `again`, in turn."""
-        dice = random.Random(seed + 1)
-        asked: list[str | int] = []
-        for number in range(count):
-            example = self._readable(self.again[number % len(self.again)])
-            asked.append(dice.choice(example.captions) if example.captions else int(example.label or 0))
-        return asked
-
-    def images(self, indices: Sequence[int], change: Callable[[Image.Image], Image.Image] | None = None) -> Images:
-        pictures = [self._readable(index).image for index in indices]
-        return to_uint8(torch.stack([to_tensor(change(picture) if change else picture) for picture in pictures]))
-
-    def fingerprint(self, indices: Sequence[int]) -> str:
-        """Of the names of these examples, and of the pixels of some of them."""
-        digest = hashlib.sha256(f"{self.size} {len(self.source)}".encode())
-        for place, index in enumerate(indices):
-            if place % max(1, len(indices) // FINGERPRINTED) == 0:
-                example = self._readable(index)
-                digest.update(example.key.encode() + example.image.tobytes())
-        digest.update(str(list(indices)).encode())
-        return digest.hexdigest()[:16]
-
-    def _readable(self, index: int) -> Example:
-        """The example, or the next that can be read."""
-        for place in range(index, index + len(self.source)):
-            try:
-                return self.source[place % len(self.source)]
-            except BrokenExample:
-                continue
-        raise InputError("no example to compare with could be read")
 
 
 @dataclass

@@ -24,18 +24,11 @@ from anystep.data.sources import open_source
 from anystep.device import pick_device
 from anystep.environment import environment
 from anystep.errors import InputError
-from anystep.evaluation.evaluate import (
-    VALIDATION_SEED,
-    Evaluation,
-    Point,
-    Reference,
-    check_prompts,
-    generate_points,
-    observe_real,
-)
-from anystep.evaluation.features import FeatureExtractor, load_extractor, try_extractor
-from anystep.evaluation.metric import Better, Observed, measure, probability_not_worse, shortfall
-from anystep.evaluation.metrics import check_measurable, choose_metrics
+from anystep.evaluation.evaluate import VALIDATION_SEED, Evaluation, Point, check_prompts, generate_points, observe_real
+from anystep.evaluation.extractors.registry import FeatureExtractor, load_extractor, try_extractor
+from anystep.evaluation.metrics.base import Better, Observed, measure, probability_not_worse, shortfall
+from anystep.evaluation.metrics.registry import check_measurable, choose_metrics
+from anystep.evaluation.reference import Reference
 from anystep.files import HOLDER, LOCK, MARKER, publish_folder, remove_parts, write_json, write_text
 from anystep.pipelines.load import BUILTIN, Model, find, load
 from anystep.pipelines.scheduler import plain_plans, write_plans
@@ -120,7 +113,7 @@ def search_plans(
 
     Args:
         draw: images by a plan; always of the same seeds and prompts.
-        measured: the figure of images and its replicates, always of the same redraws (`anystep.evaluation.metric`).
+        measured: the figure of images and its replicates, always of the same redraws (`evaluation.metrics.base`).
         budgets: numbers of steps.
         choices: groups of settings in their order: beyond `NEAR` steps only those next to the best are tried.
         uniform: the plan without settings for a number of steps.

@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.resources import files
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -19,8 +18,7 @@ from anystep.device import pick_device
 from anystep.errors import InputError
 from anystep.pipelines.transition import TransitionPipeline
 from anystep.sampling import StepPlan
-
-BUILTIN = "builtin"
+from anystep.weights import BUILTIN, shipped
 
 if TYPE_CHECKING:
     Prompts: TypeAlias = str | int | Sequence[str | int]
@@ -155,7 +153,7 @@ def load(model: str | Path = BUILTIN, device: str | torch.device = "auto", dtype
 def find(model: str | Path) -> str:
     """The folder or hub id that a model's name stands for."""
     if str(model) == BUILTIN:
-        return str(files("anystep") / "weights" / "builtin")
+        return str(shipped(BUILTIN))
     folder = Path(model).expanduser()
     for candidate in (folder, folder / "pipeline"):  # a training run keeps its pipeline in a folder of that name
         if (candidate / "model_index.json").exists():

@@ -6,17 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from anystep.codecs import AutoencoderCodec, Codec, load_codec
-from anystep.codecs.tiling import encode_tiled
-from anystep.conditioning import CachedTextEncoder, Conditioner, LabelEncoder, TextEncoder, load_text_encoder
-from anystep.conditioning.text import split_states
+from anystep.conditioning import CachedTextEncoder, Conditioner, LabelEncoder, load_text_encoder
 from anystep.contact_sheet import contact_sheet
 from anystep.data.art import cache_folder
+from anystep.data.encoders import make_encoders
+from anystep.data.image_encoder import load_image_encoder
 from anystep.data.latents import TEXT, LatentSet, LatentShards, holds_latents
-from anystep.data.prepare import Encoders, prepare
-from anystep.data.sizing import Limits
+from anystep.data.prepare import prepare
 from anystep.data.sources import SHARDS
 from anystep.errors import InputError
 from anystep.models.presets import PRESETS, build_transformer, preset_option
@@ -26,8 +24,6 @@ from anystep.pipelines.load import Model, load
 from anystep.pipelines.scheduler import TransitionScheduler
 from anystep.pipelines.transition import TransitionPipeline
 from anystep.ranks import Ranks
-from anystep.training.alignment import ImageEncoder, load_image_encoder
-from anystep.training.budget import codec_spec
 from anystep.training.checkpoints import differing_tensors, read_average
 from anystep.training.config import Recipe
 from anystep.training.parallel import all_finite
@@ -43,7 +39,7 @@ def prepare_data(
 
     Sources that are not encoded yet are, into `out / "latents-N"`, by all processes together.
     """
-    codec = named_codec(recipe.model.codec, device)
+    codec = load_codec(recipe.model.codec, device)
     text = load_text_encoder(recipe.model.text_encoder) if reads_captions(recipe) else None
     cached = None if text is None else CachedTextEncoder(text, cache_folder() / "text.sqlite")
     if cached is not None:
@@ -83,52 +79,6 @@ def prepare_data(
             "samples have none: add captions, or choose a c2i preset"
         )
     return codec, data, cached
-
-
-def named_codec(name: str, device: torch.device) -> Codec:
-    """`builtin`, or what `load_codec` takes, on a device."""
-    codec = load_codec(codec_spec(name))
-    if isinstance(codec, AutoencoderCodec):
-        codec.autoencoder.to(device)
-    return codec
-
-
-def make_encoders(
-    codec: Codec,
-    size: int | Limits,
-    device: torch.device,
-    text: TextEncoder | None = None,
-    features: ImageEncoder | None = None,
-    patch: int = 1,
-    **options: Any,
-) -> Encoders:
-    """What prepares images of a size for training; `text` and `features` only where they shall be kept.
-
-    Args:
-        patch: latent pixels along one side of a token of the network, whose grid `features` are for.
-        options: of `Encoders`.
-    """
-    made_by: dict[str, Any] = {"codec": codec.fingerprint, "size": str(size) if isinstance(size, Limits) else size}
-    token = codec.factor * patch  # pixels along its side
-    if text is not None:
-        made_by["text_encoder"] = text.fingerprint
-    if features is not None:
-        grid = "own shape" if isinstance(size, Limits) else f"{size // token}x{size // token}"
-        made_by["features"] = f"{features.fingerprint} {grid}"
-        features.model.to(device)
-
-    def featured(images: Tensor) -> Tensor:
-        assert features is not None
-        return features(images.to(device), images.shape[2] // token, images.shape[3] // token)
-
-    return Encoders(
-        latent=lambda images: encode_tiled(codec, images.to(device)),
-        made_by=made_by,
-        text=None if text is None else lambda captions: split_states(*text(captions)),
-        features=None if features is None else featured,
-        area=size.area if isinstance(size, Limits) else size**2,
-        **options,
-    )
 
 
 def reads_captions(recipe: Recipe) -> bool:

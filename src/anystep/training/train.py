@@ -20,8 +20,10 @@ from anystep.conditioning.text import pad_states
 from anystep.console import say
 from anystep.contact_sheet import save_image
 from anystep.data.latents import Encoded, LatentSet
+from anystep.device import device_kind
 from anystep.environment import peak_megabytes
 from anystep.errors import InputError
+from anystep.models.cost import ForwardFlops
 from anystep.models.transformer import TransitionTransformer2DModel
 from anystep.objective import (
     GuidanceCondition,
@@ -31,7 +33,6 @@ from anystep.objective import (
     derivative,
     residual_by_bin,
 )
-from anystep.planning import ForwardFlops, device_kind
 from anystep.ranks import Ranks
 from anystep.sampling import resolution_shift
 from anystep.training.assemble import (
@@ -44,12 +45,11 @@ from anystep.training.assemble import (
     sample_prompts,
 )
 from anystep.training.batches import Batches, EqualBatches, TokenBatches, class_members, part_count
-from anystep.training.budget import check_fits
 from anystep.training.checkpoints import COUNTS, Checkpoints, TrainingState
 from anystep.training.config import Recipe, RunConfig
 from anystep.training.draws import Draws
-from anystep.training.feed import Feed
 from anystep.training.guard import LOST, Guard, diverged, listed
+from anystep.training.loader import Feed
 from anystep.training.objective import make_objective
 from anystep.training.optimizers import make_adam, make_optimizers
 from anystep.training.parallel import (
@@ -65,6 +65,7 @@ from anystep.training.parallel import (
     whole,
     wrap,
 )
+from anystep.training.plan import check_fits
 from anystep.training.run import (
     Progress,
     Run,

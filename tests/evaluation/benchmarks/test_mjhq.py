@@ -11,8 +11,8 @@ from PIL import Image
 from anystep.cli import main
 from anystep.errors import InputError
 from anystep.evaluation.benchmarks import mjhq
-from anystep.evaluation.features import extract, load_extractor
-from anystep.evaluation.frechet_distance import Moments, frechet_distance
+from anystep.evaluation.extractors.registry import extract, load_extractor
+from anystep.evaluation.metrics.frechet_distance import Moments, frechet_distance
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from anystep.errors import InputError
-from anystep.evaluation.benchmarks.draw import Order, open_image, write_image
+from anystep.evaluation.benchmarks.generate import Order, open_image, write_image
 from anystep.evaluation.benchmarks.scores import share
 from anystep.files import check_names, read_text
 

@@ -12,7 +12,7 @@ from typing import Any
 from anystep.bounds import Count, check, shown
 from anystep.errors import InputError
 from anystep.evaluation.benchmarks.detections import COLOURS, ColourClassifier, Detector, examine
-from anystep.evaluation.benchmarks.draw import Order, open_image
+from anystep.evaluation.benchmarks.generate import Order, open_image
 from anystep.evaluation.benchmarks.scores import over_groups
 from anystep.files import parse_json, read_text, write_text
 

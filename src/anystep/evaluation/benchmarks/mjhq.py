@@ -14,12 +14,12 @@ from anystep.bounds import shown
 from anystep.codecs import to_uint8
 from anystep.data.images import to_tensor
 from anystep.errors import InputError
-from anystep.evaluation.benchmarks.draw import Order, digest, open_image
+from anystep.evaluation.benchmarks.generate import Order, digest, open_image
 from anystep.evaluation.collect import Cost, Images, Scorer, collect
-from anystep.evaluation.features import FeatureExtractor
-from anystep.evaluation.frechet_distance import FrechetDistance
-from anystep.evaluation.metric import Observed, interval, measure
-from anystep.evaluation.metrics import MeanScore
+from anystep.evaluation.extractors.registry import FeatureExtractor
+from anystep.evaluation.metrics.base import Observed, interval, measure
+from anystep.evaluation.metrics.frechet_distance import FrechetDistance
+from anystep.evaluation.metrics.registry import MeanScore
 from anystep.files import check_names, check_regular, read_json
 from anystep.ranks import Ranks
 

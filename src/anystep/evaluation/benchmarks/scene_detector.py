@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Callable, Sequence
-from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -18,10 +17,10 @@ from anystep.errors import InputError
 from anystep.evaluation.benchmarks.detections import Detection
 from anystep.evaluation.finite import check_finite_weights
 from anystep.files import write_tensors
+from anystep.weights import BUILTIN, shipped
 
 STRIDE = 4
 NAMED = (None, *COLOURS)
-BUILTIN = "builtin"
 
 
 class SceneDetector(nn.Module):
@@ -89,7 +88,7 @@ class SceneDetector(nn.Module):
     @classmethod
     def load(cls, spec: str | Path = BUILTIN) -> "SceneDetector":
         """`builtin`, or a file of `anystep train-scene-detector`. Raises InputError: a missing or damaged one."""
-        path = Path(str(files("anystep") / "weights" / "scenes.safetensors")) if spec == BUILTIN else Path(spec)
+        path = shipped("scenes.safetensors") if spec == BUILTIN else Path(spec)
         if not path.is_file():
             raise InputError(
                 f"no scene detector at {str(path)!r}: `anystep train-scene-detector --out {path}` makes it"

@@ -9,7 +9,7 @@ from PIL import Image
 from anystep.data.scenes import CANVASES, TASKS, Scene, draw_scene
 from anystep.errors import InputError
 from anystep.evaluation.benchmarks.detections import examine
-from anystep.evaluation.benchmarks.draw import Order, open_image
+from anystep.evaluation.benchmarks.generate import Order, open_image
 from anystep.evaluation.benchmarks.scene_detector import SceneDetector
 from anystep.evaluation.benchmarks.scores import over_groups
 

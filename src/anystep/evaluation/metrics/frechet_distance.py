@@ -1,0 +1,148 @@
+"""The Fréchet distance between two sets of images (FID on Inception features, arXiv 1706.08500, equation 6)."""
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from anystep.errors import InputError
+from anystep.evaluation.metrics.base import Better, Counts, Observed
+from anystep.files import check_regular, replacing
+
+WIDEST = 16_384  # features of reference statistics
+Features = Float[Tensor, "count width"]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and covariance of features, in float64."""
+
+    mean: Float[Tensor, " width"]
+    covariance: Float[Tensor, "width width"]
+
+    @classmethod
+    def of(cls, features: Features, counts: Float[Tensor, " count"] | None = None) -> "Moments":
+        """With the unbiased covariance, of every row as often as it counts."""
+        x = features.double()
+        weight = torch.ones(len(x), dtype=torch.float64) if counts is None else counts
+        mean = weight @ x / weight.sum()
+        centred = (x - mean) * weight.sqrt()[:, None]
+        return cls(mean, centred.T @ centred / (weight.sum() - 1))
+
+    def save(self, path: Path) -> None:
+        """As `mu` and `sigma` in an `.npz`, the layout of pytorch-fid; ADM's has these two and more."""
+        with replacing(path, durable=True) as part, part.open("wb") as file:
+            np.savez(file, mu=self.mean.numpy(), sigma=self.covariance.numpy())
+
+    @classmethod
+    def load(cls, path: Path) -> "Moments":
+        """From an `.npz` of either layout; ADM's may hold much else.
+
+        Raises:
+            InputError: unreadable, or `mu` and `sigma` are not the mean and the covariance of anything.
+        """
+        check_regular(path)
+        try:
+            with zipfile.ZipFile(path) as archive:
+                mean, covariance = (_read_array(archive, key, path) for key in ("mu", "sigma"))
+        except InputError:
+            raise
+        except Exception as error:  # zip, pickle and I/O errors alike
+            raise InputError(f"{path}: no reference statistics: {error}") from None
+        if mean.ndim != 1 or not len(mean) or covariance.shape != (len(mean), len(mean)):
+            raise InputError(f"{path}: mu {tuple(mean.shape)} and sigma {tuple(covariance.shape)} do not match")
+        if not (mean.isfinite().all() and covariance.isfinite().all()):
+            raise InputError(f"{path}: reference statistics that are not finite: make them again")
+        scale = covariance.diagonal().abs().max()
+        if (covariance - covariance.T).abs().max() > 1e-3 * scale or covariance.diagonal().min() < -1e-3 * scale:
+            raise InputError(f"{path}: sigma is no covariance: it must be symmetric, with no negative variance")
+        return cls(mean, covariance)
+
+
+def _read_array(archive: zipfile.ZipFile, key: str, path: Path) -> Tensor:
+    """An array of an `.npz`, whose header is looked at before memory is spent on it."""
+    if f"{key}.npy" not in archive.namelist():
+        raise InputError(f"{path}: reference statistics need the arrays mu and sigma")
+    with archive.open(f"{key}.npy") as file:
+        header = np.lib.format.read_array_header_1_0 if np.lib.format.read_magic(file) == (1, 0) else None
+        shape, _, dtype = (header or np.lib.format.read_array_header_2_0)(file)
+    if dtype.kind not in "fiu" or max(shape, default=0) > WIDEST or len(shape) > 2:
+        raise InputError(f"{path}: {key} is {dtype} of {shape}: expected numbers of at most {WIDEST} features")
+    with archive.open(f"{key}.npy") as file:
+        return torch.from_numpy(np.lib.format.read_array(file, allow_pickle=False).astype(np.float64))
+
+
+def square_root(matrix: Float[Tensor, "width width"]) -> Float[Tensor, "width width"]:
+    """Of a positive semidefinite matrix."""
+    values, vectors = torch.linalg.eigh(matrix)
+    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+
+
+def frechet_distance(one: Moments, other: Moments, root: Float[Tensor, "width width"] | None = None) -> float:
+    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)).
+
+    The trace of (C1 C2)^(1/2) is that of (C1^(1/2) C2 C1^(1/2))^(1/2), which is symmetric, so that nothing complex
+    appears and no small number need be added to singular covariances.
+
+    Args:
+        root: of `one.covariance`, if it is at hand.
+    """
+    root = square_root(one.covariance) if root is None else root
+    cross = torch.linalg.eigvalsh(root @ other.covariance @ root).clamp(min=0).sqrt().sum()
+    traces = one.covariance.trace() + other.covariance.trace()
+    return float((one.mean - other.mean).square().sum() + traces - 2 * cross)
+
+
+class FrechetDistance:
+    """Biased upwards by about trace(C) / count for small sets: compare equal counts only, and look at the control.
+
+    The real set is not redrawn in replicates, which its square root of a covariance makes cheap; with `reference`,
+    statistics take its place.
+    """
+
+    name = "frechet_distance"
+    better: Better = "lower"
+    least = 50
+    replicates = 15
+
+    def __init__(self, reference: Moments | None = None) -> None:
+        self.reference = reference
+        self._last: tuple[Tensor, Moments, Tensor] | None = None
+
+    def check_width(self, width: int) -> None:
+        """Raises InputError for images of another feature size than the reference statistics."""
+        if self.reference is not None and len(self.reference.mean) != width:
+            raise InputError(
+                f"reference statistics of {len(self.reference.mean)} features, but the images have {width}: use the "
+                "extractor that made them"
+            )
+
+    def __call__(self, real: Observed, made: Observed, counts: Counts) -> Float[Tensor, " replicates"]:
+        self.check_width(made.features.shape[1])
+        return self.distances(real.features, made.features, counts.made)
+
+    def distances(
+        self, real: Float[Tensor, "reals width"], made: Features, counts: Float[Tensor, "replicates count"]
+    ) -> Float[Tensor, " replicates"]:
+        """Of the made images, as often as each counts, from the real ones or from the reference statistics."""
+        if self._last is None or not self._last[0].is_set_to(real):  # a root takes longer than a distance
+            moments = self.reference or Moments.of(real)
+            self._last = real, moments, square_root(moments.covariance)
+        _, reference, root = self._last
+        x, distances = made.double(), []
+        for count in counts:
+            drawn = count > 0
+            weight = count[drawn]
+            mean = weight @ x[drawn] / weight.sum()
+            spread = (x[drawn] - mean) * (weight / (weight.sum() - 1)).sqrt()[:, None]  # covariance: spread^T spread
+            # (C1 C2)^(1/2) has the singular values of spread C1^(1/2), whose smaller side is often the images'
+            turned = spread @ root
+            gram = turned @ turned.T if len(turned) < turned.shape[1] else turned.T @ turned
+            cross = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt().sum()
+            traces = reference.covariance.trace() + spread.square().sum()
+            distances.append((reference.mean - mean).square().sum() + traces - 2 * cross)
+        return torch.stack(distances)

@@ -1,0 +1,259 @@
+"""What a network costs before it runs: operations, memory and time, counted on tensors without data.
+
+The real network is run on fake tensors, which have shapes but no memory, while its operations and its living storages
+are counted. Blocks are alike, so it is built with one and with two of them, and the difference is multiplied; where the
+last ones are there twice, those of the trunk and those of the branches on their own.
+"""
+
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.models.attention_dispatch import AttentionBackendName
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from anystep.errors import InputError
+from anystep.models.presets import PRESETS, build_transformer, depths_of
+
+
+class LivingStorages(TorchDispatchMode):
+    """Bytes of the storages that operations inside make and nobody has let go of; those of `known` are not counted."""
+
+    def __init__(self, known: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._seen = {tensor.untyped_storage()._cdata for tensor in known}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for each in tree_leaves(out):
+            if isinstance(each, Tensor):
+                self._note(each.untyped_storage())
+        return out
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._seen:
+            return
+        self._seen.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._gone, key, size)
+
+    def _gone(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.now -= size
+
+
+def flop_counter() -> FlopCounterMode:
+    """Counts what runs inside; PyTorch knows no formula for its attention on the CPU."""
+
+    def attention(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+        return int(sdpa_flop_count(q, k, v))
+
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return FlopCounterMode(display=False, custom_mapping={kernel: attention})
+
+
+@dataclass(frozen=True)
+class NetworkCost:
+    """Of one network on one batch.
+
+    Attributes:
+        parameters: of the whole network.
+        flops: operations of one forward; a multiplication and an addition are two.
+        forward_bytes: most that a forward without gradient holds beside the weights.
+        saved_bytes: what a forward leaves for the backward pass, of both branches where there are two.
+        training_bytes: most that forward and backward hold beside weights and gradients.
+    """
+
+    parameters: int
+    flops: int
+    forward_bytes: int
+    saved_bytes: int
+    training_bytes: int
+
+
+def count_parameters(preset: str, **options: Any) -> int:
+    """The weights of a preset, without making them.
+
+    Raises:
+        InputError: an unknown preset or option.
+    """
+
+    def count(options: dict[str, Any]) -> list[int]:
+        with torch.device("meta"):
+            return [sum(weight.numel() for weight in build_transformer(preset, **options).parameters())]
+
+    return extended(preset, options, count)[0]
+
+
+def extended(preset: str, options: dict[str, Any], measure: Callable[[dict[str, Any]], Sequence[int]]) -> list[int]:
+    """What `measure` finds of a network, from what it finds of ones with a block or two in the trunk and in a branch.
+
+    Raises:
+        InputError: depths that no network has.
+    """
+    depth, branch = depths_of(preset, options)
+    trunk = depth - branch
+    if options.get("z_dim", 0) and not 1 <= options.get("encoder_depth", 8) <= trunk:
+        raise InputError(
+            f"model.options.encoder_depth {options.get('encoder_depth', 8)}: expected a block of the network, "
+            f"from 1 to {trunk}"
+        )
+
+    def shallow(trunk: int, branch: int) -> Sequence[int]:
+        return measure({**options, "depth": trunk + branch, "branch_depth": branch, "encoder_depth": 1})
+
+    least = min(branch, 1)
+    one, two = shallow(1, least), shallow(2, least)
+    whole = [first + (second - first) * (trunk - 1) for first, second in zip(one, two, strict=True)]
+    if branch > 1:
+        further = zip(whole, one, shallow(1, 2), strict=True)
+        whole = [most + (second - first) * (branch - 1) for most, first, second in further]
+    return whole
+
+
+def network_cost(
+    preset: str,
+    batch: int,
+    rows: int,
+    columns: int,
+    text_length: int = 256,
+    precision: torch.dtype = torch.float32,
+    checkpointing: bool = False,
+    **options: Any,
+) -> NetworkCost:
+    """What a preset costs on `batch` latents of rows x columns.
+
+    Args:
+        text_length: tokens of a caption, of a network that reads them.
+        precision: of the blocks, by autocast.
+        checkpointing: whether blocks are computed again in the backward pass instead of being remembered.
+        options: of the network, over the preset's.
+
+    Raises:
+        InputError: an unknown preset or option.
+    """
+
+    def measure(options: dict[str, Any]) -> list[int]:
+        fake = FakeNetwork(preset, batch, rows, columns, text_length, precision, options, checkpointing)
+        return [fake.flops(), *fake.memory()]
+
+    return NetworkCost(count_parameters(preset, **options), *extended(preset, options, measure))
+
+
+@dataclass(frozen=True)
+class ForwardFlops:
+    """Operations of one forward on one latent: a polynomial in its tokens N and those of its caption, L.
+
+    Every token costs the same, self-attention costs N², cross-attention N L, and the caption's projection L; so five
+    points of small networks tell all other sizes exactly.
+    """
+
+    patch: int
+    once: int
+    by_tokens: int
+    by_square: int
+    by_caption: int
+    by_both: int
+
+    @classmethod
+    def of(cls, preset: str, **options: Any) -> "ForwardFlops":
+        """Those of a preset. Raises `InputError` on an unknown preset or option."""
+        patch = int({**PRESETS.get(preset, {}), **options}["patch_size"])
+
+        def measure(options: dict[str, Any]) -> list[int]:
+            fake, counted = FakeNetwork(preset, 1, patch, patch, 1, torch.float32, options), []
+            for tokens, caption in ((1, 1), (2, 1), (3, 1), (1, 2), (2, 2)):
+                fake.give(1, patch, tokens * patch, caption)
+                counted.append(fake.flops())
+            return counted
+
+        f11, f21, f31, f12, f22 = extended(preset, options, measure)
+        square, both = (f31 - 2 * f21 + f11) // 2, f22 - f21 - f12 + f11
+        caption, along = f12 - f11 - both, f21 - f11 - 3 * square - both
+        return cls(patch, f11 - along - square - caption - both, along, square, caption, both)
+
+    def __call__(self, rows: int, columns: int, text_length: int = 256) -> int:
+        """Of a latent of rows x columns and a caption of so many tokens."""
+        tokens = rows * columns // self.patch**2
+        alone = self.once + self.by_tokens * tokens + self.by_square * tokens**2
+        return alone + text_length * (self.by_caption + self.by_both * tokens)
+
+
+class FakeNetwork:
+    """A network and its inputs without data."""
+
+    def __init__(
+        self, preset: str, batch: int, rows: int, columns: int, text_length: int, precision: torch.dtype,
+        options: dict[str, Any], checkpointing: bool = False, key_grid: int | None = None,
+    ) -> None:  # fmt: skip
+        self._mode, self._precision, self._key_grid = FakeTensorMode(), precision, key_grid
+        with self._mode:
+            self._network = build_transformer(preset, **options)
+            for part in self._network.modules():  # whatever backend a program has chosen, none may store N x N
+                if hasattr(part, "processor"):
+                    part.processor._attention_backend = AttentionBackendName.NATIVE
+            if checkpointing:
+                self._network.enable_gradient_checkpointing()
+        self.give(batch, rows, columns, text_length)
+
+    def give(self, batch: int, rows: int, columns: int, text_length: int) -> None:
+        """Inputs of another shape."""
+        config = self._network.config
+        with self._mode:
+            condition = (
+                torch.zeros(batch, dtype=torch.long)
+                if config.text_width is None
+                else torch.empty(batch, text_length, config.text_width)
+            )
+            self._inputs = (torch.empty(batch, config.in_channels, rows, columns), torch.empty(batch), condition)
+
+    def _forward(self) -> Tensor:
+        """The answer of the branch of transitions, where there is one; in training the velocity's is added to it."""
+        x, t, condition = self._inputs
+        options: dict[str, Any] = {}
+        if self._network.transition_branch is not None:
+            options = {"branch": "transition", "return_velocity": torch.is_grad_enabled()}
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._precision == torch.bfloat16):
+            found: Any = self._network(x, t, t, condition, key_grid=self._key_grid, **options)
+        answer: Tensor = found[0] + found[1] if isinstance(found, tuple) else found
+        return answer
+
+    def flops(self) -> int:
+        return self.flops_by_kind()[0]
+
+    def flops_by_kind(self) -> tuple[int, int]:
+        """Operations of a forward, and those of them that are attention."""
+        with self._mode, torch.no_grad(), flop_counter() as counter:
+            self._forward()
+        kinds = counter.get_flop_counts()["Global"]
+        attention = sum(count for kind, count in kinds.items() if "attention" in str(kind))
+        return int(counter.get_total_flops()), int(attention)
+
+    def forward_peak(self) -> int:
+        """Most bytes that a forward without gradient holds beside weights and inputs."""
+        known = [*self._network.parameters(), *self._inputs]
+        with self._mode, torch.no_grad(), LivingStorages(known) as evaluating:
+            self._forward()
+        return evaluating.peak
+
+    def memory(self) -> list[int]:
+        """Peak of a forward without gradient, what one with gradient leaves, and the peak of it and its backward."""
+        peak, known = self.forward_peak(), [*self._network.parameters(), *self._inputs]
+        with self._mode:
+            for weight in self._network.parameters():
+                weight.grad = torch.empty_like(weight)  # counted by whoever counts weights
+                known.append(weight.grad)
+            with LivingStorages(known) as learning:
+                answer = self._forward()
+                saved = learning.now
+                answer.sum().backward()
+        return [peak, saved, learning.peak]

@@ -1,0 +1,305 @@
+"""What drawing one image takes, before it is drawn: parameters, memory, operations; and what would fit.
+
+Network and codec are run on tensors without data, as `anystep.models.cost` does for training. Counted is what they hold
+beside their weights; the text encoder and the libraries' own code are not.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderDC, AutoencoderKL
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from anystep.bounds import check_options
+from anystep.codecs import AutoencoderCodec, to_uint8
+from anystep.codecs.tiling import TILE, Cut
+from anystep.device import memory_of
+from anystep.errors import InputError
+from anystep.model_folder import check_model_folder, check_sizes
+from anystep.models.cost import FakeNetwork, LivingStorages, count_parameters, extended, flop_counter
+from anystep.models.presets import PRESETS, depths_of
+from anystep.models.transformer import TransitionTransformer2DModel
+from anystep.pipelines.load import Model, find
+from anystep.sampling import is_guided
+
+# the published autoencoders, without their weights
+DC_AE_F32: dict[str, Any] = {
+    "_class_name": "AutoencoderDC",
+    "latent_channels": 32,
+    "encoder_block_types": ["ResBlock"] * 3 + ["EfficientViTBlock"] * 3,
+    "decoder_block_types": ["ResBlock"] * 3 + ["EfficientViTBlock"] * 3,
+    "encoder_block_out_channels": [128, 256, 512, 512, 1024, 1024],
+    "decoder_block_out_channels": [128, 256, 512, 512, 1024, 1024],
+    "encoder_layers_per_block": [0, 4, 8, 2, 2, 2],
+    "decoder_layers_per_block": [0, 5, 10, 2, 2, 2],
+    "encoder_qkv_multiscales": [[], [], [], [], [], []],
+    "decoder_qkv_multiscales": [[], [], [], [], [], []],
+}
+SD_VAE_F8: dict[str, Any] = {
+    "_class_name": "AutoencoderKL",
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "block_out_channels": [128, 256, 512, 512],
+    "layers_per_block": 2,
+    "latent_channels": 4,
+}
+BUILTIN_PRESET = "t2i-emoji"
+PUBLISHED = {
+    "t2i-xl": DC_AE_F32, "t2i-8b": DC_AE_F32, "c2i-xl-1": DC_AE_F32, "c2i-xl-2": SD_VAE_F8, "c2i-b-4": SD_VAE_F8,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """What a model is made of, without weights.
+
+    Attributes:
+        name: what it was called.
+        network: options of the transformer.
+        codec: config of the autoencoder; None where the model draws pixels.
+    """
+
+    name: str
+    network: dict[str, Any]
+    codec: dict[str, Any] | None
+
+    @classmethod
+    def of(cls, model: str) -> "Blueprint":
+        """Of a preset, `builtin`, a run, a pipeline's folder or a hub id; only configs are read.
+
+        Raises:
+            InputError: none of these.
+        """
+        if model in PRESETS and model != BUILTIN_PRESET:
+            return cls(model, PRESETS[model], PUBLISHED.get(model))
+        where = find("builtin" if model == BUILTIN_PRESET else model)
+        if Path(where).is_dir():
+            check_model_folder(Path(where))
+        try:
+            network = TransitionTransformer2DModel.load_config(where, subfolder="transformer")
+        except (OSError, ValueError) as error:
+            raise InputError(f"model {model!r}: {' '.join(str(error).split())[:200]}") from None
+        try:
+            codec = AutoencoderDC.load_config(where, subfolder="codec")
+        except (OSError, ValueError):  # a model of pixels
+            codec = None
+        if codec is not None:
+            check_sizes(codec, f"the codec of {model!r}")
+        known = signature(TransitionTransformer2DModel.__init__).parameters
+        network = {key: value for key, value in network.items() if key in known}
+        return cls(model, check_options("transformer", TransitionTransformer2DModel.__init__, network), codec)
+
+    @property
+    def channels(self) -> int:
+        return int(self.network["in_channels"])
+
+    @property
+    def patch(self) -> int:
+        return int(self.network["patch_size"])
+
+    @cached_property
+    def factor(self) -> int:
+        if self.codec is None:
+            return 1
+        blocks = self.codec.get("encoder_block_out_channels") or self.codec["block_out_channels"]
+        return int(2 ** (len(blocks) - 1))
+
+    @property
+    def multiple(self) -> int:
+        """Both sides of an image are multiples of it."""
+        return self.factor * self.patch
+
+    def make_codec(self) -> AutoencoderCodec | None:
+        """In whatever mode tensors are made: without data in a fake one."""
+        if self.codec is None:
+            return None
+        kind = AutoencoderKL if self.codec["_class_name"] == "AutoencoderKL" else AutoencoderDC
+        codec = AutoencoderCodec(kind.from_config({**self.codec}).eval().requires_grad_(False))
+        codec.fingerprint = "without weights"
+        return codec
+
+
+@dataclass(frozen=True)
+class GenerationPlan:
+    """Of one image.
+
+    Attributes:
+        parameters, codec_parameters: numbers of weights.
+        weight_bytes: of both.
+        tokens: of the transformer.
+        evaluations: of the network.
+        evaluation_flops, attention_flops: operations of one evaluation; those of them that grow with the square of the
+            tokens (or with the tokens times those that they attend to).
+        decode_flops: of the decoder.
+        sampling_bytes: most that is held beside the weights while the latent is made.
+        decode_bytes: most that is held beside the weights while it is decoded.
+    """
+
+    parameters: int
+    codec_parameters: int
+    weight_bytes: int
+    tokens: int
+    evaluations: int
+    evaluation_flops: int
+    attention_flops: int
+    decode_flops: int
+    sampling_bytes: int
+    decode_bytes: int
+
+    @property
+    def peak_bytes(self) -> int:
+        return self.weight_bytes + max(self.sampling_bytes, self.decode_bytes)
+
+    @property
+    def flops(self) -> int:
+        return self.evaluations * self.evaluation_flops + self.decode_flops
+
+
+def plan_generation(
+    model: Blueprint,
+    width: int,
+    height: int,
+    steps: int,
+    guided: bool = False,
+    key_grid: int | None = None,
+    precision: torch.dtype = torch.float32,
+    caption_tokens: int = 256,
+) -> GenerationPlan:
+    """What one image of `width x height` pixels in so many steps takes.
+
+    Args:
+        guided: whether images are guided: at two evaluations a step where the network is not told the scale.
+        key_grid: tokens along the longer side that are attended to; all when None.
+        precision: of the blocks and the codec.
+
+    Raises:
+        InputError: sides that are no multiples.
+    """
+    if width % model.multiple or height % model.multiple or min(width, height) < 1:
+        raise InputError(f"size {width}x{height}: both sides must be multiples of {model.multiple}")
+    rows, columns = height // model.factor, width // model.factor
+    guided = guided and not model.network.get("guidance_embed")
+    options = {"text_width": None, "num_classes": None, **model.network}  # whatever a preset says
+    shape = (1, rows, columns, caption_tokens, precision)
+    peaks = []
+
+    def measure(options: dict[str, Any]) -> tuple[int, int]:
+        fake = FakeNetwork("t2i-test", *shape, options, key_grid=key_grid)
+        peaks.append(fake.forward_peak())
+        return fake.flops_by_kind()
+
+    flops, attention = extended("t2i-test", options, measure)
+    # noise, latents, prediction, and while they are combined two more
+    latents = 5 * 4 * model.channels * rows * columns
+    if guided:
+        latents += 4 * model.channels * rows * columns
+    hidden = int(model.network["hidden_size"])
+    blocks = sum(depths_of("t2i-test", options))  # each with keys and values of its own
+    text = 0 if model.network.get("text_width") is None else (1 + guided) * 2 * blocks * caption_tokens * hidden * 4
+    size = 2 if precision in (torch.bfloat16, torch.float16) else 4
+    decode_flops, decode_bytes, codec_parameters = _decoding(model, rows, columns, size)
+    parameters = count_parameters("t2i-test", **options)
+    return GenerationPlan(
+        parameters=parameters,
+        codec_parameters=codec_parameters,
+        weight_bytes=size * (parameters + codec_parameters),
+        tokens=rows * columns // model.patch**2,
+        evaluations=steps * (1 + guided),
+        evaluation_flops=flops,
+        attention_flops=attention,
+        decode_flops=decode_flops,
+        sampling_bytes=max(peaks) + latents + text,
+        decode_bytes=decode_bytes,
+    )
+
+
+def _decoding(model: Blueprint, rows: int, columns: int, size: int) -> tuple[int, int, int]:
+    """Operations and most bytes of decoding one latent to pixels of 8 bits, and the weights of the codec.
+
+    `size` is that of a number inside the codec; what is gathered and rounded has 32 bits.
+    All tiles are alike, so one is decoded, beside what is gathered of the whole image: `anystep.codecs.tiling`.
+    """
+    mode = FakeTensorMode()
+    with mode:
+        codec = model.make_codec()
+        if codec is None:  # pixels, and three times as many while they are rounded
+            return 0, 4 * 4 * 3 * rows * columns, 0
+        cut = Cut.of(codec.factor)
+        spans = [cut.spans(length) for length in (rows, columns)]
+        tile = torch.empty(1, model.channels, *(each[0][1] for each in spans))
+        image = torch.empty(1, 3, rows * codec.factor, columns * codec.factor)
+        weights = list(codec.autoencoder.parameters())
+    tiles = math.prod(map(len, spans))
+    with mode, torch.no_grad(), flop_counter() as counter, LivingStorages([*weights, tile]) as decoding:
+        part = codec.decode(tile)
+    with mode, torch.no_grad(), LivingStorages([image]) as rounding:
+        to_uint8(image)
+    # three channels and their weight, of what is gathered and of the tile before this one
+    beside = 4 * 4 * (image[0, 0].numel() + part[0, 0].numel()) if tiles > 1 else 0
+    most = max(beside + decoding.peak * size // 4, 4 * image.numel() + rounding.peak)
+    return tiles * int(counter.get_total_flops()), most, sum(weight.numel() for weight in weights)
+
+
+def check_fits(model: Blueprint, width: int, height: int, steps: int, memory: float, **options: Any) -> GenerationPlan:
+    """The plan, if it fits.
+
+    Raises:
+        InputError: it does not; says how much it takes, and the largest image of its shape that would fit.
+    """
+    plan = plan_generation(model, width, height, steps, **options)
+    if plan.peak_bytes <= memory:
+        return plan
+    low, high = 0.0, 1.0
+    for _ in range(7):
+        middle = (low + high) / 2
+        sides = _scaled(model, width, height, middle)
+        fits = min(sides) > 0 and plan_generation(model, *sides, steps, **options).peak_bytes <= memory
+        low, high = (middle, high) if fits else (low, middle)
+    best = _scaled(model, width, height, low)
+    hint = f"{best[0]}x{best[1]} would fit" if min(best) > 0 else "not even the smallest image would fit"
+    raise InputError(
+        f"size {width}x{height} takes {plan.peak_bytes / 1e9:.2f} GB, there are {memory / 1e9:.2f} GB: {hint}"
+    )
+
+
+def check_room(model: Model, width: int, height: int, scale: float | None, key_grid: int | None = None) -> None:
+    """Refuse what memory cannot hold; only large images are worth the second that planning takes."""
+    if width * height <= 1024 * 1024:
+        return
+    memory, guided = memory_of(model.pipeline.device), is_guided(model.pipeline.resolve_guidance(scale))
+    check_fits(Blueprint.of(model.name), width, height, 1, memory, guided=guided, key_grid=key_grid)
+
+
+def _scaled(model: Blueprint, width: int, height: int, share: float) -> tuple[int, int]:
+    """Sides of that share of the area, as multiples."""
+    along = math.sqrt(share)
+    across, down = (int(side * along / model.multiple) * model.multiple for side in (width, height))
+    return across, down
+
+
+def describe(plan: GenerationPlan, memory: float, rate: float) -> dict[str, str]:
+    """In words.
+
+    Args:
+        memory: bytes there are.
+        rate: operations a second.
+    """
+    tiles = "" if plan.decode_flops == 0 else f", in tiles of at most {TILE}x{TILE} pixels"
+    seconds = plan.flops / rate
+    return {
+        "parameters": f"{plan.parameters:,} and {plan.codec_parameters:,} of the codec, "
+        f"{plan.weight_bytes / 1e9:.2f} GB",
+        "tokens": f"{plan.tokens:,} in one sequence",
+        "network evaluations": f"{plan.evaluations} of {plan.evaluation_flops / 1e12:,.3f} TFLOP, "
+        f"{plan.attention_flops / max(1, plan.evaluation_flops):.0%} of it attention",
+        "decoding": f"{plan.decode_flops / 1e12:,.3f} TFLOP{tiles}",
+        "memory": f"{plan.peak_bytes / 1e9:.2f} GB of {memory / 1e9:.0f} GB: the weights, and "
+        f"{plan.sampling_bytes / 1e9:.2f} GB while sampling or {plan.decode_bytes / 1e9:.2f} GB while decoding",
+        "not counted": "a text encoder, where the model has one",
+        "time": f"{seconds:,.1f} s an image at {rate / 1e12:.3g} TFLOP/s",
+    }

@@ -1,0 +1,322 @@
+"""What a run will take, before it takes it: operations, memory, disk and days. Refuses what cannot fit."""
+
+import shutil
+from dataclasses import dataclass, replace
+from math import ceil
+from pathlib import Path
+
+import torch
+
+from anystep.codecs import load_codec
+from anystep.device import DeviceKind, memory_of
+from anystep.errors import InputError
+from anystep.models.cost import count_parameters, network_cost
+from anystep.models.presets import depths_of, preset_option
+from anystep.objective import GuidanceCondition, TimeDraws, target_cost
+from anystep.training.config import ModelConfig, ObjectiveConfig, Recipe
+from anystep.training.objective import make_objective, make_target, make_velocity
+from anystep.training.snapshots import KEPT_AS
+
+# a backward pass is counted as two forward ones
+TRAINING_COST = 3
+CAPTION_TOKENS = 256  # a caption's most
+PER_MACHINE = 8  # devices of a machine, where nobody says
+LINK_REACHED = 0.7  # of a link's data sheet, by large messages
+HOP_INSIDE, HOP_BETWEEN = 2e-6, 5e-6  # seconds from one device to the next
+BUCKET = 25 * 2**20  # bytes of gradients that go together
+WORTH_A_LOOK = 0.05  # of the memory: runs whose weights and moments take less are not planned before they start
+
+
+def evaluations_per_sample(config: ObjectiveConfig, model: ModelConfig | None = None, guided: float = 1.0) -> float:
+    """What a sample costs in a training step, on average over the run.
+
+    Args:
+        model: where it may have branches.
+        guided: the share of samples whose target is guided, where any is.
+    """
+    velocity = None if model is None else make_velocity(config, model)
+    beside = 0 if velocity is None else TRAINING_COST * velocity.cost  # the velocity's branch, forward and backward
+    moving = (1 - config.diffusion_phase) * (1 - config.diffusion_share)
+    target = target_cost(make_target(config), velocity, config.ema_teacher)
+    guides = config.guidance is not None or config.guidance_condition is not None
+    return TRAINING_COST + moving * (target + beside) + (2 * guided if guides else 0)
+
+
+def recipe_evaluations(recipe: Recipe) -> float:
+    """`evaluations_per_sample` of a recipe, which says how many samples keep their condition and at which times."""
+    objective, phase = make_objective(recipe), recipe.objective.diffusion_phase
+    if not isinstance(objective.guidance, GuidanceCondition):
+        return evaluations_per_sample(recipe.objective, recipe.model)
+    guided = 0.0
+    for share, draws in ((phase, TimeDraws(1.0, 0.0, objective.draws.diffusion)), (1 - phase, objective.draws)):
+        t, _ = replace(objective, draws=draws).draw_times(10_000, torch.Generator().manual_seed(0))
+        guided += share * objective.guidance.asks(t, torch.full_like(t, 2.0)).double().mean().item()
+    return evaluations_per_sample(recipe.objective, recipe.model, guided * (1 - recipe.condition_dropout))
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Of one run.
+
+    Attributes:
+        parameters: of the network.
+        tokens_per_image: positions of the transformer.
+        images_at_once: that one device holds; native ones are counted as squares of the most area.
+        tokens_per_step: of all devices and parts.
+        flops_per_step: of all devices together, on average over the run.
+        state_bytes: weights, gradients, moments and averages on one device.
+        activation_bytes: the most that a step holds beside them.
+        checkpoint_bytes: of one checkpoint.
+        snapshot_bytes: of one snapshot of averages, in halves of the precision.
+    """
+
+    parameters: int
+    tokens_per_image: int
+    images_at_once: int
+    tokens_per_step: int
+    flops_per_step: float
+    state_bytes: int
+    activation_bytes: int
+    checkpoint_bytes: int
+    snapshot_bytes: int
+
+    @property
+    def device_bytes(self) -> int:
+        return self.state_bytes + self.activation_bytes
+
+    @property
+    def images_per_step(self) -> float:
+        return self.tokens_per_step / self.tokens_per_image
+
+
+def latent_side(recipe: Recipe) -> int:
+    """Of the latents of square images of `data.size`.
+
+    Where the codec cannot be asked because it is not on this machine, the preset's size is believed.
+    """
+    try:
+        return recipe.data.size // load_codec(recipe.model.codec).factor
+    except InputError:
+        return preset_option(recipe.model.preset, recipe.model.options, "sample_size")
+
+
+def tokens_of_step(recipe: Recipe, processes: int, tokens: int) -> tuple[int, int]:
+    """Tokens that one device holds at a time, and those of a whole step, of squares of so many tokens each."""
+    run = recipe.run
+    if not recipe.data.native:
+        return tokens * max(1, run.batch_size // (processes * run.accumulate)), tokens * run.batch_size
+    part = run.tokens_per_part or tokens * max(1, run.batch_size // run.parts)
+    return part, part * run.parts
+
+
+def weight_copies(recipe: Recipe) -> int:
+    """Numbers kept for each weight: itself, its gradient, two moments, and its averages."""
+    return 4 + len(recipe.ema_decays) + len(recipe.ema_lengths)
+
+
+def shard_count(recipe: Recipe, processes: int) -> int:
+    """Over how many devices one copy of the weights is spread."""
+    spread = {"fsdp": processes, "hsdp": recipe.run.shard_size or min(PER_MACHINE, processes)}
+    return spread.get(recipe.parallel, 1)
+
+
+def budget(
+    recipe: Recipe, processes: int = 1, precision: torch.dtype = torch.float32, caption_tokens: int = CAPTION_TOKENS
+) -> Budget:
+    """What the recipe takes on so many devices.
+
+    Raises:
+        InputError: an unknown preset or option.
+    """
+    options = dict(recipe.model.options)
+    side = latent_side(recipe)
+    tokens = (side // preset_option(recipe.model.preset, options, "patch_size")) ** 2
+    at_once, of_step = tokens_of_step(recipe, processes, tokens)
+    micro = -(-at_once // tokens)
+    try:
+        cost = network_cost(
+            recipe.model.preset, micro, side, side, caption_tokens, precision, recipe.model.gradient_checkpointing,
+            **options,
+        )  # fmt: skip
+        # the derivative evaluates both sides of every sample that moves, at worst all, while the forward's graph waits
+        moving = recipe.objective.diffusion_share < 1
+        target = (
+            network_cost(recipe.model.preset, 2 * micro, side, side, caption_tokens, precision, **options).forward_bytes
+            if moving
+            else 0
+        )
+    except ValueError as error:
+        raise InputError(f"model: {error}") from None
+    shards = shard_count(recipe, processes)
+    # a block, the one after it that is gathered meanwhile, and the gradients of one
+    blocks = sum(depths_of(recipe.model.preset, options))
+    gathered = 3 * 4 * cost.parameters // blocks if shards > 1 else 0
+    evaluations = recipe_evaluations(recipe) + recipe.model.gradient_checkpointing
+    return Budget(
+        parameters=cost.parameters,
+        tokens_per_image=tokens,
+        images_at_once=micro,
+        tokens_per_step=of_step,
+        flops_per_step=cost.flops / micro * of_step / tokens * evaluations,
+        state_bytes=4 * cost.parameters * weight_copies(recipe) // shards + gathered,
+        activation_bytes=max(cost.training_bytes, cost.saved_bytes + target),
+        checkpoint_bytes=4 * cost.parameters * (weight_copies(recipe) - 1),
+        snapshot_bytes=KEPT_AS.itemsize * cost.parameters * len(recipe.ema_lengths),
+    )
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What one device sends in a step, in rings over all devices that share something.
+
+    Attributes:
+        inside: bytes to the next device of its machine.
+        between: bytes to another machine, through the adapter of this device.
+        hops_inside, hops_between: messages that wait for one another.
+    """
+
+    inside: float = 0.0
+    between: float = 0.0
+    hops_inside: int = 0
+    hops_between: int = 0
+
+    def __add__(self, other: "Traffic") -> "Traffic":
+        return Traffic(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
+
+    def seconds(self, kind: DeviceKind, reached: float = LINK_REACHED) -> float:
+        """How long it takes where nothing else is sent; links reach that share of their data sheet.
+
+        Raises:
+            InputError: a kind whose machines are not connected.
+        """
+        if self.between and kind.network is None:
+            raise InputError("the network between machines of these devices is not known: plan with one machine")
+        moving = max(self.inside / kind.link, self.between / (kind.network or 1.0)) / reached
+        return moving + HOP_INSIDE * self.hops_inside + HOP_BETWEEN * self.hops_between
+
+
+def gather_traffic(size: float, devices: int, machines: int, messages: int) -> Traffic:
+    """Every one of `devices` gets all `size` bytes, of which each has its part; or adds them up and keeps its part.
+
+    A ring passes through every device of a machine before it leaves it, and there are as many rings as adapters.
+    """
+    each = devices // machines
+    return Traffic(
+        inside=size * (devices - 1) / devices if each > 1 else 0.0,
+        between=size * (machines - 1) / machines / each,
+        hops_inside=messages * (devices - machines),
+        hops_between=messages * (machines - 1),
+    )
+
+
+def traffic(recipe: Recipe, processes: int, per_machine: int = PER_MACHINE) -> Traffic:
+    """Of a training step: gradients of 32 bits are added up, and where weights are sharded they are gathered again for
+    every forward and for the backward pass.
+    """
+    if processes == 1:
+        return Traffic()
+    size = 4.0 * count_parameters(recipe.model.preset, **recipe.model.options)
+    machines = -(-processes // per_machine)
+    if recipe.parallel not in ("fsdp", "hsdp"):
+        buckets = ceil(size / BUCKET)
+        once = gather_traffic(size, processes, machines, 1)
+        # scattered and gathered; buckets follow each other through the ring without waiting
+        return once + once + Traffic(hops_between=buckets)
+    depth = sum(depths_of(recipe.model.preset, recipe.model.options))  # all are gathered in every forward
+    shared = shard_count(recipe, processes)
+    one = gather_traffic(size, shared, max(1, shared // per_machine), depth)
+    guides = recipe.objective.guidance is not None or recipe.objective.guidance_condition is not None
+    forwards = 1 + (recipe.objective.diffusion_share < 1) + 2 * guides
+    rounds = max(1, recipe.run.parts // processes) if recipe.data.native else recipe.run.accumulate
+    gathered = rounds * (forwards + 1)  # once more for the backward pass
+    total = sum([one] * gathered, start=one)  # and the gradients, of which each device keeps its part
+    if (copies := processes // shared) > 1:
+        part = gather_traffic(size / shared, copies, min(copies, machines), depth)
+        total = total + part + part
+    return total
+
+
+def check_fits(recipe: Recipe, out: Path, processes: int, device: torch.device, precision: torch.dtype) -> None:
+    """Before anything is loaded.
+
+    Raises:
+        InputError: more memory or disk than there is; says how much, and what would fit.
+    """
+    parameters = count_parameters(recipe.model.preset, **recipe.model.options)
+    state = 4 * parameters * weight_copies(recipe)
+    place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    snapshots = recipe.ema_snapshots if recipe.ema_lengths else 0
+    kept = snapshots * KEPT_AS.itemsize * parameters * len(recipe.ema_lengths)
+    disk, free = state * (recipe.run.keep + 1) + kept, shutil.disk_usage(place).free
+    if disk > free:
+        beside, or_fewer = (f" and {snapshots} snapshots", " or ema_snapshots") if kept else ("", "")
+        raise InputError(
+            f"{recipe.run.keep + 1} checkpoints{beside} take up to {disk / 1e9:.3g} GB, {place} has "
+            f"{free / 1e9:.3g} GB left: make room, lower run.keep{or_fewer}, or choose another --out"
+        )
+    memory = memory_of(device)
+    if state < WORTH_A_LOOK * memory:
+        return
+    check_memory(recipe, processes, memory, precision)
+
+
+def check_memory(recipe: Recipe, processes: int, memory: float, precision: torch.dtype) -> Budget:
+    """The budget, if it fits.
+
+    Raises:
+        InputError: it does not; names the largest batch that would.
+    """
+    whole = budget(recipe, processes, precision)
+    if whole.device_bytes > memory:
+        fitting = int((memory - whole.state_bytes) / (whole.activation_bytes / whole.images_at_once))
+        tokens = fitting * whole.tokens_per_image
+        more = f"lower run.tokens_per_part to {tokens}" if recipe.data.native else "raise run.accumulate"
+        hint = (
+            f"{fitting} images at a time would fit: {more}"
+            if fitting >= 1
+            else "the weights and what is kept for each do not fit: parallel fsdp on more devices, or a smaller preset"
+        )
+        raise InputError(
+            f"a step takes {whole.device_bytes / 1e9:.1f} GB on each device ({whole.state_bytes / 1e9:.1f} GB for "
+            f"weights, gradients, moments and averages), there are {memory / 1e9:.1f} GB; {hint}"
+        )
+    return whole
+
+
+def describe(
+    recipe: Recipe,
+    processes: int,
+    memory: float,
+    flops: float,
+    precision: torch.dtype,
+    kind: DeviceKind | None = None,
+) -> dict[str, str]:
+    """The budget in words; raises as `check_memory` does.
+
+    Args:
+        memory: bytes of one device.
+        flops: operations that one device does in a second of this work.
+        kind: of the devices, where their links are known.
+    """
+    plan = check_memory(recipe, processes, memory, precision)
+    rate = processes * flops / plan.flops_per_step
+    sent = {}
+    if kind is not None and processes > 1:
+        moved = traffic(recipe, processes)
+        told = f"{moved.inside / 1e9:.2f} GB a step from each device, {moved.between / 1e9:.2f} GB between machines"
+        sent = {"communication": f"{told}: {moved.seconds(kind):.3g} s beside {1 / rate:.3g} s of computing"}
+    days, kept = recipe.run.steps / rate / 86_400, bool(recipe.ema_lengths)
+    return {
+        "parameters": f"{plan.parameters:,}",
+        "tokens": f"{plan.tokens_per_image:,} an image, {plan.tokens_per_step:,} a step",
+        "network evaluations": f"{recipe_evaluations(recipe):.2f} a sample",
+        "operations": f"{plan.flops_per_step / 1e12:,.3f} TFLOP a step",
+        "memory": f"{plan.device_bytes / 1e9:.2f} GB of {memory / 1e9:.0f} GB on each of {processes} devices: "
+        f"{plan.state_bytes / 1e9:.2f} GB for weights, gradients, moments and averages, "
+        f"{plan.activation_bytes / 1e9:.2f} GB for a step",
+        **sent,
+        "checkpoint": f"{plan.checkpoint_bytes / 1e9:.2f} GB, {recipe.run.keep + 1} at a time",
+        **({"snapshots": f"{plan.snapshot_bytes / 1e9:.2f} GB, {recipe.ema_snapshots} in all"} if kept else {}),
+        "time": f"{days:.2g} days for {recipe.run.steps:,} steps at {flops / 1e12:.3g} TFLOP/s a device "
+        f"({rate * plan.images_per_step:.3g} images/s)",
+    }

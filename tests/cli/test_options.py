@@ -1,0 +1,169 @@
+"""Bad values of every option of every command, in a table made from the parser itself.
+
+An option added to the parser is in the table without anyone remembering: its kind says which values are bad, and an
+option whose kind the table does not know fails.
+"""
+
+import argparse
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from anystep.bounds import Seed, is_within
+from anystep.cli import build_parser, main, option_types, seed_or_random
+
+LONG = "x" * 5000
+TEXT = ["", "\0", "a\x1b[31m", "\x7f", LONG]  # no names
+NUMBERS = [
+    "", "x", "é", "１２", "٣", "²", "0x10", "1,5", "True", "none", "\0", "1\n2", " ", "+", "-", ".", "nan", "-nan",
+    "inf", "-inf", "Infinity", "1e400", "-1e400", "1e999999999999", "9" * 5000, "-1", "0", "-0.5", "1.5", "1e30",
+    "-1e30", "-99999999999999999999", "99999999999999999999", "1e-400",
+]  # fmt: skip
+SIZES = ["0x16", "16x0", "-1x16", "16x16x16", "１６x16", "nanxnan", "16xinf", "9" * 5000 + "x1", LONG]
+NOBODY = "~nobody-of-that-name/x"
+PARSER = build_parser()
+
+
+def leaves(parser: argparse.ArgumentParser, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """The words of every command, and its parser."""
+    below = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if not below or not below[0].required:
+        yield words, parser
+    for action in below:
+        for name, each in action.choices.items():
+            yield from leaves(each, (*words, name))
+
+
+def options() -> Iterator[tuple[tuple[str, ...], argparse.Action]]:
+    for words, parser in leaves(PARSER):
+        for action in parser._actions:
+            if not isinstance(action, argparse._HelpAction | argparse._VersionAction | argparse._SubParsersAction):
+                yield words, action
+
+
+def bad_values(action: argparse.Action, folder: Path) -> list[str]:
+    """Values that are none of the option's."""
+    file, fifo = folder / "file", folder / "fifo"
+    if action.nargs == 0:
+        return ["", "yes", LONG]
+    if action.choices is not None:
+        return ["", "x", "é", "\0", LONG, str(next(iter(action.choices))).upper() + "x"]
+    kind = Seed if action.type is seed_or_random else getattr(getattr(action, "read", action.type), "kind", None)
+    if kind is not None:
+        base = get_args(kind)[0]
+
+        def fits(text: str) -> bool:
+            try:
+                return text.isascii() and float(text) == base(float(text)) and is_within(kind, base(float(text)))
+            except (ValueError, OverflowError):
+                return False
+
+        return [text for text in NUMBERS if not fits(text)]
+    nowhere, inside = str(folder / "none" / "x"), str(file / "x")
+    table: dict[Any, list[str]] = {
+        option_types.text: ["\0", "a\x1b[31m", "x" * 200_000],
+        option_types.spec: [*TEXT, NOBODY],
+        option_types.size: [*NUMBERS, *SIZES],
+        option_types.input_file: [*TEXT, NOBODY, nowhere, inside, str(folder), str(fifo), "/dev/zero"],
+        option_types.input_folder: [*TEXT, NOBODY, nowhere, inside, str(file), str(fifo), "/dev/null"],
+        option_types.output_file: [*TEXT, NOBODY, nowhere, inside, str(folder), str(fifo), "/dev/full"],
+        option_types.output_folder: [*TEXT, NOBODY, inside, str(file), str(fifo), "/dev/full", "/dev/null/x"],
+    }
+    return table[action.type]
+
+
+def refused(capsys: pytest.CaptureFixture[str], words: list[str]) -> str:
+    """The one line that a command refused with."""
+    code = main(words)
+    told = capsys.readouterr()
+    assert code == 2, words
+    assert told.out in ("", f"anystep {words[0]}: loading\n"), words
+    assert told.err.count("\n") == 1, (words, told.err)
+    assert len(told.err) <= 301, (words, told.err)
+    assert told.err.rstrip("\n").isprintable(), words
+    return told.err
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a file and a FIFO, beside the empty one where commands run."""
+    (tmp_path / "file").write_text("x")
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "work").mkdir()
+    monkeypatch.setattr("anystep.cli.build_parser", lambda: PARSER)  # to make it takes longer than to use it
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path
+
+
+def everything(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*"))
+
+
+COMMANDS = sorted({words for words, _ in options()})
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_bad_values_of_every_option_are_one_line_that_names_it(
+    words: tuple[str, ...], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = everything(folder)
+    for command, action in options():
+        if command != words:
+            continue
+        values = bad_values(action, folder)
+        assert values
+        for value in values:
+            if action.option_strings:
+                flag = action.option_strings[-1]
+                line = refused(capsys, [*words, f"{flag}={value}"])
+            else:  # after all others that may be good
+                flag = str(action.metavar or action.dest)
+                line = refused(capsys, [*words, "--", value])
+            assert flag in line, (words, value)
+            assert "expected" in line or "explicit argument" in line or "cannot write there" in line, (line, value)
+    assert everything(folder) == before
+
+
+def test_the_table_has_every_command() -> None:
+    assert {words[0] for words in COMMANDS} == {
+        "generate", "train", "plan", "train-codec", "evaluate", "benchmark", "train-scene-detector", "train-alignment",
+        "train-classifier", "average", "compare", "data", "recipes", "info", "plan-steps",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "--run.steps", "0", "emoji"], "run.steps: expected a whole number from 1"),
+        (["train", "--run.steps=0", "--dry-run", "emoji"], "run.steps: expected a whole number from 1"),
+        (["train", "--run.seed", "-1", "emoji", "--debug"], "run.seed: expected a whole number from 0"),
+        (["train", "emoji", "--run.steps"], "expected --section.key value pairs"),
+        (["train", "emoji", "run.steps", "4"], "expected --section.key value pairs"),
+        (["train", "emoji", "--device", "cpu"], "unknown key device"),
+        (["train", "emoji", "--devices", "2", "--out", "x"], "--devices 2: goes with --dry-run only"),
+        (
+            ["train", "emoji", "--dry-run", "--model.options.foo", "3"],
+            "unknown model.options.foo; known are in_channels",
+        ),
+        (["train", "emoji", "--dry-run", "--model.options.hidden_size", "1e2"], "hidden_size 100 / num_heads"),
+        (["train", "emoji", "--dry-run", "--a.b.c.d", "3"], "unknown key a"),
+        (["train", "emoji", "--dry-run", f"--{LONG}", "3"], "unknown key xxx"),
+        (["train", "emoji", "--dry-run", "--run.steps", "[" * 5000], "nested too deeply"),
+        (["train", "emoji", "--dry-run", "--run", "!!python/name:os.system"], "without tags"),
+        (["plan", "--train", "--model", "t2i-xl", "--devices", "0"], "--devices: '0': expected a whole number from 1"),
+        (["plan", "--train", "--model", "t2i-xl", "--batch", "-1"], "--batch: '-1': expected a whole number from 1"),
+        (["plan", "--on", "H100", "--utilisation", "nan"], "--utilisation: 'nan': expected a number above 0"),
+        (["info", "--device", "meta"], "device 'meta' is not available"),
+        (["info", "--device", "hpu"], "device 'hpu' is not available"),
+        (["info", "--device", "cuda:99999999999999999999"], "device 'cuda:99999999999999999999' is not available"),
+    ],
+)
+def test_overrides_and_what_they_meet(
+    words: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = everything(folder)
+    assert message in refused(capsys, words)
+    assert everything(folder) == before
