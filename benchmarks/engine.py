@@ -48,7 +48,7 @@ class Bare:
         """What the engine sees in these steps."""
         config = self.recipe.run
         order = EqualBatches(self.data.sizes, [1.0], config.batch_size, 1, config.seed)
-        with Feed(self.data, order, Ranks.alone(), 1, config.seed) as feed:
+        with Feed(self.data, order, Ranks.single(), 1, config.seed) as feed:
             for position in range(first, first + count):
                 part = feed.take(position)[0]
                 chosen = choose_captions(part.examples, self.recipe.condition_dropout, part.draws)

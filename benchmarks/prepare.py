@@ -34,12 +34,12 @@ SIDE = 512
 
 def make_images(folder: Path, count: int) -> None:
     """Smooth and noisy, as photographs are; with captions."""
-    dice = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for number in range(count):
         width, height = SHAPES[number % len(SHAPES)]
-        coarse = Image.fromarray(dice.integers(0, 256, (height // 64, width // 64, 3), np.uint8))
+        coarse = Image.fromarray(rng.integers(0, 256, (height // 64, width // 64, 3), np.uint8))
         pixels = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.int16)
-        pixels = pixels + dice.integers(-12, 13, (height, width, 3), np.int16)
+        pixels = pixels + rng.integers(-12, 13, (height, width, 3), np.int16)
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{number:04d}.jpg", quality=90)
         (folder / f"{number:04d}.txt").write_text("a picture\n")
 

@@ -42,7 +42,7 @@ def noise(target: Target, t_at: float, r_at: float, count: int) -> float:
     x = MEANS[which] + SPREAD * torch.randn(count, generator=generator, dtype=torch.float64)
     z = torch.randn(count, generator=generator, dtype=torch.float64)
     t, r = torch.full_like(x, t_at), torch.full_like(x, r_at)
-    x_t = transport.path(x[:, None], z[:, None], t)
+    x_t = transport.interpolate(x[:, None], z[:, None], t)
 
     def evaluate(x_t: Tensor, t: Tensor, r: Tensor, rows: Tensor) -> Tensor:
         same = t - r < 1e-9
@@ -51,7 +51,7 @@ def noise(target: Target, t_at: float, r_at: float, count: int) -> float:
 
     f = evaluate(x_t, t, r, torch.arange(count))
     at = PathPoints(transport, x[:, None], z[:, None], t, r, torch.arange(count), x_t, f)
-    made = target(at, evaluate, evaluate, transport.prediction(at.x, at.z, t), progress=1.0)
+    made = target(at, evaluate, evaluate, transport.target(at.x, at.z, t), progress=1.0)
     scale = target.ratio(1.0) if isinstance(target, Implicit) else 1.0
     return float((made.value - f).square().mean().sqrt()) / scale
 

@@ -104,14 +104,14 @@ def make_inputs(folder: Path) -> None:
     """Sources, recipes and a model, all tiny."""
     from anystep.plain_yaml import dump_yaml
 
-    dice = random.Random(0)
+    rng = random.Random(0)
     for number in range(120):
         place = folder / "images" / "abc"[number % 3]
         place.mkdir(parents=True, exist_ok=True)
-        (place / f"{number}.png").write_bytes(areas.png(dice.randrange(256)))
+        (place / f"{number}.png").write_bytes(areas.png(rng.randrange(256)))
     (folder / "pictures").mkdir()
     for number in range(64):
-        (folder / "pictures" / f"{number:02d}.png").write_bytes(areas.png(dice.randrange(256)))
+        (folder / "pictures" / f"{number:02d}.png").write_bytes(areas.png(rng.randrange(256)))
         (folder / "pictures" / f"{number:02d}.txt").write_text(f"colour {number}")
     areas.make_model(folder / "model")
     data = {"source": f"classes:{folder / 'images'}", "size": 8}
@@ -176,7 +176,7 @@ class Killer:
     """Starts commands as forks of this process, which has imported everything."""
 
     def __init__(self, seed: int, top: Path) -> None:
-        self.dice, self.top = random.Random(seed), top
+        self.rng, self.top = random.Random(seed), top
         self.inputs = top / "inputs"
         self.inputs.mkdir()
         self.code(self.start(lambda: make_inputs(self.inputs), top))
@@ -282,14 +282,14 @@ class Killer:
         place = self.place(name)
         out, killed = place / COMMANDS[name].out, 0
         begun, end = self.spans[name]
-        for _ in range(self.dice.choice([1, 1, 2, 3])):
-            number = self.dice.choice(SIGNALS)
+        for _ in range(self.rng.choice([1, 1, 2, 3])):
+            number = self.rng.choice(SIGNALS)
             child, begin = self.run(name, place), time.monotonic()
             done: tuple[int, int] = (0, 0)
             while done[0] == 0 and not (time.monotonic() - begin > begun / 2 and COMMANDS[name].begun(out)):
                 done = os.waitpid(child, os.WNOHANG)
                 time.sleep(0.002)
-            moment = time.monotonic() + self.dice.uniform(0, end - begun)
+            moment = time.monotonic() + self.rng.uniform(0, end - begun)
             while done[0] == 0 and time.monotonic() < moment:
                 done = os.waitpid(child, os.WNOHANG)
                 time.sleep(0.002)

@@ -23,10 +23,10 @@ STEPS = 48
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder, dice = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     for number in range(240):
         (folder / f"class-{number % 3}").mkdir(exist_ok=True)
-        image = Image.fromarray(dice.integers(0, 256, (8, 8, 3), np.uint8))
+        image = Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8))
         image.save(folder / f"class-{number % 3}" / f"{number}.png")
     return folder
 

@@ -35,8 +35,8 @@ def network(preset: str, **options: Any) -> TransitionTransformer2DModel:
 
 
 def latents(channels: int) -> list[Tensor]:
-    dice = torch.Generator().manual_seed(1)
-    return [torch.randn(channels, *shape, generator=dice) for shape in SHAPES]
+    rng = torch.Generator().manual_seed(1)
+    return [torch.randn(channels, *shape, generator=rng) for shape in SHAPES]
 
 
 def conditions(preset: str) -> tuple[Tensor, Tensor | None]:
@@ -103,13 +103,13 @@ def test_the_loss_of_a_pack_is_that_of_its_images_weighted_by_their_tokens(kind:
         guidance=ModelGuidance(start=0.2) if kind == "guided" else None,
     )
     images, (condition, mask) = latents(4), conditions("t2i-test")
-    dice = torch.Generator().manual_seed(3)
-    z = [torch.randn(image.shape, generator=dice) for image in images]
+    rng = torch.Generator().manual_seed(3)
+    z = [torch.randn(image.shape, generator=rng) for image in images]
     t = torch.tensor([0.9, 0.5, 0.7, 0.4, 0.8])
     r = torch.tensor([0.1, 0.5, 0.0, 0.3, 0.8])
-    features = [torch.randn(each.shape[1] * each.shape[2] // 4, 3, generator=dice) for each in images]
+    features = [torch.randn(each.shape[1] * each.shape[2] // 4, 3, generator=rng) for each in images]
 
-    fresh = [torch.randn(image.shape, generator=dice) for image in images]
+    fresh = [torch.randn(image.shape, generator=rng) for image in images]
 
     def extra(rows: list[int], packed: bool) -> dict[str, Any]:
         given: dict[str, Any] = {}

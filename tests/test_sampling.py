@@ -38,8 +38,8 @@ class Gaussian(nn.Module):
     def __init__(self, transport: Transport, spread: float = 0.5) -> None:
         super().__init__()
         self.transport, self.spread, self.calls, self.encoded = transport, spread, 0, 0
-        self.unwarp = transport.network_time
-        transport.network_time = lambda t: t  # type: ignore[method-assign]
+        self.unwarp = transport.c_noise
+        transport.c_noise = lambda t: t  # type: ignore[method-assign]
 
     def std(self, t: Tensor) -> Tensor:
         c = self.transport.coefficients(t.double())

@@ -46,8 +46,8 @@ def test_a_transition_lands_on_the_path(name: str, sigma: float, a: float, b: fl
     transport = make_transport(name, sigma_data=sigma)
     t, r = place(transport, max(a, b)), place(transport, min(a, b))
     x, z = draws(seed)
-    landed = transport.transition(transport.path(x, z, t), transport.prediction(x, z, t), t, r)
-    assert (landed - transport.path(x, z, r)).abs().max() <= 1e-10 * scale_of(transport, t)
+    landed = transport.transition(transport.interpolate(x, z, t), transport.target(x, z, t), t, r)
+    assert (landed - transport.interpolate(x, z, r)).abs().max() <= 1e-10 * scale_of(transport, t)
 
 
 @pytest.mark.parametrize(("name", "sigma"), EVERY)
@@ -56,10 +56,10 @@ def test_two_transitions_are_one(name: str, sigma: float, a: float, b: float, c:
     transport = make_transport(name, sigma_data=sigma)
     r, s, t = (place(transport, unit) for unit in sorted((a, b, c)))
     x, z = draws(seed)
-    x_t = transport.path(x, z, t)
-    halfway = transport.transition(x_t, transport.prediction(x, z, t), t, s)
-    through = transport.transition(halfway, transport.prediction(x, z, s), s, r)
-    direct = transport.transition(x_t, transport.prediction(x, z, t), t, r)
+    x_t = transport.interpolate(x, z, t)
+    halfway = transport.transition(x_t, transport.target(x, z, t), t, s)
+    through = transport.transition(halfway, transport.target(x, z, s), s, r)
+    direct = transport.transition(x_t, transport.target(x, z, t), t, r)
     assert (through - direct).abs().max() <= 1e-10 * scale_of(transport, t)
 
 
@@ -70,7 +70,7 @@ def test_at_t_equal_r_the_target_is_the_diffusion_target(name: str, sigma: float
     t = place(transport, a)
     x, z = draws(seed)
     target = transport.target(x, z, t, t, derivative=1e3 * torch.ones_like(x))
-    torch.testing.assert_close(target, transport.prediction(x, z, t))
+    torch.testing.assert_close(target, transport.target(x, z, t))
 
 
 @pytest.mark.parametrize(("name", "sigma"), EVERY)
@@ -79,7 +79,7 @@ def test_decompose_inverts_path_and_prediction(name: str, sigma: float, a: float
     transport = make_transport(name, sigma_data=sigma)
     t = place(transport, a)
     x, z = draws(seed)
-    back = transport.decompose(transport.path(x, z, t), transport.prediction(x, z, t), t)
+    back = transport.decompose(transport.interpolate(x, z, t), transport.target(x, z, t), t)
     # x is what is left of x_t when the noise, larger by sigma / alpha, is taken away
     c = transport.coefficients(t)
     tolerance = 1e-12 * max(1.0, float(c.sigma / c.alpha))
@@ -116,7 +116,7 @@ def test_ot_fm_and_trigflow_reduce_to_their_published_targets() -> None:
     flow = make_transport("ot_fm").target(x, z, t, r, slope)
     torch.testing.assert_close(flow, z - x - (t - r)[:, None] * slope)
     trig = make_transport("trigflow")
-    expected = trig.prediction(x, z, t) - (t - r).tan()[:, None] * (trig.path(x, z, t) + slope)
+    expected = trig.target(x, z, t) - (t - r).tan()[:, None] * (trig.interpolate(x, z, t) + slope)
     torch.testing.assert_close(trig.target(x, z, t, r, slope), expected)
 
 
@@ -232,7 +232,7 @@ def test_whatever_a_transport_takes_leaves_a_finite_path(name: str, data: st.Dat
         transport.transition_coefficients(t, t[0].expand(9)),
     ):
         assert all(each.isfinite().all() for each in numbers)
-    assert transport.network_time(t).isfinite().all()
+    assert transport.c_noise(t).isfinite().all()
     assert transport.draw_times(16, torch.Generator().manual_seed(0)).isfinite().all()
 
 
@@ -251,14 +251,14 @@ def test_the_reference_gives_the_same_numbers(numbers: Path, key: str, name: str
     ours = {
         "alpha": transport.coefficients(t).alpha.view(-1, 1, 1, 1),
         "d_sigma": transport.rates(t).sigma.view(-1, 1, 1, 1),
-        "x_t": transport.path(x, z, t),
+        "x_t": transport.interpolate(x, z, t),
         "x_r": transport.transition(stored["x_t"], stored["F"], t, r),
         "target": transport.target(x, z, t, r, stored["dF"]),
-        "c_noise": transport.network_time(t).view(-1, 1, 1, 1),
+        "c_noise": transport.c_noise(t).view(-1, 1, 1, 1),
     }
     guided = "target_guided_wgt1_wcond0.75_0.3to0.8"
     if guided in stored:
-        F = ModelGuidance(1.0, 0.75, 0.3, 0.8)(transport.prediction(x, z, t), t, stored["F_cond"], stored["F_uncond"])
+        F = ModelGuidance(1.0, 0.75, 0.3, 0.8)(transport.target(x, z, t), t, stored["F_cond"], stored["F_uncond"])
         ours[guided] = transport.target(x, z, t, r, stored["dF"], F)
     for what, value in ours.items():
         torch.testing.assert_close(

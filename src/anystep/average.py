@@ -154,7 +154,7 @@ def _named(metrics: Mapping[str, Any]) -> tuple[str, Any]:
 
 
 def _write(pipeline: TransitionPipeline, out: Path, plan: Rebuilt, facts: Mapping[str, Any] | None = None) -> None:
-    if not Ranks().first:
+    if not Ranks().is_main:
         return
     made_of = {"length": plan.length, "step": plan.step, "snapshots": len(plan.weights), "misfit": plan.misfit}
     with publishing(out) as part:

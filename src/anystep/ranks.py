@@ -65,14 +65,14 @@ class Ranks:
         self.host_group = _host_group()
 
     @classmethod
-    def alone(cls) -> "Ranks":
+    def single(cls) -> "Ranks":
         """This process by itself, whatever others there are."""
         ranks = cls.__new__(cls)
         ranks.count, ranks.rank = 1, 0
         return ranks
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process writes the log, the checkpoints and the pictures."""
         return self.rank == 0
 
@@ -84,7 +84,7 @@ class Ranks:
         dist.all_reduce(votes, group=self.host_group)
         return bool(votes.item())
 
-    def tell(self, what: T) -> list[T]:
+    def all_gather_object(self, what: T) -> list[T]:
         """What each process has to say, in their order."""
         if self.count == 1:
             return [what]
@@ -108,7 +108,7 @@ class Ranks:
         """
         made = None
         with self.together():
-            if self.first:
+            if self.is_main:
                 made = act()
         return made
 
@@ -126,7 +126,7 @@ class Ranks:
             problem = str(error)
         except OSError as error:
             problem = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
-        if problems := [each for each in self.tell(problem) if each]:
+        if problems := [each for each in self.all_gather_object(problem) if each]:
             raise InputError(problems[0])
 
     @contextmanager
@@ -136,6 +136,6 @@ class Ranks:
             self.on_main(lambda: stack.enter_context(claimed(folder, kind, legacy)))
             yield
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         if self.count > 1:
             dist.barrier(group=self.host_group)

@@ -144,7 +144,7 @@ def extrapolated(transport: Transport, F: Sample, t: float, r: float, before: Me
     true F is linear in time on straight lines (there F + (t - r) / (2 (t_before - t)) (F - F_before)).
     """
     there = torch.full((len(F),), t, dtype=before.data.dtype, device=F.device)
-    return F + (t - r) / (2 * (before.t - t)) * (F - transport.prediction(before.data, before.noise, there))
+    return F + (t - r) / (2 * (before.t - t)) * (F - transport.target(before.data, before.noise, there))
 
 
 def is_guided(scale: float) -> bool:
@@ -225,7 +225,7 @@ def sample(
     generators = [torch.Generator().manual_seed(seed ^ 0x5EED) for seed in seeds or []]
 
     def evaluate(x: Tensor, t: Tensor, r: Tensor, condition: Any, mask: Tensor | None, told: float = 1.0) -> Tensor:
-        times = transport.network_time(t), transport.network_time(r)
+        times = transport.c_noise(t), transport.c_noise(r)
         options = {**(network_options or {}), **({"guidance": torch.full_like(t, told)} if guidance_embedded else {})}
         answer: Tensor = network(x, *times, condition, mask, **options)
         return answer.float()
@@ -235,7 +235,7 @@ def sample(
     if given is None:
         x = z.float() * transport.coefficients(times[:1]).sigma.item()
     else:
-        x = transport.path(given.to(z.device).float(), z.float(), times[:1].to(z.device).expand(batch))
+        x = transport.interpolate(given.to(z.device).float(), z.float(), times[:1].to(z.device).expand(batch))
     trajectory = [x]
     for i, (now, goal) in enumerate(zip(times[:-1].tolist(), times[1:].tolist(), strict=True)):
         last = i == len(times) - 2

@@ -62,7 +62,7 @@ class Transport:
         """Training times from standard normal and uniform draws, before they are clamped to the range."""
         raise NotImplementedError
 
-    def network_time(self, t: Tensor) -> Tensor:
+    def c_noise(self, t: Tensor) -> Tensor:
         """What the network is told about `t` (`c_noise` of EDM, arXiv 2206.00364, table 1)."""
         return t
 
@@ -73,17 +73,17 @@ class Transport:
         tangents = torch.func.jvp(self.coefficients, (t,), (torch.ones_like(t),))[1]
         return Coefficients(*tangents)
 
-    def path(self, x: Sample, z: Sample, t: Times) -> Sample:
+    def interpolate(self, x: Sample, z: Sample, t: Times) -> Sample:
         """x_t, the point at time t between data x and noise z."""
         c = self.coefficients(t)
         return expand(c.alpha, x) * x + expand(c.sigma, z) * z
 
-    def prediction(self, x: Sample, z: Sample, t: Times) -> Sample:
+    def target(self, x: Sample, z: Sample, t: Times) -> Sample:
         """F, what a perfect network answers at (x_t, t, t) when it knows x and z."""
         c = self.coefficients(t)
         return expand(c.alpha_hat, x) * x + expand(c.sigma_hat, z) * z
 
-    def prediction_rate(self, x: Sample, z: Sample, t: Times) -> Sample:
+    def target_rate(self, x: Sample, z: Sample, t: Times) -> Sample:
         """dF/dt at fixed x and z."""
         c = self.rates(t)
         return expand(c.alpha_hat, x) * x + expand(c.sigma_hat, z) * z
@@ -130,11 +130,11 @@ class Transport:
             x, z: data and noise.
             t, r: source and target times.
             derivative: df/dt, the total derivative of the network along the path at fixed r; no gradient flows.
-            F: the instantaneous prediction, when it is not `prediction(x, z, t)` (a guided target).
+            F: the target at t = r, when it is not `target(x, z, t)` (a guided target).
         """
         if F is None:
-            F = self.prediction(x, z, t)
-        slope = self.prediction_rate(x, z, t) - derivative.detach()
+            F = self.target(x, z, t)
+        slope = self.target_rate(x, z, t) - derivative.detach()
         return F + expand(self.identity_scale(t, r), slope) * slope
 
     def draw_times(self, count: int, generator: torch.Generator | None = None) -> Times:
@@ -217,7 +217,7 @@ class EDM(Transport):
     def draw(self, normal: Tensor, uniform: Tensor) -> Tensor:
         return torch.exp(self.mean + self.std * normal)
 
-    def network_time(self, t: Tensor) -> Tensor:
+    def c_noise(self, t: Tensor) -> Tensor:
         return t.log() / 4
 
 
@@ -239,7 +239,7 @@ class VariancePreserving(Transport):
     def draw(self, normal: Tensor, uniform: Tensor) -> Tensor:
         return self.t_min + (self.t_max - self.t_min) * uniform
 
-    def network_time(self, t: Tensor) -> Tensor:
+    def c_noise(self, t: Tensor) -> Tensor:
         return 999 * t
 
 
@@ -258,7 +258,7 @@ class VarianceExploding(Transport):
     def draw(self, normal: Tensor, uniform: Tensor) -> Tensor:
         return self.t_min * (self.t_max / self.t_min) ** uniform
 
-    def network_time(self, t: Tensor) -> Tensor:
+    def c_noise(self, t: Tensor) -> Tensor:
         return torch.log(t / 2)
 
 
@@ -284,7 +284,7 @@ def make_transport(name: str, **options: Any) -> Transport:
     ends = torch.tensor([transport.t_min, transport.t_max])
     if not ends[0] < ends[1]:
         raise InputError(f"transport {name!r}: t_min {transport.t_min} must be below t_max {transport.t_max}")
-    numbers = [*transport.coefficients(ends), *transport.rates(ends), transport.network_time(ends)]
+    numbers = [*transport.coefficients(ends), *transport.rates(ends), transport.c_noise(ends)]
     numbers += transport.transition_coefficients(ends[1:], ends[:1])
     if not all(bool(each.isfinite().all()) for each in numbers):
         options_shown = ", ".join(f"{key} {value:g}" for key, value in vars(transport).items())

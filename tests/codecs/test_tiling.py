@@ -29,8 +29,8 @@ def test_tiles_cover_everything_and_weigh_something_everywhere(length: int, marg
 
 @torch.no_grad()
 def test_tiles_decode_and_encode_as_the_whole(codec: Codec) -> None:
-    dice = torch.Generator().manual_seed(0)
-    latents = torch.randn(1, codec.channels, 70, 100, generator=dice)
+    rng = torch.Generator().manual_seed(0)
+    latents = torch.randn(1, codec.channels, 70, 100, generator=rng)
     whole = codec.decode(latents)
     tiled = decode_tiled(codec, latents, tile=48 * codec.factor)
     assert (tiled - whole).abs().max() < TOLERANCE
@@ -40,9 +40,9 @@ def test_tiles_decode_and_encode_as_the_whole(codec: Codec) -> None:
 @torch.no_grad()
 def test_no_seam_is_steeper_than_elsewhere(codec: Codec) -> None:
     """Of a codec that sees all of its input: the gradient across the borders of tiles against that of other places."""
-    dice = torch.Generator().manual_seed(1)
+    rng = torch.Generator().manual_seed(1)
     smooth = torch.nn.functional.interpolate(
-        torch.randn(1, codec.channels, 8, 8, generator=dice), size=(96, 96), mode="bicubic"
+        torch.randn(1, codec.channels, 8, 8, generator=rng), size=(96, 96), mode="bicubic"
     )
 
     class Global:

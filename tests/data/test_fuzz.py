@@ -68,22 +68,22 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def damaged(content: bytes, dice: random.Random) -> bytes:
+def damaged(content: bytes, rng: random.Random) -> bytes:
     """Cut, changed, longer or shorter in the middle, with other words in it, or something else altogether."""
-    at, some = dice.randrange(len(content) + 1), dice.randrange(1, 600)
-    match dice.randrange(6):
+    at, some = rng.randrange(len(content) + 1), rng.randrange(1, 600)
+    match rng.randrange(6):
         case 0:
             return content[:at]
         case 1:
-            return content[:at] + dice.randbytes(some) + content[at:]
+            return content[:at] + rng.randbytes(some) + content[at:]
         case 2:
             return content[:at] + content[at + some :]
         case 3:
-            return content[:at] + dice.choice((b"\xff", b"\0", b"\x7f")) * 8 + content[at + 8 :]
+            return content[:at] + rng.choice((b"\xff", b"\0", b"\x7f")) * 8 + content[at + 8 :]
         case 4:
-            old = dice.choice((b"1", b"0", b"[", b'"', b"a"))
-            return content.replace(old, dice.choice(WORDS), dice.randrange(1, 3))
-    return dice.choice((*WHOLE, content + content))
+            old = rng.choice((b"1", b"0", b"[", b'"', b"a"))
+            return content.replace(old, rng.choice(WORDS), rng.randrange(1, 3))
+    return rng.choice((*WHOLE, content + content))
 
 
 def read(kind: str, sound: Path, folder: Path) -> None:
@@ -104,15 +104,15 @@ def read(kind: str, sound: Path, folder: Path) -> None:
 
 
 def held_up(sound: Path, folder: Path, seed: int, count: int) -> None:
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     refused = 0
     for _ in range(count):
-        kind = dice.choice((*KINDS, "made", "made", "prepare"))
+        kind = rng.choice((*KINDS, "made", "made", "prepare"))
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(sound / {"prepare": "made"}.get(kind, kind), folder)
         files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
-        for path in dice.sample(files, min(len(files), dice.choice((1, 1, 2)))):
-            path.write_bytes(damaged(path.read_bytes(), dice))
+        for path in rng.sample(files, min(len(files), rng.choice((1, 1, 2)))):
+            path.write_bytes(damaged(path.read_bytes(), rng))
         try:
             read(kind, sound, folder)
         except InputError:

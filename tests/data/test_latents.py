@@ -135,7 +135,7 @@ def test_processes_share_the_shards(tmp_path: Path) -> None:
     work = _Work(Colours(), tmp_path / "two", About({}, []), 10, print)
     assert not work.begin()
     for rank in (1, 0):
-        ranks = Ranks.alone()
+        ranks = Ranks.single()
         ranks.count, ranks.rank = 2, rank
         _encode(Colours(), tmp_path / "two", encoders(), ranks, 10, lambda done, total: None)
     work.finish()

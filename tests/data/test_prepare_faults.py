@@ -71,9 +71,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import numpy as np
     from PIL import Image
 
-    folder, dice = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
     for number in range(10):
-        Image.fromarray(dice.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / f"{number}.png")
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text(f"number {number}")
     (folder / "3.png").write_bytes(b"broken")
     return folder

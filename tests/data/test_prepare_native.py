@@ -25,10 +25,10 @@ def put(path: Path, image: Image.Image, caption: bytes = b"a picture\n", **optio
 @pytest.fixture(scope="module")
 def wild(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One of everything that users have."""
-    folder, dice = tmp_path_factory.mktemp("wild"), np.random.default_rng(0)
+    folder, rng = tmp_path_factory.mktemp("wild"), np.random.default_rng(0)
 
     def noise(width: int, height: int, depth: int = 3) -> np.ndarray:
-        return dice.integers(0, 256, (height, width, depth), np.uint8)
+        return rng.integers(0, 256, (height, width, depth), np.uint8)
 
     put(folder / "square.png", Image.fromarray(noise(64, 64)))
     put(folder / "wide.png", Image.fromarray(noise(120, 50)))

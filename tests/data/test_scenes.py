@@ -44,11 +44,11 @@ def test_a_perfect_detector_finds_every_scene_right(task: str, seed: int, canvas
 
 @given(seed=st.integers(0, 10_000))
 def test_one_drawing_less_or_another_colour_is_wrong(seed: int) -> None:
-    dice = random.Random(seed)
-    counting = draw_scene("counting", dice)
+    rng = random.Random(seed)
+    counting = draw_scene("counting", rng)
     found = seen(counting)[1:]
     assert not judge(counting.metadata, by_class(found), {}).correct
-    coloured = draw_scene("color_attr", dice)
+    coloured = draw_scene("color_attr", rng)
     found = seen(coloured)
     swapped = {each: (found[0].colour if each is found[1] else found[1].colour) or "" for each in found}
     assert not judge(coloured.metadata, by_class(found), swapped).correct

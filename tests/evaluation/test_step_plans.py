@@ -33,10 +33,10 @@ def search(
     **words: Any,
 ) -> Search:
     """With images whose figure is known, and replicates that are as noisy as that."""
-    dice = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
 
     def measured(made: Observed) -> Tensor:
-        spread = noise * torch.randn(15, dtype=torch.float64, generator=dice)
+        spread = noise * torch.randn(15, dtype=torch.float64, generator=rng)
         return made.features[0, 0].double() + torch.cat([torch.zeros(1, dtype=torch.float64), spread])
 
     words = {"better": "lower", "choices": CHOICES[kind], **words}

@@ -30,9 +30,9 @@ def commands(
     tiny_model: Path, tiny_classes: Path, pooled: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, list[str]]:
     """By name, without `--out`; each takes a second or two."""
-    folder, dice = tmp_path_factory.mktemp("blocks"), np.random.default_rng(0)
+    folder, rng = tmp_path_factory.mktemp("blocks"), np.random.default_rng(0)
     for number in range(130):
-        blocks = dice.integers(0, 256, (4, 4, 3), dtype=np.uint8).repeat(4, 0).repeat(4, 1)
+        blocks = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8).repeat(4, 0).repeat(4, 1)
         Image.fromarray(blocks).save(folder / f"{number:03d}.png")
         (folder / f"{number:03d}.txt").write_text(f"blocks number {number}")
     measured = ["--samples", "60", "--metrics", "kernel_distance", "--extractor", str(pooled), "--allow-code"]
@@ -114,11 +114,11 @@ def stop(pid: int, how: str) -> None:
 def test_what_was_stopped_goes_on_to_the_same_bytes(
     commands: dict[str, list[str]], finished: dict[str, Path], tmp_path: Path, name: str, rounds: int
 ) -> None:
-    dice, whole = random.Random(f"{name} {rounds}"), content(finished[name])
-    ways = STOPS * rounds if rounds > 1 else dice.sample(STOPS, 1)
+    rng, whole = random.Random(f"{name} {rounds}"), content(finished[name])
+    ways = STOPS * rounds if rounds > 1 else rng.sample(STOPS, 1)
     for number, how in enumerate(ways):
         out, errors = tmp_path / f"{number}-{how}", tmp_path / "errors"
-        moment = dice.randint(2, max(6, len(whole) - 5))
+        moment = rng.randint(2, max(6, len(whole) - 5))
         child = begun(commands[name], out, errors)
         while len(files(out)) < moment and child.is_alive():
             time.sleep(0.002)

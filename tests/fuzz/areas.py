@@ -152,14 +152,14 @@ def make_recipe(folder: Path) -> None:
     (folder / "r.yaml").write_text(dump_yaml(content))
 
 
-def read_recipe(folder: Path, out: Path, dice: random.Random) -> None:
+def read_recipe(folder: Path, out: Path, rng: random.Random) -> None:
     from anystep.compare import Comparison, variant_recipe
     from anystep.training.config import CodecRecipe, Recipe, dump, load_recipe
 
-    if dice.random() < 0.6:
-        recipe = load_recipe(folder / "r.yaml", Recipe, debug=dice.random() < 0.5)
+    if rng.random() < 0.6:
+        recipe = load_recipe(folder / "r.yaml", Recipe, debug=rng.random() < 0.5)
         dump(recipe)
-    elif dice.random() < 0.5:
+    elif rng.random() < 0.5:
         load_recipe(folder / "r.yaml", CodecRecipe)
     else:
         comparison = load_recipe(folder / "c.yaml", Comparison)
@@ -179,7 +179,7 @@ def make_recipes(folder: Path) -> None:
     (folder / "c.yaml").write_text(dump_yaml(content))
 
 
-def read_overrides(folder: Path, out: Path, dice: random.Random) -> None:
+def read_overrides(folder: Path, out: Path, rng: random.Random) -> None:
     """Odd words for overrides and for the values of a comparison's changes."""
     from anystep.compare import Comparison, vary
     from anystep.training.config import Recipe, load_recipe
@@ -211,8 +211,8 @@ def read_overrides(folder: Path, out: Path, dice: random.Random) -> None:
         "~",
         "9" * 5000,
     ]
-    words = [f"--{dice.choice(keys)}={dice.choice(values)}" for _ in range(dice.randrange(1, 3))]
-    if dice.random() < 0.5:
+    words = [f"--{rng.choice(keys)}={rng.choice(values)}" for _ in range(rng.randrange(1, 3))]
+    if rng.random() < 0.5:
         vary(Comparison(), [word[2:] for word in words])
     load_recipe(folder / "r.yaml", Recipe, words)
 
@@ -237,7 +237,7 @@ def make_benchmarks(folder: Path) -> None:
     (folder / "questions.csv").write_text("\n".join(lines) + "\n")
 
 
-def read_benchmarks(folder: Path, out: Path, dice: random.Random) -> None:
+def read_benchmarks(folder: Path, out: Path, rng: random.Random) -> None:
     from anystep.evaluation.benchmarks import dpg, geneval, mjhq
 
     entries = geneval.read_metadata(folder / "geneval.jsonl")
@@ -270,10 +270,10 @@ def make_model(folder: Path) -> None:
     pipeline.save_pretrained(folder)
 
 
-def read_model(folder: Path, out: Path, dice: random.Random) -> int:
+def read_model(folder: Path, out: Path, rng: random.Random) -> int:
     from anystep.cli import main
 
-    if dice.random() < 0.3:
+    if rng.random() < 0.3:
         return main(["info", "--model", str(folder)])
     return main(["generate", "a", "--steps", "1", "--model", str(folder), "--out", str(out / "x.png")])
 
@@ -288,7 +288,7 @@ def make_safetensors(folder: Path) -> None:
         heads.save(folder / "heads.safetensors")
 
 
-def read_safetensors(folder: Path, out: Path, dice: random.Random) -> None:
+def read_safetensors(folder: Path, out: Path, rng: random.Random) -> None:
     from anystep.evaluation.benchmarks.scene_detector import SceneDetector
     from anystep.evaluation.caption_scores import AlignmentHeads
 
@@ -312,10 +312,10 @@ def make_prepared(folder: Path) -> None:
     assert prepare_again(folder) == 0
 
 
-def read_prepared(folder: Path, out: Path, dice: random.Random) -> int | None:
+def read_prepared(folder: Path, out: Path, rng: random.Random) -> int | None:
     from anystep.data.latents import LatentSet, LatentShards
 
-    if dice.random() < 0.2:
+    if rng.random() < 0.2:
         return prepare_again(folder)
     data = LatentSet([LatentShards(str(folder))], broken_limit=1.0)
     data.read(list(range(min(8, len(data)))))
@@ -341,7 +341,7 @@ def make_run(folder: Path) -> None:
     assert main(["train", str(folder.parent / "r.yaml"), "--out", str(folder)]) == 0
 
 
-def resume_run(folder: Path, out: Path, dice: random.Random) -> int:
+def resume_run(folder: Path, out: Path, rng: random.Random) -> int:
     from anystep.cli import main
 
     return main(["train", str(folder.parent / "r.yaml"), "--out", str(folder), "--run.steps", "3"])
@@ -370,7 +370,7 @@ def make_report(folder: Path) -> None:
     assert evaluate_again(folder, folder, random.Random(0)) == 0
 
 
-def evaluate_again(folder: Path, out: Path, dice: random.Random) -> int:
+def evaluate_again(folder: Path, out: Path, rng: random.Random) -> int:
     from anystep.cli import main
 
     words = [word.format(images=folder.parent / "images") for word in EVALUATED]
@@ -386,13 +386,13 @@ def make_comparison(folder: Path) -> None:
     assert compare_again(folder, folder, random.Random(0)) == 0
 
 
-def compare_again(folder: Path, out: Path, dice: random.Random) -> int:
+def compare_again(folder: Path, out: Path, rng: random.Random) -> int:
     from anystep.cli import main
 
     return main(["compare", str(folder.parent / "r.yaml"), "--out", str(folder)])
 
 
-def act_on_values(folder: Path, out: Path, dice: random.Random) -> int:
+def act_on_values(folder: Path, out: Path, rng: random.Random) -> int:
     """Odd values for options of commands that then do little."""
     from anystep.cli import main
 
@@ -421,8 +421,8 @@ def act_on_values(folder: Path, out: Path, dice: random.Random) -> int:
         "parquet:/dev",
         "shards:/dev/zero",
     ]
-    command = dice.choice(["plan", "info", "show", "recipes", "data", "train"])
-    pick = dice.choice
+    command = rng.choice(["plan", "info", "show", "recipes", "data", "train"])
+    pick = rng.choice
     words = {
         "plan": [
             "plan",
@@ -455,13 +455,13 @@ def act_on_values(folder: Path, out: Path, dice: random.Random) -> int:
 
 
 def source(prefix: str) -> Callable[[Path, Path, random.Random], None]:
-    def act(folder: Path, out: Path, dice: random.Random) -> None:
+    def act(folder: Path, out: Path, rng: random.Random) -> None:
         read_source(f"{prefix}{folder}")
 
     return act
 
 
-def read_npz(folder: Path, out: Path, dice: random.Random) -> None:
+def read_npz(folder: Path, out: Path, rng: random.Random) -> None:
     from anystep.evaluation.metrics.frechet_distance import Moments
 
     Moments.load(folder / "ref.npz")

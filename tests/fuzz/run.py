@@ -52,7 +52,7 @@ class Fuzzer:
     """Runs inputs of one seed in a scratch folder: `top/a/b/c/SUBJECT`, so that `../` stays below `top`."""
 
     def __init__(self, seed: int, top: Path) -> None:
-        self.dice, self.top = random.Random(seed), top
+        self.rng, self.top = random.Random(seed), top
         self.place = top / "a" / "b" / "c"
         self.place.mkdir(parents=True)
         self.mark = top / mutations.MARK
@@ -158,8 +158,8 @@ class Fuzzer:
         template = self.template(name)
         self.copy(template)
         subject, out = self.place / "input", self.place / "out"
-        changes = [mutations.folder(self.dice, subject, self.mark) for _ in range(1 if self.dice.random() < 0.8 else 3)]
-        own = random.Random(self.dice.random())
+        changes = [mutations.folder(self.rng, subject, self.mark) for _ in range(1 if self.rng.random() < 0.8 else 3)]
+        own = random.Random(self.rng.random())
         but = [self.templates, out, self.top / "stderr", self.mark, *([subject] if area.own else [])]
         before = state(self.top, but)
         told, outcome, work = self.fork(lambda: area.act(subject, out, own), area.seconds)
@@ -189,7 +189,7 @@ def fuzz(
         for number in range(count):
             if time.monotonic() - begin > seconds:
                 break
-            name = names[number] if number < len(names) else fuzzer.dice.choices(names, weights)[0]
+            name = names[number] if number < len(names) else fuzzer.rng.choices(names, weights)[0]
             changes, told, outcome, work = fuzzer.input(name)
             counts[name][outcome] += 1
             if outcome not in GOOD:

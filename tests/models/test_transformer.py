@@ -165,7 +165,7 @@ def test_higher_time_frequencies_leave_the_finite_difference_exact() -> None:
     x, t, r, caption = text_inputs()
     z, rows = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)), torch.arange(2)
     evaluate = BoundNetwork(network, transport, caption)
-    value = evaluate(transport.path(x, z, t), t, r, rows).detach()
+    value = evaluate(transport.interpolate(x, z, t), t, r, rows).detach()
     exact, central = (
         derivative(kind)(evaluate, transport, x, z, t, r, rows, value) for kind in ("forward_mode", "central")
     )

@@ -94,8 +94,8 @@ def conditional_mean(name: str, target: Target, moving: bool, **options: Any) ->
     record.loss.backward()
     assert network.added.grad is not None
     with torch.no_grad():
-        answer = network(transport.path(x.flatten()[:, None], z.flatten()[:, None], t), transport.network_time(t),
-                         transport.network_time(r), ones, None, torch.full_like(t, SCALE))  # fmt: skip
+        answer = network(transport.interpolate(x.flatten()[:, None], z.flatten()[:, None], t), transport.c_noise(t),
+                         transport.c_noise(r), ones, None, torch.full_like(t, SCALE))  # fmt: skip
     asked = answer[:, 0] - network.added.grad * len(t) / 2 / weight
     share = mass / math.sqrt(2 * math.pi)
     return (asked.view(len(x_t), -1) * share).sum(1), answer[:, 0].view(len(x_t), -1)[:, 0]
@@ -186,9 +186,9 @@ def test_a_pack_is_guided_as_its_images_are() -> None:
     network = build_transformer("c2i-test", guidance_embed=True)
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.1)
-    dice = torch.Generator().manual_seed(1)
+    rng = torch.Generator().manual_seed(1)
     shapes = [(4, 8, 4), (4, 4, 4), (4, 4, 8)]
-    images, noise = ([torch.randn(shape, generator=dice) for shape in shapes] for _ in range(2))
+    images, noise = ([torch.randn(shape, generator=rng) for shape in shapes] for _ in range(2))
     t, r = torch.tensor([0.9, 0.5, 0.4]), torch.tensor([0.1, 0.5, 0.4])
     labels, null = torch.tensor([1, 2, 3]), torch.full((3,), network.null_label)
     scale = torch.tensor([3.0, 1.0, 2.0])

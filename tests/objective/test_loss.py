@@ -70,7 +70,7 @@ class Counting(nn.Module):
 def test_finite_differences_agree_with_forward_mode_in_float32(kind: Any, tolerance: float) -> None:
     x, z, t, r, y = batch()
     evaluate, rows = BoundNetwork(lively(), FLOW, y), torch.arange(len(x))
-    value = evaluate(FLOW.path(x, z, t), t, r, rows)
+    value = evaluate(FLOW.interpolate(x, z, t), t, r, rows)
     exact = derivative("forward_mode")(evaluate, FLOW, x, z, t, r, rows, value)
     estimate = derivative(kind)(evaluate, FLOW, x, z, t, r, rows, value)
     assert exact.norm() > 0.1 * value.norm()
@@ -85,7 +85,7 @@ def test_forward_mode_is_exact_in_float64() -> None:
     x, z = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
     t, r = torch.linspace(0.3, 0.9, 4, dtype=torch.float64), torch.full((4,), 0.1, dtype=torch.float64)
     evaluate, rows = BoundNetwork(Known(), FLOW, rows := torch.arange(4)), rows
-    x_t = FLOW.path(x, z, t)
+    x_t = FLOW.interpolate(x, z, t)
     expected = x_t.cos() * (z - x) * (t**2 + r)[:, None] + x_t.sin() * (2 * t)[:, None]
     torch.testing.assert_close(derivative("forward_mode")(evaluate, FLOW, x, z, t, r, rows, x_t), expected)
     central = derivative("central", eps=1e-4)(evaluate, FLOW, x, z, t, r, rows, x_t)
@@ -114,7 +114,7 @@ def test_the_derivative_of_a_bfloat16_network_is_usable(how: str) -> None:
         network.to(torch.bfloat16)
         assert bound.dtype == torch.bfloat16
     with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
-        value = bound(FLOW.path(x, z, t), t, r, rows)
+        value = bound(FLOW.interpolate(x, z, t), t, r, rows)
         chosen = derivative("central")(bound, FLOW, x, z, t, r, rows, value)
         narrow = derivative("central", eps=0.001)(bound, FLOW, x, z, t, r, rows, value)
     assert (chosen - exact).norm() <= 0.15 * exact.norm()
@@ -133,7 +133,9 @@ def test_evaluation_times_stay_inside_the_range(name: str, kind: Any) -> None:
     t = torch.tensor([transport.t_min, transport.t_max])
     r = torch.full_like(t, transport.t_min)
     x, z = torch.randn(2, 3), torch.randn(2, 3)
-    slope = derivative(kind)(evaluate, transport, x, z, t, r, torch.arange(2), transport.path(x, z, t) * t[:, None])
+    slope = derivative(kind)(
+        evaluate, transport, x, z, t, r, torch.arange(2), transport.interpolate(x, z, t) * t[:, None]
+    )
     times = torch.cat(seen)
     assert times.min() >= transport.t_min
     assert times.max() <= transport.t_max

@@ -55,7 +55,7 @@ def residuals(kind: str, target: Tensor, x: Tensor, z: Tensor, t: Tensor, r: Ten
     made = objective(kind, direction=False, **options)
     judged = {"null_condition": torch.zeros(len(x)), "fresh": z.flip(0)}
     record = made.evaluate(Linear(), x, z, t, r, torch.ones(len(x)), ema_network=Linear(), **judged)
-    value = Linear()(made.transport.path(x, z, t), t, r, ONE)
+    value = Linear()(made.transport.interpolate(x, z, t), t, r, ONE)
     torch.testing.assert_close(record.residual, (value - target).square().flatten(1).mean(1), atol=2e-4, rtol=1e-3)
 
 
@@ -79,7 +79,7 @@ def test_flow_matching_is_the_velocity(draw: dict[str, Tensor]) -> None:
 
 def test_ours_follows_the_velocity_and_takes_half_of_it(draw: dict[str, Tensor]) -> None:
     t, r, network = draw["t"], draw["r"], Linear()
-    x_t = make_transport("ot_fm").path(draw["x"], draw["z"], t)
+    x_t = make_transport("ot_fm").interpolate(draw["x"], draw["z"], t)
     v = network(x_t, t, t, ONE)
     slope = 0.3 * v + 0.7
     residuals("any_step", (draw["z"] - draw["x"] + v) / 2 - (t - r).view(-1, 1, 1, 1) * slope, **draw)
@@ -90,7 +90,7 @@ def test_alpha_flow_mixes_the_velocity_with_where_the_network_goes_on_from_a_poi
 ) -> None:
     t, r = draw["t"], draw["r"]
     s = t - 0.25 * (t - r)
-    x_s = make_transport("ot_fm").path(draw["x"], draw["z"], s)
+    x_s = make_transport("ot_fm").interpolate(draw["x"], draw["z"], s)
     residuals(
         "alpha_flow", 0.25 * (draw["z"] - draw["x"]) + 0.75 * Linear()(x_s, s, r, ONE), **draw, ratio=(0.25, 0.25)
     )
@@ -100,7 +100,7 @@ def test_a_terminal_target_is_the_velocity_where_it_lands_and_how_the_answer_mov
     draw: dict[str, Tensor],
 ) -> None:
     t, r, network = draw["t"], draw["r"], Linear()
-    x_t = make_transport("ot_fm").path(draw["x"], draw["z"], t)
+    x_t = make_transport("ot_fm").interpolate(draw["x"], draw["z"], t)
     interval = (t - r).view(-1, 1, 1, 1)
     x_r = x_t - interval * network(x_t, t, r, ONE)
     residuals("terminal", network(x_r, r, r, ONE) + interval * -0.4, **draw)
@@ -110,7 +110,7 @@ def test_self_evaluation_mixes_the_data_with_what_the_network_makes_of_it_once_i
     draw: dict[str, Tensor],
 ) -> None:
     t, r, network, flow = draw["t"], draw["r"], Linear(), make_transport("ot_fm")
-    x_t, (T, R) = flow.path(draw["x"], draw["z"], t), (time.view(-1, 1, 1, 1) for time in (t, r))
+    x_t, (T, R) = flow.interpolate(draw["x"], draw["z"], t), (time.view(-1, 1, 1, 1) for time in (t, r))
     own = x_t - T * network(x_t, t, r, ONE)
     x_r = (1 - R) * own + R * draw["z"].flip(0)
     judged, null = (x_r - R * network(x_r, r, r, condition) for condition in (ONE, 0 * ONE))
@@ -122,7 +122,7 @@ def test_self_evaluation_mixes_the_data_with_what_the_network_makes_of_it_once_i
 
 def test_a_shortcut_is_the_mean_of_its_two_halves(draw: dict[str, Tensor]) -> None:
     t, r, network = draw["t"], draw["r"], Linear()
-    middle, x_t = (t + r) / 2, make_transport("ot_fm").path(draw["x"], draw["z"], t)
+    middle, x_t = (t + r) / 2, make_transport("ot_fm").interpolate(draw["x"], draw["z"], t)
     first = network(x_t, t, middle, ONE)
     second = network(x_t - (t - middle).view(-1, 1, 1, 1) * first, middle, r, ONE)
     residuals("shortcut", (first + second) / 2, **draw)

@@ -74,7 +74,7 @@ def test_the_conditional_mean_of_every_target_is_the_exact_transition(name: str,
     f = exact_jump(transport, x_t, *times)
     at = PathPoints(transport, x.flatten()[:, None], z.flatten()[:, None], t, r, rows, points[:, None],
                     f.repeat_interleave(count)[:, None])  # fmt: skip
-    F = transport.prediction(at.x, at.z, t)
+    F = transport.target(at.x, at.z, t)
     made = TARGETS[kind](at, evaluate, evaluate, F, progress=1.0)
     mean = (share * made.value[:, 0].view(len(x_t), count)).sum(1)
     torch.testing.assert_close(mean, f, rtol=2e-3 if kind == "implicit" else 2e-4, atol=2e-4)
@@ -103,12 +103,12 @@ def self_evaluated(transport: Transport, answer: Tensor, x_t: Tensor, null: int 
 
     at = PathPoints(transport, data[:, None], z[:, None], spread[0], spread[1], rows, spread[2][:, None],
                     spread[3][:, None], None, noise[:, None], ask(null))  # fmt: skip
-    F = transport.prediction(at.x, at.z, at.t)
+    F = transport.target(at.x, at.z, at.t)
     made = SelfEvaluation(renormalise=False)(at, ask(0), ask(0), F, 1.0).value
     mean = torch.einsum("ijk,j,k->i", made.view(shape), mass, mass)
 
     own, _ = transport.decompose(x_t, answer, t)
-    x_r = transport.path(own[:, None].expand(-1, 9).flatten(), nodes.repeat(len(x_t)), r.repeat_interleave(9))
+    x_r = transport.interpolate(own[:, None].expand(-1, 9).flatten(), nodes.repeat(len(x_t)), r.repeat_interleave(9))
     at_r = r.repeat_interleave(9)
     judged, unconditional = (
         transport.decompose(x_r, instantaneous(transport, x_r, at_r, component), at_r)[0].view(-1, 9) @ mass
@@ -117,7 +117,7 @@ def self_evaluated(transport: Transport, answer: Tensor, x_t: Tensor, null: int 
     c, c_r = transport.coefficients(t), transport.coefficients(r)
     length = c.sigma / c.alpha - c_r.sigma / c_r.alpha
     wanted = (means[:, 0] + length * (own + judged - unconditional)) / (1 + length)
-    return mean, transport.prediction(wanted, (x_t - c.alpha * wanted) / c.sigma, t)
+    return mean, transport.target(wanted, (x_t - c.alpha * wanted) / c.sigma, t)
 
 
 @pytest.mark.parametrize("name", TRANSPORTS)
@@ -149,7 +149,7 @@ def test_elsewhere_it_rests_where_the_judgement_outweighs_the_distance_from_the_
     own, _ = transport.decompose(x_t, mean, t)
     data, _ = transport.decompose(x_t, answer, t)
     nodes, mass = (torch.from_numpy(part) for part in hermegauss(9))
-    x_r = transport.path(own[:, None].expand(-1, 9).flatten(), nodes.repeat(len(x_t)), r.repeat_interleave(9))
+    x_r = transport.interpolate(own[:, None].expand(-1, 9).flatten(), nodes.repeat(len(x_t)), r.repeat_interleave(9))
     judged, null = (
         transport.decompose(x_r, instantaneous(transport, x_r, r.repeat_interleave(9), each), r.repeat_interleave(9))[0]
         for each in (0, None)
@@ -163,13 +163,13 @@ def test_elsewhere_it_rests_where_the_judgement_outweighs_the_distance_from_the_
 
 def test_self_evaluated_data_has_the_norm_of_its_own_sample() -> None:
     transport, rows = make_transport("trigflow"), torch.tensor([0, 0, 1])
-    dice = torch.Generator().manual_seed(0)
-    x, z, f, fresh = torch.randn(4, 3, 2, 2, generator=dice)
+    rng = torch.Generator().manual_seed(0)
+    x, z, f, fresh = torch.randn(4, 3, 2, 2, generator=rng)
     t, r = torch.tensor([0.9, 0.9, 1.57]), torch.tensor([0.2, 0.2, 0.0])
-    x_t = transport.path(x, z, t)
+    x_t = transport.interpolate(x, z, t)
     at = PathPoints(transport, x, z, t, r, rows, x_t, f, None, fresh, lambda x, t, r, rows: 0.5 * x)
     ask = lambda x, t, r, rows: 0.2 * x  # noqa: E731
-    made = SelfEvaluation()(at, ask, ask, transport.prediction(x, z, t), 1.0).value
+    made = SelfEvaluation()(at, ask, ask, transport.target(x, z, t), 1.0).value
     data, _ = transport.decompose(x_t, made, t)
     for image in (rows == 0, rows == 1):
         torch.testing.assert_close(data[image].norm(), x[image].norm())

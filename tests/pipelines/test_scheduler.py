@@ -68,7 +68,7 @@ def test_stepping_through_its_timesteps_is_sampling(name: str) -> None:
     sampled = sample(small_network, transport, z, torch.zeros(3), scheduler.times(5, 32, 16))
     x = z * transport.coefficients(scheduler.sigmas[:1]).sigma.item()
     for t, r in zip(scheduler.sigmas[:-1], scheduler.sigmas[1:], strict=True):
-        times = (transport.network_time(time.expand(3)) for time in (t, r))
+        times = (transport.c_noise(time.expand(3)) for time in (t, r))
         x = scheduler.step(small_network(x, *times, torch.zeros(3)), t * 1000, x).prev_sample
     torch.testing.assert_close(x, sampled.sample, atol=1e-5, rtol=1e-3)
 
@@ -123,7 +123,7 @@ def test_stepping_through_planned_timesteps_is_sampling_at_the_plans_times(name:
     sampled = sample(small_network, transport, z, torch.zeros(3), StepPlan(5, 1.4, 0.3).times(transport, math.sqrt(2)))
     x = z * transport.coefficients(scheduler.sigmas[:1]).sigma.item()
     for t, r in zip(scheduler.sigmas[:-1], scheduler.sigmas[1:], strict=True):
-        times = (transport.network_time(time.expand(3)) for time in (t, r))
+        times = (transport.c_noise(time.expand(3)) for time in (t, r))
         x = scheduler.step(small_network(x, *times, torch.zeros(3)), t * 1000, x, r * 1000).prev_sample
     torch.testing.assert_close(x, sampled.sample, atol=1e-5, rtol=1e-3)
 

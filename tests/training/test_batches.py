@@ -43,8 +43,8 @@ SHAPES = [(2, 2), (2, 4), (4, 2), (4, 4), (2, 8)]
 
 
 def grids(count: int, seed: int) -> torch.Tensor:
-    dice = torch.Generator().manual_seed(seed)
-    return torch.tensor(SHAPES)[torch.randint(len(SHAPES), (count,), generator=dice)]
+    rng = torch.Generator().manual_seed(seed)
+    return torch.tensor(SHAPES)[torch.randint(len(SHAPES), (count,), generator=rng)]
 
 
 @given(count=st.integers(1, 200), parts=st.integers(1, 4), seed=st.integers(0, 3), room=st.sampled_from([16, 32, 50]))

@@ -283,14 +283,14 @@ def test_metadata_of_single_processes_is_not_looked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
 def test_changed_bytes_are_read_or_refused_in_one_line(tmp_path: Path, seed: int) -> None:
     saved(tmp_path, (2,))
-    dice, newest, refused = random.Random(seed), tmp_path / "step-00000002", list[str]()
+    rng, newest, refused = random.Random(seed), tmp_path / "step-00000002", list[str]()
     whole = {path.name: path.read_bytes() for path in newest.iterdir() if path.name != MANIFEST}
     for _ in range(400 if seed else 60):
-        name = dice.choice(sorted(whole))
+        name = rng.choice(sorted(whole))
         content = bytearray(whole[name])
-        for _ in range(dice.randint(1, 4)):
-            place = dice.randrange(len(content))
-            content[place : place + dice.choice((0, 1, 1, 1, 9))] = dice.randbytes(dice.choice((0, 1, 1, 1, 5)))
+        for _ in range(rng.randint(1, 4)):
+            place = rng.randrange(len(content))
+            content[place : place + rng.choice((0, 1, 1, 1, 9))] = rng.randbytes(rng.choice((0, 1, 1, 1, 5)))
         tampered(tmp_path, name, bytes(content))
         try:
             Checkpoints(tmp_path, Ranks()).load(state(0))

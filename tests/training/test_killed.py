@@ -25,10 +25,10 @@ MEASURED = {"seconds", "images_per_second", "tokens_per_second", "data_wait", "m
 @pytest.fixture(scope="module")
 def recipes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """By command: classes in pixels, averages, guidance, sample grids; a codec. A checkpoint every five steps."""
-    folder, dice = tmp_path_factory.mktemp("classes"), np.random.default_rng(0)
+    folder, rng = tmp_path_factory.mktemp("classes"), np.random.default_rng(0)
     for number in range(24):
         (folder / f"class-{number % 3}").mkdir(exist_ok=True)
-        image = Image.fromarray(dice.integers(0, 256, (8, 8, 3), np.uint8))
+        image = Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8))
         image.save(folder / f"class-{number % 3}" / f"{number}.png")
     run = {"steps": STEPS, "batch_size": 4, "checkpoint_every": 5, "log_every": LOGGED, "threads": 1}
     contents: dict[str, dict[str, Any]] = {
@@ -97,16 +97,16 @@ def test_a_run_that_is_ended_again_and_again_is_the_undisturbed_one(
     assert [record["step"] for record in expected][-1] == STEPS
     assert wanted
 
-    dice, done, runs, reached = random.Random(0), 0, 0, set()
+    rng, done, runs, reached = random.Random(0), 0, 0, set()
     while done < kills:
         runs += 1
         run = tmp_path / f"run-{runs}"
         while True:
             child = begin(run)
-            child.join(dice.uniform(0.3, 2.5))
+            child.join(rng.uniform(0.3, 2.5))
             ended = child.exitcode is None
             if ended:
-                os.kill(child.pid or 0, dice.choice(SIGNALS))
+                os.kill(child.pid or 0, rng.choice(SIGNALS))
                 child.join()
             if not ended:
                 assert child.exitcode == 0

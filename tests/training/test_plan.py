@@ -84,10 +84,10 @@ def test_evaluations_of_a_guided_target_are_those_that_an_objective_spends(inter
         "model": {"preset": "c2i-test", "options": {"guidance_embed": True}},
         "condition_dropout": 0.25,
     })  # fmt: skip
-    objective, dice, count = make_objective(recipe), torch.Generator().manual_seed(0), 2000
-    t, r = objective.draw_times(count, dice)
-    scale = objective.guidance.scales(torch.rand(count, generator=dice))  # type: ignore[union-attr]
-    scale[torch.rand(count, generator=dice) < 0.25] = 1.0
+    objective, rng, count = make_objective(recipe), torch.Generator().manual_seed(0), 2000
+    t, r = objective.draw_times(count, rng)
+    scale = objective.guidance.scales(torch.rand(count, generator=rng))  # type: ignore[union-attr]
+    scale[torch.rand(count, generator=rng) < 0.25] = 1.0
     x, z, labels = torch.randn(count, 1, 1, 1), torch.randn(count, 1, 1, 1), torch.ones(count)
     network: Any = lambda x, t, r, condition, mask, guidance: 0.5 * x  # noqa: E731
     record = objective.evaluate(network, x, z, t, r, labels, null_condition=labels, ema_network=network, guidance=scale)

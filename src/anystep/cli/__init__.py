@@ -1178,7 +1178,7 @@ def run_data_prepare(options: argparse.Namespace) -> None:
             source, options.out, encoders, ranks, options.shard_size,
             on_progress=lambda done, total: bar.update(task, completed=done, total=total),
         )  # fmt: skip
-    if ranks.first:
+    if ranks.is_main:
         drawn = picture_of_sizes(made, codec.factor, options.out / "sizes.png")
         print("\n".join(summary(made, codec.factor)))
         print(f"wrote {options.out}" + ", sizes.png in it" * drawn)

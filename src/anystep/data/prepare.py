@@ -91,7 +91,7 @@ def prepare(
     Raises:
         InputError: no example can be read, the folder was begun with other encoders or shards, or is in use.
     """
-    ranks = ranks or Ranks.alone()
+    ranks = ranks or Ranks.single()
     made_by = {
         **encoders.made_by,
         "dtype": encoders.dtype,
@@ -103,13 +103,13 @@ def prepare(
     work = _Work(source, folder, about, shard_size, on_note)
     with ExitStack() as stack:
         ranks.on_main(lambda: stack.enter_context(claimed(folder, KIND, legacy=(DATASET,))))
-        if not ranks.tell(ranks.on_main(work.begin))[0]:
+        if not ranks.all_gather_object(ranks.on_main(work.begin))[0]:
             problem: InputError | OSError | None = None
             try:
                 _encode(source, folder, encoders, ranks, shard_size, on_progress)
             except (InputError, OSError) as error:
                 problem = error
-            problems = [each for each in ranks.tell("" if problem is None else str(problem)) if each]
+            problems = [each for each in ranks.all_gather_object("" if problem is None else str(problem)) if each]
             if problem is not None:
                 raise problem
             if problems:

@@ -119,19 +119,19 @@ def plural(concept: str) -> str:
     return concept + ("es" if concept.endswith(("s", "x", "ch", "sh")) else "s")
 
 
-def draw_scene(task: Task, dice: random.Random, base: int = 64, canvas: tuple[float, float] | None = None) -> Scene:
+def draw_scene(task: Task, rng: random.Random, base: int = 64, canvas: tuple[float, float] | None = None) -> Scene:
     """A scene of a task on a canvas of `base` times a proportion of `CANVASES`, or that of `canvas`."""
-    wide, high = canvas or dice.choice(CANVASES)
+    wide, high = canvas or rng.choice(CANVASES)
     width, height = round(wide * base), round(high * base)
-    first, second = dice.sample(concepts(), 2)
-    red, blue = dice.sample(list(COLOURS), 2)
+    first, second = rng.sample(concepts(), 2)
+    red, blue = rng.sample(list(COLOURS), 2)
     include: list[dict[str, Any]] = [{"class": first, "count": 1}]
     exclude: list[dict[str, Any]] = []
     wanted: list[tuple[str, str | None]] = [(first, None)]
     relation: Relation | None = None
     prompt = with_article(first)
     if task == "counting":
-        count = dice.randint(1, 4)
+        count = rng.randint(1, 4)
         wanted *= count
         include[0]["count"] = count
         exclude = [{"class": first, "count": count + 1}]
@@ -149,13 +149,13 @@ def draw_scene(task: Task, dice: random.Random, base: int = 64, canvas: tuple[fl
         include = [{"class": first, "count": 1, "color": red}, {"class": second, "count": 1, "color": blue}]
         prompt = f"{with_article(f'{red} {first}')} and {with_article(f'{blue} {second}')}"
     elif task == "position":
-        relation = dice.choice(RELATIONS)
+        relation = rng.choice(RELATIONS)
         wanted.append((second, None))
         # the second stands in the named relation to the first, as GenEval writes it
         include.append({"class": second, "count": 1, "position": [relation, 0]})
         prompt = f"{with_article(second)} {relation} {with_article(first)}"
-    things = _place(wanted, relation, width, height, base, dice)
-    return Scene(task, prompt, width, height, dice.choice(PAPERS), things, tuple(include), tuple(exclude))
+    things = _place(wanted, relation, width, height, base, rng)
+    return Scene(task, prompt, width, height, rng.choice(PAPERS), things, tuple(include), tuple(exclude))
 
 
 def _place(
@@ -164,7 +164,7 @@ def _place(
     width: int,
     height: int,
     base: int,
-    dice: random.Random,
+    rng: random.Random,
 ) -> tuple[Thing, ...]:
     """Squares that do not overlap, smaller ones where larger ones do not fit."""
     for attempt in range(10_000):
@@ -172,9 +172,9 @@ def _place(
         least = max(0.3, LEAST_SIDE - 0.0002 * attempt)
         things = []
         for concept, colour in wanted:
-            side = round(base * dice.uniform(least, max(least, most)))
-            left, top = dice.randint(0, width - side), dice.randint(0, height - side)
-            things.append(Thing(concept, dice.choice(STYLES), colour, left, top, side))
+            side = round(base * rng.uniform(least, max(least, most)))
+            left, top = rng.randint(0, width - side), rng.randint(0, height - side)
+            things.append(Thing(concept, rng.choice(STYLES), colour, left, top, side))
         if all(_apart(one, two) for place, one in enumerate(things) for two in things[:place]) and (
             relation is None or _stands(things[1], relation, things[0])
         ):
@@ -212,13 +212,13 @@ class SceneSource(Sequence[Example]):
         return self._count
 
     def scene(self, index: int) -> Scene:
-        dice, task = random.Random(f"scene/{index}"), TASKS[index % len(TASKS)]
+        rng, task = random.Random(f"scene/{index}"), TASKS[index % len(TASKS)]
         if isinstance(self.size, Limits):
-            width, height = canvas(dice.choice(PROPORTIONS), self.size, dice.choice((1.0, 0.5)))
+            width, height = canvas(rng.choice(PROPORTIONS), self.size, rng.choice((1.0, 0.5)))
         else:
             width, height = both(self.size)
         base = min(width, height)
-        return draw_scene(task, dice, base, (width / base, height / base))
+        return draw_scene(task, rng, base, (width / base, height / base))
 
     def __getitem__(self, index: int) -> Example:  # type: ignore[override]
         if not 0 <= index < len(self):

@@ -209,18 +209,18 @@ def _observe(
 
 def observe_reference(evaluation: Evaluation, reference: Reference) -> tuple[Observed, dict[str, Observed]]:
     """The real images, and by name the controls: other real ones, and those degraded in two ways."""
-    dice = torch.Generator().manual_seed(evaluation.seed)
+    rng = torch.Generator().manual_seed(evaluation.seed)
 
     def noisy(image: Image.Image) -> Image.Image:
         levels = to_uint8(to_tensor(image)[None])[0].float()
-        changed = (levels + NOISE * torch.randn(levels.shape, generator=dice)).clamp(0, 255).round().to(torch.uint8)
+        changed = (levels + NOISE * torch.randn(levels.shape, generator=rng)).clamp(0, 255).round().to(torch.uint8)
         return Image.fromarray(changed.permute(1, 2, 0).numpy())
 
     captions = list(map(str, reference.prompts(len(reference.again), evaluation.seed))) if evaluation.scorers else []
 
     def control(name: str, change: Callable[[Image.Image], Image.Image] | None = None) -> Observed:
         def begin(first: int) -> object:  # a chunk does not depend on who made those before
-            return dice.manual_seed(evaluation.seed + first)
+            return rng.manual_seed(evaluation.seed + first)
 
         return _observe(evaluation, reference, name, reference.again, change, captions, begin)
 

@@ -53,11 +53,11 @@ class Reference:
 
     def prompts(self, count: int, seed: int) -> list[str | int]:
         """A caption (or class) for each of `count` images: that of each of `again`, in turn."""
-        dice = random.Random(seed + 1)
+        rng = random.Random(seed + 1)
         asked: list[str | int] = []
         for number in range(count):
             example = self._readable(self.again[number % len(self.again)])
-            asked.append(dice.choice(example.captions) if example.captions else int(example.label or 0))
+            asked.append(rng.choice(example.captions) if example.captions else int(example.label or 0))
         return asked
 
     def images(self, indices: Sequence[int], change: Callable[[Image.Image], Image.Image] | None = None) -> Images:

@@ -124,7 +124,7 @@ def evaluate_models(request: Request) -> dict[str, Any]:
     for model in models:
         check_prompts(model, prompts, width, height, steps[-1], request.guidance)
 
-    quiet = not (ranks.first and sys.stderr.isatty())
+    quiet = not (ranks.is_main and sys.stderr.isatty())
     with (
         ranks.claimed(request.out, "evaluation report", _made_before(request.out)),
         Progress(transient=True, disable=quiet, console=Console(stderr=True)) as bar,
@@ -155,7 +155,7 @@ def evaluate_models(request: Request) -> dict[str, Any]:
             model.name: generate_points(evaluation, model, steps, prompts, request.size, request.guidance, request.plan)
             for model in models
         } | given
-        if not ranks.first:
+        if not ranks.is_main:
             return {}
         if request.save_reference is not None:
             Moments.of(real.features).save(request.save_reference)

@@ -274,7 +274,7 @@ def plan_steps(request: PlanRequest) -> dict[str, Any]:
         ) from None
     check_prompts(model, reference.prompts(request.samples, 0), side, side, budgets[-1], request.guidance)
 
-    quiet = not (ranks.first and sys.stderr.isatty())
+    quiet = not (ranks.is_main and sys.stderr.isatty())
     with (
         ranks.claimed(request.out, KIND),
         Progress(transient=True, disable=quiet, console=Console(stderr=True)) as bar,
@@ -296,7 +296,7 @@ def plan_steps(request: PlanRequest) -> dict[str, Any]:
             ranks=ranks,
         )
         search = plan_model(evaluation, model, reference, budgets, None, request.guidance, on_drawn)
-        if not ranks.first:
+        if not ranks.is_main:
             return {}
         figures = {
             "model": model.name,

@@ -45,7 +45,7 @@ def derivative(kind: str = "central", eps: float | None = None, widened: float =
         h = step(forward_dtype(evaluate, value))
         later, earlier = (t + h).clamp(max=transport.t_max), torch.maximum(t - h, r)
         times = torch.cat([later, earlier])
-        points = transport.path(torch.cat([x, x]), torch.cat([z, z]), times)
+        points = transport.interpolate(torch.cat([x, x]), torch.cat([z, z]), times)
         ahead, behind = evaluate(points, times, torch.cat([r, r]), torch.cat([rows, rows])).chunk(2)
         return (ahead - behind) / expand(later - earlier, ahead)
 
@@ -55,7 +55,7 @@ def derivative(kind: str = "central", eps: float | None = None, widened: float =
     ) -> Sample:
         h = step(forward_dtype(evaluate, value))
         other = torch.where(t - h >= r, t - h, torch.where(t + h <= transport.t_max, t + h, r))
-        there = evaluate(transport.path(x, z, other), other, r, rows)
+        there = evaluate(transport.interpolate(x, z, other), other, r, rows)
         return (value.detach() - there) / expand(t - other, there)
 
     @torch.no_grad()
@@ -63,7 +63,7 @@ def derivative(kind: str = "central", eps: float | None = None, widened: float =
         evaluate: Evaluation, transport: Transport, x: Sample, z: Sample, t: Times, r: Times, rows: Rows, value: Sample
     ) -> Sample:
         def along_path(time: Tensor) -> Tensor:
-            return evaluate(transport.path(x, z, time), time, r, rows)
+            return evaluate(transport.interpolate(x, z, time), time, r, rows)
 
         with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no forward-mode rule
             tangent: Tensor = torch.func.jvp(along_path, (t,), (torch.ones_like(t),))[1]

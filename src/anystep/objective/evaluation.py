@@ -41,7 +41,7 @@ class BoundNetwork:
             images, starts = self.packing.in_order(rows)
             rows, t, r = torch.tensor(images), t[starts], r[starts]
             told["packing"] = self.packing.chosen(images)
-        times = (self.transport.network_time(t), self.transport.network_time(r))
+        times = (self.transport.c_noise(t), self.transport.c_noise(r))
         rows = rows.to(self.condition.device)
         mask = None if self.mask is None else self.mask[rows]
         if self.guidance is not None:

@@ -164,7 +164,7 @@ class TransitionObjective:
         at_t, at_r = t[own.to(t.device)], r[own.to(r.device)]  # the times of each row
         valid = shared.all(x.flatten(1).isfinite().all(1))
         x = torch.where(expand(valid[own.to(x.device)], x).bool(), x, 0.0)
-        x_t = transport.path(x, z, at_t)
+        x_t = transport.interpolate(x, z, at_t)
 
         evaluate = BoundNetwork(network, transport, condition, condition_mask, packing, guidance)
         tokens: Tensor | None = None
@@ -175,7 +175,7 @@ class TransitionObjective:
             told: dict[str, Any] = {} if guidance is None else {"guidance": guidance}
             asked_too = {"return_features": features is not None, "return_velocity": self.velocity is not None}
             f, *found = network(
-                x_t, transport.network_time(t), transport.network_time(r), condition, condition_mask,
+                x_t, transport.c_noise(t), transport.c_noise(r), condition, condition_mask,
                 packing=packing, **{name: True for name, wanted in asked_too.items() if wanted}, **told,
             )  # fmt: skip
             tokens = found[0] if features is not None else None
@@ -186,7 +186,7 @@ class TransitionObjective:
         if null_condition is not None:
             believed = ema if self.ema_teacher and ema is not None else evaluate
             null = replace(believed, condition=null_condition, mask=null_mask, guidance=unguided)
-        pair, guided = PathPair(x, z, transport.prediction(x, z, at_t)), 0
+        pair, guided = PathPair(x, z, transport.target(x, z, at_t)), 0
         if self.guidance is not None:
             if ema is None or null is None:
                 raise ValueError("guidance in the target needs ema_network and null_condition")

@@ -143,7 +143,7 @@ class Implicit:
         ratio = self.ratio(progress)
         s = at.t - ratio * (at.t - at.r)
         # F may be guided: the pair that stands for it at x_t says where the path goes
-        x_s = at.transport.path(*at.transport.decompose(at.x_t, F, at.t), s)
+        x_s = at.transport.interpolate(*at.transport.decompose(at.x_t, F, at.t), s)
         x_r = at.transport.transition(x_s, teacher(x_s, s, at.r, at.rows).to(x_s), s, at.r)
         return TargetValue(landing(at, x_r), weight=torch.full_like(at.t, 1 / ratio))
 
@@ -212,7 +212,7 @@ class SelfEvaluation:
             raise ValueError("a self-evaluation target needs fresh noise and null_condition")
         transport, r = at.transport, at.r
         own, _ = transport.decompose(at.x_t, at.f, at.t)
-        x_r = transport.path(own, at.fresh, r)
+        x_r = transport.interpolate(own, at.fresh, r)
         judged, null = (transport.decompose(x_r, ask(x_r, r, r, at.rows).to(x_r), r)[0] for ask in (teacher, at.null))
         c, c_r = transport.coefficients(at.t), transport.coefficients(r)
         length = (c.sigma / c.alpha - c_r.sigma / c_r.alpha).clamp(max=self.most)

@@ -36,8 +36,8 @@ def interval_weight(transport: Transport, t: Times, r: Times, kind: str = "sqrt"
 
 def network_share(transport: Transport, time: Times) -> Times:
     """Where a time lies in the range of the network's times: 0 at t_min, 1 at t_max."""
-    low, high = (transport.network_time(torch.tensor(end)) for end in (transport.t_min, transport.t_max))
-    return (transport.network_time(time) - low) / (high - low)
+    low, high = (transport.c_noise(torch.tensor(end)) for end in (transport.t_min, transport.t_max))
+    return (transport.c_noise(time) - low) / (high - low)
 
 
 def network_bin(transport: Transport, time: Times, bins: int) -> Int[Tensor, " batch"]:

@@ -210,7 +210,7 @@ def export(run: Path, recipe: Recipe, codec: Codec, data: LatentSet, conditioner
         recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": None})}), codec, data, conditioner
     )
     step = read_average(run / "checkpoints", network)
-    if not all_finite([network], Ranks.alone()):
+    if not all_finite([network], Ranks.single()):
         raise InputError(f"the weights of checkpoint step {step} are not finite: nothing is exported")
     pipeline = as_pipeline(recipe, network.eval(), codec, data)
     if isinstance(conditioner, CachedTextEncoder) and Path(recipe.model.text_encoder).exists():

@@ -164,10 +164,10 @@ class TokenBatches:
 
     def _make_epoch(self, place: int, epoch: int) -> tuple[Tensor, list[tuple[int, int]]]:
         """The order of the examples, and where each part of the epoch begins and ends in it."""
-        dice = _generator(self._seed + 104_729 * place, epoch)
+        rng = _generator(self._seed + 104_729 * place, epoch)
         tokens = self._tokens[place]
         if self._packed:
-            order = torch.randperm(len(tokens), generator=dice).repeat(2)  # the last part is filled from the beginning
+            order = torch.randperm(len(tokens), generator=rng).repeat(2)  # the last part is filled from the beginning
             ends = tokens[order].cumsum(0)
             bounds, start, before = [], 0, 0
             while start < len(tokens):
@@ -178,14 +178,14 @@ class TokenBatches:
             pieces, bounds, start = [], [], 0
             for grid in self._grids[place].unique(dim=0):
                 members = torch.nonzero((self._grids[place] == grid).all(1)).squeeze(1)
-                members = members[torch.randperm(len(members), generator=dice)]
+                members = members[torch.randperm(len(members), generator=rng)]
                 each = self._room // int(grid.prod())
                 filled = -(-len(members) // each) * each
                 pieces.append(members.repeat(-(-filled // len(members)))[:filled])
                 bounds += [(start + begin, start + begin + each) for begin in range(0, filled, each)]
                 start += filled
             order = torch.cat(pieces)
-        shuffled = torch.randperm(len(bounds), generator=dice).tolist()
+        shuffled = torch.randperm(len(bounds), generator=rng).tolist()
         return order, [bounds[number] for number in shuffled]
 
 

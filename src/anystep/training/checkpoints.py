@@ -130,7 +130,7 @@ class Checkpoints:
         self._saving: tuple[int, dict[str, Any], Future[Any]] | None = None
         # a group of its own: it talks while training talks
         self._group = dist.new_group(backend="gloo") if ranks.count > 1 else None
-        if ranks.first and folder.exists():
+        if ranks.is_main and folder.exists():
             for left in folder.iterdir():  # of a run that was killed while saving
                 if PART.fullmatch(left.name) and left.is_dir():
                     shutil.rmtree(left)
@@ -146,7 +146,7 @@ class Checkpoints:
         try:
             self.finish(together=False)
         except InputError as error:
-            if self.ranks.first:
+            if self.ranks.is_main:
                 say(str(error), error=True)
 
     def steps(self) -> list[int]:
@@ -187,15 +187,15 @@ class Checkpoints:
         if self._saving is None:
             return
         step, facts, future = self._saving
-        ranks = self.ranks if together else Ranks.alone()
+        ranks = self.ranks if together else Ranks.single()
         self._saving, part, problem, mine = None, self._part(step), "", {}
         try:
             future.result()  # once it is there, all processes have written theirs
-            if together or self.ranks.first:
+            if together or self.ranks.is_main:
                 mine = {path.name: digest(path) for path in _share(part, ranks)}
         except (Exception, CheckpointException) as error:  # the latter is no Exception, and wraps those of all ranks
             problem = _cause(error)
-        told = ranks.tell((problem, mine))
+        told = ranks.all_gather_object((problem, mine))
         problems = [each for each, _ in told if each]
 
         def name() -> None:
@@ -212,18 +212,18 @@ class Checkpoints:
             for old in set(kept[: -self.keep]) - {self._newest_good()}:
                 shutil.rmtree(self._whole(old))
 
-        if self.ranks.first:
+        if self.ranks.is_main:
             try:
                 name()
             except OSError as error:
                 problems.append(str(error))
-        problems = ranks.tell(problems)[0]
+        problems = ranks.all_gather_object(problems)[0]
         if problems:
             raise InputError(f"the {self.what} of step {step} could not be written: {problems[0]}")
 
     def cut(self, step: int) -> None:
         """Drop those of later steps, which are about to be made again."""
-        if self.ranks.first:
+        if self.ranks.is_main:
             for later in self.steps():
                 if later > step:
                     shutil.rmtree(self._whole(later))
@@ -246,14 +246,14 @@ class Checkpoints:
             InputError: all are damaged; or one is of another architecture, or holds what no checkpoint does.
         """
         damaged: list[str] = []
-        for step in reversed(self.ranks.tell(self.steps())[0]):
+        for step in reversed(self.ranks.all_gather_object(self.steps())[0]):
             folder = self._whole(step)
             found = self._verified(folder, step)
             if isinstance(found, str):
                 damaged.append(f"checkpoint {folder.name} is damaged ({found})")
                 continue
             facts, metadata = found
-            if self.ranks.first:
+            if self.ranks.is_main:
                 for each in damaged:
                     say(f"{each}, going on from {folder.name}", error=True)
                 if told := _other_versions(facts):
@@ -310,7 +310,7 @@ class Checkpoints:
             problem = str(error)
         except InputError as error:
             refusal = str(error)
-        told = self.ranks.tell((problem, refusal))
+        told = self.ranks.all_gather_object((problem, refusal))
         if problems := [each for each, _ in told if each]:
             return problems[0]
         if refusals := [each for _, each in told if each]:

@@ -40,15 +40,15 @@ def draw(seed: int, numbers: Sequence[int], shapes: Sequence[Sequence[int]], fre
     z, more = [], []
     for row, (number, shape) in enumerate(zip(numbers, shapes, strict=True)):
         # counter-based (Philox): every key is a stream of its own, in which newer draws come after older ones
-        dice = np.random.Generator(np.random.Philox(key=[seed, number]))
-        normals = dice.standard_normal(2 + int(np.prod(shape)), dtype=np.float32)
+        rng = np.random.Generator(np.random.Philox(key=[seed, number]))
+        normals = rng.standard_normal(2 + int(np.prod(shape)), dtype=np.float32)
         normal[row, :2] = normals[:2]
         z.append(torch.from_numpy(normals[2:]).view(*shape))
-        dice.random(out=uniform[row, :6], dtype=np.float32)
-        normal[row, 2] = dice.standard_normal(dtype=np.float32)
-        dice.random(out=uniform[row, 6:], dtype=np.float32)
+        rng.random(out=uniform[row, :6], dtype=np.float32)
+        normal[row, 2] = rng.standard_normal(dtype=np.float32)
+        rng.random(out=uniform[row, 6:], dtype=np.float32)
         if fresh:
-            more.append(torch.from_numpy(dice.standard_normal(tuple(shape), dtype=np.float32)))
+            more.append(torch.from_numpy(rng.standard_normal(tuple(shape), dtype=np.float32)))
     uniforms = torch.from_numpy(uniform)
     times = uniforms[:, [0, 1, 2, 6, 7]]
     return Draws(

@@ -105,7 +105,7 @@ class Run:
     """
 
     def __init__(self, folder: Path, recipe: Recipe | CodecRecipe, ranks: Ranks | None = None) -> None:
-        self.folder, self.recipe, self.ranks = folder, recipe, ranks or Ranks.alone()
+        self.folder, self.recipe, self.ranks = folder, recipe, ranks or Ranks.single()
         self.before: Recipe | CodecRecipe | None = None
         self._trackers: list[Tracker] = []
         self._held = ExitStack()
@@ -179,7 +179,7 @@ class Run:
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one object to `metrics.jsonl`, with null for what is not finite."""
-        if not self.ranks.first:
+        if not self.ranks.is_main:
             return
         with (self.folder / METRICS).open("a", encoding="utf-8") as file:
             file.write(_line(record))
@@ -190,7 +190,7 @@ class Run:
     def cut_log(self, step: int) -> None:
         """Drop what the log says of later steps: they are about to be made again; and lines that cannot be read."""
         path = self.folder / METRICS
-        if not self.ranks.first or not path.exists():
+        if not self.ranks.is_main or not path.exists():
             return
         check_regular(path)
         dropped = 0

@@ -233,7 +233,7 @@ def _train(
     powers = PowerAverages(out, recipe, averages[len(recipe.ema_decays) :], ranks)
     run.cut_log(facts["step"])
     powers.cut(facts["step"])
-    if ranks.first and (changes := schedule_changes(run.before, recipe, facts["step"])):
+    if ranks.is_main and (changes := schedule_changes(run.before, recipe, facts["step"])):
         say(changes, error=True)
     guard = Guard(recipe.guard, facts["skipped"], facts["spikes"], facts["skipped_in_a_row"])
     pipeline = as_pipeline(recipe, averages[0], codec, data)
@@ -255,7 +255,7 @@ def _train(
 
     with (
         interruptible() as interrupted,
-        Progress(config.steps, step, quiet=not ranks.first) as progress,
+        Progress(config.steps, step, quiet=not ranks.is_main) as progress,
         profiling(config.profile, out / "profile", ranks) as profiled,
         Feed(data, batches, ranks, patch, config.seed, recipe.data.mirror, judges) as feed,
         checkpoints,
@@ -319,7 +319,7 @@ def _train(
             bad = [part.part.examples[row] for part, loss in zip(parts, losses, strict=True) for row in loss.nonfinite]
             named: list[int] = []
             if ranks.any(bool(bad) or len(data.broken) > announced):
-                told = ranks.tell((bad, dict(data.broken)))
+                told = ranks.all_gather_object((bad, dict(data.broken)))
                 named = sorted({index for some, _ in told for index in some})
                 for _, broken in told:
                     data.broken.update(broken)
@@ -341,14 +341,14 @@ def _train(
             powers.update(weights, step + 1)
             for each in optimizers:
                 each.zero_grad()
-            if ranks.first and (named or not math.isfinite(norm)):
+            if ranks.is_main and (named or not math.isfinite(norm)):
                 skipped = "" if math.isfinite(norm) else ", step skipped"
                 say(f"step {step + 1}: not finite, samples {listed(named or everybody())}{skipped}", error=True)
             if math.isfinite(norm) and guard.spiked(norm):
                 turning = facts["rollbacks"] < recipe.guard.rollbacks
                 checkpoints.finish()
                 before = checkpoints.load(state) if turning else None
-                if ranks.first:
+                if ranks.is_main:
                     back = (
                         "on with its step, there is no checkpoint to go back to" if turning else "see guard.rollbacks"
                     )
@@ -425,9 +425,9 @@ def _train(
                 checkpoints.save(step, state, facts)
             if config.sample_every and (step % config.sample_every == 0 or last):
                 with gathered(averages[0]) as everywhere:
-                    if ranks.first or everywhere:
+                    if ranks.is_main or everywhere:
                         grid = sample_grid(recipe, pipeline, conditioner, data)
-                    if ranks.first:
+                    if ranks.is_main:
                         save_image(grid, out / "samples" / f"step-{step:08d}.png")
             profiled()
             if last:
@@ -435,7 +435,7 @@ def _train(
     if facts["diverged"]:
         raise diverged(step, "loss and gradient are", rate)
     ranks.on_main(lambda: export(out, recipe, codec, data, conditioner))
-    if (reasons := [*data.left_out, *data.broken.values()]) and ranks.first:
+    if (reasons := [*data.left_out, *data.broken.values()]) and ranks.is_main:
         say(f"skipped {len(reasons)} unreadable examples: {'; '.join(reasons[:5])}")
     return record
 

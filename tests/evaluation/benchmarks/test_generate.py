@@ -25,7 +25,7 @@ class Recorder(Model):
 
 
 def of(rank: int, count: int) -> Ranks:
-    ranks = Ranks.alone()
+    ranks = Ranks.single()
     ranks.rank, ranks.count = rank, count
     ranks.tell = lambda what: [what]  # type: ignore[method-assign]
     return ranks
@@ -65,8 +65,8 @@ class Told(Ranks):
     def __init__(self, first: bool, other: str = "") -> None:
         self.count, self.rank, self.other = 2, int(not first), other
 
-    def tell(self, what: Any) -> list[Any]:
-        return [what, self.other] if self.first else [self.other, what]
+    def all_gather_object(self, what: Any) -> list[Any]:
+        return [what, self.other] if self.is_main else [self.other, what]
 
 
 def test_what_stops_the_first_process_stops_all() -> None:
@@ -85,7 +85,7 @@ def test_what_stops_the_first_process_stops_all() -> None:
 
 def fill_the_disk(ranks: Ranks) -> None:
     with ranks.together():
-        if ranks.first:
+        if ranks.is_main:
             raise OSError(errno.ENOSPC, "No space left on device", "a.png")
 
 

@@ -225,7 +225,7 @@ def test_features_that_are_not_finite_are_told_with_their_image(tmp_path: Path) 
         return images, Cost()
 
     with pytest.raises(InputError, match=r"broken gives numbers that are not finite, of c\.png and 1 more"):
-        collect(tmp_path / "work", 6, make, extractor, Ranks.alone(), called=lambda number: "___c__"[number] + ".png")
+        collect(tmp_path / "work", 6, make, extractor, Ranks.single(), called=lambda number: "___c__"[number] + ".png")
     assert not list((tmp_path / "work").iterdir())
 
 

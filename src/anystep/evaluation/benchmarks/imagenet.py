@@ -82,8 +82,8 @@ def sample_imagenet(
     side = model.pipeline.base_size
     target = folder / f"samples_{len(labels)}x{side}x{side}x3.npz"
     chunks = folder / "chunks"
-    if any(ranks.tell(is_whole(target, len(labels), side))):
-        if ranks.first:
+    if any(ranks.all_gather_object(is_whole(target, len(labels), side))):
+        if ranks.is_main:
             shutil.rmtree(chunks, ignore_errors=True)  # of a process that was killed when it had just put them together
         on_images(len(labels) // ranks.count)
         return target

@@ -96,7 +96,7 @@ def run(
             )
         if not task.images.is_dir():
             raise InputError(f"images {str(task.images)!r}: no such folder")
-        if not ranks.first:
+        if not ranks.is_main:
             return {}
         judge = load_judge()
         with claimed(task.out, KIND, made_before(task.out)):
@@ -251,7 +251,7 @@ def run_mjhq(
         device = pick_device(task.device)
         features = load_extractor(extractor, device if device.type == "cuda" else "cpu", allow_code)
         scorers = [] if clip is None else [CLIPScore(clip, device)]
-        work, alone = task.out / "work", Ranks.alone()
+        work, alone = task.out / "work", Ranks.single()
         return Judge(
             lambda folder: mjhq.score(folder, real, entries, features, work, scorers, alone),
             check=lambda width, height: try_scorers(scorers, try_extractor(features, width, height), width, height),
@@ -322,7 +322,7 @@ def run_imagenet(task: Task, samples: int, classes: str) -> list[Path]:
             nfe = made * model.pipeline.evaluations_per_step(scale)
             point = {"steps": steps, "nfe": nfe, "seconds": seconds, "file": str(path.relative_to(task.out))}
             points.append(earlier.get(steps, point) if there else point)  # what is there took its time back then
-        if ranks.first:
+        if ranks.is_main:
             report = {
                 "benchmark": "ImageNet", "model": model.name, "samples": samples, "classes": classes, "guidance": scale,
                 "seed": task.seed, "points": points, "versions": environment(),
@@ -346,6 +346,6 @@ def _advance(bar: Progress, line: Any, processes: int, images: int) -> None:
 
 @contextmanager
 def _progress(ranks: Ranks) -> Any:
-    quiet = not (ranks.first and sys.stderr.isatty())
+    quiet = not (ranks.is_main and sys.stderr.isatty())
     with Progress(transient=True, disable=quiet, console=Console(stderr=True)) as bar:
         yield bar

@@ -125,14 +125,14 @@ def train_scene_detector(
 ) -> SceneDetector:
     """On scenes drawn as it goes, blurred and noisy by turns, as generated images are."""
     torch.manual_seed(seed)
-    dice = random.Random(f"detector/{seed}")
+    rng = random.Random(f"detector/{seed}")
     detector = SceneDetector(concepts())
     optimizer = torch.optim.AdamW(detector.parameters(), lr=1e-3, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
     for step in range(steps):
-        canvas = dice.choice(CANVASES)
-        scenes = [draw_scene(dice.choice(TASKS), dice, base, canvas) for _ in range(batch)]
-        images = torch.stack([_worn(scene, dice) for scene in scenes])
+        canvas = rng.choice(CANVASES)
+        scenes = [draw_scene(rng.choice(TASKS), rng, base, canvas) for _ in range(batch)]
+        images = torch.stack([_worn(scene, rng) for scene in scenes])
         loss = detection_loss(detector, images, scenes)
         optimizer.zero_grad()
         loss.backward()
@@ -143,12 +143,12 @@ def train_scene_detector(
     return detector.eval()
 
 
-def _worn(scene: Scene, dice: random.Random) -> Float[Tensor, "3 height width"]:
+def _worn(scene: Scene, rng: random.Random) -> Float[Tensor, "3 height width"]:
     image = scene.picture()
-    if dice.random() < 0.5:
-        image = image.filter(ImageFilter.GaussianBlur(dice.uniform(0.2, 1.0)))
+    if rng.random() < 0.5:
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 1.0)))
     tensor = to_tensor(image)
-    return tensor + dice.uniform(0, 0.15) * torch.randn(tensor.shape) if dice.random() < 0.5 else tensor
+    return tensor + rng.uniform(0, 0.15) * torch.randn(tensor.shape) if rng.random() < 0.5 else tensor
 
 
 def detection_loss(
