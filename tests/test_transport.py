@@ -69,7 +69,7 @@ def test_at_t_equal_r_the_target_is_the_diffusion_target(name: str, sigma: float
     transport = make_transport(name, sigma_data=sigma)
     t = place(transport, a)
     x, z = draws(seed)
-    target = transport.target(x, z, t, t, derivative=1e3 * torch.ones_like(x))
+    target = transport.transition_target(x, z, t, t, derivative=1e3 * torch.ones_like(x))
     torch.testing.assert_close(target, transport.target(x, z, t))
 
 
@@ -113,11 +113,11 @@ def test_ot_fm_and_trigflow_reduce_to_their_published_targets() -> None:
     x, z = (torch.randn(5, 4, dtype=torch.float64) for _ in range(2))
     slope, r = torch.randn(5, 4, dtype=torch.float64), torch.linspace(0.1, 0.4, 5, dtype=torch.float64)
     t = r + 0.3
-    flow = make_transport("ot_fm").target(x, z, t, r, slope)
+    flow = make_transport("ot_fm").transition_target(x, z, t, r, slope)
     torch.testing.assert_close(flow, z - x - (t - r)[:, None] * slope)
     trig = make_transport("trigflow")
     expected = trig.target(x, z, t) - (t - r).tan()[:, None] * (trig.interpolate(x, z, t) + slope)
-    torch.testing.assert_close(trig.target(x, z, t, r, slope), expected)
+    torch.testing.assert_close(trig.transition_target(x, z, t, r, slope), expected)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -145,7 +145,9 @@ def test_the_mean_of_the_target_is_the_exact_transition(name: str, sigma: float)
             x = mean[:, component] + variance[:, 0].sqrt() * node
             z = (x_t - c.alpha * x) / c.sigma
             slope = d_time + d_place * (rate.alpha * x + rate.sigma * z)
-            total += weight[:, component] * share / math.sqrt(2 * math.pi) * transport.target(x, z, t, r, slope)
+            total += (
+                weight[:, component] * share / math.sqrt(2 * math.pi) * transport.transition_target(x, z, t, r, slope)
+            )
     torch.testing.assert_close(total, f, rtol=1e-5, atol=1e-5)
 
 
@@ -253,13 +255,13 @@ def test_the_reference_gives_the_same_numbers(numbers: Path, key: str, name: str
         "d_sigma": transport.rates(t).sigma.view(-1, 1, 1, 1),
         "x_t": transport.interpolate(x, z, t),
         "x_r": transport.transition(stored["x_t"], stored["F"], t, r),
-        "target": transport.target(x, z, t, r, stored["dF"]),
+        "target": transport.transition_target(x, z, t, r, stored["dF"]),
         "c_noise": transport.c_noise(t).view(-1, 1, 1, 1),
     }
     guided = "target_guided_wgt1_wcond0.75_0.3to0.8"
     if guided in stored:
         F = ModelGuidance(1.0, 0.75, 0.3, 0.8)(transport.target(x, z, t), t, stored["F_cond"], stored["F_uncond"])
-        ours[guided] = transport.target(x, z, t, r, stored["dF"], F)
+        ours[guided] = transport.transition_target(x, z, t, r, stored["dF"], F)
     for what, value in ours.items():
         torch.testing.assert_close(
             value, stored[what], rtol=1e-9, atol=1e-9, msg=lambda text, what=what: f"{what}: {text}"

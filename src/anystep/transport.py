@@ -123,7 +123,9 @@ class Transport:
         numerator_rate = at_r.sigma * rate.alpha - at_r.alpha * rate.sigma
         return numerator * determinant / (numerator_rate * determinant - numerator * determinant_rate)
 
-    def target(self, x: Sample, z: Sample, t: Times, r: Times, derivative: Sample, F: Sample | None = None) -> Sample:
+    def transition_target(
+        self, x: Sample, z: Sample, t: Times, r: Times, derivative: Sample, F: Sample | None = None
+    ) -> Sample:
         """The state transition identity (arXiv 2509.04394, eq. 10): what f(x_t, t, r) should be.
 
         Args:

@@ -91,7 +91,7 @@ class Identity:
             x, z = (torch.lerp(given, found.to(given), share) for given, found in zip((x, z), own, strict=True))
             F = torch.lerp(F, v.to(F), share)
         slope = self.estimate(evaluate, transport, *ends, at.t, at.r, at.rows, at.f)
-        return TargetValue(transport.target(x, z, at.t, at.r, slope, F), slope)
+        return TargetValue(transport.transition_target(x, z, at.t, at.r, slope, F), slope)
 
 
 @dataclass(frozen=True)
