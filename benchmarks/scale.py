@@ -111,7 +111,7 @@ def measured() -> dict[str, Any]:
         command = [
             sys.executable,
             "-m",
-            "anystep.cli",
+            "anystep",
             "train",
             str(ROOT / "configs" / "emoji.yaml"),
             "--out",

@@ -157,7 +157,7 @@ def test_two_processes_make_the_same_images_and_report(tmp_path: Path, tiny_mode
     assert main([*command, str(tmp_path / "one")]) == 0
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    both = [*torchrun, "-m", "anystep.cli", *command, str(tmp_path / "two")]
+    both = [*torchrun, "-m", "anystep", *command, str(tmp_path / "two")]
     subprocess.run(both, check=True, capture_output=True, env=environment)
     for path in (tmp_path / "one").rglob("*.*"):
         assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes(), path
