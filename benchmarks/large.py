@@ -24,7 +24,7 @@ from anystep.codecs.tiling import decode_tiled
 from anystep.device import pick_device
 from anystep.models.transformer import TransitionTransformer2DModel
 from anystep.pipelines.plan import Blueprint, plan_generation
-from anystep.sampling import noise, sample
+from anystep.sampling import guided, noise, sample
 from anystep.transport import OTFlowMatching
 
 ROOT = Path(__file__).parent.parent
@@ -48,8 +48,8 @@ class Drawing:
         condition = (
             torch.zeros(1, dtype=torch.long) if config.text_width is None else torch.randn(1, WORDS, config.text_width)
         )
-        z = noise(shape, [0]).to(self.device)
-        return sample(self.network, OTFlowMatching(), z, condition.to(self.device), steps).sample
+        predict = guided(self.network, OTFlowMatching(), (condition.to(self.device), None))
+        return sample(predict, OTFlowMatching(), noise(shape, [0]).to(self.device), steps).sample
 
     def pixels(self, latents: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from anystep.contact_sheet import contact_sheet, save_image
 from anystep.objective import TransitionObjective
-from anystep.sampling import sample
+from anystep.sampling import guided, sample
 from anystep.transport import make_transport
 
 
@@ -74,7 +74,8 @@ def main() -> None:
 
     noise = torch.randn(3000, 2, generator=generator)
     counts = (1, 2, 4, 8, 32)
-    pictures = [plot(sample(network, objective.transport, noise, torch.zeros(3000, 1), n).sample) for n in counts]
+    predict = guided(network, objective.transport, (torch.zeros(3000, 1), None))
+    pictures = [plot(sample(predict, objective.transport, noise, n).sample) for n in counts]
     labels = [f"{n} step{'s' * (n > 1)}" for n in counts]
     save_image(contact_sheet([[*pictures, plot(spiral(3000, generator))]], None, [*labels, "data"]), options.out)
     print(f"wrote {options.out}")

@@ -15,7 +15,19 @@ from torch import Tensor, nn
 
 from anystep.errors import InputError
 from anystep.models import load_reference_transformer
-from anystep.sampling import Memory, StepPlan, StopSampling, extrapolated, noise, resolution_shift, sample, schedule
+from anystep.sampling import (
+    Memory,
+    Sampled,
+    StepPlan,
+    StopSampling,
+    extrapolated,
+    guided,
+    initial_sample,
+    noise,
+    resolution_shift,
+    sample,
+    schedule,
+)
 from anystep.transport import TRANSPORTS, Transport, make_transport
 
 FLOW = make_transport("ot_fm")
@@ -53,6 +65,16 @@ class Gaussian(nn.Module):
         self.calls += 1
         A, B = self.transport.transition_coefficients(t.double(), r.double())
         return (x.double() * ((self.std(r) / self.std(t) - A) / B)[:, None]).float()
+
+
+def draw(
+    network: Any, transport: Transport, z: Tensor, condition: Tensor, times: Any, null: Any = None,
+    scale: float = 1.0, interval: Any = None, embedded: bool = False, **options: Any,
+) -> Sampled:  # fmt: skip
+    """From noise to data with a network that reads no mask."""
+    null = None if null is None else (null, None)
+    f = guided(network, transport, (condition, None), null, scale, interval, embedded)
+    return sample(f, transport, initial_sample(transport, z, transport.t_max), times, **options)
 
 
 @pytest.mark.parametrize("name", list(TRANSPORTS))
@@ -138,13 +160,14 @@ def test_the_reference_takes_the_same_path(
     network = load_reference_transformer(numbers / f"{name}.weights.safetensors", options)
     stored = {key.removeprefix(f"{name}.sample."): value for key, value in
               load_file(numbers / "objective.safetensors").items()}  # fmt: skip
+    z, path = stored["z"], [stored["z"]]
     open_interval = (interval[0] + 1e-6, interval[1] - 1e-6)  # the reference's ends are open, ours are closed
-    sampled = sample(
-        network, FLOW, stored["z"], stored["y"], steps, null_condition=stored["y_null"], guidance=guidance,
-        guidance_interval=open_interval, return_trajectory=True,
+    sampled = draw(
+        network, FLOW, z, stored["y"], steps, null=stored["y_null"], scale=guidance, interval=open_interval,
+        callback=lambda i, r, x: path.append(x),
     )  # fmt: skip
     expected = stored[f"steps{steps}_cfg{guidance}_{interval[0]}to{interval[1]}"]
-    torch.testing.assert_close(sampled.trajectory, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(torch.stack(path), expected, rtol=1e-5, atol=1e-5)
     assert sampled.nfe == nfe
 
 
@@ -163,9 +186,9 @@ def test_the_reference_takes_the_same_path(
 def test_evaluations_are_counted_and_the_interval_is_closed(guidance: float, interval: Any, nfe: int) -> None:
     network = Gaussian(make_transport("ot_fm"))
     condition = torch.zeros(3, 1)
-    sampled = sample(
-        network, network.transport, torch.randn(3, 2), condition, 4, null_condition=condition, guidance=guidance,
-        guidance_interval=interval,
+    sampled = draw(
+        network, network.transport, torch.randn(3, 2), condition, 4, null=condition, scale=guidance,
+        interval=interval,
     )  # fmt: skip
     assert sampled.nfe == network.calls == nfe
     assert sampled.steps == 4
@@ -186,10 +209,10 @@ def test_a_network_that_is_told_the_scale_is_guided_in_one_evaluation(interval: 
 
     z, condition = torch.randn(2, 3), torch.ones(2, 1)
     options: dict[str, Any] = {
-        "guidance": 3.0, "guidance_interval": interval, "memory": memory, "velocity_below": float(memory),
+        "scale": 3.0, "interval": interval, "memory": memory, "velocity_below": float(memory),
     }  # fmt: skip
-    twice = sample(two, FLOW, z, condition, 4, null_condition=torch.zeros(2, 1), **options)
-    once = sample(one, FLOW, z, condition, 4, guidance_embedded=True, **options)
+    twice = draw(two, FLOW, z, condition, 4, null=torch.zeros(2, 1), **options)
+    once = draw(one, FLOW, z, condition, 4, embedded=True, **options)
     torch.testing.assert_close(once.sample, twice.sample)
     assert once.nfe == once.steps == len(told) == 4
     assert sum(scales == [3.0, 3.0] for scales in told) == twice.nfe - 4
@@ -198,7 +221,7 @@ def test_a_network_that_is_told_the_scale_is_guided_in_one_evaluation(interval: 
 def test_the_condition_is_encoded_once() -> None:
     network = Gaussian(make_transport("ot_fm"))
     condition = torch.zeros(3, 1)
-    sample(network, network.transport, torch.randn(3, 2), condition, 8, null_condition=condition, guidance=2.0)
+    draw(network, network.transport, torch.randn(3, 2), condition, 8, null=condition, scale=2.0)
     assert network.encoded == 2  # once the captions, once the null caption
 
 
@@ -208,9 +231,9 @@ def test_an_exact_network_lands_on_the_same_point_in_any_number_of_steps(name: s
     transport = make_transport(name)
     network = Gaussian(transport)
     z = noise((2,), range(50))
-    reference = sample(network, transport, z, torch.zeros(50, 1), 16).sample
+    reference = draw(network, transport, z, torch.zeros(50, 1), 16).sample
     torch.testing.assert_close(
-        sample(network, transport, z, torch.zeros(50, 1), steps).sample, reference, rtol=2e-3, atol=2e-3
+        draw(network, transport, z, torch.zeros(50, 1), steps).sample, reference, rtol=2e-3, atol=2e-3
     )
 
 
@@ -219,13 +242,13 @@ def test_an_exact_network_lands_on_the_same_point_in_any_number_of_steps(name: s
 def test_the_stochastic_sampler_keeps_the_distribution(name: str, stochasticity: float) -> None:
     transport = make_transport(name)
     network, seeds = Gaussian(transport), range(3000)
-    sampled = sample(
+    sampled = draw(
         network, transport, noise((2,), seeds), torch.zeros(3000, 1), 4, stochasticity=stochasticity, seeds=seeds
     )
     spread = network.std(torch.tensor([transport.t_min])).item()
     assert sampled.sample.std().item() == pytest.approx(spread, rel=0.04)
     assert sampled.sample.mean().abs().item() < 0.05 * spread
-    straight = sample(network, transport, noise((2,), seeds), torch.zeros(3000, 1), 4).sample
+    straight = draw(network, transport, noise((2,), seeds), torch.zeros(3000, 1), 4).sample
     correlation = torch.corrcoef(torch.stack([straight.flatten(), sampled.sample.flatten()]))[0, 1]
     assert correlation < 0.99  # fresh noise did go in
 
@@ -289,14 +312,14 @@ class Curved(nn.Module):
 
 def curved(**options: Any) -> Tensor:
     z = noise((2,), range(3))
-    return sample(Curved(), FLOW, z, torch.zeros(3, 1), **{"steps": 8, **options}).sample  # type: ignore[arg-type]
+    return draw(Curved(), FLOW, z, torch.zeros(3, 1), **{"times": 8, **options}).sample  # type: ignore[arg-type]
 
 
 def test_short_jumps_ask_for_the_velocity_and_long_ones_for_the_jump() -> None:
     times, network = StepPlan(5, tail=0.4).times(FLOW), Curved()  # four of 0.15, one of 0.4
     for below, expected in ((0.0, [False] * 5), (0.15, [True] * 4 + [False]), (0.4, [True] * 5), (1.0, [True] * 5)):
         network.asked.clear()
-        made = sample(network, FLOW, noise((2,), range(3)), torch.zeros(3, 1), times, velocity_below=below)
+        made = draw(network, FLOW, noise((2,), range(3)), torch.zeros(3, 1), times, velocity_below=below)
         assert network.asked == expected
         assert made.nfe == made.steps == 5
 
@@ -307,19 +330,19 @@ def test_memory_follows_a_path_only_as_long_as_it_is_the_same() -> None:
     assert torch.equal(curved(memory=True), curved())  # no velocity is asked for
     noisy: dict[str, Any] = {"velocity_below": 1.0, "stochasticity": 0.3, "seeds": [0, 1, 2]}
     assert torch.equal(curved(memory=True, **noisy), curved(**noisy))  # fresh noise is another path
-    moved: dict[str, Any] = {"velocity_below": 1.0, "on_step": lambda i, r, x: x + 0.01}
+    moved: dict[str, Any] = {"velocity_below": 1.0, "callback": lambda i, r, x: x + 0.01}
     assert torch.equal(curved(memory=True, **moved), curved(**moved))
-    inside: dict[str, Any] = {"velocity_below": 1.0, "null_condition": torch.ones(3, 1), "guidance": 2.0}
-    inside |= {"steps": [1.0, 0.6, 0.0], "guidance_interval": (0.5, 0.9)}
+    inside: dict[str, Any] = {"velocity_below": 1.0, "null": torch.ones(3, 1), "scale": 2.0}
+    inside |= {"times": [1.0, 0.6, 0.0], "interval": (0.5, 0.9)}
     assert torch.equal(curved(memory=True, **inside), curved(**inside))  # the second jump is guided, the first is not
 
 
 def test_memory_belongs_to_each_image_and_not_to_the_batch() -> None:
     network, condition = Curved(), torch.arange(3.0)[:, None]
-    words: dict[str, Any] = {"velocity_below": 1.0, "memory": True, "null_condition": condition, "guidance": 1.5}
-    together = sample(network, FLOW, noise((2,), range(3)), condition, 6, **words).sample
-    words["null_condition"] = condition[1:2]
-    alone = sample(network, FLOW, noise((2,), [1]), condition[1:2], 6, **words).sample
+    words: dict[str, Any] = {"velocity_below": 1.0, "memory": True, "null": condition, "scale": 1.5}
+    together = draw(network, FLOW, noise((2,), range(3)), condition, 6, **words).sample
+    words["null"] = condition[1:2]
+    alone = draw(network, FLOW, noise((2,), [1]), condition[1:2], 6, **words).sample
     torch.testing.assert_close(together[1:2], alone)
 
 
@@ -336,18 +359,17 @@ def test_times_may_be_given_and_a_callback_may_change_or_stop_the_sample() -> No
     def zero_at_second(i: int, r: float, x: Tensor) -> Tensor | None:
         seen.append(round(r, 3))
         if i == 2:
+            assert (x == 0).all()
             raise StopSampling
         return torch.zeros_like(x) if i == 1 else None
 
-    sampled = sample(
+    sampled = draw(
         network, network.transport, torch.randn(3, 2), torch.zeros(3, 1), [1.0, 0.7, 0.3, 0.2, 0.0],
-        on_step=zero_at_second, return_trajectory=True,
+        callback=zero_at_second,
     )  # fmt: skip
     assert seen == [0.7, 0.3, 0.2]
     assert sampled.nfe == sampled.steps == 3
-    assert sampled.trajectory is not None
-    assert len(sampled.trajectory) == 4
-    assert (sampled.trajectory[2] == 0).all()
+    assert (sampled.sample == 0).all()
 
 
 @given(t=st.floats(0.1, 1), r=st.floats(0, 0.1), seed=st.integers(0, 100))
@@ -363,18 +385,22 @@ def test_ot_fm_is_what_diffusers_flow_map_scheduler_computes(t: float, r: float,
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 0}, "steps 0: expected a whole number from 1"),
-        ({"steps": [0.5, 0.5, 0.0]}, "must decrease"),
-        ({"guidance": 2.0}, "null_condition"),
-        ({"guidance": -1.0}, "guidance -1.0: expected a number from 0"),
-        ({"guidance": float("nan")}, "guidance nan: expected a number from 0"),
+        ({"times": 0}, "steps 0: expected a whole number from 1"),
+        ({"times": [0.5, 0.5, 0.0]}, "must decrease"),
+        ({"scale": 2.0}, "null"),
+        ({"scale": -1.0}, "guidance -1.0: expected a number from 0"),
+        ({"scale": float("nan")}, "guidance nan: expected a number from 0"),
         ({"stochasticity": 1.5}, "stochasticity"),
         ({"stochasticity": 0.5}, "seed"),
-        ({"shift": 0.0}, "shift"),
         ({"velocity_below": -0.5}, "velocity_below -0.5: expected a number from 0 to 1"),
     ],
 )
 def test_bad_requests_are_refused(options: dict[str, Any], message: str) -> None:
     network = Gaussian(make_transport("ot_fm"))
     with pytest.raises(ValueError, match=message):
-        sample(network, FLOW, torch.randn(1, 2), torch.zeros(1, 1), **{"steps": 2, **options})
+        draw(network, FLOW, torch.randn(1, 2), torch.zeros(1, 1), **{"times": 2, **options})
+
+
+def test_a_schedule_is_refused_a_shift_that_is_none() -> None:
+    with pytest.raises(InputError, match="shift"):
+        schedule(FLOW, 2, 0.0)

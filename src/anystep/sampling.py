@@ -1,12 +1,15 @@
-"""Schedules, plans of a budget of evaluations, and the any-step sampler.
+"""Schedules, plans of a budget of evaluations, guidance, and the any-step sampler.
 
 One set of weights serves every number of steps: each step is one transition x_t -> x_r (arXiv 2509.04394, algorithm 2).
 What is best for 2 evaluations is not for 64: a `StepPlan` says what a budget is spent on.
+`guided` makes a network, its condition and its guidance one function of (x, t, r), which `sample` asks at each step.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -18,25 +21,30 @@ from anystep.errors import InputError
 from anystep.transport import Sample, Transport
 
 
-@dataclass(frozen=True)
-class Sampled:
-    """What `sample` returns.
+class Prediction(NamedTuple):
+    """The answer to one question of the sampler.
 
     Attributes:
-        sample: the final sample, (batch, ...), float32.
-        steps: transitions made.
-        nfe: network evaluations for one image. A guided step costs 2.
-        trajectory: (steps + 1, batch, ...) from noise to sample, or None if it was not asked for.
+        F: what the network predicts, guided.
+        evaluations: of the network for one image.
+        scale: of the guidance; 1 where there is none.
     """
 
-    sample: Tensor
+    F: Sample
+    evaluations: int = 1
+    scale: float = 1.0
+
+
+class Sampled(NamedTuple):
+    """What `sample` returns: the sample (float32), transitions made, and network evaluations (NFE) for one image."""
+
+    sample: Sample
     steps: int
     nfe: int
-    trajectory: Tensor | None = None
 
 
 class StopSampling(Exception):
-    """Raised by an `on_step` callback to end sampling where it stands."""
+    """Raised by a callback of `sample` to end sampling where it stands."""
 
 
 def resolution_shift(height: int, width: int, base: int | float) -> float:
@@ -123,7 +131,83 @@ def noise(shape: Sequence[int], seeds: Sequence[int]) -> Float[Tensor, "batch *s
         shape: of one image.
         seeds: one an image.
     """
-    return torch.stack([torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    return _noise(shape, [torch.Generator().manual_seed(seed) for seed in seeds])
+
+
+def _noise(shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
+    return torch.stack([torch.randn(tuple(shape), generator=generator) for generator in generators])
+
+
+def initial_sample(transport: Transport, z: Sample, time: float, init_latents: Sample | None = None) -> Sample:
+    """The point of the path where sampling begins: noise alone, or clean data with the noise `z` of that time on it."""
+    if init_latents is None:
+        return z.float() * transport.coefficients(torch.tensor([time])).sigma.item()
+    return transport.interpolate(init_latents.to(z.device).float(), z.float(), torch.full((len(z),), time).to(z.device))
+
+
+def is_guided(scale: float) -> bool:
+    """Whether a guidance scale asks for a second evaluation a step: 1 and below mean none, as in diffusers."""
+    return scale > 1.0
+
+
+def guided(
+    network: Any,
+    transport: Transport,
+    condition: tuple[Any, Tensor | None],
+    null: tuple[Any, Tensor | None] | None = None,
+    scale: float | Callable[[], float] = 1.0,
+    interval: tuple[float, float] | None = None,
+    embedded: bool = False,
+    **options: Any,
+) -> Callable[[Sample, float, float], Prediction]:
+    """The function f(x, t, r) of a network with its condition and classifier-free guidance.
+
+    Args:
+        network: `network(x, c_noise(t), c_noise(r), condition, mask, **options)` -> F. If it has `encode_condition(
+            condition, mask)`, that is called once and its answer stands for the condition in every evaluation.
+        condition, null: the condition and the empty one, one row a sample, each with its mask or None. The empty one is
+            needed where the scale is above 1.
+        scale: g in F_null + g (F_cond - F_null); 1 and below mean unguided, at one evaluation. Or a function that gives
+            g for the next evaluation.
+        interval: closed interval of t in which to guide; all of it by default.
+        embedded: whether the network takes the scale of each image as `guidance`, and answers as if guided: then a
+            guided step costs one evaluation, and no null condition is needed.
+
+    Raises:
+        InputError: no scale, or one above 1 without a null condition.
+    """
+
+    def current_scale() -> float:
+        return float(bounds.check("guidance", scale() if callable(scale) else scale, bounds.Guidance))
+
+    if is_guided(current_scale()) and null is None and not embedded:
+        raise InputError(f"guidance {current_scale()} needs a null condition")
+    low, high = interval or (-math.inf, math.inf)
+    encode = getattr(network, "encode_condition", lambda condition, mask: condition)
+
+    @cache
+    def encoded(is_null: bool) -> tuple[Any, Tensor | None]:
+        states, mask = null if is_null and null is not None else condition
+        return encode(states, mask), mask
+
+    def f(x: Sample, t: float, r: float) -> Prediction:
+        g = current_scale()
+        if not (is_guided(g) and low <= t <= high and (embedded or null is not None)):
+            g = 1.0
+        told = {"guidance": torch.full((len(x),), g, device=x.device)} if embedded else {}
+        times = [transport.c_noise(torch.full((len(x),), time, device=x.device)) for time in (t, r)]
+
+        def evaluate(is_null: bool) -> Tensor:
+            answer: Tensor = network(x, *times, *encoded(is_null), **options, **told)
+            return answer.float()
+
+        F = evaluate(False)
+        if embedded or not is_guided(g):
+            return Prediction(F, 1, g)
+        F_null = evaluate(True)
+        return Prediction(F_null + g * (F - F_null), 2, g)
+
+    return f
 
 
 class Memory(NamedTuple):
@@ -132,7 +216,7 @@ class Memory(NamedTuple):
     data: Sample
     noise: Sample
     t: float
-    guidance: float
+    scale: float
 
 
 def extrapolated(transport: Transport, F: Sample, t: float, r: float, before: Memory) -> Sample:
@@ -147,132 +231,74 @@ def extrapolated(transport: Transport, F: Sample, t: float, r: float, before: Me
     return F + (t - r) / (2 * (before.t - t)) * (F - transport.target(before.data, before.noise, there))
 
 
-def is_guided(scale: float) -> bool:
-    """Whether a guidance scale asks for a second evaluation a step: 1 and below mean none, as in diffusers."""
-    return scale > 1.0
-
-
 @torch.no_grad()
 def sample(
-    network: Any,
+    f: Callable[[Sample, float, float], Prediction],
     transport: Transport,
-    z: Sample,
-    condition: Any,
-    steps: int | Sequence[float] | Tensor,
+    x: Sample,
+    times: int | Sequence[float] | Tensor,
     *,
-    condition_mask: Tensor | None = None,
-    null_condition: Any = None,
-    null_mask: Tensor | None = None,
-    guidance: float | Callable[[], float] = 1.0,
-    guidance_interval: tuple[float, float] | None = None,
-    guidance_embedded: bool = False,
-    shift: float = 1.0,
     stochasticity: float = 0.0,
     velocity_below: float = 0.0,
     memory: bool = False,
-    given: Sample | None = None,
     seeds: Sequence[int] | None = None,
-    return_trajectory: bool = False,
-    on_step: Callable[[int, float, Tensor], Tensor | None] | None = None,
-    network_options: Mapping[str, Any] | None = None,
+    callback: Callable[[int, float, Sample], Sample | None] | None = None,
 ) -> Sampled:
     """Carry noise to data in any number of transitions.
 
     Args:
-        network: `network(x, t, r, condition, condition_mask)` -> F. If it has `encode_condition(condition, mask)`,
-            that is called once and its answer stands for the condition in every step.
-        z: (batch, ...) noise at t_max; scaled to the path there.
-        steps: a number of steps, or the decreasing times themselves.
-        null_condition, null_mask: the empty condition, one row a sample; needed where `guidance` is above 1.
-        guidance: g in F_null + g (F_cond - F_null); 1 and below mean unguided, at one evaluation a step. Or a function
-            that gives g for the next step.
-        guidance_interval: closed interval of t in which to guide; all of it by default.
-        guidance_embedded: whether the network takes the scale of each image as `guidance`, and answers as if guided:
-            then a guided step costs one evaluation, and no null condition is needed.
+        f: what the network predicts at t for the transition to r, and at what cost: see `guided`.
+        x: where the path begins, at the first of the times: see `initial_sample`.
+        times: the decreasing times, or a number of uniform steps from t_max to t_min.
         stochasticity: 0 is deterministic. With c > 0 each step but the last jumps below its target r, to
             r - c (r - t_min), and re-noises to r with fresh noise; 1 is multistep consistency sampling.
         velocity_below: jumps of at most this share of the time range ask the network for the velocity f(x_t, t, t) and
             carry that to r, an Euler step on straight lines. 0: none does; 1: all, for networks that know nothing else.
         memory: carry along a velocity jump that follows another what F is in its middle (`extrapolated`).
-        given: clean data to start from instead of pure noise: `z` is laid on it as at the first of the times.
         seeds: of the fresh noise, one an image.
-        on_step: called as `on_step(i, r, x_r)` after step i; a tensor it returns takes the place of x_r.
-            It may raise `StopSampling`.
-        network_options: further arguments of the network, in every evaluation.
+        callback: called as `callback(i, r, x_r)` after step i; a tensor it returns takes the place of x_r. It may raise
+            `StopSampling`.
 
     Raises:
-        InputError: a schedule that does not decrease, guidance without a null condition, stochasticity without seeds.
+        InputError: a schedule that does not decrease, an option that is none of its kind, stochasticity without seeds.
     """
-    times = torch.as_tensor(steps).float() if hasattr(steps, "__len__") else schedule(transport, steps, shift)
-    if len(times) < 2 or not bool((times[1:] < times[:-1]).all()):
-        raise InputError(f"times must decrease and number at least two, got {bounds.shown(times.tolist())}")
-
-    def scale() -> float:
-        return float(bounds.check("guidance", guidance() if callable(guidance) else guidance, bounds.Guidance))
-
-    if is_guided(scale()) and null_condition is None and not guidance_embedded:
-        raise InputError(f"guidance {scale()} needs null_condition")
+    times = _decreasing(times if hasattr(times, "__len__") else schedule(transport, times))
     stochasticity = bounds.check("stochasticity", stochasticity, bounds.Share)
     share = bounds.check("velocity_below", velocity_below, bounds.Share)
     short = share * (transport.t_max - transport.t_min) * (1 + 1e-5)  # of equal jumps in float32 all are, or none is
-    if stochasticity and (seeds is None or len(seeds) != len(z)):
+    if stochasticity and (seeds is None or len(seeds) != len(x)):
         raise InputError(f"stochastic sampling needs one seed an image, got {bounds.shown(seeds)}")
-    low, high = guidance_interval or (-math.inf, math.inf)
-
-    encode = getattr(network, "encode_condition", lambda condition, mask: condition)
-    condition = encode(condition, condition_mask)
-    null_encoded: Any = None
     generators = [torch.Generator().manual_seed(seed ^ 0x5EED) for seed in seeds or []]
 
-    def evaluate(x: Tensor, t: Tensor, r: Tensor, condition: Any, mask: Tensor | None, told: float = 1.0) -> Tensor:
-        times = transport.c_noise(t), transport.c_noise(r)
-        options = {**(network_options or {}), **({"guidance": torch.full_like(t, told)} if guidance_embedded else {})}
-        answer: Tensor = network(x, *times, condition, mask, **options)
-        return answer.float()
+    def at(time: float) -> Tensor:
+        return torch.full((len(x),), time, device=x.device)
 
-    batch, nfe, made = len(z), 0, 0
-    before: Memory | None = None
-    if given is None:
-        x = z.float() * transport.coefficients(times[:1]).sigma.item()
-    else:
-        x = transport.interpolate(given.to(z.device).float(), z.float(), times[:1].to(z.device).expand(batch))
-    trajectory = [x]
-    for i, (now, goal) in enumerate(zip(times[:-1].tolist(), times[1:].tolist(), strict=True)):
-        last = i == len(times) - 2
-        landing = goal if last else goal - stochasticity * (goal - transport.t_min)
-        t, r = torch.full((batch,), now, device=z.device), torch.full((batch,), landing, device=z.device)
-        velocity = now - landing <= short
-        asked = t if velocity else r
-        guides = guidance_embedded or null_condition is not None
-        used = scale() if guides and is_guided(scale()) and low <= now <= high else 1.0
-        F = evaluate(x, t, asked, condition, condition_mask, used)
-        nfe += 1
-        if is_guided(used) and not guidance_embedded:
-            if null_encoded is None:
-                null_encoded = encode(null_condition, null_mask)
-            null = evaluate(x, t, asked, null_encoded, null_mask)
-            F = null + used * (F - null)
-            nfe += 1
-        made += 1
-        told = Memory(*transport.decompose(x, F, t), now, used) if memory and velocity else None
-        if told is not None and before is not None and before.guidance == used:
-            F = extrapolated(transport, F, now, landing, before)
-        before = told
-        x = transport.transition(x, F, t, r)
-        if landing < goal:
-            fresh = torch.stack([torch.randn(x.shape[1:], generator=generator) for generator in generators])
-            x = transport.renoise(x, r, torch.full_like(r, goal), fresh.to(x))
-            before = None  # which was of another path
-        stop = False
-        if on_step is not None:
+    x, nfe, before = x.float(), 0, None
+    for i, (t, t_next) in enumerate(pairwise(times)):
+        r = t_next if i == len(times) - 2 else t_next - stochasticity * (t_next - transport.t_min)
+        velocity = t - r <= short
+        F, evaluations, scale = f(x, t, t if velocity else r)
+        nfe += evaluations
+        jump = Memory(*transport.decompose(x, F, at(t)), t, scale) if memory and velocity else None
+        if jump and before and before.scale == scale:
+            F = extrapolated(transport, F, t, r, before)
+        x, before = transport.transition(x, F, at(t), at(r)), jump
+        if r < t_next:  # fresh noise makes another path
+            fresh = _noise(x.shape[1:], generators).to(x)
+            x, before = transport.renoise(x, at(r), at(t_next), fresh), None
+        if callback is not None:
             try:
-                replaced = on_step(i, goal, x)
-                if replaced is not None and replaced is not x:
-                    x, before = replaced, None
+                changed = callback(i, t_next, x)
             except StopSampling:
-                stop = True
-        if return_trajectory:
-            trajectory.append(x)
-        if stop:
-            break
-    return Sampled(x, made, nfe, torch.stack(trajectory) if return_trajectory else None)
+                return Sampled(x, i + 1, nfe)
+            if changed is not None and changed is not x:
+                x, before = changed, None
+    return Sampled(x, len(times) - 1, nfe)
+
+
+def _decreasing(times: Any) -> list[float]:
+    """The times in float32. Raises `InputError` where they do not decrease."""
+    listed: list[float] = torch.as_tensor(times).float().tolist()
+    if len(listed) < 2 or not all(t > r for t, r in pairwise(listed)):
+        raise InputError(f"times must decrease and number at least two, got {bounds.shown(listed)}")
+    return listed

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from anystep.objective import TransitionObjective
 from anystep.objective.presets import OBJECTIVES
-from anystep.sampling import sample
+from anystep.sampling import guided, sample
 from anystep.training.config import ObjectiveConfig, Recipe
 from anystep.training.objective import make_objective
 from anystep.transport import make_transport
@@ -166,7 +166,7 @@ def test_an_instantaneous_network_is_never_asked_for_an_interval() -> None:
         return 0.5 * x
 
     transport, z = make_transport("ot_fm"), torch.randn(2, 1, 4, 4)
-    made = sample(network, transport, z, torch.zeros(2), 4, velocity_below=1.0).sample
+    made = sample(guided(network, transport, (torch.zeros(2), None)), transport, z, 4, velocity_below=1.0).sample
     assert all(torch.equal(t, r) for t, r in asked)
     euler = z
     for _ in range(4):

@@ -15,7 +15,7 @@ from torch import Tensor
 from anystep import TransitionScheduler
 from anystep.errors import InputError
 from anystep.pipelines.scheduler import write_plans
-from anystep.sampling import StepPlan, sample
+from anystep.sampling import StepPlan, guided, initial_sample, sample
 from anystep.transport import make_transport
 
 TRANSPORTS = ["ot_fm", "trigflow", "edm", "vp", "ve"]
@@ -65,7 +65,8 @@ def test_stepping_through_its_timesteps_is_sampling(name: str) -> None:
     scheduler.set_timesteps(5, height=32, width=16)
     transport = make_transport(name)
     z = draw(0)
-    sampled = sample(small_network, transport, z, torch.zeros(3), scheduler.times(5, 32, 16))
+    predict = guided(small_network, transport, (torch.zeros(3), None))
+    sampled = sample(predict, transport, initial_sample(transport, z, transport.t_max), scheduler.times(5, 32, 16))
     x = z * transport.coefficients(scheduler.sigmas[:1]).sigma.item()
     for t, r in zip(scheduler.sigmas[:-1], scheduler.sigmas[1:], strict=True):
         times = (transport.c_noise(time.expand(3)) for time in (t, r))
@@ -120,7 +121,9 @@ def test_stepping_through_planned_timesteps_is_sampling_at_the_plans_times(name:
     scheduler = TransitionScheduler(name, base_size=16, plans={"5": {"steps": 5, "tail": 0.3, "shift": 1.4}})
     scheduler.set_timesteps(5, height=32, width=16)
     transport, z = scheduler.transport, draw(0)
-    sampled = sample(small_network, transport, z, torch.zeros(3), StepPlan(5, 1.4, 0.3).times(transport, math.sqrt(2)))
+    predict = guided(small_network, transport, (torch.zeros(3), None))
+    times = StepPlan(5, 1.4, 0.3).times(transport, math.sqrt(2))
+    sampled = sample(predict, transport, initial_sample(transport, z, transport.t_max), times)
     x = z * transport.coefficients(scheduler.sigmas[:1]).sigma.item()
     for t, r in zip(scheduler.sigmas[:-1], scheduler.sigmas[1:], strict=True):
         times = (transport.c_noise(time.expand(3)) for time in (t, r))

@@ -33,7 +33,7 @@ from anystep.models.rotary import RotaryScaling
 from anystep.models.transformer import TransitionTransformer2DModel
 from anystep.objective.presets import OBJECTIVES
 from anystep.pipelines.scheduler import Planning, TransitionScheduler
-from anystep.sampling import StepPlan, StopSampling, is_guided, noise, sample
+from anystep.sampling import StepPlan, StopSampling, guided, initial_sample, is_guided, noise, sample
 
 MOST_ASPECT = 5  # longest side over shortest
 MOST_TOLD = 5  # prompts that are cut, of which one pipeline tells
@@ -336,8 +336,7 @@ class TransitionPipeline(DiffusionPipeline):
 
     def encode_prompt(self, prompts: Any, device: Any) -> tuple[Tensor, Tensor | None]:
         """Condition and mask of the prompts, or of one, on the device."""
-        condition, mask = self.conditioner(listed(prompts))
-        return condition.to(device), None if mask is None else mask.to(device)
+        return _on_device(self.conditioner(listed(prompts)), device)
 
     def _tell_of_cuts(self, prompts: Sequence[Any]) -> None:
         """Say in one line what of a prompt is not read, once for each of the first few."""
@@ -473,15 +472,20 @@ class TransitionPipeline(DiffusionPipeline):
         self._tell_of_cuts(prompts)
         prompts = [each for each in prompts for _ in range(repeats)]
         condition, mask = self.encode_prompt(prompts, device)
-        null, null_mask = self.conditioner.null(count) if twice else (None, None)
+        null = _on_device(self.conditioner.null(count), device) if twice else None
         shape = (count, self.transformer.config.in_channels, height // codec.factor, width // codec.factor)
         z = self.prepare_latents(shape, generator, seeds, latents, device)
         if planned.stochasticity and seeds is None:
             seeds = _drawn_seeds(generator, count)
-        given = None if image is None else self._encode_all(image, height, width, count, repeats)
+        init_latents = None if image is None else self._encode_all(image, height, width, count, repeats)
         times = self.scheduler.times(planned, height, width, 1.0 if image is None else strength)
         timesteps = (times * self.scheduler.config.num_train_timesteps).tolist()
         call, before = _Call(guidance, planned.steps), self._calls.get(get_ident())
+        transport = self.scheduler.transport
+        predict = guided(
+            self.transformer, transport, (condition, mask), null, lambda: call.guidance, guidance_interval,
+            self.guidance_embedded, rope_scaling=rope_scaling, key_grid=key_grid,
+        )  # fmt: skip
 
         with self.progress_bar(total=planned.steps) as progress:
 
@@ -500,24 +504,15 @@ class TransitionPipeline(DiffusionPipeline):
             self._calls[get_ident()] = call
             try:
                 sampled = sample(
-                    self.transformer,
-                    self.scheduler.transport,
-                    z,
-                    condition,
+                    predict,
+                    transport,
+                    initial_sample(transport, z, float(times[0]), init_latents),
                     times,
-                    given=given,
-                    condition_mask=mask,
-                    null_condition=None if null is None else null.to(device),
-                    null_mask=None if null_mask is None else null_mask.to(device),
-                    guidance=lambda: call.guidance,
-                    guidance_interval=guidance_interval,
-                    guidance_embedded=self.guidance_embedded,
                     stochasticity=planned.stochasticity,
                     velocity_below=planned.velocity_below,
                     memory=planned.memory,
                     seeds=seeds,
-                    on_step=on_step,
-                    network_options={"rope_scaling": rope_scaling, "key_grid": key_grid},
+                    callback=on_step,
                 )
             finally:
                 self._last = self._calls.pop(get_ident())
@@ -577,6 +572,11 @@ def listed(prompt: Any) -> list[Any]:
     if isinstance(prompt, Mapping):
         raise InputError(f"prompt {shown(prompt)}: expected a prompt, or a list of them")
     return list(prompt)
+
+
+def _on_device(condition: tuple[Tensor, Tensor | None], device: Any) -> tuple[Tensor, Tensor | None]:
+    states, mask = condition
+    return states.to(device), None if mask is None else mask.to(device)
 
 
 def _drawn_seeds(generator: Any, count: int) -> list[int]:
