@@ -111,23 +111,27 @@ class DataConfig(Section):
     the built-in art; the others are taken whole.
     """
 
+    # Source specification, or a mapping from several specifications to their weights in every batch.
     source: Name | dict[Name, PositiveCoefficient] = "builtin"
-    # side of the images in pixels; of a square of as many pixels as the largest images, with `native`
+    # Side of the square images in pixels; with `native`, that of a square of the largest area.
     size: Side = 64
-    # images keep their shape: they are scaled down to that area, and cropped to whole tokens
+    # Keep the shape of images: scale each down to the area of `size` squared and crop it to whole tokens.
     native: bool = False
-    # with `native`: the most pixels along one side, and the longest side over the shortest
+    # With `native`, the most pixels along one side (null: no limit of its own).
     longest: Side | None = None
+    # With `native`, the largest ratio of the longer to the shorter side.
     aspect: Aspect = 5.0
+    # Of the built-in art, the everyday things or all of them.
     vocabulary: Literal["everyday", "all"] = "all"
+    # Of the built-in art, the part to train on.
     split: Literal["train", "held_out", "both"] = "train"
-    # every class equally often, whatever its number of examples
+    # Draw every class equally often, whatever its number of examples.
     balanced: bool = False
-    # turn half of the images left to right
+    # Mirror half of the images left to right.
     mirror: bool = False
-    # so many examples of each source, spread evenly over it: to try something, or to see whether it overfits
+    # Number of examples taken of each source, spread evenly over it, for quick trials (null: all).
     limit: Count | None = None
-    # share of the examples that may turn out unreadable before the run stops
+    # Share of the examples that may turn out unreadable before the run stops.
     broken_limit: Share = 0.01
 
     @model_validator(mode="after")
@@ -162,24 +166,34 @@ class OptimizerConfig(Section):
     `muon` orthogonalises the updates of the blocks' matrices; AdamW takes all other weights.
     """
 
+    # Optimizer of torch.optim; muon takes the matrices of the blocks and AdamW all other weights.
     name: Literal["adamw", "muon", "adafactor"] = "adamw"
+    # Peak learning rate.
     learning_rate: LearningRate = 2e-4
+    # Number of steps over which the learning rate rises linearly to its peak.
     warmup: OptionalCount = 100
+    # Learning rate at the end of the cosine decay, as a share of the peak (1: constant).
     final: Share = 1.0
+    # Decay rates of the two moments of AdamW.
     betas: tuple[Decay, Decay] = (0.9, 0.99)
+    # Decoupled weight decay.
     weight_decay: Coefficient = 0.0
+    # Largest norm of the gradient of all weights together; a larger one is scaled down to it.
     clip: PositiveCoefficient = 1.0
 
 
 class CodecModelConfig(Section):
     """Sizes of an AutoencoderDC of convolutions alone, so that it can be tiled exactly."""
 
+    # Number of channels of the latents.
     latent_channels: Width = 32
+    # Number of channels of each stage; every stage after the first halves the resolution.
     widths: Annotated[tuple[Width, ...], MinLen(1)] = (32, 32, 64, 128)
+    # Number of residual blocks in each stage of the encoder.
     encoder_depths: tuple[Depth, ...] = (0, 1, 1, 1)
+    # Number of residual blocks in each stage of the decoder.
     decoder_depths: tuple[Depth, ...] = (0, 1, 2, 2)
-    # on the latents in training, as a share of their standard deviation, for each image a level between the two:
-    # the decoder must bear a generator's errors
+    # Range of the noise added to latents in training, relative to their standard deviation, drawn for each image.
     noise: tuple[Coefficient, Coefficient] = (0.03, 0.03)
 
     @model_validator(mode="after")
@@ -196,75 +210,98 @@ class RunConfig(Section):
     packed, of any.
     """
 
+    # Number of optimizer steps of the whole run.
     steps: Count = 1000
+    # Number of images in a step, of all processes together.
     batch_size: BatchSize = 64
+    # Number of micro-batches that each process divides its images of a step into.
     accumulate: BatchSize = 1
-    # by default the tokens of `batch_size` squares of `data.size`, over `parts`
+    # With `data.native`, tokens of a part (null: those of `batch_size` squares over `parts`).
     tokens_per_part: Count | None = None
+    # With `data.native`, number of parts of a step, of all processes together.
     parts: BatchSize = 1
+    # With `data.native`, put images of different shapes into one sequence.
     packed: bool = False
+    # Seed of the weights, of the order of the data, and of all noise, times and dropped conditions.
     seed: Seed = 0
+    # Device to train on: auto, cpu, cuda, cuda:N or mps.
     device: Name = "auto"
+    # Number of CPU threads of PyTorch (null: as PyTorch chooses).
     threads: Threads | None = None
+    # Number of steps between two lines of the progress display.
     log_every: Count = 10
+    # Number of steps between two checkpoints.
     checkpoint_every: Count = 500
+    # Number of steps between two grids of samples (0: none).
     sample_every: OptionalCount = 1000
-    # checkpoints: the newest `keep`, and those at multiples of `keep_every` (0: none) for good
+    # Number of the newest checkpoints that are kept.
     keep: Count = 2
+    # Checkpoints at multiples of this step are kept for good (0: none).
     keep_every: OptionalCount = 0
-    # bfloat16 where the device has units for it, or as said
+    # Precision of the blocks' computations; auto is bfloat16 where the device has units for it.
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    # Compile the blocks of the network with torch.compile.
     compile: bool = False
-    # processes that share one sharded copy under `parallel: hsdp`; those of one machine when null
+    # With `parallel: hsdp`, number of processes that share one copy of the weights (null: those of one machine).
     shard_size: Count | None = None
-    # trackers beside metrics.jsonl, which is always written
+    # Experiment trackers that get the figures of metrics.jsonl too.
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
-    # 10^12 operations a second that one device could do, for the utilisation in the log; known for common GPUs
+    # Peak of one device in 10^12 operations a second, for the logged utilisation (null: known for common GPUs).
     peak_tflops: PositiveCoefficient | None = None
-    # write a trace of this many steps into `profile/`
+    # Number of steps of which a trace is written into `profile/` (0: none).
     profile: OptionalCount = 0
 
 
 class GuardConfig(Section):
     """What ends a run, or turns it back, before its weights are lost."""
 
-    # steps in a row whose loss or gradient is not finite (each is skipped) until the run stops
+    # Number of steps in a row with a loss or gradient that is not finite (each is skipped) before the run stops.
     patience: Count = 10
-    # a gradient norm of more than this many medians of the last 100 is a spike, and is logged
+    # A gradient norm of more than this many medians of the last 100 counts as a spike and is reported.
     spike: PositiveCoefficient = 10.0
-    # on a spike, go back to the last checkpoint and on with other samples; this many times at most
+    # Number of times that a spike takes the run back to the last checkpoint, to go on with other samples.
     rollbacks: OptionalCount = 0
 
 
 class CodecOptimizerConfig(OptimizerConfig):
     """Of `anystep train-codec`: other defaults."""
 
+    # Peak learning rate.
     learning_rate: LearningRate = 3e-3
+    # Learning rate at the end of the cosine decay, as a share of the peak.
     final: Share = 0.01
 
 
 class CodecRunConfig(RunConfig):
     """Of `anystep train-codec`: other defaults."""
 
+    # Number of images in a step.
     batch_size: BatchSize = 16
+    # Not used: training a codec draws no samples.
     sample_every: OptionalCount = 0
 
 
 class CodecRecipe(Section):
     """`anystep train-codec`."""
 
+    # Images to train on.
     data: DataConfig = DataConfig()
+    # Architecture of the autoencoder.
     codec: CodecModelConfig = CodecModelConfig()
+    # Optimizer and learning-rate schedule.
     optimizer: CodecOptimizerConfig = CodecOptimizerConfig()
+    # Length of the run, batch size, device, checkpoints and log.
     run: CodecRunConfig = CodecRunConfig()
-    # continue from this autoencoder with its encoder frozen: its latents, and all trained on them, stay valid
+    # Autoencoder to go on from with its encoder frozen, so that its latents stay valid (null: begin anew).
     refine: Name | None = None
 
 
 class TransportConfig(Section):
+    # Path from data to noise, together with what the network predicts.
     name: Literal["ot_fm", "trigflow", "edm", "vp", "ve"] = "ot_fm"
+    # Parameters of the transport in place of its defaults, such as sigma_data of edm.
     options: dict[Name, Real] = {}
-    # side in pixels of the square above whose area times are moved towards noise; data.size when null
+    # Side in pixels of the square above whose area times are shifted towards noise (null: data.size).
     base_size: Side | None = None
 
     @model_validator(mode="after")
@@ -276,16 +313,20 @@ class TransportConfig(Section):
 class TimeConfig(Section):
     """A distribution of training times: `anystep.objective.TimeDistribution`."""
 
+    # Mean of the normal variable that is mapped to a time.
     mean: Annotated[float, Ge(-100), Le(100)] = -0.4
+    # Standard deviation of the normal variable that is mapped to a time.
     std: Annotated[float, Gt(0), Le(100)] = 1.2
+    # Share of the times that are drawn uniformly instead.
     uniform: Share = 0.0
 
 
 class GuidanceConditionConfig(Section):
     """Guidance of any scale up to `w_max`, which the network is told: `anystep.objective.GuidanceCondition`."""
 
+    # Largest guidance scale; scales from 1 to this are trained.
     w_max: Annotated[float, Gt(1), Le(100)] = 8.0
-    # closed interval of t in which it guides; all of it when null
+    # Closed interval of t in which guidance acts (null: everywhere).
     interval: tuple[Time, Time] | None = None
 
     @model_validator(mode="after")
@@ -298,41 +339,49 @@ class GuidanceConditionConfig(Section):
 class ObjectiveConfig(Section):
     """`kind` sets what is not given here to the values of that objective in `anystep.objective.presets`."""
 
+    # Published objective that sets the defaults of this section.
     kind: ObjectiveKind = "transition"
-    # what is learned where t > r, by its class in `anystep.objective.targets`
+    # Target of the network where t > r.
     target: Literal["identity", "self_consistency", "implicit", "terminal", "self_evaluation"] = "identity"
-    # of `identity`: how df/dt is estimated, along which trajectory, and how much of F the network's velocity replaces
+    # Estimator of df/dt, for target identity.
     derivative: Literal["central", "forward_mode", "one_sided"] = "central"
+    # Trajectory of the derivative: the path of data and noise, or the network's velocity.
     along: Literal["path", "velocity"] = "path"
+    # Share of the target F that the network's own velocity replaces.
     velocity_share: Share = 0.0
-    # half the width of the difference; of `terminal`, the whole of it
+    # Half the width of the finite difference, or the whole width for target terminal (null: chosen by the method).
     eps: PositiveShare | None = None
-    # of `implicit`: the ratio at the start and at the end of the run
+    # For target implicit, the ratio of the intermediate step at the start and at the end of the run.
     ratio: tuple[PositiveShare, PositiveShare] = (0.5, 0.005)
-    # velocities in targets are those of the first EMA network
+    # Take velocities in targets from the first EMA network instead of the trained one.
     ema_teacher: bool = False
+    # Share of the samples with t = r.
     diffusion_share: Share = 0.5
+    # Share of the samples with r at the data.
     consistency_share: Share = 0.1
-    # of t where t = r, and of the two draws whose larger is t and whose smaller is r; the transport's own when null
-    # (of t where t = r, the larger of the two draws)
+    # Distribution of t where t = r (null: the larger of two draws of the transport's own).
     diffusion_times: TimeConfig | None = None
+    # Distribution of the first of the two draws of which the larger is t and the smaller r (null: the transport's).
     later_times: TimeConfig | None = None
+    # Distribution of the second of those two draws (null: the transport's).
     earlier_times: TimeConfig | None = None
+    # Loss weight w(t, r) of the interval.
     weight: Literal["sqrt", "constant", "reciprocal", "square", "soft_min_snr"] = "sqrt"
+    # Measure the interval in the tangent of t and r in the loss weight.
     tangent: bool = True
-    # the power of its own residual that each sample's loss is divided by; true is 1, false 0
+    # Power of its own residual that each sample's loss is divided by (true: 1, false: 0).
     adaptive: Share | bool = 1.0
-    # what evens out pairs of times beside that: the running mean m of each cell of (t, r), l / m where t = r and
-    # log(1 + l / m) where t > r (with adaptive 0); or a learned uncertainty (with adaptive below 1)
+    # Residuals are divided by their running mean at (t, r) (with adaptive 0), or by a learned uncertainty (below 1).
     normalise: Literal["none", "running_mean", "uncertainty"] = "none"
+    # Add the cosine distance of prediction and target to the squared error.
     direction: bool = True
-    # of a network with branches: the weight of the velocity's loss where t > r, from the same trunk
+    # Loss weight of the velocity where t > r, for a network with branches.
     velocity_weight: Coefficient = 1.0
-    # share of the run, at its start, that is plain diffusion (t = r for every sample)
+    # Share of the run, at its start, in which every sample has t = r.
     diffusion_phase: Share = 0.0
-    # model guidance in the target, from the EMA network; none when null
+    # Model guidance in the target, from the EMA network: w_gt, w_cond, start and end (null: none).
     guidance: dict[Literal["w_gt", "w_cond", "start", "end"], Real] | None = None
-    # guidance of every scale in one model, which is told it (with model.options.guidance_embed); none when null
+    # Guidance of every scale in one network, which is given the scale (null: none).
     guidance_condition: GuidanceConditionConfig | None = None
 
     @model_validator(mode="after")
@@ -373,12 +422,17 @@ SET_BY_KINDS = {"kind"}.union(*(preset.options for preset in OBJECTIVES.values()
 class ModelConfig(Section):
     """A preset and what differs from it."""
 
+    # Name of the network's preset in anystep.models.presets.
     preset: Name = "t2i-emoji"
+    # Options of the network in place of the preset's.
     options: dict[Name, Any] = {}
-    # begin with the transformer of this model (`builtin`, a run, a pipeline's folder or a hub id), not at random
+    # Model whose transformer the run starts from: builtin, a run, a pipeline folder or a hub id (null: random).
     weights: Name | None = None
+    # Autoencoder of the images: builtin, identity, identity-gray, a folder or a hub id.
     codec: Name = "builtin"
+    # Text encoder of the captions: builtin, a folder or a hub id.
     text_encoder: Name = "builtin"
+    # Compute the blocks again in the backward pass instead of storing their activations.
     gradient_checkpointing: bool = False
 
     @model_validator(mode="before")
@@ -394,37 +448,52 @@ class ModelConfig(Section):
 class AlignmentConfig(Section):
     """Representation alignment: tokens after block `depth` are drawn towards the features of a frozen image encoder."""
 
-    # a vision model of transformers by id or folder, or radio:VERSION
+    # Frozen image encoder: a vision model of transformers by folder or hub id, or radio:VERSION.
     encoder: Name
+    # Weight of the alignment loss.
     coefficient: PositiveCoefficient = 1.0
-    # share of the run after which it is switched off
+    # Share of the run after which alignment is switched off.
     until: PositiveShare = 1.0
+    # Block after which tokens are compared with the features of the encoder.
     depth: Annotated[Depth, Ge(1)] = 8
+    # Width of the projector from tokens to features.
     projector_dim: Width = 2048
 
 
 class Recipe(Section):
     """`anystep train`."""
 
+    # Images to train on, with captions or classes.
     data: DataConfig = DataConfig()
+    # Network, autoencoder and text encoder.
     model: ModelConfig = ModelConfig()
+    # Path from data to noise.
     transport: TransportConfig = TransportConfig()
+    # What is learned, and how it is weighted.
     objective: ObjectiveConfig = ObjectiveConfig()
+    # Optimizer and learning-rate schedule.
     optimizer: OptimizerConfig = OptimizerConfig()
+    # Length of the run, batch size, device, checkpoints and log.
     run: RunConfig = RunConfig()
+    # What stops a run or takes it back before its weights are lost.
     guard: GuardConfig = GuardConfig()
+    # Representation alignment to an image encoder (null: none).
     alignment: AlignmentConfig | None = None
+    # How several processes share the work: replicated (ddp), sharded (fsdp), sharded within a machine (hsdp).
     parallel: Parallel = "ddp"
+    # Probability that a sample is trained with the empty caption or class, which guidance needs.
     condition_dropout: Share = 0.1
-    # one, or several: the first is what samples, guides and is exported
+    # Decay of the moving average of the weights; of several, the first samples, guides and is exported.
     ema_decay: Decay | Annotated[tuple[Decay, ...], MinLen(1)] = 0.9995
-    # lengths of averages that are kept beside in so many snapshots over the run, evenly: `anystep average` rebuilds one
-    # of any length from them
+    # Relative lengths of power-function averages kept in snapshots, from which `anystep average` rebuilds others.
     ema_lengths: tuple[AverageLength, ...] = ()
+    # Number of snapshots of the `ema_lengths`, spread evenly over the run.
     ema_snapshots: Annotated[int, Ge(1), Le(1000)] = 32
-    # numbers of steps and captions (or class indices) of the sample grids
+    # Numbers of sampling steps in the columns of sample grids.
     sample_steps: Annotated[tuple[SamplingSteps, ...], MinLen(1)] = (1, 2, 4, 8)
+    # Captions, or classes by name or index, in the rows of sample grids (none: the first of the data).
     sample_prompts: tuple[Text, ...] = ()
+    # Guidance scale of sample grids, and default of the exported pipeline.
     guidance: Guidance = 1.5
 
     @field_validator("ema_lengths")
