@@ -18,7 +18,7 @@ import torch
 from record import write_record
 from resident import GIVEN_BACK, forget_peak, held, peak
 
-from anystep.cli import size
+from anystep.cli.option_types import size
 from anystep.codecs import to_uint8
 from anystep.codecs.tiling import decode_tiled
 from anystep.device import pick_device

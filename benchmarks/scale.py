@@ -21,7 +21,8 @@ import torch
 from record import write_record
 from resident import GIVEN_BACK
 
-from anystep.device import DEVICES, flops_of
+from anystep.data_sheets import DEVICES
+from anystep.device import flops_of
 from anystep.files import write_text
 from anystep.training.config import Recipe, load_recipe
 from anystep.training.plan import HOP_BETWEEN, HOP_INSIDE, LINK_REACHED, Budget, budget, traffic

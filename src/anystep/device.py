@@ -1,4 +1,4 @@
-"""Which device to run on, and what its maker says of it."""
+"""Which device to run on, and how much it holds and does."""
 
 import time
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from anystep.bounds import shown
+from anystep.data_sheets import DEVICES, UTILISATION, DeviceKind, device_kind
 from anystep.environment import machine_memory
 from anystep.errors import InputError
 
@@ -36,43 +37,6 @@ def execution_device(module: torch.nn.Module) -> torch.device:
     return next(module.parameters()).device if place is None else torch.device(place)
 
 
-@dataclass(frozen=True)
-class DeviceKind:
-    """From the maker's data sheet.
-
-    Attributes:
-        flops: dense operations a second with bfloat16 inputs.
-        memory: bytes.
-        link: bytes a second in one direction to the others of its machine.
-        network: bytes a second in one direction to other machines, of the adapter that one device has in the maker's
-            own machine of eight.
-    """
-
-    flops: float
-    memory: float
-    link: float
-    network: float | None = None
-
-
-# by part of the name that the device gives itself
-DEVICES = {
-    "B200": DeviceKind(2250e12, 180e9, 900e9, 50e9),
-    "H200": DeviceKind(989e12, 141e9, 450e9, 50e9),
-    "H100": DeviceKind(989e12, 80e9, 450e9, 50e9),
-    "A100": DeviceKind(312e12, 80e9, 300e9, 25e9),
-    "L40S": DeviceKind(362e12, 48e9, 32e9),
-    "4090": DeviceKind(165e12, 24e9, 32e9),
-}
-
-
-UTILISATION = 0.4  # of the data sheet's rate that work reaches, where nobody says
-
-
-def device_kind(name: str) -> DeviceKind | None:
-    """Of a device by its name, where it is known."""
-    return next((kind for part, kind in DEVICES.items() if part in name.upper()), None)
-
-
 def memory_of(device: torch.device) -> float:
     """Bytes of the device, or of the machine."""
     if device.type == "cuda":
@@ -92,15 +56,36 @@ def flops_of(device: torch.device) -> float:
     return 2 * 1024**3 * rounds / (time.perf_counter() - begin)
 
 
-def rate_of(device: torch.device, utilisation: float | None = None) -> float:
-    """Operations a second that work reaches: a share of the data sheet's, or what was measured.
+@dataclass(frozen=True)
+class PlannedDevice:
+    """A device that work is planned for.
+
+    Attributes:
+        device: of this machine; None where it is one of `DEVICES`.
+        kind: of `DEVICES`, where it is one.
+        memory: bytes.
+        rate: operations a second that work reaches.
+    """
+
+    device: torch.device | None
+    kind: DeviceKind | None
+    memory: float
+    rate: float
+
+
+def planned_device(on: str | None, device: str = "auto", utilisation: float | None = None) -> PlannedDevice:
+    """One of `DEVICES`, or when None the named device of this machine.
 
     Raises:
-        InputError: a share of what is measured, which has no meaning.
+        InputError: a device that is not there, or a share of what is measured, which has no meaning.
     """
-    known = device.type == "cuda" and device_kind(torch.cuda.get_device_name(device)) is not None
+    if on is not None:
+        kind = DEVICES[on]
+        return PlannedDevice(None, kind, kind.memory, (utilisation or UTILISATION) * kind.flops)
+    here = pick_device(device)
+    known = here.type == "cuda" and device_kind(torch.cuda.get_device_name(here)) is not None
     if not known and utilisation is not None:
         raise InputError(
             "--utilisation is a share of a data sheet's rate, and this machine's is measured: name devices --on"
         )
-    return flops_of(device) * ((utilisation or UTILISATION) if known else 1)
+    return PlannedDevice(here, None, memory_of(here), flops_of(here) * ((utilisation or UTILISATION) if known else 1))

@@ -5,7 +5,7 @@ import torch
 
 from anystep.cli import build_parser, main
 from anystep.codecs import AutoencoderCodec, load_codec
-from anystep.device import DEVICES
+from anystep.data_sheets import DEVICES
 from anystep.errors import InputError
 from anystep.models.cost import LivingStorages
 from anystep.models.presets import PRESETS, build_transformer

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from anystep.cli import build_parser, main
-from anystep.device import DEVICES
+from anystep.data_sheets import DEVICES
 from anystep.errors import InputError
 from anystep.models.cost import ForwardFlops, LivingStorages, count_parameters, flop_counter, network_cost
 from anystep.models.presets import build_transformer

@@ -38,6 +38,7 @@ from anystep.bounds import (
 )
 from anystep.cli.option_types import input_file, input_folder, output_file, output_folder, size, spec, text
 from anystep.console import say
+from anystep.data_sheets import DEVICES
 from anystep.errors import LONGEST, InputError, one_line
 from anystep.files import check_output, make_folder
 
@@ -183,10 +184,6 @@ def nearest_option(word: str, known: Sequence[str]) -> str | None:
     return near[0] if near else None
 
 
-# those of anystep.models.cost, which is not imported for --help
-DEVICE_NAMES = ("B200", "H200", "H100", "A100", "L40S", "4090")
-
-
 def build_parser() -> OneLineParser:
     parser = OneLineParser(
         prog="anystep",
@@ -258,7 +255,7 @@ def build_parser() -> OneLineParser:
     train = commands.add_parser("train", help="train a transition model from a recipe")
     add_recipe(train, out_required=False)
     train.add_argument("--dry-run", action="store_true", help="print what it takes, and train nothing")
-    train.add_argument("--on", choices=DEVICE_NAMES, help="dry run: devices (default: this machine)")
+    train.add_argument("--on", choices=DEVICES, help="dry run: devices (default: this machine)")
     train.add_argument("--devices", type=parse(Count), help="dry run: how many (default: 1)")
     train.add_argument(
         "--utilisation", type=parse(PositiveShare), help="dry run: of a data sheet's rate (default: 0.4)"
@@ -274,7 +271,7 @@ def build_parser() -> OneLineParser:
     plan.add_argument(
         "--key-grid", type=parse(Side), metavar="TOKENS", help="attend to at most so many along the longer side"
     )
-    plan.add_argument("--on", choices=DEVICE_NAMES, help="a device (default: this machine)")
+    plan.add_argument("--on", choices=DEVICES, help="a device (default: this machine)")
     plan.add_argument(
         "--utilisation", type=parse(PositiveShare), help="of the data sheet's rate of a device (default: 0.4)"
     )
@@ -885,29 +882,26 @@ def dry_run(recipe: "Recipe", on: str | None, devices: int, utilisation: float |
     """Print what the recipe takes, on this machine or on devices that are named."""
     import torch
 
-    from anystep.device import DEVICES, UTILISATION, memory_of, pick_device, rate_of
+    from anystep.device import planned_device
     from anystep.training.objective import make_objective
     from anystep.training.plan import describe
     from anystep.training.train import parts_of, pick_precision
 
     make_objective(recipe)
     parts_of(recipe, devices)
-    if on is None:
-        device = pick_device(recipe.run.device)
-        kind, memory, rate = None, memory_of(device), rate_of(device, utilisation)
-        precision = pick_precision(recipe.run.precision, device)
+    planned = planned_device(on, recipe.run.device, utilisation)
+    if planned.device is not None:
+        precision = pick_precision(recipe.run.precision, planned.device)
     else:
-        kind = DEVICES[on]
-        memory, rate = kind.memory, (utilisation or UTILISATION) * kind.flops
         precision = torch.float32 if recipe.run.precision == "float32" else torch.bfloat16
-    for name, told in describe(recipe, devices, memory, rate, precision, kind).items():
+    for name, told in describe(recipe, devices, planned.memory, planned.rate, precision, planned.kind).items():
         print(f"{name:22}{told}")
 
 
 def run_plan(options: argparse.Namespace) -> None:
     import torch
 
-    from anystep.device import DEVICES, UTILISATION, memory_of, pick_device, rate_of
+    from anystep.device import planned_device
     from anystep.pipelines.plan import Blueprint, check_fits, describe
 
     model = Blueprint.of(options.model)
@@ -918,17 +912,12 @@ def run_plan(options: argparse.Namespace) -> None:
         plan_training(options, model.name, width, height)
         return
     refuse_without(options, "--train", "batch", "devices", "parallel", "checkpointing")
-    if options.on is None:
-        device = pick_device("auto")
-        memory, rate, precision = memory_of(device), rate_of(device, options.utilisation), torch.float32
-    else:
-        kind = DEVICES[options.on]
-        memory, rate, precision = kind.memory, (options.utilisation or UTILISATION) * kind.flops, torch.bfloat16
+    planned = planned_device(options.on, "auto", options.utilisation)
     plan = check_fits(
-        model, width, height, options.steps or 4, memory,
-        guided=options.guided, key_grid=options.key_grid, precision=precision,
+        model, width, height, options.steps or 4, planned.memory, guided=options.guided, key_grid=options.key_grid,
+        precision=torch.float32 if options.on is None else torch.bfloat16,
     )  # fmt: skip
-    for name, told in describe(plan, memory, rate).items():
+    for name, told in describe(plan, planned.memory, planned.rate).items():
         print(f"{name:22}{told}")
 
 

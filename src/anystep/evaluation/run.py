@@ -1,6 +1,5 @@
 """`anystep evaluate`: from what was asked for to a report in a folder."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +7,10 @@ from typing import Any, Literal
 
 import torch
 from PIL import Image
-from rich.console import Console
-from rich.progress import Progress
 from torch import nn
 
 from anystep.bounds import BatchSize, Count, SamplingSteps, Seed, Threads, check
+from anystep.console import progress_bar
 from anystep.contact_sheet import contact_sheet
 from anystep.data.sizing import Fixed
 from anystep.data.sources import open_source
@@ -124,10 +122,9 @@ def evaluate_models(request: Request) -> dict[str, Any]:
     for model in models:
         check_prompts(model, prompts, width, height, steps[-1], request.guidance)
 
-    quiet = not (ranks.is_main and sys.stderr.isatty())
     with (
         ranks.claimed(request.out, "evaluation report", _made_before(request.out)),
-        Progress(transient=True, disable=quiet, console=Console(stderr=True)) as bar,
+        progress_bar(ranks.is_main) as bar,
     ):
         ranks.on_main(lambda: remove_parts(request.out))
         tasks: dict[str, Any] = {}

@@ -5,7 +5,6 @@ by default, so that what they then report was not chosen on their own images.
 """
 
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -15,11 +14,10 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor, nn
 
 from anystep.bounds import BatchSize, Count, SamplingSteps, Seed, Threads, check
+from anystep.console import progress_bar
 from anystep.data.sources import open_source
 from anystep.device import pick_device
 from anystep.environment import environment
@@ -274,11 +272,7 @@ def plan_steps(request: PlanRequest) -> dict[str, Any]:
         ) from None
     check_prompts(model, reference.prompts(request.samples, 0), side, side, budgets[-1], request.guidance)
 
-    quiet = not (ranks.is_main and sys.stderr.isatty())
-    with (
-        ranks.claimed(request.out, KIND),
-        Progress(transient=True, disable=quiet, console=Console(stderr=True)) as bar,
-    ):
+    with ranks.claimed(request.out, KIND), progress_bar(ranks.is_main) as bar:
         ranks.on_main(lambda: remove_parts(request.out))
         task, spent = bar.add_task("real images", total=None), {"nfe": 0, "plans": 0}
 

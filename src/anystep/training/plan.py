@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from anystep.codecs import load_codec
-from anystep.device import DeviceKind, memory_of
+from anystep.data_sheets import DeviceKind
+from anystep.device import memory_of
 from anystep.errors import InputError
 from anystep.models.cost import count_parameters, network_cost
 from anystep.models.presets import depths_of, preset_option

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
-from anystep.console import say
+from anystep.console import is_quiet, say
 from anystep.device import pick_device
 from anystep.environment import environment
 from anystep.errors import InputError
@@ -318,7 +318,7 @@ class Progress:
         self._start, self._clock, self._steps, self._quiet = start, time.perf_counter(), steps, quiet
         self._bar = Progress(
             BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn(),
-            console=self._console, disable=quiet or not self._console.is_terminal,
+            console=self._console, disable=quiet or is_quiet() or not self._console.is_terminal,
         )  # fmt: skip
         self._task = self._bar.add_task("", total=steps, completed=start)
 

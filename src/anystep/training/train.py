@@ -20,7 +20,7 @@ from anystep.conditioning.text import pad_states
 from anystep.console import say
 from anystep.contact_sheet import save_image
 from anystep.data.latents import Encoded, LatentSet
-from anystep.device import device_kind
+from anystep.data_sheets import device_kind
 from anystep.environment import peak_megabytes
 from anystep.errors import InputError
 from anystep.models.cost import ForwardFlops

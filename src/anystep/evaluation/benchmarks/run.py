@@ -1,9 +1,7 @@
 """`anystep benchmark`: generate what a benchmark asks for at every number of steps, and score what can be scored."""
 
-import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,10 +9,10 @@ from typing import Any
 
 import torch
 from PIL import Image
-from rich.console import Console
 from rich.progress import Progress
 
 from anystep.bounds import BatchSize, Count, SamplingSteps, Seed, Threads, check
+from anystep.console import progress_bar
 from anystep.device import pick_device
 from anystep.environment import environment
 from anystep.errors import InputError
@@ -114,7 +112,7 @@ def run(
             check_prompts(model, prompts, width, height, max(task.steps), task.guidance)
             if judged is not None:
                 judged.check(width, height)
-    with ranks.claimed(task.out, KIND, made_before(task.out)), _progress(ranks) as bar:
+    with ranks.claimed(task.out, KIND, made_before(task.out)), progress_bar(ranks.is_main) as bar:
         ranks.on_main(lambda: agree(task.out, asked_for))
         for steps in sorted(set(task.steps)):
             folder = steps_folder(task.out, steps)
@@ -308,7 +306,7 @@ def run_imagenet(task: Task, samples: int, classes: str) -> list[Path]:
     labels = imagenet.draw_labels(samples, len(names), classes, task.seed)  # type: ignore[arg-type]
     scale = model.pipeline.resolve_guidance(task.guidance)
     asked_for = settings(task, "ImageNet", model, scale, labels)
-    with ranks.claimed(task.out, KIND, made_before(task.out)), _progress(ranks) as bar:
+    with ranks.claimed(task.out, KIND, made_before(task.out)), progress_bar(ranks.is_main) as bar:
         ranks.on_main(lambda: agree(task.out, asked_for))
         points, earlier = [], imagenet.read_points(task.out / "report.json")
         for steps in sorted(set(task.steps)):
@@ -342,10 +340,3 @@ def try_judge(name: str, judge: Callable[[Image.Image], object]) -> None:
 
 def _advance(bar: Progress, line: Any, processes: int, images: int) -> None:
     bar.advance(line, images * processes)
-
-
-@contextmanager
-def _progress(ranks: Ranks) -> Any:
-    quiet = not (ranks.is_main and sys.stderr.isatty())
-    with Progress(transient=True, disable=quiet, console=Console(stderr=True)) as bar:
-        yield bar
