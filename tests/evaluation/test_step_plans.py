@@ -26,34 +26,45 @@ from anystep.sampling import StepPlan
 
 
 def search(
-    figure: Callable[[StepPlan], float],
+    *figures: Callable[[StepPlan], float],
     budgets: Any = BUDGETS,
     noise: float = 0.0,
     kind: str = "transition",
     **words: Any,
 ) -> Search:
-    """With images whose figure is known, and replicates that are as noisy as that."""
+    """With images whose figures are known, and replicates that are as noisy as that."""
     rng = torch.Generator().manual_seed(0)
 
-    def measured(made: Observed) -> Tensor:
+    def measured(made: Observed) -> list[Tensor]:
         spread = noise * torch.randn(15, dtype=torch.float64, generator=rng)
-        return made.features[0, 0].double() + torch.cat([torch.zeros(1, dtype=torch.float64), spread])
+        figures = made.features[0].double()[:, None] + torch.cat([torch.zeros(1, dtype=torch.float64), spread])
+        return list(figures)
 
-    words = {"better": "lower", "choices": CHOICES[kind], **words}
-    return search_plans(lambda plan: Observed(torch.tensor([[figure(plan)]])), measured, budgets, **words)
+    def draw(plan: StepPlan) -> Observed:
+        return Observed(torch.tensor([[each(plan) for each in figures]]))
+
+    words = {"better": ["lower"] * len(figures), "choices": CHOICES[kind], **words}
+    return search_plans(draw, measured, budgets, **words)
 
 
-def test_a_guarded_figure_does_not_get_worse_with_a_budget() -> None:
-    """The best plan of 4 steps costs sharpness, say, which the second best does not."""
+def test_no_figure_is_bought_with_another() -> None:
+    """A tail halves features and doubles pixels: the one that costs less is taken."""
 
-    def guarded(made: Observed) -> list[tuple[Tensor, Any]]:
-        return [(torch.full((16,), 2.0 if made.features[0, 0] == 1 else 1.0), "lower")]
+    def features(plan: StepPlan) -> float:
+        return 10.0 / plan.steps * {0.4: 0.5, 0.15: 0.7}.get(plan.tail or 0.0, 1.0)
 
-    def figure(plan: StepPlan) -> float:
-        return 10.0 / plan.steps - {0.4: 1.5, 0.15: 1.0}.get(plan.tail or 0.0, 0.0)
+    def pixels(plan: StepPlan) -> float:
+        return {0.4: 3.0, 0.15: 1.1}.get(plan.tail or 0.0, 1.0) / plan.steps**0.1
 
-    free, held = (search(figure, (1, 4), **words) for words in ({}, {"guarded": guarded}))
-    assert [free.plans[4].tail, held.plans[4].tail] == [0.4, 0.15]
+    alone, both = (search(*figures, budgets=(1, 4)) for figures in ((features,), (features, pixels)))
+    assert [alone.plans[4].tail, both.plans[4].tail] == [0.4, 0.15]
+
+
+def test_no_figure_rises_with_a_budget() -> None:
+    def pixels(plan: StepPlan) -> float:
+        return 2.0 if plan.steps > 1 else 1.0
+
+    assert search(lambda plan: 10.0 / plan.steps**3, pixels, budgets=(1, 4)).plans[4] == StepPlan(1)
 
 
 @settings(max_examples=8)
@@ -64,7 +75,7 @@ def test_no_figure_is_worse_than_that_of_a_smaller_budget_whatever_the_images(
     def figure(plan: StepPlan) -> float:
         return torch.rand(1, generator=torch.Generator().manual_seed(hash((seed, effect(plan))) % 2**40)).item()
 
-    found = search(figure, noise=noise, better=better)
+    found = search(figure, noise=noise, better=[better])
     figures = shortfall(torch.tensor([row.figure for row in found.rows]), better)  # type: ignore[arg-type]
     assert (figures[1:] <= figures[:-1]).all()
     assert [row.budget for row in found.rows] == list(BUDGETS)
@@ -94,8 +105,8 @@ def test_a_gain_within_the_noise_changes_nothing() -> None:
     def figure(plan: StepPlan) -> float:
         return 10 / plan.steps - 0.1 * (plan.tail == 0.25)
 
-    assert search(figure, [8], noise=1.0).plans[8] == StepPlan(8)
-    assert search(figure, [8], noise=0.01).plans[8] == StepPlan(8, tail=0.25)
+    assert search(figure, budgets=[8], noise=1.0).plans[8] == StepPlan(8)
+    assert search(figure, budgets=[8], noise=0.01).plans[8] == StepPlan(8, tail=0.25)
 
 
 @pytest.mark.parametrize("kind", list(CHOICES))

@@ -54,7 +54,7 @@ from anystep.evaluation.metrics.base import Observed
 from anystep.evaluation.metrics.registry import check_measurable, choose_metrics
 from anystep.evaluation.reference import Reference
 from anystep.evaluation.report import check_drawing, curve
-from anystep.evaluation.step_plans import GUARDED, VALIDATION_SAMPLES, Search, plan_model
+from anystep.evaluation.step_plans import BESIDE, VALIDATION_SAMPLES, Search, plan_model
 from anystep.files import (
     HOLDER,
     LOCK,
@@ -251,7 +251,7 @@ class Measuring:
         """The evaluation by which plans are chosen."""
         assert self.validation is not None
         first, *rest = self.evaluation.metrics
-        metrics, samples = [first, *(each for each in rest if each.name == GUARDED)], len(self.validation.real)
+        metrics, samples = [first, *(each for each in rest if each.name == BESIDE)], len(self.validation.real)
         return replace(self.evaluation, metrics=metrics, samples=samples, seed=VALIDATION_SEED)
 
     def planned(self, folder: Path) -> tuple[Model, Search | None]:

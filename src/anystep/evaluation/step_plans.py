@@ -39,7 +39,7 @@ KIND = "search of plans"
 VALIDATION_SAMPLES = 1000
 BUDGETS = (1, 2, 4, 8, 16, 32, 64)
 NEAR = 8  # above so many steps only settings next to the best are tried
-GUARDED = "pixel_frechet_distance"  # that more steps shall not raise either
+BESIDE = "pixel_frechet_distance"  # that plans are chosen by in equal parts with the metric that was asked for
 CONFIDENCE = 0.95  # with which a plan must be better than the one it takes the place of
 
 Replicates = Float[Tensor, " replicates"]
@@ -93,48 +93,53 @@ class Search:
 
 def search_plans(
     draw: Callable[[StepPlan], Observed],
-    measured: Callable[[Observed], Replicates],
+    measured: Callable[[Observed], Sequence[Replicates]],
     budgets: Sequence[int],
-    better: Better,
+    better: Sequence[Better],
     choices: Choices,
     uniform: Callable[[int], StepPlan] = StepPlan,
-    guarded: Callable[[Observed], Sequence[tuple[Replicates, Better]]] = lambda made: (),
 ) -> Search:
     """For each budget the best plan, from the smallest budget on: a coordinate search on one set of seeds.
 
-    It begins with the better of uniform times and the settings of the budget before, and then tries the choices of one
-    group after the other. A choice is taken where it is better with `CONFIDENCE`: normal, from the spread of the paired
+    One plan is better than another where the product of its figures is, so that none is bought with another. It begins
+    with the better of uniform times and the settings of the budget before, and then tries the choices of one group
+    after the other. A choice is taken where it is better with `CONFIDENCE`: normal, from the spread of the paired
     differences of bootstrap replicates. Of what was tried the best is taken that in the same way beats the plan of the
-    budget before, and is in no guarded figure worse; where none is, that plan is kept, with its fewer steps. So no
-    figure is worse than that of a smaller budget. Beyond `NEAR` steps, a budget that comes after one which kept a plan
-    tries no choices but uniform times and the same settings.
+    budget before, without a worse first figure and without one that is worse with `CONFIDENCE`; where none is, that
+    plan is kept, with its fewer steps. Beyond `NEAR` steps, a budget that comes after one which kept a plan tries no
+    choices but uniform times and the same settings.
 
     Args:
         draw: images by a plan; always of the same seeds and prompts.
-        measured: the figure of images and its replicates, always of the same redraws (`evaluation.metrics.base`).
+        measured: the figures of images, each with its replicates, always of the same redraws
+            (`evaluation.metrics.base`). The first is reported.
         budgets: numbers of steps.
+        better: of each figure.
         choices: groups of settings in their order: beyond `NEAR` steps only those next to the best are tried.
         uniform: the plan without settings for a number of steps.
-        guarded: other figures, which shall not get worse from one budget to the next.
     """
-    known: dict[StepPlan, tuple[Replicates, Sequence[tuple[Replicates, Better]]]] = {}
+    known: dict[StepPlan, Sequence[Replicates]] = {}
 
-    def look(plan: StepPlan) -> Replicates:
+    def look(plan: StepPlan) -> Sequence[Replicates]:
         if plan not in known:
-            made = draw(plan)
-            known[plan] = measured(made), guarded(made)
-        return known[plan][0]
+            known[plan] = measured(draw(plan))
+        return known[plan]
+
+    def gain(one: StepPlan, other: StepPlan) -> Replicates:
+        """By how much the logarithm of the figures of the first is the better, on average."""
+        pairs = zip(look(one), look(other), better, strict=True)
+        return torch.stack([log_gain(mine, theirs, kind) for mine, theirs, kind in pairs]).mean(0)
 
     def beats(one: StepPlan, other: StepPlan) -> bool:
-        return is_better(look(one), look(other)) and probability_not_worse(look(other), look(one), better) > CONFIDENCE
-
-    def is_better(one: Replicates, other: Replicates) -> bool:
-        return bool(shortfall(one, better)[0] < shortfall(other, better)[0])
+        change = gain(one, other)
+        return bool(change[0] > 0) and probability_not_worse(torch.zeros_like(change), change, "higher") > CONFIDENCE
 
     def costs(one: StepPlan, other: StepPlan) -> bool:
-        """Whether a guarded figure of the first is worse."""
-        pairs = zip(known[one][1], known[other][1], strict=True)
-        return any(probability_not_worse(before, now, kind) < 1 - CONFIDENCE for (now, kind), (before, _) in pairs)
+        """Whether the first figure of the first is worse, or another one with `CONFIDENCE`."""
+        pairs = list(zip(look(other), look(one), better, strict=True))
+        before, now, kind = pairs[0]
+        worse = any(probability_not_worse(*pair) < 1 - CONFIDENCE for pair in pairs)
+        return worse or bool(shortfall(now, kind)[0] > shortfall(before, kind)[0])
 
     rows: list[Planned] = []
     for budget in sorted(set(budgets)):
@@ -142,7 +147,7 @@ def search_plans(
         seen = {effect(even)}
         if rows:
             again = replace(rows[-1].plan, steps=budget)
-            if effect(again) not in seen and is_better(look(again), look(even)):
+            if effect(again) not in seen and gain(again, even)[0] > 0:
                 best = again
             seen.add(effect(again))
         # where a budget kept the plan of a smaller one, more steps of its kind have nothing left to give
@@ -155,13 +160,19 @@ def search_plans(
         look(best)
         if rows:
             before = rows[-1].plan
-            tried = [
-                best,
-                *sorted((p for p in known if p.steps == budget), key=lambda p: shortfall(look(p), better)[0]),
-            ]
+            tried = [best, *sorted((p for p in known if p.steps == budget), key=lambda p: -gain(p, even)[0])]
             best = next((p for p in tried if beats(p, before) and not costs(p, before)), before)
-        rows.append(Planned(budget, best, look(best)[0].item(), look(even)[0].item()))
+        rows.append(Planned(budget, best, look(best)[0][0].item(), look(even)[0][0].item()))
     return Search(rows, sum(plan.steps for plan in known))
+
+
+def log_gain(mine: Replicates, theirs: Replicates, better: Better) -> Replicates:
+    """By how much the logarithm of one figure is better than that of another; where the best is 1, of how far it is."""
+    tiny = torch.finfo(mine.dtype).tiny  # a distance of few images may be below 0
+    if better == "nearest 1":
+        mine, theirs = shortfall(mine, better), shortfall(theirs, better)
+    change = theirs.clamp(min=tiny).log() - mine.clamp(min=tiny).log()
+    return -change if better == "higher" else change
 
 
 def _others(best: StepPlan, group: Sequence[Mapping[str, Any]], seen: set[Any]) -> Iterator[StepPlan]:
@@ -197,13 +208,13 @@ def plan_model(
     guidance: float | None = None,
     on_drawn: Callable[[StepPlan, Point], None] = lambda plan, point: None,
 ) -> Search:
-    """`search_plans` of a model by the first metric of an evaluation; what is drawn stays in its folder.
+    """`search_plans` of a model by the metrics of an evaluation; what is drawn stays in its folder.
 
     Args:
-        evaluation: its seed is of the first image, and of the redraws; its other metrics are guarded.
+        evaluation: its seed is of the first image, and of the redraws.
         reference: the real images of validation.
     """
-    prompts, (metric, *others) = reference.prompts(evaluation.samples, 0), evaluation.metrics
+    prompts, metrics = reference.prompts(evaluation.samples, 0), evaluation.metrics
     real = observe_real(evaluation, reference)
 
     def draw(plan: StepPlan) -> Observed:
@@ -213,12 +224,11 @@ def plan_model(
 
     return search_plans(
         draw,
-        lambda made: measure(metric, real, made, evaluation.seed),
+        lambda made: [measure(metric, real, made, evaluation.seed) for metric in metrics],
         budgets,
-        metric.better,
+        [metric.better for metric in metrics],
         CHOICES[model.pipeline.config.sampling],
         lambda steps: model.pipeline.plan(steps, "uniform"),
-        lambda made: [(measure(other, real, made, evaluation.seed), other.better) for other in others],
     )
 
 
@@ -255,7 +265,7 @@ def plan_steps(request: PlanRequest) -> dict[str, Any]:
         check(name, getattr(request, name), kind)
     device, ranks = pick_device(request.device), Ranks()
     extractor = load_extractor(request.extractor, device if device.type == "cuda" else "cpu", request.allow_code)
-    metrics = choose_metrics(list(dict.fromkeys([request.metric, GUARDED])))
+    metrics = choose_metrics(list(dict.fromkeys([request.metric, BESIDE])))
     metric = metrics[0]
     check_measurable(metrics, extractor, request.samples)
     model = load(request.model, device)
