@@ -12,11 +12,10 @@ from anystep.bounds import AverageLength, check
 from anystep.errors import InputError
 from anystep.evaluation.metrics.frechet_distance import FrechetDistance
 from anystep.evaluation.run import Request, evaluate_models
-from anystep.files import PUBLISHED, check_claim, write_json
+from anystep.files import PUBLISHED, check_claim, publishing, write_json
 from anystep.pipelines.load import Model, load
 from anystep.pipelines.transition import TransitionPipeline
 from anystep.ranks import Ranks
-from anystep.training.run import publishing
 from anystep.training.snapshots import Rebuilt, Snapshots
 
 REPORT = "lengths"  # folder of the comparison, in the run's

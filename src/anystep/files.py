@@ -45,7 +45,8 @@ def replacing(path: Path, durable: bool = False) -> Iterator[Path]:
         yield part
         part.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner may read
         if durable:
-            _flush(part)
+            with part.open("rb+") as file:
+                os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:  # a full disk does not say for which file
         error.filename = error.filename or str(path)
@@ -60,11 +61,6 @@ def _umask() -> int:
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
 
 
 def write_text(path: Path, text: str) -> None:
@@ -226,12 +222,22 @@ def read_json(path: Path, kind: type | tuple[type, ...] = dict) -> Any:
     return parse_json(read_text(path), str(path), kind)
 
 
+@contextmanager
+def _writing_to(folder: Path) -> Iterator[None]:
+    """A block that writes to a folder; whatever stops it there, of a library too, becomes an `InputError`."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot write to folder {str(folder)!r}: {reason}") from error
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder and those above it. Raises `InputError` where that cannot be."""
-    try:
+    with _writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot write to folder {str(folder)!r}: {getattr(error, 'strerror', error)}") from None
 
 
 @contextmanager
@@ -255,19 +261,16 @@ def claimed(folder: Path, kind: str, legacy: Sequence[str] = ()) -> Iterator[Non
     try:
         lock.acquire()
     except Timeout:
-        raise InputError(
-            f"{str(folder)!r} is in use by {_holder(folder)}: wait for it, or choose another --out"
-        ) from None
+        raise InputError(f"{str(folder)!r} is in use by {_holder(folder)}: wait, or choose another --out") from None
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-            raise InputError(f"cannot write to folder {str(folder)!r}: {error.strerror}") from None
+            with _writing_to(folder):
+                raise
     try:
-        try:
+        with _writing_to(folder):
             write_json(folder / HOLDER, {"pid": os.getpid(), "host": socket.gethostname()})
             if not (folder / MARKER).exists():
                 write_json(folder / MARKER, {"kind": kind, "format": FORMAT})
-        except OSError as error:
-            raise InputError(f"cannot write to folder {str(folder)!r}: {error.strerror}") from None
         yield
     finally:
         (folder / HOLDER).unlink(missing_ok=True)
@@ -276,23 +279,8 @@ def claimed(folder: Path, kind: str, legacy: Sequence[str] = ()) -> Iterator[Non
 
 def check_claim(folder: Path, kind: str, legacy: Sequence[str] = ()) -> None:
     """Raise `InputError` where `folder` holds something that is not of `kind`; an empty or missing one is free."""
-    marker = folder / MARKER
-    if marker.exists():
-        try:
-            content = read_json(marker)
-        except InputError as error:
-            raise InputError(f"{error}; choose another --out, or {_mark(kind)} if this folder is one") from None
-        found, version = content.get("kind"), content.get("format")
-        if not isinstance(found, str):
-            raise InputError(
-                f"{marker}: does not say what the folder holds; choose another --out, or {_mark(kind)} if it is one"
-            )
-        if found != kind:
-            raise InputError(f"{str(folder)!r} holds a {found}, not a {kind}: choose another --out")
-        if not isinstance(version, int) or version > FORMAT:
-            raise InputError(
-                f"{str(folder)!r} was made by a newer anystep (format {version}): upgrade, or choose another"
-            )
+    if (folder / MARKER).exists():
+        _check_marker(folder, kind)
         return
     if not folder.exists():
         return
@@ -305,8 +293,40 @@ def check_claim(folder: Path, kind: str, legacy: Sequence[str] = ()) -> None:
         )
 
 
-def _mark(kind: str) -> str:
-    return f"write {json.dumps({'kind': kind, 'format': FORMAT})} into that file"
+def _check_marker(folder: Path, kind: str) -> None:
+    right = json.dumps({"kind": kind, "format": FORMAT})
+    remedy = f"choose another --out, or write {right} into that file if this folder is one"
+    try:
+        content = read_json(folder / MARKER)
+    except InputError as error:
+        raise InputError(f"{error}; {remedy}") from None
+    found, version = content.get("kind"), content.get("format")
+    if not isinstance(found, str):
+        raise InputError(f"{folder / MARKER}: does not say what the folder holds; {remedy}")
+    if found != kind:
+        raise InputError(f"{str(folder)!r} holds a {found}, not a {kind}: choose another --out")
+    if not isinstance(version, int) or version > FORMAT:
+        raise InputError(f"{str(folder)!r} was made by a newer anystep (format {version}): upgrade, or choose another")
+
+
+def check_settings(
+    folder: Path,
+    what: str,
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    may_differ: Callable[[str], object] = lambda name: False,
+    remedy: str = "choose another --out",
+) -> None:
+    """Raise `InputError` where what lies in a folder was made with other settings than a command is to go on with.
+
+    Args:
+        what: what lies there, up to "differs": for example "a run that differs".
+        may_differ: whether the setting of a name does not matter.
+    """
+    changed = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name) and not may_differ(name)]
+    if changed:
+        values = f" ({shown(before.get(changed[0]))}, not {shown(now.get(changed[0]))})" * (len(changed) == 1)
+        raise InputError(f"{str(folder)!r} holds {what} in {', '.join(changed)}{values}: {remedy}")
 
 
 def _holder(folder: Path) -> str:
@@ -355,3 +375,25 @@ def _remove(folder: Path) -> None:
         folder.unlink()
     else:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def publishing(folder: Path, publish: Callable[[Path, Path], object] = publish_folder) -> Iterator[Path]:
+    """The name of a folder beside `folder`, to be made by the block; on leaving it takes the place of `folder`.
+
+    Where the block fails, it is removed, and `folder` stays as it was.
+
+    Args:
+        publish: gives the finished folder its name.
+
+    Raises:
+        InputError: it could not be written.
+    """
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
+    try:
+        with _writing_to(folder):
+            yield part
+            publish(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

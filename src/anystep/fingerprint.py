@@ -29,7 +29,7 @@ def encoder_digest(model: Any, *beside: Any) -> str:
     said = {} if config is None else json.loads(config.to_json_string())
     said = {key: value for key, value in said.items() if not key.startswith("_") and key != "transformers_version"}
     text = json.dumps([weights_digest(model, "pooler."), said, *beside], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return text_digest(text)
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
@@ -41,10 +41,15 @@ def tokenizer_digest(tokenizer: Any) -> str:
         said = {
             key: value for key, value in json.loads(backend.to_str()).items() if key not in ("padding", "truncation")
         }
-    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return text_digest(json.dumps(said, sort_keys=True, default=str))
+
+
+def text_digest(text: str) -> str:
+    """Sixteen hexadecimal digits of the SHA-256 of a text."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def file_digest(path: Path) -> str:
-    """Of all that a file says."""
+    """Sixteen hexadecimal digits of the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -179,7 +179,7 @@ def test_folders_of_earlier_versions_are_read_and_gone_on_with(pictures: Path, t
     assert count == 0
     assert "was prepared before sources were noted" in said[0]
     put(pictures, "9", 1)
-    with pytest.raises(InputError, match="made with examples 8, not 9"):
+    with pytest.raises(InputError, match=r"differ in examples \(8, not 9\)"):
         made(pictures, tmp_path / "out")
     (pictures / "9.png").unlink()
     with pytest.raises(KeyboardInterrupt):

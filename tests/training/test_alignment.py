@@ -173,7 +173,7 @@ def test_prepared_shards_train_as_the_source_does_and_are_checked(
     with pytest.raises(InputError, match=r"were made with features '.*', this recipe has"):
         train(recipe(f"shards:{shards}", tiny_codec, encoders["registers"]), tmp_path / "other")
     assert main([*command, *words]) == 2
-    assert "was made with dtype 'float32', not 'float16'" in capsys.readouterr().err
+    assert "differ in dtype ('float32', not 'float16')" in capsys.readouterr().err
     assert main([*command[:5], "--size", "18", *words]) == 2
     assert "--size 18: must be a multiple of 4" in capsys.readouterr().err
     assert main(["data", "prepare", f"shards:{shards}", "--out", str(tmp_path / "x"), "--size", "16"]) == 2

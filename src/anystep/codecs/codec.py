@@ -6,7 +6,6 @@ Images are float tensors in [-1, 1]; latents are what the transformer sees.
 import logging
 import math
 from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from anystep.device import execution_device
 from anystep.errors import InputError
-from anystep.fingerprint import weights_digest
+from anystep.fingerprint import text_digest, weights_digest
 from anystep.model_folder import check_part
 from anystep.weights import BUILTIN, shipped
 
@@ -94,7 +93,7 @@ class AutoencoderCodec:
     def fingerprint(self) -> str:
         """Of the weights, and of the numbers that latents are normalised with."""
         numbers = f"{self.mean.tolist()} {self.std.tolist()}"
-        return sha256(f"{weights_digest(self.autoencoder)} {numbers}".encode()).hexdigest()[:16]
+        return text_digest(f"{weights_digest(self.autoencoder)} {numbers}")
 
     def encode(self, images: Images) -> Latents:
         """Latents of images whose sides are multiples of `factor`; the mode of the posterior for a KL autoencoder."""

@@ -59,7 +59,9 @@ from anystep.files import (
     HOLDER,
     LOCK,
     check_names,
+    check_settings,
     claimed,
+    publishing,
     remove_parts,
     write_json,
     write_text,
@@ -70,7 +72,7 @@ from anystep.plain_yaml import dump_yaml, read_yaml
 from anystep.training.assemble import prepare_data, prepare_network, reads_captions
 from anystep.training.config import Recipe
 from anystep.training.objective import make_objective
-from anystep.training.run import FREE_TO_CHANGE, RUN, completed, differences, latents_path
+from anystep.training.run import FREE_TO_CHANGE, RUN, completed, flat, latents_path
 from anystep.training.train import train
 
 KIND = "comparison"
@@ -361,16 +363,13 @@ def _plan(recipe: Recipe, path: Path, of_data: bool = False) -> None:
         if of_data:
             before = {"data": before.get("data", {}), "model": {"codec": before.get("codec")}}
         there, _ = completed(before, Recipe)  # values that are newer than the plan have their defaults
-        changed = [
-            key
-            for key in differences(there, content)
-            if (key.startswith("data.") or key == "model.codec" if of_data else True)
-            and (key == "run.steps" or not FREE_TO_CHANGE.fullmatch(key))
-        ]
-        if changed:
-            raise InputError(
-                f"{str(path.parent)!r} was begun with other values of {', '.join(changed)}: choose another --out"
-            )
+
+        def may_differ(key: str) -> object:
+            if of_data and not (key.startswith("data.") or key == "model.codec"):
+                return True
+            return key != "run.steps" and FREE_TO_CHANGE.fullmatch(key)
+
+        check_settings(path.parent, "runs that differ", there, dict(flat(content)), may_differ)
     write_text(path, dump_yaml({"data": content["data"], "codec": recipe.model.codec} if of_data else content))
 
 
@@ -394,10 +393,8 @@ def _link_folder(encoded: Path, linked: Path) -> None:
     """Encoded data as a folder of its own, which appears whole; locks are not shared."""
     if not encoded.exists() or linked.exists():
         return
-    part = linked.with_name(f".{linked.name}.part")
-    shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
-    shutil.copytree(encoded, part, copy_function=_link, ignore=shutil.ignore_patterns(LOCK, HOLDER, "*.part"))
-    part.replace(linked)
+    with publishing(linked, Path.replace) as part:
+        shutil.copytree(encoded, part, copy_function=_link, ignore=shutil.ignore_patterns(LOCK, HOLDER, "*.part"))
 
 
 def _link(source: str, target: str) -> None:

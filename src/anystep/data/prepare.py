@@ -9,7 +9,6 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +24,7 @@ from anystep.data.latents import ABOUT, FEATURES, LATENT, MIRRORED, TEXT, About,
 from anystep.data.shards import DATASET, INDEX, Index, Record, empty_index, read_shard, to_npy, write_shard
 from anystep.data.sizing import cropped
 from anystep.errors import InputError, one_line
-from anystep.files import claimed, read_json, read_text, write_json
+from anystep.files import check_settings, read_json, read_text, write_json
 from anystep.ranks import Ranks
 
 BATCH = 32  # images that are read and encoded together, at most
@@ -101,19 +100,10 @@ def prepare(
     }
     about = About(made_by, list(source.class_names), passed_over=passed_over(source))
     work = _Work(source, folder, about, shard_size, on_note)
-    with ExitStack() as stack:
-        ranks.on_main(lambda: stack.enter_context(claimed(folder, KIND, legacy=(DATASET,))))
+    with ranks.claimed(folder, KIND, legacy=(DATASET,)):
         if not ranks.all_gather_object(ranks.on_main(work.begin))[0]:
-            problem: InputError | OSError | None = None
-            try:
+            with ranks.together():
                 _encode(source, folder, encoders, ranks, shard_size, on_progress)
-            except (InputError, OSError) as error:
-                problem = error
-            problems = [each for each in ranks.all_gather_object("" if problem is None else str(problem)) if each]
-            if problem is not None:
-                raise problem
-            if problems:
-                raise InputError(problems[0])
             ranks.on_main(work.finish)
         return LatentShards(str(folder))
 
@@ -201,12 +191,12 @@ class _Work:
             return None
         ours = self._about.made_by
         known = not before.complete or before.notes is not None
-        for name, value in ours.items():
-            if before.made_by.get(name) != value and not (name == "examples" and known):
-                raise InputError(
-                    f"{self._folder} was made with {name.replace('_', ' ')} {before.made_by.get(name)!r}, not "
-                    f"{value!r}: choose another folder, or delete it"
-                )
+
+        def may_differ(name: str) -> bool:
+            return name not in ours or (name == "examples" and known)
+
+        remedy = "choose another --out, or delete it"
+        check_settings(self._folder, "latents that differ", before.made_by, ours, may_differ, remedy)
         return before
 
     def _numbers(self, number: int) -> range:

@@ -1,6 +1,5 @@
 """Quality against network evaluations: the same seeds at every number of steps, measured against real images."""
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ from anystep.evaluation.metrics.frechet_distance import FrechetDistance, Moments
 from anystep.evaluation.metrics.movement import movement
 from anystep.evaluation.metrics.registry import WITHOUT_FEATURES, MeanScore
 from anystep.evaluation.reference import Reference
+from anystep.fingerprint import text_digest
 from anystep.pipelines.describe import model_digest
 from anystep.pipelines.load import Model
 from anystep.pipelines.plan import check_room
@@ -89,7 +89,7 @@ class Evaluation:
         scorers = [(each.name, each.digest) for each in self.scorers] if scored else []
         shared = [LAYOUT, self.extractor.name, self.extractor.digest, scorers, __version__]
         text = json.dumps([*shared, *map(str, settings)])
-        return self.folder / "work" / hashlib.sha256(text.encode()).hexdigest()[:16]
+        return self.folder / "work" / text_digest(text)
 
     def collect(
         self,

@@ -27,7 +27,7 @@ from anystep.evaluation.extractors.registry import FeatureExtractor, load_extrac
 from anystep.evaluation.metrics.base import Better, Observed, measure, probability_not_worse, shortfall
 from anystep.evaluation.metrics.registry import check_measurable, choose_metrics
 from anystep.evaluation.reference import Reference
-from anystep.files import HOLDER, LOCK, MARKER, publish_folder, remove_parts, write_json, write_text
+from anystep.files import HOLDER, LOCK, MARKER, publishing, remove_parts, write_json, write_text
 from anystep.pipelines.load import BUILTIN, Model, find, load
 from anystep.pipelines.scheduler import plain_plans, write_plans
 from anystep.pipelines.transition import TransitionPipeline
@@ -364,8 +364,6 @@ def _folder(model: Model, in_place: bool) -> Path:
 
 def _copy(folder: Path, copy: Path, plans: Mapping[int, StepPlan]) -> None:
     """A model's folder with plans, which appears whole."""
-    part = copy.with_name(f".{copy.name}.part")
-    shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
-    shutil.copytree(folder, part, ignore=shutil.ignore_patterns(MARKER, LOCK, HOLDER, "*.part"))
-    write_plans(part, plans)
-    publish_folder(part, copy)
+    with publishing(copy) as part:
+        shutil.copytree(folder, part, ignore=shutil.ignore_patterns(MARKER, LOCK, HOLDER, "*.part"))
+        write_plans(part, plans)

@@ -1,12 +1,11 @@
 """What there is to know about a model and the machine."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from anystep.fingerprint import weights_digest
+from anystep.fingerprint import text_digest, weights_digest
 from anystep.pipelines.load import Model, find
 
 
@@ -53,4 +52,4 @@ def model_digest(model: Model) -> str:
     if pipeline.codec is not None:
         said += [plain(pipeline.codec.config), weights_digest(pipeline.codec)]
     said.append(getattr(pipeline.conditioner, "fingerprint", None))
-    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return text_digest(json.dumps(said, sort_keys=True, default=str))

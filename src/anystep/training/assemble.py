@@ -17,6 +17,7 @@ from anystep.data.latents import TEXT, LatentSet, LatentShards, holds_latents
 from anystep.data.prepare import prepare
 from anystep.data.sources import SHARDS
 from anystep.errors import InputError
+from anystep.files import publishing
 from anystep.models.presets import PRESETS, build_transformer, preset_option
 from anystep.models.transformer import TransitionTransformer2DModel
 from anystep.objective.presets import OBJECTIVES
@@ -27,7 +28,7 @@ from anystep.ranks import Ranks
 from anystep.training.checkpoints import differing_tensors, read_average
 from anystep.training.config import Recipe
 from anystep.training.parallel import all_finite
-from anystep.training.run import latents_path, publishing
+from anystep.training.run import latents_path
 
 KNOWN = 4  # rows of a sample grid where the recipe names none
 

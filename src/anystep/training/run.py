@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import shutil
 import signal
 import threading
 import time
@@ -25,9 +24,9 @@ from anystep.errors import InputError
 from anystep.files import (
     check_claim,
     check_regular,
+    check_settings,
     claimed,
     finite,
-    publish_folder,
     replacing,
     write_json,
     write_text,
@@ -166,14 +165,9 @@ class Run:
             raise InputError(
                 f"{str(checkpoints)!r}: a recipe that is nested too deeply: choose another --out"
             ) from None
-        changed = [
-            key for key in differences(there, self.recipe.model_dump(mode="json")) if not FREE_TO_CHANGE.fullmatch(key)
-        ]
-        if changed:
-            raise InputError(
-                f"{str(self.folder)!r} holds a run that differs in {', '.join(changed)}: "
-                "choose another --out, or the same recipe to resume"
-            )
+        now = dict(flat(self.recipe.model_dump(mode="json")))
+        remedy = "choose another --out, or the same recipe to resume"
+        check_settings(self.folder, "a run that differs", there, now, FREE_TO_CHANGE.fullmatch, remedy)
         if unknown:
             say(f"this run was begun with {', '.join(unknown)}, which this version does not have: going on", True)
 
@@ -208,20 +202,6 @@ class Run:
             say(f"{str(path)!r}: {dropped} lines that cannot be read were dropped", error=True)
 
 
-@contextmanager
-def publishing(folder: Path) -> Iterator[Path]:
-    """A folder beside to write into, which takes the place of `folder` on leaving, and is removed where that failed."""
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        yield part
-        publish_folder(part, folder)
-    except Exception as error:  # of safetensors too, which has errors of its own
-        raise InputError(f"cannot write to folder {str(folder)!r}: {error}") from None
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
 def _line(record: Mapping[str, Any]) -> str:
     return json.dumps(finite(record), allow_nan=False) + "\n"
 
@@ -235,13 +215,13 @@ def completed(content: dict[str, Any], kind: type[Section]) -> tuple[dict[str, A
     strange: dict[str, Any] = {}
     while True:
         try:
-            return {**dict(_flat(kind.model_validate(content).model_dump(mode="json"))), **strange}, unknown
+            return {**dict(flat(kind.model_validate(content).model_dump(mode="json"))), **strange}, unknown
         except ValidationError as error:
             found = [
                 (key, value, each["type"]) for each in error.errors() for key, value in _taken(content, each["loc"])
             ]
         if not found:  # wrong as a whole: compared as it is
-            return {**dict(_flat(content)), **strange}, unknown
+            return {**dict(flat(content)), **strange}, unknown
         unknown += [key for key, _, problem in found if problem == "extra_forbidden"]
         strange |= {key: value for key, value, problem in found if problem != "extra_forbidden"}
 
@@ -258,16 +238,11 @@ def _taken(content: dict[str, Any], where: tuple[int | str, ...]) -> list[tuple[
     return [(".".join(path), owner.pop(path[-1]))] if path else []
 
 
-def differences(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[str]:
-    """The keys, as `section.key`, in which two recipes differ."""
-    there, here = dict(_flat(one)), dict(_flat(two))
-    return sorted(key for key in {*there, *here} if there.get(key) != here.get(key))
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of a recipe by `section.key`."""
     for key, value in content.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

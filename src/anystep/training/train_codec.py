@@ -16,6 +16,7 @@ from anystep.data.example import BrokenExample, Source
 from anystep.data.images import to_tensor
 from anystep.data.sources import JoinedSource
 from anystep.errors import InputError
+from anystep.files import publishing
 from anystep.training.batches import mixed_indices
 from anystep.training.checkpoints import Checkpoints, TrainingState
 from anystep.training.config import CodecRecipe, GuardConfig
@@ -27,7 +28,6 @@ from anystep.training.run import (
     interruptible,
     learning_rate,
     prepare,
-    publishing,
     schedule_changes,
     step_generator,
 )

@@ -1,6 +1,5 @@
 """Prompts to image files in a benchmark's layout: resumable, and shared among processes."""
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -15,7 +14,8 @@ from anystep.data.example import BrokenExample
 from anystep.data.folders import read_image
 from anystep.errors import InputError
 from anystep.evaluation.collect import is_whole_image
-from anystep.files import make_folder, read_json, remove_parts, replacing, write_json
+from anystep.files import check_settings, make_folder, read_json, remove_parts, replacing, write_json
+from anystep.fingerprint import text_digest
 from anystep.pipelines.load import Model
 from anystep.pipelines.scheduler import Planning
 from anystep.ranks import Ranks
@@ -66,16 +66,14 @@ def agree(out: Path, settings: Mapping[str, Any]) -> None:
         raise InputError(
             f"{path}: damaged, so nobody knows what the images beside it are: choose another --out"
         ) from None
-    changed = sorted(key for key in {*known, *settings} if known.get(key) != settings.get(key))
-    if changed:
-        raise InputError(f"{str(out)!r} holds images that differ in {', '.join(changed)}: choose another --out")
+    check_settings(out, "images that differ", known, settings)
     write_json(path, settings)
     remove_parts(out)
 
 
 def digest(content: Any) -> str:
     """Of prompts and the like, short."""
-    return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()[:16]
+    return text_digest(json.dumps(content, default=str))
 
 
 def steps_folder(out: Path, steps: int) -> Path:

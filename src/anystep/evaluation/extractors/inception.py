@@ -4,7 +4,6 @@ The file is `pt_inception-2015-12-05-6726825d.pth`, also distributed as `weights
 Images are resized as that graph does, which is neither of PyTorch's bilinear conventions.
 """
 
-import hashlib
 import pickle
 import warnings
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from anystep.errors import InputError
+from anystep.fingerprint import file_digest
 
 FILE = "pt_inception-2015-12-05-6726825d.pth"
 SIDE = 299
@@ -199,7 +199,7 @@ class FIDInception:
             raise InputError(f"{path}: not the Inception weights of FID ({FILE}): {reason}") from None
         self.device = torch.device(device)
         self._network = network.eval().requires_grad_(False).to(device)
-        self.digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        self.digest = file_digest(path)
 
     @torch.no_grad()
     def __call__(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 2048"]:
