@@ -23,6 +23,7 @@ from record import write_record
 from torch import Tensor
 
 from anystep.device import pick_device
+from anystep.objective import TrainingBatch
 from anystep.ranks import Ranks
 from anystep.training.assemble import prepare_data, prepare_network
 from anystep.training.batches import EqualBatches
@@ -58,7 +59,7 @@ class Bare:
                 yield [None if tensor is None else tensor.to(self.device) for tensor in tensors]
 
     def step(self, tensors: list[Tensor | None]) -> None:
-        record = self.objective.evaluate(self.network, *tensors)  # type: ignore[arg-type]
+        record = self.objective.evaluate(self.network, TrainingBatch(*tensors))  # type: ignore[arg-type]
         record.loss.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.optimizer.clip)
         self.optimizer.step()

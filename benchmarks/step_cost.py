@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,7 +31,7 @@ from resident import held, peak
 from anystep.device import pick_device
 from anystep.models.cost import ForwardFlops
 from anystep.models.presets import PRESETS, build_transformer
-from anystep.objective import Identity, derivative
+from anystep.objective import Identity, TrainingBatch, derivative
 from anystep.training.config import Recipe, load_recipe
 from anystep.training.objective import make_objective
 from anystep.training.optimizers import make_optimizers
@@ -68,8 +69,7 @@ def build_step(recipe: Recipe, variant: str, device: torch.device, length: int) 
         network.compile_repeated_blocks()
     parameters, averaged = list(network.parameters()), list(ema.parameters())
     optimizers = make_optimizers(network, recipe.optimizer, device)
-    objective = make_objective(recipe)
-    objective.target = VARIANTS[variant][0]
+    objective = replace(make_objective(recipe), target=VARIANTS[variant][0])
     count, config = recipe.run.batch_size, network.config
     x, z = torch.randn(2, count, config.in_channels, config.sample_size, config.sample_size).to(device)
     condition = torch.randn(count, length, config.text_width).to(device)
@@ -81,7 +81,7 @@ def build_step(recipe: Recipe, variant: str, device: torch.device, length: int) 
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            record = objective.evaluate(network, x, z, t, r, condition, mask)
+            record = objective.evaluate(network, TrainingBatch(x, z, t, r, condition, mask))
         record.loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, recipe.optimizer.clip)
         for optimizer in optimizers:

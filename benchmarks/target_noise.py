@@ -16,7 +16,7 @@ import torch
 from record import write_record
 from torch import Tensor
 
-from anystep.objective import Identity, Implicit, PathPoints, SelfConsistency, Target, Terminal, derivative
+from anystep.objective import Identity, Implicit, SelfConsistency, Target, Terminal, TransitionPoints, derivative
 from anystep.transport import make_transport
 
 ROOT = Path(__file__).parent.parent
@@ -44,14 +44,15 @@ def noise(target: Target, t_at: float, r_at: float, count: int) -> float:
     t, r = torch.full_like(x, t_at), torch.full_like(x, r_at)
     x_t = transport.interpolate(x[:, None], z[:, None], t)
 
-    def evaluate(x_t: Tensor, t: Tensor, r: Tensor, rows: Tensor) -> Tensor:
+    def evaluate(x_t: Tensor, t: Tensor, r: Tensor, sample_index: Tensor) -> Tensor:
         same = t - r < 1e-9
         far = exact_jump(transport, x_t[:, 0], t, torch.where(same, 0.9 * t, r))
         return torch.where(same, instantaneous(transport, x_t[:, 0], t), far)[:, None]
 
     f = evaluate(x_t, t, r, torch.arange(count))
-    at = PathPoints(transport, x[:, None], z[:, None], t, r, torch.arange(count), x_t, f)
-    made = target(at, evaluate, evaluate, transport.target(at.x, at.z, t), progress=1.0)
+    F = transport.target(x[:, None], z[:, None], t)
+    at = TransitionPoints(transport, x[:, None], z[:, None], F, t, r, torch.arange(count), x_t, f)
+    made = target(at, evaluate, evaluate, progress=1.0)
     scale = target.ratio(1.0) if isinstance(target, Implicit) else 1.0
     return float((made.value - f).square().mean().sqrt()) / scale
 

@@ -64,7 +64,8 @@ def main() -> None:
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
     for step in range(options.steps):
-        record = objective(network, spiral(512, generator), torch.zeros(512, 1), generator)
+        batch = objective.draw_batch(spiral(512, generator), torch.zeros(512, 1), generator)
+        record = objective.evaluate(network, batch)
         optimizer.zero_grad()
         record.loss.backward()
         optimizer.step()

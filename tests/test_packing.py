@@ -15,6 +15,7 @@ from anystep.objective import (
     SelfConsistency,
     SelfEvaluation,
     Terminal,
+    TrainingBatch,
     TransitionObjective,
     Weighting,
     derivative,
@@ -114,11 +115,11 @@ def test_the_loss_of_a_pack_is_that_of_its_images_weighted_by_their_tokens(kind:
     def extra(rows: list[int], packed: bool) -> dict[str, Any]:
         given: dict[str, Any] = {}
         if kind == "guided":
-            given = {"ema_network": made, "null_condition": torch.zeros(len(rows), 7, 16)}
+            given = {"null_condition": torch.zeros(len(rows), 7, 16)}
         if kind == "self_evaluation":
             chosen = [fresh[row] for row in rows]
             given["null_condition"] = torch.zeros(len(rows), 7, 16)
-            given["fresh"] = pack(chosen, 2)[0] if packed else torch.stack(chosen)
+            given["fresh_noise"] = pack(chosen, 2)[0] if packed else torch.stack(chosen)
         if kind == "aligned":
             chosen = [features[row] for row in rows]
             given["features"] = torch.cat(chosen) if packed else torch.stack(chosen)
@@ -133,15 +134,16 @@ def test_the_loss_of_a_pack_is_that_of_its_images_weighted_by_their_tokens(kind:
     noise, _ = pack(z, 2)
     every = list(range(5))
     assert mask is not None
-    packed = objective.evaluate(made, tokens, noise, t, r, condition, mask, packing=packing, **extra(every, True))
+    batch = TrainingBatch(tokens, noise, t, r, condition, mask, packing=packing, **extra(every, True))
+    packed = objective.evaluate(made, batch, ema_network=made)
     wanted = gradients([packed.loss])
 
     apart = [[0, 3], [1], [2], [4]]  # 0 and 3 have one shape
     records = [
-        objective.evaluate(
-            made, torch.stack([images[row] for row in rows]), torch.stack([z[row] for row in rows]),
+        objective.evaluate(made, TrainingBatch(
+            torch.stack([images[row] for row in rows]), torch.stack([z[row] for row in rows]),
             t[rows], r[rows], condition[rows], mask[rows], **extra(rows, False),
-        )
+        ), ema_network=made)
         for rows in apart
     ]  # fmt: skip
     total = sum(packing.lengths)
@@ -162,7 +164,8 @@ def test_a_bad_image_of_a_pack_is_left_out_whole() -> None:
     images[2][0, 0, 0] = torch.nan
     tokens, packing = pack(images, 1)
     t, r = torch.rand(5), torch.zeros(5)
-    record = objective.evaluate(made, tokens, torch.randn_like(tokens), t, r, condition, mask, packing=packing)
+    batch = TrainingBatch(tokens, torch.randn_like(tokens), t, r, condition, mask, packing=packing)
+    record = objective.evaluate(made, batch)
     assert record.nonfinite == [2]
     assert record.loss.isfinite()
     assert record.residual.isnan().tolist() == [False, False, True, False, False]

@@ -38,25 +38,25 @@ class Packing:
         return [rows * columns for rows, columns in self.grids]
 
     @cached_property
-    def image(self) -> Int[Tensor, " tokens"]:
-        """Of each token, on the CPU."""
+    def sample_index(self) -> Int[Tensor, " tokens"]:
+        """Which image each token belongs to, on the CPU."""
         return torch.repeat_interleave(torch.tensor(self.lengths))
 
-    def image_on(self, device: torch.device) -> Int[Tensor, " tokens"]:
-        """`image`, on a device."""
+    def index_on(self, device: torch.device) -> Int[Tensor, " tokens"]:
+        """`sample_index`, on a device."""
         if device not in self._kept:
-            self._kept[device] = self.image.to(device)
+            self._kept[device] = self.sample_index.to(device)
         found: Tensor = self._kept[device]
         return found
 
     def spread(self, vectors: Float[Tensor, "images width"]) -> Float[Tensor, "1 tokens width"]:
         """What is said of an image, for each of its tokens."""
-        return vectors[self.image_on(vectors.device)][None]
+        return vectors[self.index_on(vectors.device)][None]
 
     def mean(self, values: Float[Tensor, " tokens"]) -> Float[Tensor, " images"]:
         """Over the tokens of each image."""
         sums = torch.zeros(len(self.grids), dtype=values.dtype, device=values.device)
-        sums = sums.index_add(0, self.image_on(values.device), values)
+        sums = sums.index_add(0, self.index_on(values.device), values)
         return sums / torch.tensor(self.lengths, device=values.device)
 
     def all(self, flags: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ class Packing:
         """Every image to itself, by `attend(q, k, v)` of a batch of sequences of one length."""
         if self._blockwise(q):
             if "own" not in self._kept:
-                own = self.image_on(q.device)
+                own = self.index_on(q.device)
                 self._kept["own"] = _mask(own, own, None)
             return _blockwise(q, k, v, self._kept["own"])
         parts = [each[0].split(self.lengths) for each in (q, k, v)]
@@ -95,7 +95,7 @@ class Packing:
             before, of, kept = self._kept.get("caption", (None, 0, None))
             if before is not mask or of != length:
                 owner = torch.arange(len(k), device=q.device).repeat_interleave(length)
-                kept = _mask(self.image_on(q.device), owner, None if mask is None else mask.flatten())
+                kept = _mask(self.index_on(q.device), owner, None if mask is None else mask.flatten())
                 self._kept["caption"] = mask, length, kept
             return _blockwise(q, k.flatten(0, 1)[None], v.flatten(0, 1)[None], kept)
         parts = q[0].split(self.lengths)
@@ -116,6 +116,19 @@ class Packing:
             for row, each in zip(rows, answer(rows), strict=True):
                 found[row] = each
         return torch.cat(found)[None]
+
+
+class Unpacked:
+    """The layout of a batch that is not packed, in the terms of `Packing`: every row is a sample of its own."""
+
+    def __init__(self, count: int, device: torch.device) -> None:
+        self.sample_index, self.lengths = torch.arange(count, device=device), [1] * count
+
+    def mean(self, values: Tensor) -> Tensor:
+        return values
+
+    def all(self, flags: Tensor) -> Tensor:
+        return flags
 
 
 def _mask(asks: Tensor, owner: Tensor, seen: Tensor | None) -> BlockMask:

@@ -307,7 +307,7 @@ def test_one_evaluation_runs_one_branch() -> None:
     network(x, t, r, caption)
     network(*mixed_inputs())
     assert counted == ["v2", "f2", "v2", "f2"]
-    network.lockstep = True
+    network.synchronised_forwards = True
     network(x, t, r, caption)
     assert counted[4:] == ["v1", "f2"]
 

@@ -20,6 +20,7 @@ from anystep.objective import (
     SelfConsistency,
     Target,
     Terminal,
+    TrainingBatch,
     TransitionObjective,
     Weighting,
     derivative,
@@ -84,13 +85,14 @@ def conditional_mean(name: str, target: Target, moving: bool, **options: Any) ->
         transport, target=target, weighting=Weighting("constant", power=0.0), direction=False,
         guidance=GuidanceCondition(**options),
     )  # fmt: skip
-    record = objective.evaluate(
-        network, x.flatten()[:, None], z.flatten()[:, None], t, r, ones, null_condition=0 * ones, ema_network=network,
+    batch = TrainingBatch(
+        x.flatten()[:, None], z.flatten()[:, None], t, r, ones, null_condition=0 * ones,
         guidance=torch.full_like(t, SCALE),
     )  # fmt: skip
+    record = objective.evaluate(network, batch, ema_network=network)
     weight = torch.ones(())
     if isinstance(target, Terminal | Implicit) and moving:
-        weight = record.weighed / record.residual
+        weight = record.weighted_residual / record.residual
     record.loss.backward()
     assert network.added.grad is not None
     with torch.no_grad():
@@ -139,24 +141,24 @@ class Counting(nn.Module):
         return 0.5 * x
 
 
-@pytest.mark.parametrize("lockstep", [False, True])
-def test_what_is_not_guided_costs_nothing_and_the_empty_condition_is_told_one(lockstep: bool) -> None:
+@pytest.mark.parametrize("synchronised", [False, True])
+def test_what_is_not_guided_costs_nothing_and_the_empty_condition_is_told_one(synchronised: bool) -> None:
     x, z = torch.randn(2, 4, 1, 4, 4)
     t, scale = torch.tensor([0.2, 0.5, 0.5, 0.9]), torch.tensor([3.0, 1.0, 3.0, 3.0])
     labels, null = torch.tensor([1, 2, 3, 4]), torch.zeros(4, dtype=torch.long)
     objective = TransitionObjective(make_transport("ot_fm"), guidance=GuidanceCondition(start=0.3, end=0.8))
     network, average = Counting(), Counting()
-    extra = {"null_condition": null, "ema_network": average}
-    record = objective.evaluate(network, x, z, t, t, labels, guidance=scale, **extra)
+    batch = TrainingBatch(x, z, t, t, labels, null_condition=null, guidance=scale)
+    record = objective.evaluate(network, batch, ema_network=average)
     assert [[told.tolist() for told in call] for call in average.calls] == [[[3], [3.0]], [[0], [1.0]]]
     assert network.calls[0][1].tolist() == scale.tolist()
     assert record.evaluations == 4 + 2
     average.calls.clear()
-    objective = replace(objective, lockstep=lockstep)
-    record = objective.evaluate(network, x, z, t, t, labels, guidance=torch.ones(4), **extra)
-    assert len(average.calls) == 2 * lockstep
-    assert torch.equal(record.residual, replace(objective, guidance=None).evaluate(
-        network, x, z, t, t, labels, guidance=torch.ones(4)).residual)  # fmt: skip
+    objective = replace(objective, synchronised_forwards=synchronised)
+    batch = replace(batch, guidance=torch.ones(4))
+    record = objective.evaluate(network, batch, ema_network=average)
+    assert len(average.calls) == 2 * synchronised
+    assert torch.equal(record.residual, replace(objective, guidance=None).evaluate(network, batch).residual)
 
 
 def test_a_network_begins_without_regard_to_the_scale_and_one_is_what_it_is_told_by_default() -> None:
@@ -195,13 +197,14 @@ def test_a_pack_is_guided_as_its_images_are() -> None:
     objective = TransitionObjective(make_transport("ot_fm"), guidance=GuidanceCondition())
     x, packing = pack(images, 2)
     z, _ = pack(noise, 2)
-    packed = objective.evaluate(network, x, z, t, r, labels, null_condition=null, ema_network=network, guidance=scale,
-                                packing=packing)  # fmt: skip
+    batch = TrainingBatch(x, z, t, r, labels, null_condition=null, guidance=scale, packing=packing)
+    packed = objective.evaluate(network, batch, ema_network=network)
     for row, (image, own) in enumerate(zip(images, noise, strict=True)):
         place = slice(row, row + 1)
-        alone = objective.evaluate(
-            network, image[None], own[None], t[place], r[place], labels[place], null_condition=null[place],
-            ema_network=network, guidance=scale[place],
+        single = TrainingBatch(
+            image[None], own[None], t[place], r[place], labels[place], null_condition=null[place],
+            guidance=scale[place],
         )  # fmt: skip
+        alone = objective.evaluate(network, single, ema_network=network)
         torch.testing.assert_close(packed.residual[place], alone.residual, rtol=2e-3, atol=1e-4)
     assert packed.evaluations == 3 + 2 * 2 + 2

@@ -1,4 +1,4 @@
-"""The objective: its derivatives, its shares, its protection, and the reference's numbers."""
+"""The objective: its derivatives, its times, its protection, and the reference's numbers."""
 
 import json
 import os
@@ -22,14 +22,24 @@ from anystep.objective import (
     Identity,
     ModelGuidance,
     TimeDraws,
+    TrainingBatch,
     TransitionObjective,
+    TransitionPoints,
     derivative,
     interval_weight,
     residual_by_bin,
 )
-from anystep.transport import TRANSPORTS, make_transport
+from anystep.transport import TRANSPORTS, Transport, make_transport
 
 FLOW = make_transport("ot_fm")
+
+
+def at_points(
+    transport: Transport, x: Tensor, z: Tensor, t: Tensor, r: Tensor, f: Tensor, index: Tensor | None = None
+) -> TransitionPoints:
+    """Points of samples of their own, where the network answers f."""
+    x_t, F = transport.interpolate(x, z, t), transport.target(x, z, t)
+    return TransitionPoints(transport, x, z, F, t, r, torch.arange(len(x)) if index is None else index, x_t, f)
 
 
 def lively(**options: Any) -> TransitionTransformer2DModel:
@@ -71,8 +81,8 @@ def test_finite_differences_agree_with_forward_mode_in_float32(kind: Any, tolera
     x, z, t, r, y = batch()
     evaluate, rows = BoundNetwork(lively(), FLOW, y), torch.arange(len(x))
     value = evaluate(FLOW.interpolate(x, z, t), t, r, rows)
-    exact = derivative("forward_mode")(evaluate, FLOW, x, z, t, r, rows, value)
-    estimate = derivative(kind)(evaluate, FLOW, x, z, t, r, rows, value)
+    at = at_points(FLOW, x, z, t, r, value)
+    exact, estimate = derivative("forward_mode")(evaluate, at), derivative(kind)(evaluate, at)
     assert exact.norm() > 0.1 * value.norm()
     assert (estimate - exact).norm() <= tolerance * exact.norm()
 
@@ -84,11 +94,11 @@ def test_forward_mode_is_exact_in_float64() -> None:
 
     x, z = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
     t, r = torch.linspace(0.3, 0.9, 4, dtype=torch.float64), torch.full((4,), 0.1, dtype=torch.float64)
-    evaluate, rows = BoundNetwork(Known(), FLOW, rows := torch.arange(4)), rows
-    x_t = FLOW.interpolate(x, z, t)
+    evaluate, x_t = BoundNetwork(Known(), FLOW, torch.arange(4)), FLOW.interpolate(x, z, t)
+    at = at_points(FLOW, x, z, t, r, x_t)
     expected = x_t.cos() * (z - x) * (t**2 + r)[:, None] + x_t.sin() * (2 * t)[:, None]
-    torch.testing.assert_close(derivative("forward_mode")(evaluate, FLOW, x, z, t, r, rows, x_t), expected)
-    central = derivative("central", eps=1e-4)(evaluate, FLOW, x, z, t, r, rows, x_t)
+    torch.testing.assert_close(derivative("forward_mode")(evaluate, at), expected)
+    central = derivative("central", eps=1e-4)(evaluate, at)
     torch.testing.assert_close(central, expected, rtol=1e-6, atol=1e-6)
 
 
@@ -109,14 +119,14 @@ def test_the_derivative_of_a_bfloat16_network_is_usable(how: str) -> None:
     x, z, t, r, y = batch()
     network, rows = lively(), torch.arange(len(x))
     bound = BoundNetwork(network, FLOW, y)
-    exact = derivative("forward_mode")(bound, FLOW, x, z, t, r, rows, x)
+    exact = derivative("forward_mode")(bound, at_points(FLOW, x, z, t, r, x))
     if how == "weights":
         network.to(torch.bfloat16)
         assert bound.dtype == torch.bfloat16
     with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
         value = bound(FLOW.interpolate(x, z, t), t, r, rows)
-        chosen = derivative("central")(bound, FLOW, x, z, t, r, rows, value)
-        narrow = derivative("central", eps=0.001)(bound, FLOW, x, z, t, r, rows, value)
+        at = at_points(FLOW, x, z, t, r, value)
+        chosen, narrow = derivative("central")(bound, at), derivative("central", eps=0.001)(bound, at)
     assert (chosen - exact).norm() <= 0.15 * exact.norm()
     assert (narrow - exact).norm() > 2 * (chosen - exact).norm()  # rounding grows as 1 / eps
 
@@ -133,9 +143,8 @@ def test_evaluation_times_stay_inside_the_range(name: str, kind: Any) -> None:
     t = torch.tensor([transport.t_min, transport.t_max])
     r = torch.full_like(t, transport.t_min)
     x, z = torch.randn(2, 3), torch.randn(2, 3)
-    slope = derivative(kind)(
-        evaluate, transport, x, z, t, r, torch.arange(2), transport.interpolate(x, z, t) * t[:, None]
-    )
+    at = at_points(transport, x, z, t, r, transport.interpolate(x, z, t) * t[:, None])
+    slope = derivative(kind)(evaluate, at)
     times = torch.cat(seen)
     assert times.min() >= transport.t_min
     assert times.max() <= transport.t_max
@@ -196,23 +205,17 @@ def test_the_reference_gives_the_same_loss(numbers: Path, name: str, direction: 
     network = load_reference_transformer(numbers / f"{name}.weights.safetensors", options)
     stored = load_file(numbers / "objective.safetensors")
     x, z, t, r, y, features = (stored[f"{name}.{key}"] for key in ("x", "z", "t", "r", "y", "h_target"))
-    record = TransitionObjective(FLOW, direction=direction).evaluate(network, x, z, t, r, y, features=features)
+    record = TransitionObjective(FLOW, direction=direction).evaluate(
+        network, TrainingBatch(x, z, t, r, y, features=features)
+    )
     expected = {key: stored[f"{name}.{key}.dir{int(direction)}"] for key in
                 ("denoising_loss", "weighted_loss", "proj_loss")}  # fmt: skip
     torch.testing.assert_close(record.denoising[None], expected["denoising_loss"], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close((record.loss - record.alignment)[None], expected["weighted_loss"], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(record.alignment[None], expected["proj_loss"], rtol=1e-5, atol=1e-5)
     moving = t > r
-    slope = derivative("central")(
-        BoundNetwork(network, FLOW, y),
-        FLOW,
-        x[moving],
-        z[moving],
-        t[moving],
-        r[moving],
-        moving.nonzero()[:, 0],
-        x[moving],
-    )
+    at = at_points(FLOW, x[moving], z[moving], t[moving], r[moving], x[moving], moving.nonzero()[:, 0])
+    slope = derivative("central")(BoundNetwork(network, FLOW, y), at)
     # two evaluations that agree to 1e-6 differ by 1e-4 when divided by 2 eps = 0.01
     assert (slope - stored[f"{name}.dde"][moving]).norm() <= 5e-5 * slope.norm()
 
@@ -221,11 +224,12 @@ def test_only_samples_with_an_interval_are_differentiated_and_both_sides_at_once
     x, z, t, r, y = batch(6)
     r[:4] = t[:4]
     counted = Counting(lively())
-    record = TransitionObjective(FLOW).evaluate(counted, x, z, t, r, y)
+    record = TransitionObjective(FLOW).evaluate(counted, TrainingBatch(x, z, t, r, y))
     assert counted.calls == [(6, True), (4, False)]  # 2 moving samples, at t + eps and t - eps
     assert record.evaluations == 10
     counted.calls.clear()
-    record = TransitionObjective(FLOW, TimeDraws(diffusion_share=1.0))(counted, x, y, torch.Generator().manual_seed(0))
+    diffusion = TransitionObjective(FLOW, TimeDraws(diffusion_share=1.0))
+    record = diffusion.evaluate(counted, diffusion.draw_batch(x, y, torch.Generator().manual_seed(0)))
     assert counted.calls == [(6, True)]
     assert record.evaluations == 6
 
@@ -238,7 +242,7 @@ def test_a_sample_that_is_not_finite_moves_no_weight_and_is_named() -> None:
         network, data = lively(), x.clone()
         if poison:
             data[3, 0, 2, 2] = torch.nan
-        record = objective.evaluate(network, data[rows], z[rows], t[rows], r[rows], y[rows])
+        record = objective.evaluate(network, TrainingBatch(data[rows], z[rows], t[rows], r[rows], y[rows]))
         assert record.nonfinite == ([3] if poison else [])
         assert record.residual.isnan().sum() == poison
         assert record.loss.isfinite()
@@ -254,7 +258,7 @@ def test_a_sample_that_is_not_finite_moves_no_weight_and_is_named() -> None:
 def test_an_overflowing_target_is_left_out() -> None:
     x, z, t, r, y = batch(3)
     x[1] = 3e38  # finite, but its squares are not
-    record = TransitionObjective(FLOW, direction=False).evaluate(lively(), x, z, t, r, y)
+    record = TransitionObjective(FLOW, direction=False).evaluate(lively(), TrainingBatch(x, z, t, r, y))
     record.loss.backward()
     assert record.loss.isfinite()
     assert record.nonfinite == [1]
@@ -263,7 +267,7 @@ def test_an_overflowing_target_is_left_out() -> None:
 def test_the_adaptive_weight_makes_the_loss_flat_and_the_residual_does_not() -> None:
     x, z, t, r, y = batch()
     t = r
-    record = TransitionObjective(FLOW).evaluate(lively(), 3 * x, z, t, r, y)
+    record = TransitionObjective(FLOW).evaluate(lively(), TrainingBatch(3 * x, z, t, r, y))
     assert record.loss.item() == pytest.approx(1, abs=1e-3)
     assert record.denoising.item() > 3
 
@@ -276,10 +280,10 @@ def test_guidance_in_the_target_is_closed_and_needs_its_networks() -> None:
     x, z, t, r, y = batch()
     objective, network = TransitionObjective(FLOW, guidance=ModelGuidance()), lively()
     with pytest.raises(ValueError, match="ema_network"):
-        objective.evaluate(network, x, z, t, r, y)
+        objective.evaluate(network, TrainingBatch(x, z, t, r, y))
     null = torch.full_like(y, network.null_label)
-    with_it = objective.evaluate(network, x, z, t, r, y, null_condition=null, ema_network=network)
-    without = replace(objective, guidance=None).evaluate(network, x, z, t, r, y)
+    with_it = objective.evaluate(network, TrainingBatch(x, z, t, r, y, null_condition=null), ema_network=network)
+    without = replace(objective, guidance=None).evaluate(network, TrainingBatch(x, z, t, r, y))
     assert with_it.evaluations == without.evaluations + 2 * len(x)
     assert not torch.equal(with_it.residual, without.residual)
 
@@ -310,24 +314,24 @@ def test_a_trunk_without_a_share_of_transitions_learns_flow_matching(guided: boo
     network = lively(depth=3, branch_depth=1, trunk_share=0.0)
     x, z, t, r, y = batch()
     r = torch.where(torch.arange(len(t)) < 2, t, r)
-    extra: dict[str, Any] = {}
-    if guided:
-        extra = {"null_condition": torch.full_like(y, network.null_label), "ema_network": lively()}
+    null = torch.full_like(y, network.null_label) if guided else None
+    both, still = (TrainingBatch(x, z, t, other, y, null_condition=null) for other in (r, t))
+    average = lively() if guided else None
     objective = TransitionObjective(
         FLOW, velocity=BranchVelocity(1.0, 1 / 3), guidance=ModelGuidance() if guided else None
     )
-    record = objective.evaluate(network, x, z, t, r, y, **extra)
+    record = objective.evaluate(network, both, average)
     record.loss.backward()
     found = gradients(network)
     plain = replace(objective, velocity=None)
-    flow = plain.evaluate(network, x, z, t, t, y, **extra)
+    flow = plain.evaluate(network, still, average)
     flow.loss.backward()
     expected = gradients(network)
     for name, gradient in expected.items():
         if not name.startswith(("transition_branch", "interval_embed")):
             torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
     assert any(gradient.any() for name, gradient in found.items() if name.startswith("transition_branch"))
-    without = plain.evaluate(network, x, z, t, r, y, **extra)
+    without = plain.evaluate(network, both, average)
     assert record.evaluations == without.evaluations + 4 / 3  # a third of the network, on four samples
     torch.testing.assert_close(record.residual, without.residual)
     torch.testing.assert_close(record.denoising, without.denoising)
@@ -338,12 +342,12 @@ def test_a_velocity_that_is_known_is_not_asked_for_again() -> None:
     x, z, t, r, y = batch()
     target = Identity(derivative("one_sided"), along="velocity", velocity_share=0.5)
     known = TransitionObjective(FLOW, target=target, velocity=BranchVelocity(1e-12, 1 / 3))
-    record = known.evaluate(network, x, z, t, r, y)
+    record = known.evaluate(network, TrainingBatch(x, z, t, r, y))
     assert network.calls == [(6, True), (6, False)]
     assert record.evaluations == pytest.approx(6 + 6 / 3 + 6)
-    asked = replace(known, velocity=None).evaluate(network, x, z, t, r, y)
+    asked = replace(known, velocity=None).evaluate(network, TrainingBatch(x, z, t, r, y))
     torch.testing.assert_close(record.residual, asked.residual, rtol=1e-4, atol=1e-5)
-    by_average = replace(known, ema_teacher=True).evaluate(network, x, z, t, r, y, ema_network=network)
+    by_average = replace(known, ema_teacher=True).evaluate(network, TrainingBatch(x, z, t, r, y), ema_network=network)
     assert by_average.evaluations == pytest.approx(6 + 6 / 3 + 12)
 
 
@@ -353,7 +357,9 @@ def test_the_velocity_of_a_branch_weighs_as_much_as_is_said_and_spares_bad_sampl
     x[1, 0, 0, 0] = torch.nan
     objective = TransitionObjective(FLOW)
     losses = [
-        replace(objective, velocity=None if weight == 0 else BranchVelocity(weight)).evaluate(network, x, z, t, r, y)
+        replace(objective, velocity=None if weight == 0 else BranchVelocity(weight)).evaluate(
+            network, TrainingBatch(x, z, t, r, y)
+        )
         for weight in (0.0, 1.0, 2.0)
     ]
     assert all(loss.nonfinite == [1] for loss in losses)
@@ -380,9 +386,9 @@ def test_the_derivative_runs_through_distributed_data_parallel(process_group: No
     x, z, t, r, y = batch()
     objective = TransitionObjective(FLOW, target=Identity(derivative(kind)))
     network = lively()
-    alone = objective.evaluate(network, x, z, t, r, y)
+    alone = objective.evaluate(network, TrainingBatch(x, z, t, r, y))
     wrapped = nn.parallel.DistributedDataParallel(network)
-    together = objective.evaluate(wrapped, x, z, t, r, y)
+    together = objective.evaluate(wrapped, TrainingBatch(x, z, t, r, y))
     together.loss.backward()
     torch.testing.assert_close(together.loss, alone.loss)
     assert all(parameter.grad is not None for parameter in network.parameters())

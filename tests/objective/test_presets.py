@@ -1,12 +1,13 @@
 """Each objective asks for the pairs and the targets that its paper writes down."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from anystep.objective import TransitionObjective
+from anystep.objective import TrainingBatch, TransitionObjective
 from anystep.objective.presets import OBJECTIVES
 from anystep.sampling import guided, sample
 from anystep.training.config import ObjectiveConfig, Recipe
@@ -53,8 +54,9 @@ class Linear(torch.nn.Module):
 def residuals(kind: str, target: Tensor, x: Tensor, z: Tensor, t: Tensor, r: Tensor, **options: Any) -> None:
     """That the residual of the objective is the squared distance to `target`."""
     made = objective(kind, direction=False, **options)
-    judged = {"null_condition": torch.zeros(len(x)), "fresh": z.flip(0)}
-    record = made.evaluate(Linear(), x, z, t, r, torch.ones(len(x)), ema_network=Linear(), **judged)
+    null = torch.zeros(len(x))
+    batch = TrainingBatch(x, z, t, r, torch.ones(len(x)), null_condition=null, fresh_noise=z.flip(0))
+    record = made.evaluate(Linear(), batch, ema_network=Linear())
     value = Linear()(made.transport.interpolate(x, z, t), t, r, ONE)
     torch.testing.assert_close(record.residual, (value - target).square().flatten(1).mean(1), atol=2e-4, rtol=1e-3)
 
@@ -129,17 +131,11 @@ def test_a_shortcut_is_the_mean_of_its_two_halves(draw: dict[str, Tensor]) -> No
 
 
 def test_evaluations_are_counted(draw: dict[str, Tensor]) -> None:
+    batch = TrainingBatch(
+        **draw, condition=torch.ones(3), null_condition=torch.zeros(3), fresh_noise=draw["z"]
+    )  # fmt: skip
     counted = {
-        kind: objective(kind)
-        .evaluate(
-            Linear(),
-            condition=torch.ones(3),
-            ema_network=Linear(),
-            null_condition=torch.zeros(3),
-            fresh=draw["z"],
-            **draw,
-        )
-        .evaluations
+        kind: objective(kind).evaluate(Linear(), batch, ema_network=Linear()).evaluations
         for kind in OBJECTIVES
         if kind != "flow_matching"
     }
@@ -147,7 +143,7 @@ def test_evaluations_are_counted(draw: dict[str, Tensor]) -> None:
         "transition": 9, "any_step": 9, "consistency": 9, "mean_flow": 9, "improved_mean_flow": 12, "alpha_flow": 6,
         "soflow": 6, "shortcut": 9, "terminal": 9, "self_evaluation": 9,
     }  # fmt: skip
-    flow = objective("flow_matching").evaluate(Linear(), condition=torch.zeros(3), **{**draw, "r": draw["t"]})
+    flow = objective("flow_matching").evaluate(Linear(), replace(batch, r=batch.t))
     assert flow.evaluations == 3
 
 

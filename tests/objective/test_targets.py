@@ -16,11 +16,11 @@ from torch import Tensor
 from anystep.objective import (
     Identity,
     Implicit,
-    PathPoints,
     SelfConsistency,
     SelfEvaluation,
     Target,
     Terminal,
+    TransitionPoints,
     derivative,
 )
 from anystep.objective.targets import transition_rates
@@ -72,10 +72,10 @@ def test_the_conditional_mean_of_every_target_is_the_exact_transition(name: str,
     t, r, points = (each.repeat_interleave(count) for each in (*times, x_t))
     rows, evaluate = torch.arange(len(t)), network(transport)
     f = exact_jump(transport, x_t, *times)
-    at = PathPoints(transport, x.flatten()[:, None], z.flatten()[:, None], t, r, rows, points[:, None],
+    F = transport.target(x.flatten()[:, None], z.flatten()[:, None], t)
+    at = TransitionPoints(transport, x.flatten()[:, None], z.flatten()[:, None], F, t, r, rows, points[:, None],
                     f.repeat_interleave(count)[:, None])  # fmt: skip
-    F = transport.target(at.x, at.z, t)
-    made = TARGETS[kind](at, evaluate, evaluate, F, progress=1.0)
+    made = TARGETS[kind](at, evaluate, evaluate, progress=1.0)
     mean = (share * made.value[:, 0].view(len(x_t), count)).sum(1)
     torch.testing.assert_close(mean, f, rtol=2e-3 if kind == "implicit" else 2e-4, atol=2e-4)
 
@@ -101,10 +101,10 @@ def self_evaluated(transport: Transport, answer: Tensor, x_t: Tensor, null: int 
     def ask(component: int | None) -> Any:
         return lambda x, t, r, rows: instantaneous(transport, x[:, 0], t, component)[:, None]
 
-    at = PathPoints(transport, data[:, None], z[:, None], spread[0], spread[1], rows, spread[2][:, None],
+    F = transport.target(data[:, None], z[:, None], spread[0])
+    at = TransitionPoints(transport, data[:, None], z[:, None], F, spread[0], spread[1], rows, spread[2][:, None],
                     spread[3][:, None], None, noise[:, None], ask(null))  # fmt: skip
-    F = transport.target(at.x, at.z, at.t)
-    made = SelfEvaluation(renormalise=False)(at, ask(0), ask(0), F, 1.0).value
+    made = SelfEvaluation(renormalise=False)(at, ask(0), ask(0), 1.0).value
     mean = torch.einsum("ijk,j,k->i", made.view(shape), mass, mass)
 
     own, _ = transport.decompose(x_t, answer, t)
@@ -167,9 +167,10 @@ def test_self_evaluated_data_has_the_norm_of_its_own_sample() -> None:
     x, z, f, fresh = torch.randn(4, 3, 2, 2, generator=rng)
     t, r = torch.tensor([0.9, 0.9, 1.57]), torch.tensor([0.2, 0.2, 0.0])
     x_t = transport.interpolate(x, z, t)
-    at = PathPoints(transport, x, z, t, r, rows, x_t, f, None, fresh, lambda x, t, r, rows: 0.5 * x)
+    F = transport.target(x, z, t)
+    at = TransitionPoints(transport, x, z, F, t, r, rows, x_t, f, None, fresh, lambda x, t, r, rows: 0.5 * x)
     ask = lambda x, t, r, rows: 0.2 * x  # noqa: E731
-    made = SelfEvaluation()(at, ask, ask, transport.target(x, z, t), 1.0).value
+    made = SelfEvaluation()(at, ask, ask, 1.0).value
     data, _ = transport.decompose(x_t, made, t)
     for image in (rows == 0, rows == 1):
         torch.testing.assert_close(data[image].norm(), x[image].norm())

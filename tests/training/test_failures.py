@@ -214,7 +214,7 @@ def test_the_derivative_is_measured_over_all_micro_batches() -> None:
         t = torch.tensor(intervals)
         zero = torch.zeros(())
         return LossRecord(
-            loss=zero, denoising=zero, residual=t, weighed=t, t=t, r=torch.zeros_like(t),
+            loss=zero, denoising=zero, residual=t, weighted_residual=t, t=t, r=torch.zeros_like(t),
             derivative_norm=torch.tensor(norm), alignment=zero, nonfinite=[], evaluations=1,
             derivative_noise=None if noise is None else torch.tensor(noise),
         )  # fmt: skip

@@ -11,6 +11,7 @@ from anystep.data_sheets import DEVICES
 from anystep.errors import InputError
 from anystep.models.cost import ForwardFlops, LivingStorages, count_parameters, flop_counter, network_cost
 from anystep.models.presets import build_transformer
+from anystep.objective import TrainingBatch
 from anystep.training.config import Recipe, load_recipe
 from anystep.training.objective import make_objective
 from anystep.training.plan import (
@@ -90,7 +91,8 @@ def test_evaluations_of_a_guided_target_are_those_that_an_objective_spends(inter
     scale[torch.rand(count, generator=rng) < 0.25] = 1.0
     x, z, labels = torch.randn(count, 1, 1, 1), torch.randn(count, 1, 1, 1), torch.ones(count)
     network: Any = lambda x, t, r, condition, mask, guidance: 0.5 * x  # noqa: E731
-    record = objective.evaluate(network, x, z, t, r, labels, null_condition=labels, ema_network=network, guidance=scale)
+    batch = TrainingBatch(x, z, t, r, labels, null_condition=labels, guidance=scale)
+    record = objective.evaluate(network, batch, ema_network=network)
     assert recipe_evaluations(recipe) - 2 == pytest.approx(record.evaluations / count, abs=0.06)
 
 

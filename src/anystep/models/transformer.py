@@ -327,7 +327,7 @@ class Context:
     def place(self, images: Int[Tensor, " chosen"]) -> Int[Tensor, " rows"]:
         """Where these images are in the batch: along its first dimension, or along that of the tokens where packed."""
         return (
-            images if self.packing is None else torch.isin(self.packing.image_on(images.device), images).nonzero()[:, 0]
+            images if self.packing is None else torch.isin(self.packing.index_on(images.device), images).nonzero()[:, 0]
         )
 
 
@@ -467,7 +467,7 @@ class TransitionTransformer2DModel(
             TransitionBranch(blocks(branch_depth, interval_attention), FinalLayer(width, out)) if branch_depth else None
         )
         # whether every evaluation runs both branches, if only on one image: processes that share weights call alike
-        self.lockstep = False
+        self.synchronised_forwards = False
         self.projector = (
             nn.Sequential(
                 nn.Linear(width, projector_dim), nn.SiLU(),
@@ -697,7 +697,7 @@ class TransitionTransformer2DModel(
             moving, still = moves.nonzero()[:, 0], (~moves).nonzero()[:, 0]
         if return_velocity:
             still = every
-        if self.lockstep or (self.training and torch.is_grad_enabled()):
+        if self.synchronised_forwards or (self.training and torch.is_grad_enabled()):
             # in every process the same weights are gathered, and all get a gradient, if one of zeros
             moving, still = (images if len(images) else every[:1] for images in (moving, still))
 
@@ -738,7 +738,7 @@ class TransitionTransformer2DModel(
             assert whole is not None
             return whole, whole if return_velocity else None
         v = everywhere(v, still)
-        mask = moves[:, None, None] if at.packing is None else moves[at.packing.image_on(moves.device)][None, :, None]
+        mask = moves[:, None, None] if at.packing is None else moves[at.packing.index_on(moves.device)][None, :, None]
         return torch.where(mask, everywhere(u, moving), v), v if return_velocity else None
 
 

@@ -3,9 +3,10 @@
 One part of an objective a file; `presets` puts published objectives together from them.
 """
 
+from anystep.objective.batch import TrainingBatch
 from anystep.objective.derivatives import Derivative, DerivativeKind, derivative
 from anystep.objective.draws import TimeDistribution, TimeDraws
-from anystep.objective.evaluation import BoundNetwork, Evaluation, PathPoints
+from anystep.objective.evaluation import BoundNetwork, Evaluation, TransitionPoints
 from anystep.objective.guidance import GuidanceCondition, ModelGuidance
 from anystep.objective.loss import BranchVelocity, LossRecord, TransitionObjective, residual_by_bin, target_cost
 from anystep.objective.targets import Identity, Implicit, SelfConsistency, SelfEvaluation, Target, Terminal
@@ -23,7 +24,6 @@ __all__ = [
     "LossRecord",
     "ModelGuidance",
     "Normaliser",
-    "PathPoints",
     "RunningMean",
     "SelfConsistency",
     "SelfEvaluation",
@@ -31,7 +31,9 @@ __all__ = [
     "Terminal",
     "TimeDistribution",
     "TimeDraws",
+    "TrainingBatch",
     "TransitionObjective",
+    "TransitionPoints",
     "Uncertainty",
     "Weighting",
     "derivative",

@@ -1,4 +1,4 @@
-"""Estimators of df/dt, the total derivative of a network along a path at fixed r (TiM, arXiv 2509.04394, eq. 13)."""
+"""Estimators of df/dt, the total derivative of a network along x_t at fixed r (TiM, arXiv 2509.04394, eq. 13)."""
 
 from collections.abc import Callable
 from typing import Literal, get_args
@@ -7,18 +7,18 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from anystep.objective.evaluation import EPS, Evaluation, Rows, forward_dtype
-from anystep.transport import Sample, Times, Transport, expand
+from anystep.objective.evaluation import EPS, Evaluation, TransitionPoints, forward_dtype
+from anystep.transport import Sample, expand
 
 DerivativeKind = Literal["central", "forward_mode", "one_sided"]
-# estimate(evaluate, transport, x, z, t, r, rows, value) -> df/dt, where value is f(x_t, t, r)
-Derivative = Callable[[Evaluation, Transport, Tensor, Tensor, Tensor, Tensor, Rows, Tensor], Tensor]
+# estimate(evaluate, at) -> df/dt at these points, along the trajectory of their x and z
+Derivative = Callable[[Evaluation, TransitionPoints], Tensor]
 # network evaluations of a sample, without gradient, beside f(x_t, t, r) itself
 DERIVATIVE_COST = {"central": 2, "one_sided": 1, "forward_mode": 2}
 
 
 def derivative(kind: str = "central", eps: float | None = None, widened: float = 1.0) -> Derivative:
-    """An estimator of df/dt, the total derivative of f(x_t, t, r) along x_t = alpha x + sigma z at fixed r.
+    """An estimator of df/dt, the total derivative of f(x_t, t, r) along x_t = alpha x + sigma z at fixed x, z and r.
 
     Args:
         kind: `central` is the differential derivation equation (DDE, eq. 13): two forwards, batched as one.
@@ -39,34 +39,29 @@ def derivative(kind: str = "central", eps: float | None = None, widened: float =
         return widened * (EPS[dtype] if eps is None else eps)
 
     @torch.no_grad()
-    def central(
-        evaluate: Evaluation, transport: Transport, x: Sample, z: Sample, t: Times, r: Times, rows: Rows, value: Sample
-    ) -> Sample:
-        h = step(forward_dtype(evaluate, value))
-        later, earlier = (t + h).clamp(max=transport.t_max), torch.maximum(t - h, r)
+    def central(evaluate: Evaluation, at: TransitionPoints) -> Sample:
+        h = step(forward_dtype(evaluate, at.f))
+        later, earlier = (at.t + h).clamp(max=at.transport.t_max), torch.maximum(at.t - h, at.r)
         times = torch.cat([later, earlier])
-        points = transport.interpolate(torch.cat([x, x]), torch.cat([z, z]), times)
-        ahead, behind = evaluate(points, times, torch.cat([r, r]), torch.cat([rows, rows])).chunk(2)
+        x, z, r, sample_index = (torch.cat([each, each]) for each in (at.x, at.z, at.r, at.sample_index))
+        ahead, behind = evaluate(at.transport.interpolate(x, z, times), times, r, sample_index).chunk(2)
         return (ahead - behind) / expand(later - earlier, ahead)
 
     @torch.no_grad()
-    def one_sided(
-        evaluate: Evaluation, transport: Transport, x: Sample, z: Sample, t: Times, r: Times, rows: Rows, value: Sample
-    ) -> Sample:
-        h = step(forward_dtype(evaluate, value))
-        other = torch.where(t - h >= r, t - h, torch.where(t + h <= transport.t_max, t + h, r))
-        there = evaluate(transport.interpolate(x, z, other), other, r, rows)
-        return (value.detach() - there) / expand(t - other, there)
+    def one_sided(evaluate: Evaluation, at: TransitionPoints) -> Sample:
+        h = step(forward_dtype(evaluate, at.f))
+        below, above = at.t - h, at.t + h
+        other = torch.where(below >= at.r, below, torch.where(above <= at.transport.t_max, above, at.r))
+        there = evaluate(at.transport.interpolate(at.x, at.z, other), other, at.r, at.sample_index)
+        return (at.f.detach() - there) / expand(at.t - other, there)
 
     @torch.no_grad()
-    def forward_mode(
-        evaluate: Evaluation, transport: Transport, x: Sample, z: Sample, t: Times, r: Times, rows: Rows, value: Sample
-    ) -> Sample:
-        def along_path(time: Tensor) -> Tensor:
-            return evaluate(transport.interpolate(x, z, time), time, r, rows)
+    def forward_mode(evaluate: Evaluation, at: TransitionPoints) -> Sample:
+        def along_trajectory(time: Tensor) -> Tensor:
+            return evaluate(at.transport.interpolate(at.x, at.z, time), time, at.r, at.sample_index)
 
         with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no forward-mode rule
-            tangent: Tensor = torch.func.jvp(along_path, (t,), (torch.ones_like(t),))[1]
+            tangent: Tensor = torch.func.jvp(along_trajectory, (at.t,), (torch.ones_like(at.t),))[1]
         return tangent
 
     return {"central": central, "one_sided": one_sided, "forward_mode": forward_mode}[kind]

@@ -1,7 +1,7 @@
-"""How an objective sees a network: with the condition bound and times of the transport, row by row of the batch."""
+"""How an objective sees a network: with its condition bound and times of the transport, row by row of the batch."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,9 +11,9 @@ from torch import Tensor
 from anystep.packing import Packing
 from anystep.transport import Sample, Times, Transport
 
-Rows = Int[Tensor, " rows"]
-# evaluate(x_t, t, r, rows) -> f, where rows[i] says which sample x_t[i] belongs to
-Evaluation = Callable[[Tensor, Tensor, Tensor, Rows], Tensor]
+SampleIndex = Int[Tensor, " rows"]
+# evaluate(x_t, t, r, sample_index) -> f, where sample_index[i] says which sample the row x_t[i] belongs to
+Evaluation = Callable[[Tensor, Tensor, Tensor, SampleIndex], Tensor]
 
 # A central difference carries the rounding of two network evaluations divided by 2 eps, so the step that balances it
 # against truncation grows with the unit roundoff of the forward passes.
@@ -22,42 +22,52 @@ EPS = {torch.float64: 0.005, torch.float32: 0.005, torch.float16: 0.02, torch.bf
 
 @dataclass(frozen=True)
 class BoundNetwork:
-    """An `Evaluation`: the network with its condition bound and its times translated by the transport.
+    """An `Evaluation`: a network with its condition bound, which takes the times of a transport.
 
-    A network is any callable `network(x, t, r, condition, condition_mask=None)`; with `guidance` and `packing`, which
-    have one row a sample, it is given those too.
+    A network is any callable `network(x, t, r, condition, condition_mask=None)`. `guidance` and `packing`, which have
+    one entry a sample, are passed on where they are given.
     """
 
     network: Any
     transport: Transport
     condition: Tensor
-    mask: Tensor | None = None
+    condition_mask: Tensor | None = None
     packing: Packing | None = None
     guidance: Tensor | None = None
 
-    def __call__(self, x_t: Tensor, t: Tensor, r: Tensor, rows: Rows) -> Tensor:
-        told: dict[str, Any] = {}
+    def __call__(self, x_t: Tensor, t: Tensor, r: Tensor, sample_index: SampleIndex) -> Tensor:
+        return self.outputs(x_t, t, r, sample_index)[0]
+
+    def outputs(
+        self, x_t: Tensor, t: Tensor, r: Tensor, sample_index: SampleIndex, features: bool = False,
+        velocity: bool = False,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+        """f(x_t, t, r), and where they are asked for the network's projected features and its velocity."""
+        options: dict[str, Any] = {}
         if self.packing is not None:  # times come one a token, and are wanted one an image
-            images, starts = self.packing.in_order(rows)
-            rows, t, r = torch.tensor(images), t[starts], r[starts]
-            told["packing"] = self.packing.chosen(images)
+            images, starts = self.packing.in_order(sample_index)
+            sample_index, t, r = torch.tensor(images), t[starts], r[starts]
+            options["packing"] = self.packing.chosen(images)
         times = (self.transport.c_noise(t), self.transport.c_noise(r))
-        rows = rows.to(self.condition.device)
-        mask = None if self.mask is None else self.mask[rows]
+        sample_index = sample_index.to(self.condition.device)
+        mask = None if self.condition_mask is None else self.condition_mask[sample_index]
         if self.guidance is not None:
-            told["guidance"] = self.guidance[rows.to(self.guidance.device)]
-        f: Tensor = self.network(x_t, *times, self.condition[rows], mask, **told)
-        return f
+            options["guidance"] = self.guidance[sample_index.to(self.guidance.device)]
+        options |= {"return_features": True} if features else {}
+        options |= {"return_velocity": True} if velocity else {}
+        answer = self.network(x_t, *times, self.condition[sample_index], mask, **options)
+        f, *others = answer if features or velocity else (answer,)
+        return f, others[0] if features else None, others[-1] if velocity else None
 
     @property
     def dtype(self) -> torch.dtype:
-        """The coarsest of the weights: the answer may be float32 while the blocks are not."""
+        """The coarsest precision of the weights: the answer may be float32 while the blocks are not."""
         kinds = {weight.dtype for weight in getattr(self.network, "parameters", list)()} & set(EPS)
         return max(kinds, key=EPS.__getitem__, default=torch.float32)
 
 
 def forward_dtype(evaluate: Evaluation, value: Tensor) -> torch.dtype:
-    """The coarsest precision the network computes in: autocast's, else what `evaluate` says of itself."""
+    """The coarsest precision that the network computes in: autocast's, else what `evaluate` says of itself."""
     device = value.device.type
     if torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
@@ -65,29 +75,38 @@ def forward_dtype(evaluate: Evaluation, value: Tensor) -> torch.dtype:
 
 
 @dataclass(frozen=True)
-class PathPoints:
-    """Points of a batch at which a network is to learn a transition, with what it answers there.
+class TransitionPoints:
+    """Points x_t of a batch, from which a network is to learn transitions to r, with what it answers there.
 
     Attributes:
-        transport: the path that they lie on.
-        x, z: the data and noise whose path they were drawn from, one row a point.
-        t, r: source and target time of each.
-        rows: which sample of the batch each belongs to.
+        transport: the transport that relates them to data and noise.
+        x, z: the data and noise that the points were interpolated from, one row a point.
+        F: the instantaneous target there, guided where guidance is trained into the model.
+        t, r: source and target time of each point.
+        sample_index: which sample of the batch each point belongs to.
         x_t: the points themselves.
-        f: the network's answer f(x_t, t, r), without gradient.
-        v: its velocity f(x_t, t, t), where that was found with f: in a network with branches.
-        fresh: standard normal noise that x_t knows nothing of, where it was drawn.
-        null: whoever's velocity is believed, with the empty condition, where there is one.
+        f: the network's answer f(x_t, t, r).
+        v: its velocity f(x_t, t, t), where that came with f, from a network with branches.
+        fresh_noise: standard normal noise that is independent of x_t, where it was drawn.
+        null: the teacher with the empty condition, where there is one.
     """
 
     transport: Transport
     x: Sample
     z: Sample
+    F: Sample
     t: Times
     r: Times
-    rows: Rows
+    sample_index: SampleIndex
     x_t: Sample
     f: Sample
     v: Sample | None = None
-    fresh: Sample | None = None
+    fresh_noise: Sample | None = None
     null: Evaluation | None = None
+
+    def select(self, rows: Int[Tensor, " chosen"]) -> "TransitionPoints":
+        """These rows of the points."""
+        names = ("x", "z", "F", "t", "r", "sample_index", "x_t", "f", "v", "fresh_noise")
+        values: dict[str, Any] = {name: getattr(self, name) for name in names}
+        chosen = {name: value[rows.to(value.device)] for name, value in values.items() if value is not None}
+        return replace(self, **chosen)

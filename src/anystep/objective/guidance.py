@@ -22,8 +22,8 @@ class ModelGuidance:
     start: float = 0.3
     end: float = 0.8
 
-    def asks(self, t: Times, scale: Times | None = None) -> Bool[Tensor, " batch"]:
-        """Which samples the two further evaluations are made of."""
+    def needs_evaluation(self, t: Times, scale: Times | None = None) -> Bool[Tensor, " batch"]:
+        """Which samples need the two further network evaluations."""
         return torch.ones_like(t, dtype=torch.bool)
 
     @torch.no_grad()
@@ -52,13 +52,13 @@ class GuidanceCondition:
         """w from uniform draws."""
         return (uniform * math.log(self.w_max)).exp()
 
-    def asks(self, t: Times, scale: Times | None = None) -> Bool[Tensor, " batch"]:
-        """Which samples are guided: what w leaves as it is costs nothing."""
+    def needs_evaluation(self, t: Times, scale: Times | None = None) -> Bool[Tensor, " batch"]:
+        """Which samples need the two further network evaluations: those that w changes."""
         assert scale is not None
         return (t >= self.start) & (t <= self.end) & (scale > 1)
 
     @torch.no_grad()
     def __call__(self, F: Sample, t: Times, conditional: Sample, null: Sample, scale: Times | None = None) -> Sample:
         assert scale is not None
-        share = torch.where(self.asks(t, scale), 1 - 1 / scale, 0.0)
-        return F + expand(share, F) * (conditional - null)
+        strength = torch.where(self.needs_evaluation(t, scale), 1 - 1 / scale, 0.0)
+        return F + expand(strength, F) * (conditional - null)

@@ -5,14 +5,14 @@ exact answer where its ingredients are, and needs only ordinary forward passes w
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from anystep.objective.derivatives import DERIVATIVE_COST, Derivative, derivative
-from anystep.objective.evaluation import Evaluation, PathPoints, Rows, forward_dtype
+from anystep.objective.evaluation import Evaluation, SampleIndex, TransitionPoints, forward_dtype
 from anystep.transport import Sample, Times, Transport, expand
 
 
@@ -39,16 +39,13 @@ class Target(Protocol):
         """Network evaluations without gradient that a sample takes."""
         ...
 
-    def __call__(
-        self, at: PathPoints, evaluate: Evaluation, teacher: Evaluation, F: Sample, progress: float
-    ) -> TargetValue:
+    def __call__(self, at: TransitionPoints, evaluate: Evaluation, teacher: Evaluation, progress: float) -> TargetValue:
         """The target at these points.
 
         Args:
             evaluate: the network that is trained.
-            teacher: whose velocity is believed: the same, or its moving average.
-            F: the instantaneous target, guided where guidance is trained into the model.
-            progress: share of the training that is done, from 0 to 1.
+            teacher: the network that velocities and later points are taken from: the same, or its moving average.
+            progress: the part of the training that is done, from 0 to 1.
         """
         ...
 
@@ -71,27 +68,27 @@ class Identity:
 
     @property
     def cost(self) -> int:
-        return DERIVATIVE_COST[self.estimate.__name__] + self.asks_velocity
+        return DERIVATIVE_COST[self.estimate.__name__] + self.needs_velocity
 
     @property
-    def asks_velocity(self) -> bool:
+    def needs_velocity(self) -> bool:
         return self.along == "velocity" or self.velocity_share > 0
 
     @torch.no_grad()
-    def __call__(
-        self, at: PathPoints, evaluate: Evaluation, teacher: Evaluation, F: Sample, progress: float
-    ) -> TargetValue:
-        transport = at.transport
-        x, z, ends = at.x, at.z, (at.x, at.z)
-        if self.asks_velocity:
-            v = teacher(at.x_t, at.t, at.t, at.rows) if at.v is None else at.v
-            own = transport.decompose(at.x_t, v, at.t)
-            ends = own if self.along == "velocity" else ends
-            share = self.velocity_share
-            x, z = (torch.lerp(given, found.to(given), share) for given, found in zip((x, z), own, strict=True))
-            F = torch.lerp(F, v.to(F), share)
-        slope = self.estimate(evaluate, transport, *ends, at.t, at.r, at.rows, at.f)
-        return TargetValue(transport.transition_target(x, z, at.t, at.r, slope, F), slope)
+    def __call__(self, at: TransitionPoints, evaluate: Evaluation, teacher: Evaluation, progress: float) -> TargetValue:
+        trajectory, target = at, at  # whose x and z say where df/dt is taken, and what F and dF/dt are
+        if self.needs_velocity:
+            v = teacher(at.x_t, at.t, at.t, at.sample_index) if at.v is None else at.v
+            own = at.transport.decompose(at.x_t, v, at.t)
+            if self.along == "velocity":
+                trajectory = replace(at, x=own[0], z=own[1])
+            x, z = (
+                torch.lerp(given, found.to(given), self.velocity_share)
+                for given, found in zip((at.x, at.z), own, strict=True)
+            )
+            target = replace(at, x=x, z=z, F=torch.lerp(at.F, v.to(at.F), self.velocity_share))
+        slope = self.estimate(evaluate, trajectory)
+        return TargetValue(at.transport.transition_target(target.x, target.z, at.t, at.r, slope, target.F), slope)
 
 
 @dataclass(frozen=True)
@@ -104,12 +101,10 @@ class SelfConsistency:
     cost: int = 2
 
     @torch.no_grad()
-    def __call__(
-        self, at: PathPoints, evaluate: Evaluation, teacher: Evaluation, F: Sample, progress: float
-    ) -> TargetValue:
+    def __call__(self, at: TransitionPoints, evaluate: Evaluation, teacher: Evaluation, progress: float) -> TargetValue:
         middle = (at.t + at.r) / 2
-        x_s = at.transport.transition(at.x_t, teacher(at.x_t, at.t, middle, at.rows), at.t, middle)
-        x_r = at.transport.transition(x_s, teacher(x_s, middle, at.r, at.rows), middle, at.r)
+        x_s = at.transport.transition(at.x_t, teacher(at.x_t, at.t, middle, at.sample_index), at.t, middle)
+        x_r = at.transport.transition(x_s, teacher(x_s, middle, at.r, at.sample_index), middle, at.r)
         return TargetValue(landing(at, x_r))
 
 
@@ -137,14 +132,12 @@ class Implicit:
         return math.exp(low + (high - low) * curve)
 
     @torch.no_grad()
-    def __call__(
-        self, at: PathPoints, evaluate: Evaluation, teacher: Evaluation, F: Sample, progress: float
-    ) -> TargetValue:
+    def __call__(self, at: TransitionPoints, evaluate: Evaluation, teacher: Evaluation, progress: float) -> TargetValue:
         ratio = self.ratio(progress)
         s = at.t - ratio * (at.t - at.r)
         # F may be guided: the pair that stands for it at x_t says where the path goes
-        x_s = at.transport.interpolate(*at.transport.decompose(at.x_t, F, at.t), s)
-        x_r = at.transport.transition(x_s, teacher(x_s, s, at.r, at.rows).to(x_s), s, at.r)
+        x_s = at.transport.interpolate(*at.transport.decompose(at.x_t, at.F, at.t), s)
+        x_r = at.transport.transition(x_s, teacher(x_s, s, at.r, at.sample_index).to(x_s), s, at.r)
         return TargetValue(landing(at, x_r), weight=torch.full_like(at.t, 1 / ratio))
 
 
@@ -165,19 +158,17 @@ class Terminal:
     cost: int = 2
 
     @torch.no_grad()
-    def __call__(
-        self, at: PathPoints, evaluate: Evaluation, teacher: Evaluation, F: Sample, progress: float
-    ) -> TargetValue:
+    def __call__(self, at: TransitionPoints, evaluate: Evaluation, teacher: Evaluation, progress: float) -> TargetValue:
         transport, t, r = at.transport, at.t, at.r
         A, B = transport.transition_coefficients(t, r)
         A_r, B_r = transition_rates(transport, t, r)
         x_r = expand(A, at.x_t) * at.x_t + expand(B, at.f) * at.f
-        ends = transport.decompose(x_r, teacher(x_r, r, r, at.rows).to(x_r), r)
+        ends = transport.decompose(x_r, teacher(x_r, r, r, at.sample_index).to(x_r), r)
         rate = transport.rates(r)
         u = expand(rate.alpha, x_r) * ends[0] + expand(rate.sigma, x_r) * ends[1]
         h = TERMINAL_EPS[forward_dtype(evaluate, at.f)] if self.eps is None else self.eps
         other = r + h * (t - r)
-        slope = (evaluate(at.x_t, t, other, at.rows).to(at.f) - at.f) / expand(other - r, at.f)
+        slope = (evaluate(at.x_t, t, other, at.sample_index).to(at.f) - at.f) / expand(other - r, at.f)
         value = (u - expand(A_r, u) * at.x_t - expand(B, slope) * slope) / expand(B_r, u)
         # where B_r is small, what f answers hardly moves the landing point, and the quotient says little
         weight = (B_r / transition_rates(transport, r, r)[1]).square()
@@ -205,28 +196,28 @@ class SelfEvaluation:
     cost: int = 2
 
     @torch.no_grad()
-    def __call__(
-        self, at: PathPoints, evaluate: Evaluation, teacher: Evaluation, F: Sample, progress: float
-    ) -> TargetValue:
-        if at.fresh is None or at.null is None:
-            raise ValueError("a self-evaluation target needs fresh noise and null_condition")
+    def __call__(self, at: TransitionPoints, evaluate: Evaluation, teacher: Evaluation, progress: float) -> TargetValue:
+        if at.fresh_noise is None or at.null is None:
+            raise ValueError("a self-evaluation target needs fresh_noise and null_condition")
         transport, r = at.transport, at.r
         own, _ = transport.decompose(at.x_t, at.f, at.t)
-        x_r = transport.interpolate(own, at.fresh, r)
-        judged, null = (transport.decompose(x_r, ask(x_r, r, r, at.rows).to(x_r), r)[0] for ask in (teacher, at.null))
+        x_r = transport.interpolate(own, at.fresh_noise, r)
+        judged, null = (
+            transport.decompose(x_r, ask(x_r, r, r, at.sample_index).to(x_r), r)[0] for ask in (teacher, at.null)
+        )
         c, c_r = transport.coefficients(at.t), transport.coefficients(r)
         length = (c.sigma / c.alpha - c_r.sigma / c_r.alpha).clamp(max=self.most)
         data = torch.lerp(at.x.to(own), own + judged - null, expand(length / (1 + length), own))
         if self.renormalise:
-            data = data * expand(sizes(at.x, at.rows) / sizes(data, at.rows).clamp(min=1e-12), data)
+            data = data * expand(sizes(at.x, at.sample_index) / sizes(data, at.sample_index).clamp(min=1e-12), data)
         # x_t stays, so that the noise moves with the data
-        return TargetValue(F + expand(c.alpha_hat - c.sigma_hat * c.alpha / c.sigma, data) * (data - at.x))
+        return TargetValue(at.F + expand(c.alpha_hat - c.sigma_hat * c.alpha / c.sigma, data) * (data - at.x))
 
 
-def sizes(values: Sample, rows: Rows) -> Times:
+def sizes(values: Sample, sample_index: SampleIndex) -> Times:
     """The norm of the sample that each row belongs to."""
-    sums = torch.zeros(int(rows.max()) + 1, dtype=values.dtype, device=values.device)
-    return sums.index_add(0, rows, values.square().flatten(1).sum(1))[rows].sqrt()
+    sums = torch.zeros(int(sample_index.max()) + 1, dtype=values.dtype, device=values.device)
+    return sums.index_add(0, sample_index, values.square().flatten(1).sum(1))[sample_index].sqrt()
 
 
 # only the embedding of the interval moves, so the step can be larger than that of df/dt
@@ -239,7 +230,7 @@ def transition_rates(transport: Transport, t: Times, r: Times) -> tuple[Tensor, 
     return tangents[0], tangents[1]
 
 
-def landing(at: PathPoints, x_r: Sample) -> Sample:
+def landing(at: TransitionPoints, x_r: Sample) -> Sample:
     """The F that carries x_t from t to `x_r` at r."""
     A, B = at.transport.transition_coefficients(at.t, at.r)
     return (x_r - expand(A, at.x_t) * at.x_t) / expand(B, at.x_t)

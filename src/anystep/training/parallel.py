@@ -60,7 +60,7 @@ def shard(network: nn.Module, over: DeviceMesh | None, trained: bool = True) -> 
     for block in network.all_blocks:  # type: ignore[union-attr]
         fully_shard(block, mesh=over)
     fully_shard(network, mesh=over, reshard_after_forward=None if trained else True)
-    network.lockstep = True  # type: ignore[assignment]
+    network.synchronised_forwards = True  # type: ignore[assignment]
 
 
 def wrap(network: nn.Module, ranks: Ranks, find_unused: bool = False) -> nn.Module:

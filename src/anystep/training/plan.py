@@ -51,7 +51,7 @@ def recipe_evaluations(recipe: Recipe) -> float:
     guided = 0.0
     for share, draws in ((phase, TimeDraws(1.0, 0.0, objective.draws.diffusion)), (1 - phase, objective.draws)):
         t, _ = replace(objective, draws=draws).draw_times(10_000, torch.Generator().manual_seed(0))
-        guided += share * objective.guidance.asks(t, torch.full_like(t, 2.0)).double().mean().item()
+        guided += share * objective.guidance.needs_evaluation(t, torch.full_like(t, 2.0)).double().mean().item()
     return evaluations_per_sample(recipe.objective, recipe.model, guided * (1 - recipe.condition_dropout))
 
 

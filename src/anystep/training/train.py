@@ -29,6 +29,7 @@ from anystep.objective import (
     GuidanceCondition,
     LossRecord,
     SelfEvaluation,
+    TrainingBatch,
     TransitionObjective,
     derivative,
     residual_by_bin,
@@ -216,7 +217,7 @@ def _train(
     over = mesh(recipe.parallel, ranks, device, config.shard_size)
     for each in (network, *averages):
         shard(each, over, trained=each is network)
-    objective.lockstep = over is not None
+    objective = replace(objective, synchronised_forwards=over is not None)
     aligned_until = 0.0 if recipe.alignment is None else recipe.alignment.until
     wrapped = wrap(network, ranks, find_unused=0 < aligned_until < 1)
     optimizers = make_optimizers(network, recipe.optimizer, device)
@@ -289,28 +290,24 @@ def _train(
                     flops += sum(forward_flops(*each, length) for each in part.pixels)
                 shift = torch.tensor([resolution_shift(*each, base) for each in part.pixels])
                 t, r = current.times(part.draws.normal, part.draws.uniform, shift if (shift > 1).any() else None)
-                extra: dict[str, Any] = {}
-                if current.guidance is not None or current.ema_teacher or judges:
-                    nothing = null.expand(len(condition), *null.shape[1:]).to(device)
-                    extra = {"ema_network": averages[0], "null_condition": nothing}
+                asks_average = current.guidance is not None or current.ema_teacher or judges
+                scale = None
                 if isinstance(current.guidance, GuidanceCondition):
                     dropped = torch.tensor([caption is None for caption in chosen])
-                    extra["guidance"] = current.guidance.scales(part.draws.guidance).where(~dropped, 1.0).to(device)
-                extra["progress"] = step / config.steps
-                if part.features is not None and step < aligned_until * config.steps:
-                    extra["features"] = part.features.to(device)
-                if part.fresh is not None:
-                    extra["fresh"] = part.fresh.to(device)
-                if part.packing is not None:
-                    extra["packing"] = part.packing
-                x, z = part.x.to(device), part.z.to(device)
+                    scale = current.guidance.scales(part.draws.guidance).where(~dropped, 1.0)
+                aligned = part.features is not None and step < aligned_until * config.steps
+                batch = TrainingBatch(
+                    part.x, part.z, t, r, condition, mask,
+                    null_condition=null.expand(len(condition), *null.shape[1:]) if asks_average else None,
+                    guidance=scale, features=part.features if aligned else None, fresh_noise=part.fresh,
+                    packing=part.packing,
+                ).to(device)  # fmt: skip
                 waited += time.perf_counter() - clock
                 sync_gradients(wrapped, part is parts[-1])
                 with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
                     loss = current.evaluate(
-                        wrapped, x, z, t.to(device), r.to(device), condition.to(device),
-                        None if mask is None else mask.to(device), **extra,
-                    )  # fmt: skip
+                        wrapped, batch, averages[0] if asks_average else None, progress=step / config.steps
+                    )
                 (loss.loss * part.part.share * ranks.count).backward()  # gradients are averaged over processes
                 losses.append(loss)
             norm = whole(nn.utils.clip_grad_norm_(weights, recipe.optimizer.clip)).item()
@@ -453,7 +450,7 @@ def derivative_sums(losses: Sequence[LossRecord]) -> list[float]:
 
 def gathered_samples(losses: Sequence[LossRecord], ranks: Ranks, most: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Residual, that as it was weighed, t and r of every sample of all processes, of which each has at most `most`."""
-    names = ("residual", "weighed", "t", "r")
+    names = ("residual", "weighted_residual", "t", "r")
     rows = torch.stack([torch.cat([getattr(loss, name) for loss in losses]) for name in names]).T
     padded = rows.new_full((most, len(names)), torch.nan)
     padded[: len(rows)] = rows
