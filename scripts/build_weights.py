@@ -28,9 +28,9 @@ def main() -> None:
         codec = load_codec(options.codec)
         if not isinstance(codec, AutoencoderCodec):
             raise InputError(f"{options.codec} is not an autoencoder")
-        pipeline.codec = codec.autoencoder
+        pipeline.vae = codec.autoencoder
     pipeline.register_to_config(license="Apache-2.0")
-    for part in (pipeline.transformer, pipeline.codec):  # `.half()` keeps no layer back, unlike `.to(float16)`
+    for part in (pipeline.transformer, pipeline.vae):  # `.half()` keeps no layer back, unlike `.to(float16)`
         for tensor in [*part.parameters(), *part.buffers()]:
             tensor.data = tensor.data.to(torch.float16)
     card = OUT / "README.md"

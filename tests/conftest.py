@@ -55,7 +55,7 @@ def tiny_model(tiny_codec: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     pipeline = TransitionPipeline(
         transformer=network,
         scheduler=TransitionScheduler(base_size=16),
-        codec=load_codec(tiny_codec).autoencoder,  # type: ignore[attr-defined]
+        vae=load_codec(tiny_codec).autoencoder,  # type: ignore[attr-defined]
         text_encoder_name="builtin",
         concepts=["red apple", "whale", "tractor"],
         guidance_scale=1.5,

@@ -131,7 +131,7 @@ def test_other_shapes_than_the_trained_one_work(model: Model) -> None:
 
 def test_the_codec_restores_what_it_was_never_shown() -> None:
     """30.2 dB over all held-out images; 29.5 leaves room for the choice of 64."""
-    codec = load_codec(WEIGHTS / "builtin" / "codec")
+    codec = load_codec(WEIGHTS / "builtin" / "vae")
     source = ArtSource(64, vocabulary="all", split="held_out")
     images = torch.stack([to_tensor(source[index].image) for index in range(0, len(source), len(source) // 64)][:64])
     with torch.no_grad():
@@ -141,7 +141,7 @@ def test_the_codec_restores_what_it_was_never_shown() -> None:
 
 
 def test_latents_have_unit_variance() -> None:
-    codec = load_codec(WEIGHTS / "builtin" / "codec")
+    codec = load_codec(WEIGHTS / "builtin" / "vae")
     source = ArtSource(64, vocabulary="everyday", split="train")
     images = torch.stack([to_tensor(source[index].image) for index in range(0, len(source), len(source) // 128)])
     with torch.no_grad():

@@ -49,13 +49,13 @@ def replaced(path: str, make: Damage) -> Damage:
 
 
 def pickled(folder: Path) -> None:
-    (folder / "codec" / WEIGHTS).unlink()
-    torch.save({"weight": Code(folder / "RAN")}, folder / "codec" / "diffusion_pytorch_model.bin")
+    (folder / "vae" / WEIGHTS).unlink()
+    torch.save({"weight": Code(folder / "RAN")}, folder / "vae" / "diffusion_pytorch_model.bin")
 
 
 def with_code(folder: Path) -> None:
-    (folder / "codec" / "mine.py").write_text(f"import os; os.mkdir({str(folder / 'RAN')!r})\nclass X: pass\n")
-    changed("model_index.json", codec=["mine", "X"])(folder)
+    (folder / "vae" / "mine.py").write_text(f"import os; os.mkdir({str(folder / 'RAN')!r})\nclass X: pass\n")
+    changed("model_index.json", vae=["mine", "X"])(folder)
 
 
 def with_pipeline(folder: Path) -> None:
@@ -73,12 +73,12 @@ def header(length: int) -> Damage:
 
 DAMAGES: dict[str, tuple[Damage, str]] = {
     "depth": (changed("transformer/config.json", depth=10**9), "depth 1000000000: expected"),
-    "layers": (changed("codec/config.json", decoder_layers_per_block=[10**9] * 3), "layers_per_block 1000000000: exp"),
+    "layers": (changed("vae/config.json", decoder_layers_per_block=[10**9] * 3), "layers_per_block 1000000000: exp"),
     "width": (changed("transformer/config.json", hidden_size=10**8), "hidden_size 100000000: expected"),
-    "channels": (changed("codec/config.json", latent_channels=10**9), "latent_channels 1000000000: expected"),
-    "many": (changed("codec/config.json", encoder_block_types=["ResBlock"] * 5000), "has 5,000 entries"),
+    "channels": (changed("vae/config.json", latent_channels=10**9), "latent_channels 1000000000: expected"),
+    "many": (changed("vae/config.json", encoder_block_types=["ResBlock"] * 5000), "has 5,000 entries"),
     "not a number": (changed("transformer/config.json", mlp_ratio=float("nan")), "mlp_ratio nan: expected"),
-    "statistics": (changed("codec/config.json", latents_mean=[1.0]), "latents_mean and latents_std"),
+    "statistics": (changed("vae/config.json", latents_mean=[1.0]), "latents_mean and latents_std"),
     "steps": (changed("scheduler/scheduler_config.json", num_train_timesteps=10**12), "num_train_timesteps 10000000"),
     "times": (
         changed("scheduler/scheduler_config.json", transport="ve", transport_options={"t_min": 0.0}),
@@ -89,21 +89,21 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "sampling": (changed("model_index.json", sampling=["x"]), "sampling .* expected one of"),
     "another pipeline": (changed("model_index.json", _class_name="FluxPipeline"), "'FluxPipeline', not a Transition"),
     "any class": (changed("model_index.json", text_encoder=["transformers", "AutoModel"]), "AutoModel"),
-    "a missing part": (lambda folder: shutil.rmtree(folder / "codec"), "has no folder 'codec'"),
+    "a missing part": (lambda folder: shutil.rmtree(folder / "vae"), "has no folder 'vae'"),
     "a pickle": (pickled, "a pickle, which can run code"),
     "a class of its own": (with_code, "cannot load model"),
     "a pipeline of its own": (with_pipeline, "not a TransitionPipeline"),
     "a FIFO": (replaced(f"transformer/{WEIGHTS}", os.mkfifo), "it is a FIFO"),
     "a FIFO for a config": (replaced("transformer/config.json", os.mkfifo), "it is a FIFO"),
-    "a device": (replaced(f"codec/{WEIGHTS}", lambda file: file.symlink_to("/dev/zero")), "it is a device"),
-    "a loop": (replaced(f"codec/{WEIGHTS}", lambda file: file.symlink_to(file)), "cannot read"),
-    "a huge header": (replaced(f"codec/{WEIGHTS}", header(2**40)), "is damaged"),
-    "an empty file": (replaced(f"codec/{WEIGHTS}", lambda file: file.touch()), "is damaged"),
-    "no description": (replaced(f"codec/{WEIGHTS}", header(2)), "cannot load model"),
-    "deep": (replaced("codec/config.json", lambda file: write(file, "[" * 99_999)), "nested too deeply"),
+    "a device": (replaced(f"vae/{WEIGHTS}", lambda file: file.symlink_to("/dev/zero")), "it is a device"),
+    "a loop": (replaced(f"vae/{WEIGHTS}", lambda file: file.symlink_to(file)), "cannot read"),
+    "a huge header": (replaced(f"vae/{WEIGHTS}", header(2**40)), "is damaged"),
+    "an empty file": (replaced(f"vae/{WEIGHTS}", lambda file: file.touch()), "is damaged"),
+    "no description": (replaced(f"vae/{WEIGHTS}", header(2)), "cannot load model"),
+    "deep": (replaced("vae/config.json", lambda file: write(file, "[" * 99_999)), "nested too deeply"),
     "elsewhere": (
         lambda folder: (
-            (folder / "codec" / "a.safetensors.index.json").write_text('{"weight_map": {"a": "../x"}}') and None
+            (folder / "vae" / "a.safetensors.index.json").write_text('{"weight_map": {"a": "../x"}}') and None
         ),
         "names the file '../x', which is not beside it",
     ),

@@ -264,7 +264,7 @@ def make_model(folder: Path) -> None:
     autoencoder.register_to_config(latents_mean=[0.0] * 4, latents_std=[1.0] * 4)
     network = build_transformer("c2i-test", hidden_size=16, sample_size=4, num_classes=3)
     pipeline = TransitionPipeline(
-        transformer=network, scheduler=TransitionScheduler(base_size=8), codec=autoencoder, class_names=["a", "b", "c"],
+        transformer=network, scheduler=TransitionScheduler(base_size=8), vae=autoencoder, class_names=["a", "b", "c"],
         guidance_scale=1.5, license="none",
     )  # fmt: skip
     pipeline.save_pretrained(folder)

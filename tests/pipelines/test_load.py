@@ -146,7 +146,7 @@ def damage(folder: Path, kind: str) -> None:
     elif kind == "a tensor missing":
         save_file(dict(sorted(load_file(weights).items())[1:]), weights)
     elif kind == "codec truncated":
-        (folder / "codec" / WEIGHTS).write_bytes(b"short")
+        (folder / "vae" / WEIGHTS).write_bytes(b"short")
     elif kind == "no index":
         (folder / "model_index.json").write_text("{")
     else:

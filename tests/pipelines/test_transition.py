@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ import anystep
 from anystep import TransitionPipeline, TransitionScheduler
 from anystep.errors import InputError
 from anystep.models import build_transformer
+from anystep.pipelines.describe import model_digest
 from anystep.pipelines.load import Model
 from anystep.sampling import StepPlan
 
@@ -356,7 +358,7 @@ def test_numbers_of_numpy_are_numbers(pipeline: TransitionPipeline) -> None:
 def test_a_pipeline_made_from_another_keeps_its_parts(pipeline: TransitionPipeline) -> None:
     again = TransitionPipeline.from_pipe(pipeline)
     again.set_progress_bar_config(disable=True)
-    assert again.codec is pipeline.codec
+    assert again.vae is again.codec is pipeline.vae
     assert torch.equal(draw(again), draw(pipeline))
     bare = TransitionPipeline(**pipeline.components)
     with pytest.raises(InputError, match="no text encoder: give it text_encoder and tokenizer, or text_enc"):
@@ -386,7 +388,7 @@ def test_a_codec_of_other_channels_or_none_is_said(pipeline: TransitionPipeline)
         other("a whale", seeds=[0])
     assert draw(other, "a whale", 1).shape == (1, 4, 4, 4)
     network = build_transformer("t2i-test", in_channels=8, text_width=384)
-    other = TransitionPipeline(network, pipeline.scheduler, pipeline.codec, text_encoder_name="builtin")
+    other = TransitionPipeline(network, pipeline.scheduler, pipeline.vae, text_encoder_name="builtin")
     with pytest.raises(InputError, match="latents of 8 channels, but the codec's have 4"):
         other("a whale", seeds=[0])
 
@@ -413,7 +415,7 @@ def test_the_end_of_a_prompt_that_is_too_long_is_said(
 def test_what_is_not_finite_is_said_and_no_picture(tiny_model: Path) -> None:
     pipeline = anystep.load(tiny_model).pipeline
     with torch.no_grad():
-        next(pipeline.codec.decoder.parameters()).fill_(float("inf"))
+        next(pipeline.vae.decoder.parameters()).fill_(float("inf"))
     with pytest.raises(InputError, match="the codec gives numbers that are not finite"):
         pipeline("a whale", seeds=[0])
     with torch.no_grad():
@@ -467,7 +469,7 @@ def test_offloaded_parts_are_brought_before_captions_are_encoded_and_latents_dec
     cpu_offload_with_hook(pipeline.transformer, device)
     encoded = pipeline.transformer.encode_condition(states)
     assert encoded.keys_values[0][0].device == device
-    cpu_offload_with_hook(pipeline.codec, device)
+    cpu_offload_with_hook(pipeline.vae, device)
     assert codec.decode(torch.empty(1, 4, 4, 4, device="meta")).device == device
     assert codec.encode(torch.empty(1, 3, 16, 16, device="meta")).device == device
 
@@ -485,10 +487,44 @@ def test_the_folder_is_of_diffusers_layout(tiny_model: Path) -> None:
     assert index["_class_name"] == "TransitionPipeline"
     assert index["transformer"] == ["anystep", "TransitionTransformer2DModel"]
     assert index["scheduler"] == ["anystep", "TransitionScheduler"]
-    assert index["codec"] == ["diffusers", "AutoencoderDC"]
-    assert {"transformer", "scheduler", "codec"} <= {path.name for path in tiny_model.iterdir()}
+    assert index["vae"] == ["diffusers", "AutoencoderDC"]
+    assert {"transformer", "scheduler", "vae"} <= {path.name for path in tiny_model.iterdir()}
     parts = DiffusionPipeline.load_config(tiny_model)
     assert parts["text_encoder_name"] == "builtin"
+
+
+def test_a_model_whose_vae_was_saved_as_codec_loads_as_before(
+    pipeline: TransitionPipeline, tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    earlier = shutil.copytree(tiny_model, tmp_path / "earlier")
+    (earlier / "vae").rename(earlier / "codec")
+    index = json.loads((earlier / "model_index.json").read_text())
+    index["codec"] = index.pop("vae")
+    (earlier / "model_index.json").write_text(json.dumps(index))
+    model = anystep.load(earlier)
+    assert model_digest(model) == model_digest(Model("today", pipeline))
+    assert torch.equal(draw(model.pipeline), draw(pipeline))
+    assert not model.pipeline.vae.training
+    dtypes: dict[str, Any] = {"vae": torch.bfloat16, "default": torch.float32}
+    for dtype in (torch.bfloat16, dtypes):
+        loaded = TransitionPipeline.from_pretrained(earlier, dtype=dtype)
+        assert loaded.vae.dtype == torch.bfloat16
+    assert TransitionPipeline.from_pretrained(earlier, vae=pipeline.vae).vae is pipeline.vae
+    model.pipeline.save_pretrained(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "model_index.json").read_text())["vae"] == ["diffusers", "AutoencoderDC"]
+    assert not caplog.records
+
+
+def test_the_vae_is_tiled_and_sliced_where_users_of_diffusers_ask_for_it(tiny_model: Path) -> None:
+    pipeline = anystep.load(tiny_model).pipeline
+    words: dict[str, Any] = {"seeds": [0, 1, 2], "num_inference_steps": 1, "output_type": "pt"}
+    whole = pipeline(PROMPTS, **words).images
+    pipeline.vae.enable_slicing()
+    torch.testing.assert_close(pipeline(PROMPTS, **words).images, whole, atol=1.01 / 255, rtol=0)
+    pipeline.vae.enable_tiling(8, 8, 4, 4)
+    tiled = pipeline(PROMPTS, **words).images
+    assert tiled.shape == whole.shape
+    assert not torch.equal(tiled, whole)
 
 
 def test_text_encoders_of_transformers_are_saved_inside(
@@ -501,7 +537,7 @@ def test_text_encoders_of_transformers_are_saved_inside(
     pipeline = TransitionPipeline(
         transformer=build_transformer("t2i-test", sample_size=4, text_width=16),
         scheduler=parts.scheduler,
-        codec=parts.codec,
+        vae=parts.vae,
         text_encoder=transformers.BertModel.from_pretrained(tiny_text_models["bert"]),
         tokenizer=transformers.AutoTokenizer.from_pretrained(tiny_text_models["bert"]),
     )

@@ -122,7 +122,16 @@ def load_codec(name_or_path: str | Path, device: str | torch.device = "cpu") -> 
     if str(name_or_path) == "identity-gray":
         return IdentityCodec(channels=1)
     if str(name_or_path) == BUILTIN:
-        name_or_path = shipped(BUILTIN) / "codec"
+        name_or_path = shipped(BUILTIN) / "vae"
+    return AutoencoderCodec(load_autoencoder(name_or_path).eval().requires_grad_(False).to(device))
+
+
+def load_autoencoder(name_or_path: str | Path, **options: Any) -> Any:
+    """The diffusers AutoencoderDC or AutoencoderKL of a folder or hub id, with options of its `from_pretrained`.
+
+    Raises:
+        InputError: as `load_codec`.
+    """
     from diffusers import AutoencoderDC, AutoencoderKL
 
     kinds = {"AutoencoderDC": AutoencoderDC, "AutoencoderKL": AutoencoderKL}
@@ -132,14 +141,14 @@ def load_codec(name_or_path: str | Path, device: str | torch.device = "cpu") -> 
         name = AutoencoderDC.load_config(name_or_path).get("_class_name")
         if name not in kinds:
             raise InputError(f"codec {str(name_or_path)!r} is a {name!r}, expected one of {sorted(kinds)}")
-        autoencoder = kinds[name].from_pretrained(name_or_path, use_safetensors=True)
+        autoencoder = kinds[name].from_pretrained(name_or_path, **{"use_safetensors": True, **options})
         check_whole(autoencoder)
     except InputError:
         raise
     except Exception as error:  # diffusers, safetensors and the hub raise many kinds; all mean it is not usable
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"no autoencoder at {str(name_or_path)!r}: {reason}") from error
-    return AutoencoderCodec(autoencoder.eval().requires_grad_(False).to(device))
+    return autoencoder
 
 
 def check_whole(module: nn.Module) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from anystep.fingerprint import text_digest, weights_digest
 from anystep.pipelines.load import Model, find
+from anystep.pipelines.transition import EARLIER_VAE
 
 
 def describe(model: Model) -> dict[str, Any]:
@@ -20,7 +21,7 @@ def describe(model: Model) -> dict[str, Any]:
         "folder": str(folder) if folder.exists() else None,
         "license": pipeline.config.license,
         "transformer_parameters": sum(p.numel() for p in transformer.parameters()),
-        "codec_parameters": sum(p.numel() for p in pipeline.codec.parameters()) if pipeline.codec is not None else 0,
+        "codec_parameters": sum(p.numel() for p in pipeline.vae.parameters()) if pipeline.vae is not None else 0,
         "hidden_size": transformer.config.hidden_size,
         "depth": transformer.config.depth,
         "transport": scheduler.config.transport,
@@ -44,12 +45,13 @@ def model_digest(model: Model) -> str:
     """
 
     def plain(config: Mapping[str, Any]) -> dict[str, Any]:  # without names of folders and versions
-        return {key: value for key, value in config.items() if not key.startswith("_") and key != "plans"}
+        kept = {key: value for key, value in config.items() if not key.startswith("_") and key != "plans"}
+        return {EARLIER_VAE if key == "vae" else key: value for key, value in kept.items()}  # as digests always were
 
     pipeline = model.pipeline
     said: list[Any] = [plain(part.config) for part in (pipeline, pipeline.transformer, pipeline.scheduler)]
     said.append(weights_digest(pipeline.transformer))
-    if pipeline.codec is not None:
-        said += [plain(pipeline.codec.config), weights_digest(pipeline.codec)]
+    if pipeline.vae is not None:
+        said += [plain(pipeline.vae.config), weights_digest(pipeline.vae)]
     said.append(getattr(pipeline.conditioner, "fingerprint", None))
     return text_digest(json.dumps(said, sort_keys=True, default=str))

@@ -5,6 +5,7 @@ beside their weights; the text encoder and the libraries' own code are not.
 """
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from inspect import signature
@@ -25,6 +26,7 @@ from anystep.models.cost import FakeNetwork, LivingStorages, count_parameters, e
 from anystep.models.presets import PRESETS, depths_of
 from anystep.models.transformer import TransitionTransformer2DModel
 from anystep.pipelines.load import Model, find
+from anystep.pipelines.transition import EARLIER_VAE
 from anystep.sampling import is_guided
 
 # the published autoencoders, without their weights
@@ -84,10 +86,10 @@ class Blueprint:
             network = TransitionTransformer2DModel.load_config(where, subfolder="transformer")
         except (OSError, ValueError) as error:
             raise InputError(f"model {model!r}: {' '.join(str(error).split())[:200]}") from None
-        try:
-            codec = AutoencoderDC.load_config(where, subfolder="codec")
-        except (OSError, ValueError):  # a model of pixels
-            codec = None
+        codec = None  # of a model of pixels
+        for folder in ("vae", EARLIER_VAE):
+            with suppress(OSError, ValueError):
+                codec = codec or AutoencoderDC.load_config(where, subfolder=folder)
         if codec is not None:
             check_sizes(codec, f"the codec of {model!r}")
         known = signature(TransitionTransformer2DModel.__init__).parameters

@@ -20,7 +20,7 @@ from torch import Tensor
 from anystep import bounds
 from anystep.bounds import Guidance, check, shown
 from anystep.codecs import AutoencoderCodec, Codec, IdentityCodec, to_uint8
-from anystep.codecs.codec import check_whole
+from anystep.codecs.codec import check_whole, load_autoencoder
 from anystep.codecs.tiling import decode_tiled, encode_tiled
 from anystep.conditioning import Conditioner, LabelEncoder, TextEncoder, load_text_encoder
 from anystep.data.folders import to_rgb
@@ -36,6 +36,7 @@ from anystep.pipelines.scheduler import Planning, TransitionScheduler
 from anystep.sampling import StepPlan, StopSampling, guided, initial_sample, is_guided, noise, sample
 
 MOST_ASPECT = 5  # longest side over shortest
+EARLIER_VAE = "codec"  # what the component `vae` was called, and its folder
 MOST_TOLD = 5  # prompts that are cut, of which one pipeline tells
 HUB_OPTIONS = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "variant",
                "use_safetensors")  # fmt: skip
@@ -66,7 +67,8 @@ class TransitionPipeline(DiffusionPipeline):
 
     Args:
         transformer, scheduler: the network and its transport.
-        codec: a diffusers AutoencoderDC or AutoencoderKL; None for a model of pixels.
+        vae: a diffusers AutoencoderDC or AutoencoderKL; None for a model of pixels. Models that were saved when it was
+            called `codec` load as before.
         text_encoder, tokenizer: of the captions. None where `text_encoder_name` says what to load instead, or where
             the model is class-conditional.
         text_encoder_name: `builtin`, or a folder or hub id.
@@ -78,15 +80,15 @@ class TransitionPipeline(DiffusionPipeline):
         trained_shapes: sizes in pixels, the most frequent first; squares of the base size when None.
     """
 
-    model_cpu_offload_seq = "text_encoder->transformer->codec"
-    _optional_components = ["codec", "text_encoder", "tokenizer"]
+    model_cpu_offload_seq = "text_encoder->transformer->vae"
+    _optional_components = ["vae", "text_encoder", "tokenizer"]
     _callback_tensor_inputs = ["latents", "prompt_embeds"]
 
     def __init__(
         self,
         transformer: TransitionTransformer2DModel,
         scheduler: TransitionScheduler,
-        codec: AutoencoderDC | AutoencoderKL | None = None,
+        vae: AutoencoderDC | AutoencoderKL | None = None,
         text_encoder: Any = None,
         tokenizer: Any = None,
         text_encoder_name: str | None = None,
@@ -109,7 +111,7 @@ class TransitionPipeline(DiffusionPipeline):
         }
         check_settings(settings)
         self.register_modules(
-            transformer=transformer, scheduler=scheduler, codec=codec, text_encoder=text_encoder, tokenizer=tokenizer
+            transformer=transformer, scheduler=scheduler, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer
         )
         self.register_to_config(**settings)
         self._conditioner: Conditioner | None = None
@@ -134,6 +136,8 @@ class TransitionPipeline(DiffusionPipeline):
             if index.get("_class_name") != TransitionPipeline.__name__:
                 raise InputError(f"it is a {shown(index.get('_class_name'))}, not a {TransitionPipeline.__name__}")
             check_settings(index)
+            if (index.get(EARLIER_VAE) or [None])[0] is not None and "vae" not in options:
+                options["vae"] = _load_earlier_vae(folder / EARLIER_VAE, options)
             pipeline: TransitionPipeline = super().from_pretrained(str(folder), **options)
             for part in pipeline.components.values():
                 if isinstance(part, torch.nn.Module):
@@ -147,6 +151,15 @@ class TransitionPipeline(DiffusionPipeline):
                     reason = f"there is no such folder, and no model of that name came from the hub ({reason[:120]})"
             raise InputError(f"cannot load model {name!r}: {reason}") from error
         return pipeline
+
+    @classmethod
+    def load_config(cls, *arguments: Any, **options: Any) -> Any:
+        """That of diffusers, in the words of today."""
+        loaded = super().load_config(*arguments, **options)
+        config = loaded[0] if isinstance(loaded, tuple) else loaded
+        if EARLIER_VAE in config:
+            config["vae"] = config.pop(EARLIER_VAE)
+        return loaded
 
     def save_pretrained(self, save_directory: Any, *arguments: Any, **options: Any) -> None:
         """That of diffusers. Raises `InputError` before anything is written where it could not be loaded."""
@@ -190,10 +203,13 @@ class TransitionPipeline(DiffusionPipeline):
         return encoder
 
     @property
+    def codec(self) -> AutoencoderDC | AutoencoderKL | None:
+        """The autoencoder under its earlier name."""
+        return self.vae
+
+    @property
     def latent_codec(self) -> Codec:
-        return (
-            IdentityCodec(self.transformer.config.in_channels) if self.codec is None else AutoencoderCodec(self.codec)
-        )
+        return IdentityCodec(self.transformer.config.in_channels) if self.vae is None else AutoencoderCodec(self.vae)
 
     @property
     def size_multiple(self) -> int:
@@ -313,8 +329,8 @@ class TransitionPipeline(DiffusionPipeline):
         if max(width, height) > MOST_ASPECT * min(width, height):
             raise InputError(f"size {width}x{height}: one side may be {MOST_ASPECT} times the other at most")
         channels, codec = self.transformer.config.in_channels, self.latent_codec
-        if codec.channels != channels or (self.codec is None and channels not in (1, 3) and output_type != "latent"):
-            other = "there is no codec" if self.codec is None else f"the codec's have {codec.channels}"
+        if codec.channels != channels or (self.vae is None and channels not in (1, 3) and output_type != "latent"):
+            other = "there is no codec" if self.vae is None else f"the codec's have {codec.channels}"
             raise InputError(f"the network draws latents of {channels} channels, but {other}: give the codec it is for")
         if output_type not in ("pil", "np", "pt", "latent"):
             raise InputError(f"output_type {shown(output_type)}: expected pil, np, pt or latent")
@@ -540,6 +556,15 @@ class TransitionPipeline(DiffusionPipeline):
             raise InputError(f"{len(images)} images to start from: expected one, or one for each of {count // repeats}")
         latents = torch.cat([self.encode(each, height, width) for each in images])
         return latents.repeat_interleave(count // len(images), dim=0)
+
+
+def _load_earlier_vae(folder: Path, options: Mapping[str, Any]) -> Any:
+    """The autoencoder of a model that was saved with the earlier name, as the options of `from_pretrained` say."""
+    dtype = options.get("dtype", options.get("torch_dtype"))
+    if isinstance(dtype, Mapping):
+        dtype = dtype.get("vae", dtype.get("default", torch.float32))
+    more = {name: options[name] for name in ("use_safetensors", "variant") if name in options}
+    return load_autoencoder(folder, dtype=dtype, **more)
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:

@@ -153,7 +153,7 @@ def as_pipeline(
             dict(recipe.transport.options),
             base_size=recipe.transport.base_size or recipe.data.size,
         ),
-        codec=codec.autoencoder if isinstance(codec, AutoencoderCodec) else None,
+        vae=codec.autoencoder if isinstance(codec, AutoencoderCodec) else None,
         text_encoder_name=recipe.model.text_encoder if text else None,
         class_names=None if text else data.class_names,
         concepts=(data.class_names or None) if text else None,
