@@ -26,10 +26,11 @@ from anystep.device import pick_device
 from anystep.objective import TrainingBatch
 from anystep.ranks import Ranks
 from anystep.training.assemble import prepare_data, prepare_network
-from anystep.training.batches import EqualBatches
-from anystep.training.config import Recipe, load_recipe
-from anystep.training.loader import Feed
+from anystep.training.batch_samplers import FixedShapeBatchSampler
+from anystep.training.config import Recipe
+from anystep.training.loader import PrefetchingLoader
 from anystep.training.optimizers import make_optimizers
+from anystep.training.recipe_files import load_recipe
 from anystep.training.train import choose_captions, encode_conditions, make_objective, train
 
 ROOT = Path(__file__).parent.parent
@@ -48,8 +49,8 @@ class Bare:
     def batches(self, first: int, count: int) -> Iterator[list[Tensor | None]]:
         """What the engine sees in these steps."""
         config = self.recipe.run
-        order = EqualBatches(self.data.sizes, [1.0], config.batch_size, 1, config.seed)
-        with Feed(self.data, order, Ranks.single(), 1, config.seed) as feed:
+        order = FixedShapeBatchSampler(self.data.sizes, [1.0], config.batch_size, 1, config.seed)
+        with PrefetchingLoader(self.data, order, Ranks.single(), 1, config.seed) as feed:
             for position in range(first, first + count):
                 part = feed.take(position)[0]
                 chosen = choose_captions(part.examples, self.recipe.condition_dropout, part.draws)

@@ -25,7 +25,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from anystep.compare import Comparison
 from anystep.device import pick_device
 from anystep.models.presets import build_transformer
-from anystep.training.config import Recipe, load_recipe
+from anystep.training.config import Recipe
+from anystep.training.recipe_files import load_recipe
 
 ROOT = Path(__file__).parent.parent
 CASES = ("training", "sampling", "comparison")

@@ -24,8 +24,9 @@ from resident import GIVEN_BACK
 from anystep.data_sheets import DEVICES
 from anystep.device import flops_of
 from anystep.files import write_text
-from anystep.training.config import Recipe, load_recipe
+from anystep.training.config import Recipe
 from anystep.training.plan import HOP_BETWEEN, HOP_INSIDE, LINK_REACHED, Budget, budget, traffic
+from anystep.training.recipe_files import load_recipe
 
 ROOT = Path(__file__).parent.parent
 EMOJI = ROOT / "configs" / "emoji.yaml"

@@ -32,9 +32,10 @@ from anystep.device import pick_device
 from anystep.models.cost import ForwardFlops
 from anystep.models.presets import PRESETS, build_transformer
 from anystep.objective import Identity, TrainingBatch, derivative
-from anystep.training.config import Recipe, load_recipe
+from anystep.training.config import Recipe
 from anystep.training.objective import make_objective
 from anystep.training.optimizers import make_optimizers
+from anystep.training.recipe_files import load_recipe
 from anystep.training.train import peak_flops, pick_precision, utilisation
 
 ROOT = Path(__file__).parent.parent

@@ -28,8 +28,9 @@ from anystep.evaluation.extractors.registry import load_extractor, try_extractor
 from anystep.files import claimed
 from anystep.objective.presets import OBJECTIVES
 from anystep.pipelines.load import load
-from anystep.training.config import ObjectiveConfig, RunConfig
+from anystep.training.config import RunConfig
 from anystep.training.objective import make_objective
+from anystep.training.objective_config import ObjectiveConfig
 from anystep.training.plan import evaluations_per_sample
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs" / "compare"
@@ -411,7 +412,7 @@ def test_a_classifier_learns_its_classes(fashion: Path, tmp_path: Path, capsys: 
 @pytest.mark.parametrize(("name", "count"), [("fashion-mnist", 11), ("emoji", 6), ("objectives", 12), ("ablation", 16),
                                             ("objectives-mnist", 4), ("objectives-long", 3)])  # fmt: skip
 def test_the_comparisons_that_come_with_the_project_are_sound(name: str, count: int) -> None:
-    from anystep.training.config import load_recipe
+    from anystep.training.recipe_files import load_recipe
 
     comparison = load_recipe(CONFIGS / f"{name}.yaml", Comparison)
     assert len(comparison.variants) == count

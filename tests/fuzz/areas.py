@@ -154,7 +154,8 @@ def make_recipe(folder: Path) -> None:
 
 def read_recipe(folder: Path, out: Path, rng: random.Random) -> None:
     from anystep.compare import Comparison, variant_recipe
-    from anystep.training.config import CodecRecipe, Recipe, dump, load_recipe
+    from anystep.training.config import CodecRecipe, Recipe
+    from anystep.training.recipe_files import dump, load_recipe
 
     if rng.random() < 0.6:
         recipe = load_recipe(folder / "r.yaml", Recipe, debug=rng.random() < 0.5)
@@ -182,7 +183,8 @@ def make_recipes(folder: Path) -> None:
 def read_overrides(folder: Path, out: Path, rng: random.Random) -> None:
     """Odd words for overrides and for the values of a comparison's changes."""
     from anystep.compare import Comparison, vary
-    from anystep.training.config import Recipe, load_recipe
+    from anystep.training.config import Recipe
+    from anystep.training.recipe_files import load_recipe
 
     keys = [
         "run.steps",

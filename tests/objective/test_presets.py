@@ -10,8 +10,9 @@ from torch import Tensor
 from anystep.objective import TrainingBatch, TransitionObjective
 from anystep.objective.presets import OBJECTIVES
 from anystep.sampling import guided, sample
-from anystep.training.config import ObjectiveConfig, Recipe
+from anystep.training.config import Recipe
 from anystep.training.objective import make_objective
+from anystep.training.objective_config import ObjectiveConfig
 from anystep.transport import make_transport
 
 ONE = torch.ones(1)

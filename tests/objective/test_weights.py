@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from anystep.objective import RunningMean, Uncertainty, Weighting
-from anystep.training.config import ObjectiveConfig
+from anystep.training.objective_config import ObjectiveConfig
 from anystep.transport import TRANSPORTS, make_transport
 
 FLOW = make_transport("ot_fm")

@@ -18,10 +18,12 @@ from torch.distributed.checkpoint.metadata import Metadata
 
 from anystep.errors import InputError
 from anystep.ranks import Ranks
-from anystep.training.checkpoints import MANIFEST, Checkpoints, TrainingState, differing_tensors, digest, read_average
+from anystep.training.checkpoint_files import MANIFEST, differing_tensors, digest, read_average
+from anystep.training.checkpoints import Checkpoints
+from anystep.training.trainer_state import TrainingTensors
 
 
-def state(seed: int, trained: bool = True) -> TrainingState:
+def state(seed: int, trained: bool = True) -> TrainingTensors:
     """A small network that has made a step, its average and its optimizer."""
     torch.manual_seed(seed)
     network, average = nn.Linear(3, 2), nn.Linear(3, 2)
@@ -29,7 +31,7 @@ def state(seed: int, trained: bool = True) -> TrainingState:
     if trained:
         network(torch.randn(4, 3)).sum().backward()
         optimizer.step()
-    return TrainingState(network, [average], [optimizer])
+    return TrainingTensors(network, [average], [optimizer])
 
 
 def flat(content: object) -> dict[str, object]:
@@ -38,7 +40,7 @@ def flat(content: object) -> dict[str, object]:
     return {f"{key}.{name}": value for key, part in content.items() for name, value in flat(part).items()}
 
 
-def same(one: TrainingState, two: TrainingState) -> bool:
+def same(one: TrainingTensors, two: TrainingTensors) -> bool:
     left, right = flat(one.state_dict()), flat(two.state_dict())
     return left.keys() == right.keys() and all(
         torch.equal(value, right[name]) if isinstance(value, torch.Tensor) else value == right[name]  # type: ignore[arg-type]
@@ -49,7 +51,7 @@ def same(one: TrainingState, two: TrainingState) -> bool:
 def saved(folder: Path, steps: tuple[int, ...] = (1, 2), **options: int) -> Checkpoints:
     checkpoints = Checkpoints(folder, Ranks(), **options)
     for step in steps:
-        checkpoints.save(step, state(step), {"ahead": step})
+        checkpoints.save(step, state(step), {"data_offset": step})
     checkpoints.finish()
     return checkpoints
 
@@ -59,7 +61,7 @@ def test_what_was_saved_comes_back_bit_for_bit(tmp_path: Path) -> None:
     other = state(9, trained=False)
     facts = Checkpoints(tmp_path, Ranks()).load(other)
     assert facts is not None
-    assert (facts["step"], facts["ahead"]) == (2, 2)
+    assert (facts["step"], facts["data_offset"]) == (2, 2)
     assert same(other, state(2))
 
 
@@ -135,7 +137,7 @@ def test_a_failed_save_leaves_the_others_and_is_one_line(tmp_path: Path, monkeyp
 def test_another_architecture_is_refused_with_what_differs(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path)
     network = nn.Sequential(nn.Linear(3, 2))
-    other = TrainingState(network, [], [torch.optim.AdamW(network.parameters())])
+    other = TrainingTensors(network, [], [torch.optim.AdamW(network.parameters())])
     with pytest.raises(InputError, match="another architecture") as caught:
         checkpoints.load(other)
     assert "0.weight (none there and (2, 3) here), bias ((2,) there and none here)" in str(caught.value)
@@ -158,7 +160,7 @@ def test_an_average_is_read_into_a_plain_network(tmp_path: Path) -> None:
 def test_the_manifest_says_what_wrote_it(tmp_path: Path) -> None:
     saved(tmp_path)
     manifest = json.loads((tmp_path / "step-00000002" / MANIFEST).read_text())
-    assert {"step", "ahead", "versions", "files"} <= manifest.keys()
+    assert {"step", "data_offset", "versions", "files"} <= manifest.keys()
     assert set(manifest["files"]) == {path.name for path in (tmp_path / "step-00000002").iterdir()} - {MANIFEST}
 
 
@@ -325,7 +327,7 @@ def test_a_manifest_that_is_not_ours_is_damage_and_no_traceback(
         newest.rename(tmp_path / "step-00000005")
         shown = "step-00000005"
     elif damage == "count":
-        manifest_with(tmp_path, ahead="many")
+        manifest_with(tmp_path, data_offset="many")
     elif damage == "many":
         manifest_with(tmp_path, ahead=10**30)
     elif damage == "name":

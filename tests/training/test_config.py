@@ -6,7 +6,9 @@ import pytest
 
 from anystep.errors import InputError
 from anystep.objective.presets import OBJECTIVES
-from anystep.training.config import CodecRecipe, ObjectiveConfig, Recipe, dump, load_recipe
+from anystep.training.config import CodecRecipe, Recipe
+from anystep.training.objective_config import ObjectiveConfig
+from anystep.training.recipe_files import dump, load_recipe
 
 EMOJI = Path(__file__).parent.parent.parent / "configs" / "emoji.yaml"
 
@@ -158,3 +160,14 @@ def test_what_is_given_of_a_section_leaves_the_rest_as_its_recipe_has_it() -> No
         whole, given = kind(), kind.model_validate({"run": {"steps": 7}, "optimizer": {"warmup": 3}})
         assert given.run == whole.run.model_copy(update={"steps": 7})
         assert given.optimizer == whole.optimizer.model_copy(update={"warmup": 3})
+
+
+def test_earlier_keys_are_read_and_later_ones_win_over_them(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("data: {native: true}\nrun: {parts: 4, tokens_per_part: 512}\n")
+    run = load_recipe(path, Recipe, ["--run.micro_batches", "2"]).run
+    assert (run.micro_batches, run.tokens_per_micro_batch) == (2, 512)
+    assert load_recipe(path, Recipe, ["--run.parts", "3"]).run.micro_batches == 3
+    path.write_text("data: {native: true}\nrun: {parts: 4, micro_batches: 4}\n")
+    with pytest.raises(InputError, match=r"unknown key run\.parts"):
+        load_recipe(path, Recipe)

@@ -16,7 +16,7 @@ import anystep
 from anystep.errors import InputError
 from anystep.training import train as module
 from anystep.training import train_codec as codec_module
-from anystep.training.checkpoints import checkpoint_steps
+from anystep.training.checkpoint_files import checkpoint_steps
 from anystep.training.config import CodecRecipe, Recipe
 from anystep.training.guard import Guard
 from anystep.training.train import derivative_sums, train

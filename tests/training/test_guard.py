@@ -58,8 +58,10 @@ def test_a_spike_turns_the_run_back_and_on_with_other_samples(
     captioned_folder: Path, tiny_codec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     seen: list[int] = []
-    real = module.Feed.take
-    monkeypatch.setattr(module.Feed, "take", lambda self, position: seen.append(position) or real(self, position))
+    real = module.PrefetchingLoader.take
+    monkeypatch.setattr(
+        module.PrefetchingLoader, "take", lambda self, position: seen.append(position) or real(self, position)
+    )
     # the sixth step that is looked at stands out
     monkeypatch.setattr(Guard, "spiked", lambda self, norm: len(seen) == 6)
     record = train(recipe(captioned_folder, tiny_codec, rollbacks=1), tmp_path)

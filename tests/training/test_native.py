@@ -22,7 +22,7 @@ def content(source: Path | str, codec: Path, **run: Any) -> dict[str, Any]:
         "objective": {"diffusion_phase": 0.25},
         "optimizer": {"learning_rate": 1e-2, "warmup": 2},
         "run": {
-            "steps": 6, "batch_size": 8, "parts": 2, "checkpoint_every": 2, "sample_every": 0, "log_every": 3,
+            "steps": 6, "batch_size": 8, "micro_batches": 2, "checkpoint_every": 2, "sample_every": 0, "log_every": 3,
             "threads": 1, **run,
         },
         "condition_dropout": 0.3,
@@ -48,7 +48,7 @@ def test_a_native_run_sees_all_shapes_resumes_exactly_and_draws_them(
     about = json.loads((tmp_path / "straight" / "latents-0" / "dataset.json").read_text())
     assert about["captioned"] == 36
     for record in records:
-        # two parts of the tokens of four squares each: full where shapes are apart, nearly so where they are packed
+        # two micro-batches of the tokens of four squares each: full where shapes are apart, nearly so where packed
         tokens = record["tokens_per_second"] * record["seconds"]
         assert 96 < tokens < 128 + 1e-6
     model = anystep.load(tmp_path / "straight")
@@ -59,7 +59,7 @@ def test_a_native_run_sees_all_shapes_resumes_exactly_and_draws_them(
 
 
 def test_parts_of_squares_are_full_apart_and_packed(captioned_folder: Path, tiny_codec: Path, tmp_path: Path) -> None:
-    recipe = content(captioned_folder, tiny_codec, parts=1)
+    recipe = content(captioned_folder, tiny_codec, micro_batches=1)
     train(Recipe.model_validate(recipe), tmp_path / "apart")
     recipe["run"]["packed"] = True
     train(Recipe.model_validate(recipe), tmp_path / "packed")
@@ -75,10 +75,16 @@ def test_parts_of_squares_are_full_apart_and_packed(captioned_folder: Path, tiny
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"run": {"parts": 3, "packed": True}, "data": {"native": False}}, "parts, tokens_per_part and packed are for"),
+        (
+            {"run": {"micro_batches": 3, "packed": True}, "data": {"native": False}},
+            "tokens_per_micro_batch and packed are for",
+        ),
         ({"run": {"accumulate": 2}}, "accumulate is for squares"),
         ({"data": {"balanced": True}}, "balanced is for squares"),
-        ({"run": {"tokens_per_part": 4}}, "tokens_per_part 4 is fewer than the 16 tokens of the largest image"),
+        (
+            {"run": {"tokens_per_micro_batch": 4}},
+            "tokens_per_micro_batch 4: expected at least the 16 tokens",
+        ),
         ({"data": {"size": 18}}, "must be a multiple of 4"),
     ],
 )

@@ -12,7 +12,7 @@ from anystep.errors import InputError
 from anystep.models.cost import ForwardFlops, LivingStorages, count_parameters, flop_counter, network_cost
 from anystep.models.presets import build_transformer
 from anystep.objective import TrainingBatch
-from anystep.training.config import Recipe, load_recipe
+from anystep.training.config import Recipe
 from anystep.training.objective import make_objective
 from anystep.training.plan import (
     Traffic,
@@ -23,6 +23,7 @@ from anystep.training.plan import (
     recipe_evaluations,
     traffic,
 )
+from anystep.training.recipe_files import load_recipe
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 
@@ -162,10 +163,10 @@ def test_what_cannot_fit_is_refused_with_the_number_and_what_would(tmp_path: Pat
 
 
 def test_native_parts_are_counted_as_squares_of_as_many_tokens() -> None:
-    squares = ["--run.batch_size", "12", "--run.parts", "1", "--run.packed", "false", "--data.native", "false"]
+    squares = ["--run.batch_size", "12", "--run.micro_batches", "1", "--run.packed", "false", "--data.native", "false"]
     plain = budget(load_recipe(CONFIGS / "scenes-native.yaml", Recipe, squares, True), caption_tokens=8)
     tokens = plain.tokens_per_image
-    over = ["--run.parts", "2", "--run.tokens_per_part", str(12 * tokens)]
+    over = ["--run.micro_batches", "2", "--run.tokens_per_micro_batch", str(12 * tokens)]
     native = load_recipe(CONFIGS / "scenes-native.yaml", Recipe, over, True)
     plan = budget(native, caption_tokens=8)
     assert (plan.images_at_once, plan.images_per_step, plan.tokens_per_step) == (12, 24, 24 * tokens)
@@ -175,10 +176,10 @@ def test_native_parts_are_counted_as_squares_of_as_many_tokens() -> None:
     more = budget(load_recipe(CONFIGS / "scenes-native.yaml", Recipe, over, True), caption_tokens=8)
     assert (more.images_at_once, more.tokens_per_step) == (13, 24 * tokens + 2)
     budgeted = budget(native)
-    with pytest.raises(InputError, match=rf"would fit: lower run.tokens_per_part to {6 * tokens}"):
+    with pytest.raises(InputError, match=rf"would fit: lower run.tokens_per_micro_batch to {6 * tokens}"):
         check_memory(native, 1, budgeted.state_bytes + 0.55 * budgeted.activation_bytes, torch.float32)
     sharded = [
-        load_recipe(CONFIGS / "scenes-native.yaml", Recipe, ["--run.parts", parts, "--parallel", "fsdp"], True)
+        load_recipe(CONFIGS / "scenes-native.yaml", Recipe, ["--run.micro_batches", parts, "--parallel", "fsdp"], True)
         for parts in ("8", "16")
     ]
     once, twice = (traffic(recipe, 8).inside for recipe in sharded)

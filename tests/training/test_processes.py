@@ -14,7 +14,7 @@ import yaml
 
 from anystep.pipelines.load import load
 from anystep.ranks import STORE_A_LIFE
-from anystep.training.checkpoints import read_average
+from anystep.training.checkpoint_files import read_average
 from anystep.training.snapshots import Snapshots
 
 STEPS = 4
@@ -214,7 +214,7 @@ def test_images_of_many_shapes_have_the_losses_of_one_process(
 
     content = yaml.safe_load(recipe.read_text())
     content["data"] = {"source": str(pictures), "size": 16, "native": True}
-    content["run"] |= {"parts": 2, "packed": packed}
+    content["run"] |= {"micro_batches": 2, "packed": packed}
     native = tmp_path / "native.yaml"
     native.write_text(yaml.safe_dump(content))
     assert main(["train", str(native), "--out", str(tmp_path / "alone")]) == 0
@@ -354,13 +354,13 @@ def test_alignment_that_ends_in_the_run_has_the_losses_of_one_process(recipe: Pa
 def test_what_processes_cannot_do_is_one_line(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from anystep.errors import InputError
     from anystep.ranks import Ranks
-    from anystep.training.batches import part_count
+    from anystep.training.batch_samplers import count_micro_batches
     from anystep.training.parallel import check_parallel
 
     ranks = Ranks()
     ranks.count = 3
-    with pytest.raises(InputError, match=r"batch_size 64 does not divide into 3 processes x 2 parts; 60 or 66 would"):
-        part_count(64, 2, 3)
+    with pytest.raises(InputError, match=r"batch_size 64 does not divide into 3 processes x 2 .*; 60 or 66 would"):
+        count_micro_batches(64, 2, 3)
     with pytest.raises(InputError, match="3 processes would each train alone"):
         check_parallel("none", ranks)
     with pytest.raises(InputError, match="3 processes are no multiple of the 2 that share one copy"):
@@ -369,13 +369,13 @@ def test_what_processes_cannot_do_is_one_line(recipe: Path, tmp_path: Path, monk
 
 def test_every_row_of_a_batch_is_seen_by_one_process() -> None:
     from anystep.ranks import Ranks
-    from anystep.training.batches import EqualBatches, mine
+    from anystep.training.batch_samplers import FixedShapeBatchSampler, of_rank
 
-    batches, seen = EqualBatches([100], [1.0], 24, 6, 0), []
+    batches, seen = FixedShapeBatchSampler([100], [1.0], 24, 6, 0), []
     for rank in range(3):
         ranks = Ranks()
         ranks.count, ranks.rank = 3, rank
-        parts = mine(batches.step(2), ranks)
+        parts = of_rank(batches.step(2), rank, 3)
         assert [len(part.examples) for part in parts] == [4, 4]
-        seen += [part.first + row for part in parts for row in range(4)]
+        seen += [part.first_sample + row for part in parts for row in range(4)]
     assert sorted(seen) == list(range(48, 72))

@@ -8,7 +8,8 @@ import pytest
 from anystep.cli import main
 from anystep.compare import Comparison
 from anystep.errors import InputError
-from anystep.training.config import CodecRecipe, Recipe, load_recipe
+from anystep.training.config import CodecRecipe, Recipe
+from anystep.training.recipe_files import load_recipe
 from anystep.training.recipes import FOLDER, command_of, find_recipe, recipe_names
 
 CONFIGS = sorted(FOLDER.glob("*.yaml"))

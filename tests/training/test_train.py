@@ -18,7 +18,7 @@ import anystep
 from anystep.errors import InputError
 from anystep.models.transformer import TransitionTransformer2DModel
 from anystep.training import train as module
-from anystep.training.batches import EqualBatches, Part
+from anystep.training.batch_samplers import FixedShapeBatchSampler, MicroBatch
 from anystep.training.config import CodecRecipe, Recipe
 from anystep.training.ema import length_to_gamma
 from anystep.training.train import train
@@ -309,14 +309,14 @@ def test_sources_are_mixed_and_a_run_begins_with_the_weights_of_another(
     config = recipe(captioned_folder, tiny_codec, steps=2).model_dump(mode="json")
     config["data"] |= {"source": {str(captioned_folder): 4, str(other): 1}}
     seen: list[list[int]] = []
-    real = EqualBatches.step
+    real = FixedShapeBatchSampler.step
 
-    def step(self: EqualBatches, position: int) -> list[Part]:
+    def step(self: FixedShapeBatchSampler, position: int) -> list[MicroBatch]:
         parts = real(self, position)
         seen.append([number for part in parts for number in part.examples])
         return parts
 
-    monkeypatch.setattr(EqualBatches, "step", step)
+    monkeypatch.setattr(FixedShapeBatchSampler, "step", step)
     train(Recipe.model_validate(config), tmp_path / "first")
     assert [[index == 12 for index in indices] for indices in seen] == [[False, False, False, False, True]] * len(seen)
 

@@ -818,7 +818,7 @@ def known_prompts(model: "Model", prompts: list[str], force: bool) -> tuple[list
 
 def read_recipe(options: argparse.Namespace, kind: Any) -> Any:
     """The recipe, of that kind, that a command was given by name or path, with its overrides."""
-    from anystep.training.config import load_recipe
+    from anystep.training.recipe_files import load_recipe
     from anystep.training.recipes import find_recipe
 
     try:
@@ -844,7 +844,7 @@ def run_recipes(options: argparse.Namespace) -> None:
 
 def run_objectives(options: argparse.Namespace) -> None:
     from anystep.objective.presets import OBJECTIVES
-    from anystep.training.config import ObjectiveConfig
+    from anystep.training.objective_config import ObjectiveConfig
     from anystep.training.plan import evaluations_per_sample
 
     print(

@@ -12,8 +12,10 @@ from anystep.errors import InputError
 from anystep.objective.presets import OBJECTIVES
 from anystep.pipelines.scheduler import Planning
 from anystep.plain_yaml import parse_yaml
-from anystep.training.config import Name, Recipe, Section, explain, merged, set_path
+from anystep.training.config import Recipe
 from anystep.training.plan import recipe_evaluations
+from anystep.training.recipe_files import merged, set_path
+from anystep.training.section import Name, Section, explain
 
 
 class Comparison(Section):

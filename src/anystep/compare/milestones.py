@@ -20,7 +20,7 @@ from anystep.evaluation.metrics.base import Metric, Observed, measure
 from anystep.evaluation.metrics.registry import check_measurable
 from anystep.files import parse_json, read_text
 from anystep.pipelines.load import load
-from anystep.training.checkpoints import checkpoint_steps, read_average
+from anystep.training.checkpoint_files import checkpoint_steps, read_average
 from anystep.training.config import Recipe, RunConfig
 from anystep.training.run import METRICS
 

@@ -25,7 +25,7 @@ from anystep.pipelines.load import Model, load
 from anystep.pipelines.scheduler import TransitionScheduler
 from anystep.pipelines.transition import TransitionPipeline
 from anystep.ranks import Ranks
-from anystep.training.checkpoints import differing_tensors, read_average
+from anystep.training.checkpoint_files import differing_tensors, read_average
 from anystep.training.config import Recipe
 from anystep.training.parallel import all_finite
 from anystep.training.run import latents_path

@@ -5,91 +5,45 @@ A checkpoint is a folder `step-N` of `torch.distributed.checkpoint`, in which ev
 once it is whole.
 """
 
-import errno
-import hashlib
 import re
 import shutil
-import stat
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import Size, Tensor, nn
+from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict import (
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    get_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-    set_state_dict,
-)
-from torch.optim import Optimizer
 
 from anystep.console import say
 from anystep.environment import environment
 from anystep.errors import InputError
 from anystep.files import read_json, write_json
 from anystep.ranks import Ranks
-from anystep.training.checkpoint_reader import METADATA, SafePlanner, SafeReader, read_metadata
+from anystep.training.checkpoint_files import (
+    MANIFEST,
+    STEP,
+    Damaged,
+    cause_of,
+    check_step,
+    checkpoint_steps,
+    differing_tensors,
+    digest,
+    load_tensors,
+    quiet,
+    read_manifest,
+)
+from anystep.training.checkpoint_reader import read_metadata
+from anystep.training.trainer_state import TrainingTensors
 
 # that there is one process only is known; a thread says it, so that no block around the call could silence it
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-MANIFEST = "manifest.json"
-NAME = re.compile(r"step-(\d{8,18})")
 PART = re.compile(r"\.step-\d{8,18}\.part")
-COUNT = re.compile(r"optimizer\.state\..+\.step")
-STEP = "step"  # the tensor that says of which step the others are
-COUNTS = (STEP, "ahead", "skipped", "skipped_in_a_row", "spikes", "rollbacks")  # what a manifest may count
-MOST_STEPS = 10**12  # that a manifest may count
-SHOWN = 5  # of the tensors that differ, in a message
-
-
-class TrainingState:
-    """The tensors of a run: network, averages and optimizers, sharded or not, by the names of the plain network.
-
-    Args:
-        normaliser, beside: what the loss has learned of residuals, whole in every process, and its own optimizers.
-    """
-
-    def __init__(
-        self,
-        network: nn.Module,
-        averages: Sequence[nn.Module],
-        optimizers: Sequence[Optimizer],
-        normaliser: nn.Module | None = None,
-        beside: Sequence[Optimizer] = (),
-    ) -> None:
-        self.network, self.averages, self.optimizers = network, averages, optimizers
-        self.normaliser, self.beside = normaliser, beside
-
-    def state_dict(self) -> dict[str, Any]:
-        network, optimizer = get_state_dict(self.network, self.optimizers)
-        state = {"network": network, "optimizer": optimizer}
-        state |= {f"ema-{place}": get_model_state_dict(each) for place, each in enumerate(self.averages)}
-        if self.normaliser is not None:
-            state["normaliser"] = get_model_state_dict(self.normaliser)
-        if self.normaliser is not None and self.beside:
-            state["normaliser-optimizer"] = get_optimizer_state_dict(self.normaliser, self.beside)
-        return state
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        set_state_dict(
-            self.network, self.optimizers, model_state_dict=state["network"], optim_state_dict=state["optimizer"]
-        )
-        for place, each in enumerate(self.averages):
-            set_model_state_dict(each, state[f"ema-{place}"])
-        if self.normaliser is not None:
-            set_model_state_dict(self.normaliser, state["normaliser"])
-        if self.normaliser is not None and self.beside:
-            set_optimizer_state_dict(self.normaliser, self.beside, state["normaliser-optimizer"])
 
 
 @runtime_checkable
@@ -97,10 +51,6 @@ class Tensors(Protocol):
     """What can be saved: tensors by name, of a run or of a part of it."""
 
     def state_dict(self) -> dict[str, Any]: ...
-
-
-class Damaged(Exception):
-    """What is wrong with a checkpoint that was whole once."""
 
 
 class Checkpoints:
@@ -167,7 +117,7 @@ class Checkpoints:
             part.mkdir(parents=True)
 
         self.ranks.on_main(make)
-        with _quiet():
+        with quiet():
             future: Any = dcp.async_save(
                 {**state.state_dict(), STEP: torch.tensor(step)}, checkpoint_id=part, no_dist=self.ranks.count == 1,
                 process_group=self._group,
@@ -194,7 +144,7 @@ class Checkpoints:
             if together or self.ranks.is_main:
                 mine = {path.name: digest(path) for path in _share(part, ranks)}
         except (Exception, CheckpointException) as error:  # the latter is no Exception, and wraps those of all ranks
-            problem = _cause(error)
+            problem = cause_of(error)
         told = ranks.all_gather_object((problem, mine))
         problems = [each for each, _ in told if each]
 
@@ -237,7 +187,7 @@ class Checkpoints:
                 continue
         return None
 
-    def load(self, state: TrainingState) -> dict[str, Any] | None:
+    def load(self, state: TrainingTensors) -> dict[str, Any] | None:
         """Read the newest whole checkpoint into `state`, and return its facts; None where none was ever made.
 
         A damaged one is named and the one before used.
@@ -269,14 +219,14 @@ class Checkpoints:
             )
         return None
 
-    def _read(self, folder: Path, metadata: Metadata, state: TrainingState) -> None:
+    def _read(self, folder: Path, metadata: Metadata, state: TrainingTensors) -> None:
         tensors = state.state_dict()
         self._check_architecture(folder, metadata, tensors["network"])
         try:
-            _load(tensors, folder, metadata, no_dist=self.ranks.count == 1, group=self._group)
+            load_tensors(tensors, folder, metadata, no_dist=self.ranks.count == 1, group=self._group)
             state.load_state_dict(tensors)
         except (Exception, CheckpointException) as error:
-            raise InputError(f"checkpoint {str(folder)!r} does not go with this run: {_cause(error)}") from None
+            raise InputError(f"checkpoint {str(folder)!r} does not go with this run: {cause_of(error)}") from None
 
     def _check_architecture(self, folder: Path, metadata: Metadata, network: Mapping[str, Tensor]) -> None:
         """Raises InputError where the checkpoint's network has other tensors."""
@@ -299,12 +249,12 @@ class Checkpoints:
         """
         problem, refusal, found = "", "", None
         try:
-            facts = _read_manifest(folder, step)
+            facts = read_manifest(folder, step)
             for place, (name, expected) in enumerate(sorted(facts["files"].items())):
                 if place % self.ranks.count == self.ranks.rank and digest(folder / name) != expected:
                     raise Damaged(f"{name} is not what {MANIFEST} says")
             metadata = read_metadata(folder, facts["files"])
-            _check_step(folder, metadata, facts)
+            check_step(folder, metadata, facts)
             found = facts, metadata
         except (Damaged, OSError) as error:
             problem = str(error)
@@ -325,101 +275,6 @@ class Checkpoints:
         return self.folder / f".step-{step:08d}.part"
 
 
-def checkpoint_steps(folder: Path) -> list[int]:
-    """Of the checkpoints in a folder, damaged ones too, oldest first; whatever else is there is passed over."""
-    names = (NAME.fullmatch(path.name) for path in folder.glob("step-*") if path.is_dir())
-    return sorted(int(name[1]) for name in names if name)
-
-
-def recorded_recipe(folder: Path) -> dict[str, Any] | None:
-    """The recipe that the newest manifest in `folder` holds; None where none does."""
-    for step in reversed(checkpoint_steps(folder)):
-        try:
-            recipe = read_json(folder / f"step-{step:08d}" / MANIFEST).get("recipe")
-        except InputError:
-            continue
-        return recipe if isinstance(recipe, dict) else None
-    return None
-
-
-def _read_manifest(folder: Path, step: int) -> dict[str, Any]:
-    """Raises Damaged where it is not what `Checkpoints` writes, or names files that are not the folder's own."""
-    try:
-        facts: dict[str, Any] = read_json(folder / MANIFEST)
-    except InputError as error:
-        raise Damaged(str(error)) from None
-    counts = [facts.get(name, 0) for name in COUNTS]
-    if any(type(count) is not int or not 0 <= count <= MOST_STEPS for count in counts):
-        raise Damaged(f"{MANIFEST} counts what is no number")
-    if facts.get(STEP) != step:
-        raise Damaged(f"{MANIFEST} is of step {facts.get(STEP)}")
-    files = facts.get("files")
-    if not isinstance(files, dict) or METADATA not in files:
-        raise Damaged(f"{MANIFEST} names no files")
-    for name in files:
-        if Path(name).name != name:
-            raise Damaged(f"{MANIFEST} names {name!r}, which is not in the folder")
-        if not stat.S_ISREG((folder / name).lstat().st_mode):
-            raise Damaged(f"{name} is a link or no file")
-    return facts
-
-
-def _check_step(folder: Path, metadata: Metadata, facts: Mapping[str, Any]) -> None:
-    """Raises Damaged where the tensors are those of another step than the manifest says."""
-    entries = metadata.state_dict_metadata
-    # what was saved before there was a tensor of that name has the optimizers' own counts
-    names = (
-        [STEP] if STEP in entries else [name for name in entries if re.fullmatch(r"optimizer\.state\..+\.step", name)]
-    )
-    counts = {
-        name: torch.zeros(entry.size, dtype=entry.properties.dtype)
-        for name in names
-        if isinstance(entry := entries[name], TensorStorageMetadata) and entry.size.numel() == 1
-    }
-    if not counts:
-        return
-    try:
-        _load(counts, folder, metadata, no_dist=True)
-        told = max(int(count) for count in counts.values())
-    except (Exception, CheckpointException) as error:
-        raise Damaged(f"its tensors cannot be read: {_cause(error)}") from None
-    step = facts[STEP]
-    skipping = names != [STEP] and (facts.get("skipped") or facts.get("rollbacks"))
-    if told > step or (told != step and not skipping):
-        raise Damaged(f"its tensors are of step {told}")
-
-
-def _load(
-    tensors: dict[str, Any], folder: Path, metadata: Metadata, no_dist: bool, group: dist.ProcessGroup | None = None
-) -> None:
-    """Read into these tensors, without running what is in the files."""
-    with _quiet():
-        dcp.load(
-            tensors, storage_reader=SafeReader(folder, metadata), planner=SafePlanner(), no_dist=no_dist,
-            process_group=group,
-        )  # fmt: skip
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Around calls of the library: it says that there is one process only, and makes an error of a Ctrl-C."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        except CheckpointException as error:
-            if any(isinstance(cause, KeyboardInterrupt) for cause, _ in error.failures.values()):
-                raise KeyboardInterrupt from None
-            raise
-
-
-def _cause(error: BaseException) -> str:
-    """What an error says in one line, of those of all processes the first."""
-    cause = getattr(error, "failures", {0: (error,)})
-    first = next(iter(cause.values()))[0]
-    return (str(first).splitlines() or [type(first).__name__])[0]
-
-
 def _share(part: Path, ranks: Ranks) -> list[Path]:
     """The files that this process looks after."""
     return [
@@ -436,75 +291,3 @@ def _other_versions(facts: Mapping[str, Any]) -> str:
         return "versions that it does not name"
     names = [name for name in ("anystep", "torch") if there.get(name) != here[name]]
     return ", ".join(f"{name} {there.get(name)} (this is {here[name]})" for name in names)
-
-
-def differing_tensors(there: Mapping[str, Tensor | Size], here: Mapping[str, Tensor | Size]) -> str:
-    """Of two networks' tensors, or their sizes, by name: which differ, in words; empty where none does."""
-    first, second = (
-        {name: tuple(each.shape if isinstance(each, Tensor) else each) for name, each in network.items()}
-        for network in (there, here)
-    )
-    different = [name for name in sorted({*first, *second}) if first.get(name) != second.get(name)]
-    told = [
-        f"{name} ({first.get(name, 'none')} there and {second.get(name, 'none')} here)" for name in different[:SHOWN]
-    ]
-    more = f" and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
-    return ", ".join(told) + more
-
-
-def read_average(folder: Path, network: nn.Module, place: int = 0, step: int | None = None) -> int:
-    """Read an average of a checkpoint in `folder` from its shards into a plain network, in this process alone.
-
-    Args:
-        step: of the checkpoint; the newest where None.
-
-    Returns its step.
-
-    Raises:
-        InputError: no whole checkpoint.
-    """
-    steps = checkpoint_steps(folder)
-    if not steps:
-        raise InputError(f"{folder}: no checkpoint to export")
-    step = steps[-1] if step is None else step
-    chosen = folder / f"step-{step:08d}"
-    try:
-        metadata = read_metadata(chosen, _read_manifest(chosen, step)["files"])
-        _load({f"ema-{place}": network.state_dict()}, chosen, metadata, no_dist=True)
-    except InputError:
-        raise
-    except (Exception, CheckpointException) as error:
-        raise InputError(f"checkpoint {str(chosen)!r} cannot be exported: {_cause(error)}") from None
-    return step
-
-
-def read_saved(folder: Path, step: int, tensors: dict[str, Any], what: str = "checkpoint") -> dict[str, Any]:
-    """Read what `Checkpoints` saved at a step into these tensors, in this process alone, its files verified first.
-
-    Returns the facts that were saved with it.
-
-    Raises:
-        InputError: it is damaged, or does not hold these tensors.
-    """
-    saved = folder / f"step-{step:08d}"
-    try:
-        facts = _read_manifest(saved, step)
-        for name, expected in sorted(facts["files"].items()):
-            if digest(saved / name) != expected:
-                raise Damaged(f"{name} is not what {MANIFEST} says")
-        metadata = read_metadata(saved, facts["files"])
-        _check_step(saved, metadata, facts)
-        _load(tensors, saved, metadata, no_dist=True)
-    except InputError:
-        raise
-    except (Exception, CheckpointException) as error:
-        raise InputError(f"{what} {str(saved)!r} is damaged, or of another network: {_cause(error)}") from None
-    return facts
-
-
-def digest(path: Path) -> list[Any]:
-    """Size and BLAKE2 digest of a file. Raises OSError for what is no regular file: a FIFO would be waited for."""
-    if not path.is_file():
-        raise OSError(errno.ENOENT, "no such regular file", str(path))
-    with path.open("rb") as file:
-        return [path.stat().st_size, hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()]

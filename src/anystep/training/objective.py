@@ -21,7 +21,8 @@ from anystep.objective import (
     Weighting,
     derivative,
 )
-from anystep.training.config import ModelConfig, ObjectiveConfig, Recipe, TimeConfig
+from anystep.training.config import ModelConfig, Recipe
+from anystep.training.objective_config import ObjectiveConfig, TimeConfig
 from anystep.transport import make_transport
 
 

@@ -14,8 +14,9 @@ from anystep.errors import InputError
 from anystep.models.cost import count_parameters, network_cost
 from anystep.models.presets import depths_of, preset_option
 from anystep.objective import GuidanceCondition, TimeDraws, target_cost
-from anystep.training.config import ModelConfig, ObjectiveConfig, Recipe
+from anystep.training.config import ModelConfig, Recipe
 from anystep.training.objective import make_objective, make_target, make_velocity
+from anystep.training.objective_config import ObjectiveConfig
 from anystep.training.snapshots import KEPT_AS
 
 # a backward pass is counted as two forward ones
@@ -106,8 +107,8 @@ def tokens_of_step(recipe: Recipe, processes: int, tokens: int) -> tuple[int, in
     run = recipe.run
     if not recipe.data.native:
         return tokens * max(1, run.batch_size // (processes * run.accumulate)), tokens * run.batch_size
-    part = run.tokens_per_part or tokens * max(1, run.batch_size // run.parts)
-    return part, part * run.parts
+    part = run.tokens_per_micro_batch or tokens * max(1, run.batch_size // run.micro_batches)
+    return part, part * run.micro_batches
 
 
 def weight_copies(recipe: Recipe) -> int:
@@ -228,7 +229,7 @@ def traffic(recipe: Recipe, processes: int, per_machine: int = PER_MACHINE) -> T
     one = gather_traffic(size, shared, max(1, shared // per_machine), depth)
     guides = recipe.objective.guidance is not None or recipe.objective.guidance_condition is not None
     forwards = 1 + (recipe.objective.diffusion_share < 1) + 2 * guides
-    rounds = max(1, recipe.run.parts // processes) if recipe.data.native else recipe.run.accumulate
+    rounds = max(1, recipe.run.micro_batches // processes) if recipe.data.native else recipe.run.accumulate
     gathered = rounds * (forwards + 1)  # once more for the backward pass
     total = sum([one] * gathered, start=one)  # and the gradients, of which each device keeps its part
     if (copies := processes // shared) > 1:
@@ -271,7 +272,7 @@ def check_memory(recipe: Recipe, processes: int, memory: float, precision: torch
     if whole.device_bytes > memory:
         fitting = int((memory - whole.state_bytes) / (whole.activation_bytes / whole.images_at_once))
         tokens = fitting * whole.tokens_per_image
-        more = f"lower run.tokens_per_part to {tokens}" if recipe.data.native else "raise run.accumulate"
+        more = f"lower run.tokens_per_micro_batch to {tokens}" if recipe.data.native else "raise run.accumulate"
         hint = (
             f"{fitting} images at a time would fit: {more}"
             if fitting >= 1

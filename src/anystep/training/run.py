@@ -33,8 +33,11 @@ from anystep.files import (
 )
 from anystep.plain_yaml import read_yaml
 from anystep.ranks import Ranks
-from anystep.training.checkpoints import checkpoint_steps, recorded_recipe
-from anystep.training.config import CodecRecipe, OptimizerConfig, Recipe, RunConfig, Section, dump
+from anystep.training.checkpoint_files import checkpoint_steps, recorded_recipe
+from anystep.training.config import CodecRecipe, OptimizerConfig, Recipe, RunConfig
+from anystep.training.old_names import current_recipe
+from anystep.training.recipe_files import dump
+from anystep.training.section import Section
 from anystep.training.trackers import Tracker, open_tracker
 
 RUN, CODEC_RUN = "training run", "codec training run"  # kinds of folders
@@ -211,7 +214,7 @@ def completed(content: dict[str, Any], kind: type[Section]) -> tuple[dict[str, A
 
     The second are keys that this version does not have. A value that it does not take stays as it is.
     """
-    content, unknown = deepcopy(content), list[str]()
+    content, unknown = current_recipe(deepcopy(content)), list[str]()
     strange: dict[str, Any] = {}
     while True:
         try:

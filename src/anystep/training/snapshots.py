@@ -19,7 +19,8 @@ from anystep.bounds import AverageLength, check
 from anystep.errors import InputError
 from anystep.files import read_json
 from anystep.ranks import Ranks
-from anystep.training.checkpoints import MANIFEST, Checkpoints, checkpoint_steps, read_saved
+from anystep.training.checkpoint_files import MANIFEST, checkpoint_steps, read_saved
+from anystep.training.checkpoints import Checkpoints
 from anystep.training.config import Recipe
 from anystep.training.ema import decay, fit, length_to_gamma, snapshot_steps
 from anystep.training.parallel import average

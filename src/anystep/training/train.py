@@ -45,12 +45,18 @@ from anystep.training.assemble import (
     sample_grid,
     sample_prompts,
 )
-from anystep.training.batches import Batches, EqualBatches, TokenBatches, class_members, part_count
-from anystep.training.checkpoints import COUNTS, Checkpoints, TrainingState
+from anystep.training.batch_samplers import (
+    BatchSampler,
+    FixedShapeBatchSampler,
+    TokenBudgetBatchSampler,
+    class_members,
+    count_micro_batches,
+)
+from anystep.training.checkpoints import Checkpoints
 from anystep.training.config import Recipe, RunConfig
 from anystep.training.draws import Draws
 from anystep.training.guard import LOST, Guard, diverged, listed
-from anystep.training.loader import Feed
+from anystep.training.loader import PrefetchingLoader
 from anystep.training.objective import make_objective
 from anystep.training.optimizers import make_adam, make_optimizers
 from anystep.training.parallel import (
@@ -76,6 +82,7 @@ from anystep.training.run import (
     schedule_changes,
 )
 from anystep.training.snapshots import PowerAverages
+from anystep.training.trainer_state import COUNTS, TrainingTensors
 from anystep.transport import Transport
 
 
@@ -154,23 +161,25 @@ def parts_of(recipe: Recipe, processes: int) -> int:
     """How many parts a step has, of all processes together; raises InputError where these cannot share them."""
     config = recipe.run
     if not recipe.data.native:
-        return part_count(config.batch_size, config.accumulate, processes)
-    if config.parts % processes:
-        over = -(-config.parts // processes) * processes
-        raise InputError(f"run.parts {config.parts} do not divide into {processes} processes; {over} would")
-    return config.parts
+        return count_micro_batches(config.batch_size, config.accumulate, processes)
+    if config.micro_batches % processes:
+        over = -(-config.micro_batches // processes) * processes
+        raise InputError(
+            f"run.micro_batches {config.micro_batches}: {processes} processes need a multiple, such as {over}"
+        )
+    return config.micro_batches
 
 
-def make_batches(recipe: Recipe, data: LatentSet, parts: int, patch: int) -> Batches:
+def make_batches(recipe: Recipe, data: LatentSet, parts: int, patch: int) -> BatchSampler:
     """Which examples each step sees."""
     config, shares = recipe.run, list(recipe.data.shares.values())
     if not recipe.data.native:
         members = [class_members(labels) for labels in data.labels] if recipe.data.balanced else None
-        return EqualBatches(data.sizes, shares, config.batch_size, parts, config.seed, members)
+        return FixedShapeBatchSampler(data.sizes, shares, config.batch_size, parts, config.seed, members)
     # at least the tokens of so many squares of data.size
     squares = max(1, config.batch_size // parts) * math.prod(data.shape[1:]) // patch**2
-    room = config.tokens_per_part or squares
-    return TokenBatches(data.grids, shares, room, patch, parts, config.seed, config.packed)
+    room = config.tokens_per_micro_batch or squares
+    return TokenBudgetBatchSampler(data.grids, shares, room, patch, parts, config.seed, config.packed)
 
 
 def start_transitions(networks: Sequence[TransitionTransformer2DModel], ranks: Ranks) -> None:
@@ -223,7 +232,7 @@ def _train(
     optimizers = make_optimizers(network, recipe.optimizer, device)
     normaliser = objective.weighting.normaliser
     beside = [] if normaliser is None else make_adam(normaliser.to(device), recipe.optimizer)
-    state = TrainingState(network, averages, optimizers, normaliser, beside)
+    state = TrainingTensors(network, averages, optimizers, normaliser, beside)
     optimizers = [*optimizers, *beside]
     saved = recipe.model_dump(mode="json")
     checkpoints = Checkpoints(out / "checkpoints", ranks, config.keep, config.keep_every, saved)
@@ -258,7 +267,7 @@ def _train(
         interruptible() as interrupted,
         Progress(config.steps, step, quiet=not ranks.is_main) as progress,
         profiling(config.profile, out / "profile", ranks) as profiled,
-        Feed(data, batches, ranks, patch, config.seed, recipe.data.mirror, judges) as feed,
+        PrefetchingLoader(data, batches, ranks, patch, config.seed, recipe.data.mirror, judges) as feed,
         checkpoints,
     ):
         while step < config.steps:
@@ -274,7 +283,7 @@ def _train(
             if (step + 1) % config.log_every == 0:
                 current = replace(current, probe=probe)
             # samples are numbered on when a run turns back, so that it does not meet the same ones again
-            position = step + facts["ahead"]
+            position = step + facts["data_offset"]
             clock = time.perf_counter()
             parts = feed.take(position)
             waited = time.perf_counter() - clock
@@ -287,8 +296,8 @@ def _train(
                 condition, mask = encode_conditions(conditioner, part.examples, chosen)
                 if forward_flops is not None:
                     length = condition.shape[1] if condition.ndim == 3 else 0
-                    flops += sum(forward_flops(*each, length) for each in part.pixels)
-                shift = torch.tensor([resolution_shift(*each, base) for each in part.pixels])
+                    flops += sum(forward_flops(*each, length) for each in part.shapes)
+                shift = torch.tensor([resolution_shift(*each, base) for each in part.shapes])
                 t, r = current.times(part.draws.normal, part.draws.uniform, shift if (shift > 1).any() else None)
                 asks_average = current.guidance is not None or current.ema_teacher or judges
                 scale = None
@@ -308,12 +317,14 @@ def _train(
                     loss = current.evaluate(
                         wrapped, batch, averages[0] if asks_average else None, progress=step / config.steps
                     )
-                (loss.loss * part.part.share * ranks.count).backward()  # gradients are averaged over processes
+                (loss.loss * part.chosen.loss_weight * ranks.count).backward()  # gradients are averaged over processes
                 losses.append(loss)
             norm = whole(nn.utils.clip_grad_norm_(weights, recipe.optimizer.clip)).item()
 
             # gradients are shared, so that one process's bad sample makes the norm bad in every one
-            bad = [part.part.examples[row] for part, loss in zip(parts, losses, strict=True) for row in loss.nonfinite]
+            bad = [
+                part.chosen.examples[row] for part, loss in zip(parts, losses, strict=True) for row in loss.nonfinite
+            ]
             named: list[int] = []
             if ranks.any(bool(bad) or len(data.broken) > announced):
                 told = ranks.all_gather_object((bad, dict(data.broken)))
@@ -353,7 +364,7 @@ def _train(
                     say(f"step {step + 1}: the gradient norm {norm:.3g} is a spike, {back}", error=True)
                 if before is not None:
                     ahead = position + 1 - before["step"]
-                    facts = {**facts, "step": before["step"], "ahead": ahead, "rollbacks": facts["rollbacks"] + 1}
+                    facts = {**facts, "step": before["step"], "data_offset": ahead, "rollbacks": facts["rollbacks"] + 1}
                     step = facts["step"]
                     run.cut_log(step)
                     powers.cut(step)
@@ -362,16 +373,16 @@ def _train(
 
             step += 1
             last = step == config.steps or ranks.any(bool(interrupted))
-            residual, weighed, t, r = gathered_samples(losses, ranks, batches.most * len(parts))
+            residual, weighed, t, r = gathered_samples(losses, ranks, batches.max_images * len(parts))
             if normaliser is not None:
                 normaliser.update(objective.transport, t, r, weighed)
-            pixels = [each for part in parts for each in part.pixels]
+            pixels = [each for part in parts for each in part.shapes]
             sums = [
-                sum(part.part.share * loss.loss.item() for part, loss in zip(parts, losses, strict=True)),
+                sum(part.chosen.loss_weight * loss.loss.item() for part, loss in zip(parts, losses, strict=True)),
                 float(sum(loss.evaluations for loss in losses)),
                 float(sum(rows * columns for rows, columns in pixels)) / patch**2,
                 float(flops),
-                sum(part.part.share * loss.alignment.item() for part, loss in zip(parts, losses, strict=True)),
+                sum(part.chosen.loss_weight * loss.alignment.item() for part, loss in zip(parts, losses, strict=True)),
                 *derivative_sums(losses),
             ]
             summed = ranks.gather(torch.tensor([sums], dtype=torch.float64)).sum(0).tolist()

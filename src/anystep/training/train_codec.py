@@ -17,8 +17,8 @@ from anystep.data.images import to_tensor
 from anystep.data.sources import JoinedSource
 from anystep.errors import InputError
 from anystep.files import publishing
-from anystep.training.batches import mixed_indices
-from anystep.training.checkpoints import Checkpoints, TrainingState
+from anystep.training.batch_samplers import mixed_indices
+from anystep.training.checkpoints import Checkpoints
 from anystep.training.config import CodecRecipe, GuardConfig
 from anystep.training.guard import LOST, Guard, diverged
 from anystep.training.parallel import all_finite
@@ -31,6 +31,7 @@ from anystep.training.run import (
     schedule_changes,
     step_generator,
 )
+from anystep.training.trainer_state import TrainingTensors
 
 MEASURED = 256  # images on which PSNR and latent statistics are taken
 
@@ -132,7 +133,7 @@ def _train(run: Run, autoencoder: AutoencoderDC, sources: Sequence[Source], judg
     optimizer = torch.optim.AdamW(
         trained, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
     )
-    state = TrainingState(autoencoder, [], [optimizer])
+    state = TrainingTensors(autoencoder, [], [optimizer])
     keep, saved = (recipe.run.keep, recipe.run.keep_every), recipe.model_dump(mode="json")
     checkpoints = Checkpoints(out / "checkpoints", run.ranks, *keep, saved)
     facts: dict[str, Any] = {"step": 0, "skipped": 0, "skipped_in_a_row": 0, "diverged": False}

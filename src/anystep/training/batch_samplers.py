@@ -11,68 +11,70 @@ from jaxtyping import Int
 from torch import Tensor
 
 from anystep.errors import InputError
-from anystep.ranks import Ranks
 
 
 @dataclass(frozen=True)
-class Part:
+class MicroBatch:
     """What one process evaluates at once.
 
     Attributes:
-        examples: their numbers.
-        first: the number of the first sample, which keys its draws; the others follow.
-        share: of the step's loss, by tokens; those of all parts of a step sum to 1.
+        examples: numbers of the examples in the data set.
+        first_sample: number of the first sample, which keys its random draws; the others follow.
+        loss_weight: weight in the loss of the step, by tokens; the weights of all micro-batches of a step sum to 1.
         packed: whether the examples differ in shape and go into one sequence.
     """
 
     examples: list[int]
-    first: int
-    share: float
+    first_sample: int
+    loss_weight: float
     packed: bool = False
 
 
 @runtime_checkable
-class Batches(Protocol):
-    """The parts of every step, of all processes.
+class BatchSampler(Protocol):
+    """Chooses the examples of every step, for all processes.
 
     Attributes:
-        parts: how many a step has.
-        most: images a part has at most.
+        micro_batches: number of micro-batches in a step.
+        max_images: largest number of images in a micro-batch.
     """
 
-    parts: int
-    most: int
+    micro_batches: int
+    max_images: int
 
-    def step(self, position: int) -> list[Part]: ...
-
-
-def mine(parts: Sequence[Part], ranks: Ranks) -> list[Part]:
-    """Those of a step that this process evaluates."""
-    return list(parts[ranks.rank :: ranks.count])
+    def step(self, position: int) -> list[MicroBatch]: ...
 
 
-def part_count(batch_size: int, accumulate: int, processes: int) -> int:
-    """How many parts a batch is cut into.
+def of_rank(micro_batches: Sequence[MicroBatch], rank: int, count: int) -> list[MicroBatch]:
+    """The micro-batches of a step that process `rank` of `count` evaluates."""
+    return list(micro_batches[rank::count])
+
+
+def count_micro_batches(batch_size: int, accumulate: int, processes: int) -> int:
+    """Number of micro-batches in a step of all processes, each of which divides its images into `accumulate`.
 
     Raises:
         InputError: the processes do not divide the batch; says what would.
     """
-    parts = processes * accumulate
-    if batch_size % parts:
-        fits = sorted({max(1, batch_size // parts) * parts, -(-batch_size // parts) * parts})
+    count = processes * accumulate
+    if batch_size % count:
+        fits = sorted({max(1, batch_size // count) * count, -(-batch_size // count) * count})
         raise InputError(
-            f"run.batch_size {batch_size} does not divide into {processes} processes x {accumulate} parts; "
+            f"run.batch_size {batch_size} does not divide into {processes} processes x {accumulate} micro-batches; "
             f"{' or '.join(map(str, fits))} would"
         )
-    return parts
+    return count
 
 
-class EqualBatches:
-    """Batches of one shape and size, of several sources with shares of every batch.
+class FixedShapeBatchSampler:
+    """Batches of equally many images of one shape, from several sources in fixed proportions.
 
     Args:
-        sizes: examples of each source.
-        members: the `class_members` of each, to draw every class equally often.
+        sizes: number of examples of each source.
+        shares: share of every batch that each source gives.
+        batch_size: number of images in a step.
+        micro_batches: number of micro-batches in a step.
+        members: the `class_members` of each source, to draw every class equally often.
     """
 
     def __init__(
@@ -80,106 +82,116 @@ class EqualBatches:
         sizes: Sequence[int],
         shares: Sequence[float],
         batch_size: int,
-        parts: int,
+        micro_batches: int,
         seed: int,
         members: Sequence[Sequence[Tensor]] | None = None,
     ) -> None:
         self._sizes, self._shares, self._batch_size, self._seed, self._members = (
             sizes, shares, batch_size, seed, members
         )  # fmt: skip
-        self.parts, self.most = parts, batch_size // parts
+        self.micro_batches, self.max_images = micro_batches, batch_size // micro_batches
 
-    def step(self, position: int) -> list[Part]:
+    def step(self, position: int) -> list[MicroBatch]:
         order = mixed_indices(self._sizes, self._shares, self._batch_size, self._seed, position, self._members)
         return [
-            Part(order[start : start + self.most], position * self._batch_size + start, 1 / self.parts)
-            for start in range(0, self._batch_size, self.most)
+            MicroBatch(
+                order[start : start + self.max_images], position * self._batch_size + start, 1 / self.micro_batches
+            )
+            for start in range(0, self._batch_size, self.max_images)
         ]
 
 
-class TokenBatches:
-    """Parts of equally many tokens, from examples of different shapes.
+class TokenBudgetBatchSampler:
+    """Micro-batches of equally many tokens, from examples of different shapes.
 
-    A part holds `tokens_per_part // tokens` images of one shape, so shapes are seen in proportion to their tokens; or,
-    packed, images of any shapes in one sequence. Every example is seen once an epoch; what is left of a shape when its
-    last part is filled comes from the beginning of its order. Of several sources each gives its share of the parts.
+    A micro-batch holds `tokens_per_micro_batch // tokens` images of one shape, so that shapes are seen in proportion to
+    their tokens; or, packed, images of any shapes in one sequence. Every example is seen once an epoch; where the last
+    micro-batch of a shape is not full, it is filled from the beginning of the order. Of several sources each gives its
+    share of the micro-batches.
 
     Args:
         grids: rows and columns of the latents of each source.
+        shares: share of the micro-batches that each source gives.
+        tokens_per_micro_batch: largest number of tokens in a micro-batch.
         patch: latent pixels along one side of a token.
-        parts: of a step.
+        micro_batches: number of micro-batches in a step.
+        packed: whether a micro-batch is one sequence of images of any shapes.
 
     Raises:
-        InputError: an image has more tokens than a part, or there are fewer parts than sources.
+        InputError: an image has more tokens than a micro-batch, or there are fewer micro-batches than sources.
     """
 
     def __init__(
         self,
         grids: Sequence[Int[Tensor, "_examples 2"]],
         shares: Sequence[float],
-        tokens_per_part: int,
+        tokens_per_micro_batch: int,
         patch: int,
-        parts: int,
+        micro_batches: int,
         seed: int,
         packed: bool = False,
     ) -> None:
-        self.parts, self._seed, self._packed, self._room = parts, seed, packed, tokens_per_part
+        self.micro_batches, self._seed, self._packed = micro_batches, seed, packed
+        self._capacity = tokens_per_micro_batch
         self._grids = [(each // patch).long() for each in grids]
         self._tokens = [each.prod(1) for each in self._grids]
         self._all_tokens = torch.cat(self._tokens)
         largest, smallest = int(self._all_tokens.max()), int(self._all_tokens.min())
-        if largest > tokens_per_part:
+        if largest > tokens_per_micro_batch:
             raise InputError(
-                f"run.tokens_per_part {tokens_per_part} is fewer than the {largest} tokens of the largest image"
+                f"run.tokens_per_micro_batch {tokens_per_micro_batch}: expected at least the {largest} tokens of the "
+                "largest image"
             )
-        self.most = tokens_per_part // smallest
-        self._counts = apportion(parts, shares, "run.parts")
-        self._before = [sum(len(each) for each in grids[:place]) for place in range(len(grids))]
+        self.max_images = tokens_per_micro_batch // smallest
+        self._counts = apportion(micro_batches, shares, "run.micro_batches")
+        self._offsets = [sum(len(each) for each in grids[:source]) for source in range(len(grids))]
         self._epoch = lru_cache(maxsize=2 * len(grids))(self._make_epoch)
-        self._ends: list[list[int]] = [[] for _ in grids]  # parts of each source up to the end of each epoch
+        # micro-batches of each source up to the end of each epoch
+        self._ends: list[list[int]] = [[] for _ in grids]
 
-    def step(self, position: int) -> list[Part]:
+    def step(self, position: int) -> list[MicroBatch]:
         chosen: list[list[int]] = []
-        for place, count in enumerate(self._counts):
-            chosen += [self._part(place, position * count + slot) for slot in range(count)]
-        tokens = [self.tokens(part) for part in chosen]
-        first = position * self.parts * self.most
+        for source, count in enumerate(self._counts):
+            chosen += [self._examples(source, position * count + slot) for slot in range(count)]
+        tokens = [self.tokens(examples) for examples in chosen]
+        first = position * self.micro_batches * self.max_images
         return [
-            Part(examples, first + slot * self.most, mine / sum(tokens), self._packed)
-            for slot, (examples, mine) in enumerate(zip(chosen, tokens, strict=True))
+            MicroBatch(examples, first + slot * self.max_images, count / sum(tokens), self._packed)
+            for slot, (examples, count) in enumerate(zip(chosen, tokens, strict=True))
         ]
 
     def tokens(self, examples: Sequence[int]) -> int:
-        """Of these together."""
+        """Number of tokens of these examples together."""
         return int(self._all_tokens[list(examples)].sum())
 
-    def _part(self, place: int, number: int) -> list[int]:
-        ends = self._ends[place]
+    def _examples(self, source: int, number: int) -> list[int]:
+        """The examples of the `number`-th micro-batch of a source."""
+        ends = self._ends[source]
         while not ends or number >= ends[-1]:
-            ends.append((ends[-1] if ends else 0) + len(self._epoch(place, len(ends))[1]))
+            ends.append((ends[-1] if ends else 0) + len(self._epoch(source, len(ends))[1]))
         epoch = bisect_right(ends, number)
-        order, bounds = self._epoch(place, epoch)
+        order, bounds = self._epoch(source, epoch)
         start, end = bounds[number - (ends[epoch - 1] if epoch else 0)]
-        return (order[start:end] + self._before[place]).tolist()
+        return (order[start:end] + self._offsets[source]).tolist()
 
-    def _make_epoch(self, place: int, epoch: int) -> tuple[Tensor, list[tuple[int, int]]]:
-        """The order of the examples, and where each part of the epoch begins and ends in it."""
-        rng = _generator(self._seed + 104_729 * place, epoch)
-        tokens = self._tokens[place]
+    def _make_epoch(self, source: int, epoch: int) -> tuple[Tensor, list[tuple[int, int]]]:
+        """The order of the examples, and where each micro-batch of the epoch begins and ends in it."""
+        rng = _generator(self._seed + 104_729 * source, epoch)
+        tokens, grids = self._tokens[source], self._grids[source]
         if self._packed:
-            order = torch.randperm(len(tokens), generator=rng).repeat(2)  # the last part is filled from the beginning
+            order = torch.randperm(len(tokens), generator=rng).repeat(2)  # the last one is filled from the beginning
             ends = tokens[order].cumsum(0)
             bounds, start, before = [], 0, 0
             while start < len(tokens):
-                end = int(torch.searchsorted(ends, before + self._room, right=True))
+                end = int(torch.searchsorted(ends, before + self._capacity, right=True))
                 bounds.append((start, end))
                 start, before = end, int(ends[end - 1])
         else:
             pieces, bounds, start = [], [], 0
-            for grid in self._grids[place].unique(dim=0):
-                members = torch.nonzero((self._grids[place] == grid).all(1)).squeeze(1)
+            for grid in grids.unique(dim=0):
+                members = torch.nonzero((grids == grid).all(1)).squeeze(1)
                 members = members[torch.randperm(len(members), generator=rng)]
-                each = self._room // int(grid.prod())
+                each = self._capacity // int(grid.prod())
                 filled = -(-len(members) // each) * each
                 pieces.append(members.repeat(-(-filled // len(members)))[:filled])
                 bounds += [(start + begin, start + begin + each) for begin in range(0, filled, each)]
@@ -210,7 +222,7 @@ def _generator(seed: int, epoch: int) -> torch.Generator:
 
 
 def apportion(batch_size: int, shares: Sequence[float], name: str = "run.batch_size") -> list[int]:
-    """How many of a batch each source gives: the nearest to its share, and at least one."""
+    """Number of examples in a batch from each source: the nearest to its share, and at least one."""
     if batch_size < len(shares):
         raise InputError(f"{name} {batch_size}: expected at least one for each of {len(shares)} sources")
     counts = [max(1, int(batch_size * share)) for share in shares]
@@ -248,7 +260,7 @@ def mixed_indices(
     step: int,
     members: Sequence[Sequence[Tensor]] | None = None,
 ) -> list[int]:
-    """`batch_indices` of several sources laid end to end, each with its share of every batch and epochs of its own.
+    """`batch_indices` of concatenated sources, each with its share of every batch and epochs of its own.
 
     With the `class_members` of each source, `balanced_indices`.
     """

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anystep.errors import InputError
-from anystep.training.batches import TokenBatches, apportion, batch_indices, mixed_indices
+from anystep.training.batch_samplers import TokenBudgetBatchSampler, apportion, batch_indices, mixed_indices
 
 
 @given(count=st.integers(1, 40), batch=st.integers(1, 17), seed=st.integers(0, 5))
@@ -47,30 +47,38 @@ def grids(count: int, seed: int) -> torch.Tensor:
     return torch.tensor(SHAPES)[torch.randint(len(SHAPES), (count,), generator=rng)]
 
 
-@given(count=st.integers(1, 200), parts=st.integers(1, 4), seed=st.integers(0, 3), room=st.sampled_from([16, 32, 50]))
-def test_parts_of_one_shape_hold_equal_tokens_and_every_example_once_an_epoch(
-    count: int, parts: int, seed: int, room: int
+@given(
+    count=st.integers(1, 200),
+    micro_batches=st.integers(1, 4),
+    seed=st.integers(0, 3),
+    room=st.sampled_from([16, 32, 50]),
+)
+def test_micro_batches_of_one_shape_hold_equal_tokens_and_every_example_once_an_epoch(
+    count: int, micro_batches: int, seed: int, room: int
 ) -> None:
     sides = grids(count, seed)
     tokens = sides.prod(1)
-    batches = TokenBatches([sides], [1.0], room, 1, parts, seed)
-    # an epoch has as many parts as the shapes need
+    batches = TokenBudgetBatchSampler([sides], [1.0], room, 1, micro_batches, seed)
+    # an epoch has as many micro-batches as the shapes need
     each = [int((sides == torch.tensor(shape)).all(1).sum()) for shape in SHAPES]
     epoch = sum(-(-members // (room // (a * b))) for (a, b), members in zip(SHAPES, each, strict=True))
-    steps = [batches.step(position) for position in range(-(-epoch // parts))]
-    seen = [part for step in steps for part in step]
-    for part in seen:
-        shape = sides[part.examples]
+    steps = [batches.step(position) for position in range(-(-epoch // micro_batches))]
+    seen = [micro_batch for step in steps for micro_batch in step]
+    for micro_batch in seen:
+        shape = sides[micro_batch.examples]
         assert (shape == shape[0]).all()
-        assert len(part.examples) == room // int(shape[0].prod())
-    found = {number for part in seen[:epoch] for number in part.examples}
+        assert len(micro_batch.examples) == room // int(shape[0].prod())
+    found = {number for micro_batch in seen[:epoch] for number in micro_batch.examples}
     assert found == set(range(count))
     for step in steps:
-        assert sum(part.share for part in step) == pytest.approx(1)
-        total = sum(int(tokens[part.examples].sum()) for part in step)
-        assert all(part.share == pytest.approx(int(tokens[part.examples].sum()) / total) for part in step)
+        assert sum(micro_batch.loss_weight for micro_batch in step) == pytest.approx(1)
+        total = sum(int(tokens[micro_batch.examples].sum()) for micro_batch in step)
+        assert all(
+            micro_batch.loss_weight == pytest.approx(int(tokens[micro_batch.examples].sum()) / total)
+            for micro_batch in step
+        )
     # every sample has a number of its own
-    numbers = [part.first + row for part in seen for row in range(len(part.examples))]
+    numbers = [micro_batch.first_sample + row for micro_batch in seen for row in range(len(micro_batch.examples))]
     assert len(set(numbers)) == len(numbers)
 
 
@@ -78,49 +86,51 @@ def test_parts_of_one_shape_hold_equal_tokens_and_every_example_once_an_epoch(
 def test_packs_hold_every_example_once_an_epoch_and_leave_little_room(count: int, seed: int) -> None:
     sides = grids(count, seed)
     tokens = sides.prod(1)
-    batches = TokenBatches([sides], [1.0], 40, 1, 1, seed, packed=True)
+    batches = TokenBudgetBatchSampler([sides], [1.0], 40, 1, 1, seed, packed=True)
     seen: set[int] = set()
     position, repeated = 0, 0
     while len(seen) < count:
-        (part,) = batches.step(position)
-        assert part.packed
-        filled = int(tokens[part.examples].sum())
+        (micro_batch,) = batches.step(position)
+        assert micro_batch.packed
+        filled = int(tokens[micro_batch.examples].sum())
         assert filled <= 40
         assert filled > 40 - 16 or filled == 2 * int(tokens.sum())
-        repeated += len([number for number in part.examples if number in seen])
-        seen |= set(part.examples)
+        repeated += len([number for number in micro_batch.examples if number in seen])
+        seen |= set(micro_batch.examples)
         position += 1
-    assert repeated <= 40 // 4  # what filled the last part
-    again = TokenBatches([sides], [1.0], 40, 1, 1, seed, packed=True)
+    assert repeated <= 40 // 4  # what filled the last micro-batch
+    again = TokenBudgetBatchSampler([sides], [1.0], 40, 1, 1, seed, packed=True)
     assert again.step(position + 3) == batches.step(position + 3)  # a resumed run does not need the steps before
 
 
 def test_shapes_are_seen_in_proportion_to_their_tokens() -> None:
     sides = torch.tensor([(2, 2)] * 600 + [(4, 4)] * 200)
-    batches = TokenBatches([sides], [1.0], 32, 1, 2, 0)
-    parts = [part for position in range(500) for part in batches.step(position)]
-    large = sum(len(part.examples) == 2 for part in parts)
-    assert large / len(parts) == pytest.approx(200 * 16 / (200 * 16 + 600 * 4), abs=0.01)
+    batches = TokenBudgetBatchSampler([sides], [1.0], 32, 1, 2, 0)
+    micro_batches = [micro_batch for position in range(500) for micro_batch in batches.step(position)]
+    large = sum(len(micro_batch.examples) == 2 for micro_batch in micro_batches)
+    assert large / len(micro_batches) == pytest.approx(200 * 16 / (200 * 16 + 600 * 4), abs=0.01)
 
 
-def test_several_sources_give_their_share_of_the_parts() -> None:
-    batches = TokenBatches([grids(30, 0), grids(50, 1)], [0.25, 0.75], 32, 1, 4, 0)
+def test_several_sources_give_their_share_of_the_micro_batches() -> None:
+    batches = TokenBudgetBatchSampler([grids(30, 0), grids(50, 1)], [0.25, 0.75], 32, 1, 4, 0)
     for position in range(20):
-        first = [min(part.examples) < 30 for part in batches.step(position)]
+        first = [min(micro_batch.examples) < 30 for micro_batch in batches.step(position)]
         assert first.count(True) == 1
-        for part in batches.step(position):
-            assert len({number < 30 for number in part.examples}) == 1
+        for micro_batch in batches.step(position):
+            assert len({number < 30 for number in micro_batch.examples}) == 1
 
 
 def test_the_order_changes_from_epoch_to_epoch_and_with_the_seed() -> None:
     sides = torch.tensor([(4, 4)] * 64)
-    one, two = (TokenBatches([sides], [1.0], 64, 1, 1, seed) for seed in (0, 1))
+    one, two = (TokenBudgetBatchSampler([sides], [1.0], 64, 1, 1, seed) for seed in (0, 1))
     assert one.step(0) != two.step(0)
     assert one.step(0)[0].examples != one.step(16)[0].examples
 
 
 def test_what_cannot_be_shared_out_is_one_line() -> None:
-    with pytest.raises(InputError, match="tokens_per_part 8 is fewer than the 16 tokens of the largest image"):
-        TokenBatches([grids(50, 0)], [1.0], 8, 1, 1, 0)
-    with pytest.raises(InputError, match=r"run\.parts 1: expected at least one for each of 2 sources"):
-        TokenBatches([grids(50, 0), grids(50, 0)], [0.5, 0.5], 16, 1, 1, 0)
+    with pytest.raises(
+        InputError, match="tokens_per_micro_batch 8: expected at least the 16 tokens of the largest image"
+    ):
+        TokenBudgetBatchSampler([grids(50, 0)], [1.0], 8, 1, 1, 0)
+    with pytest.raises(InputError, match=r"run\.micro_batches 1: expected at least one for each of 2 sources"):
+        TokenBudgetBatchSampler([grids(50, 0), grids(50, 0)], [0.5, 0.5], 16, 1, 1, 0)

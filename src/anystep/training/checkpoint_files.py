@@ -1,0 +1,201 @@
+"""The files of a checkpoint: their names, the manifest that vouches for them, and reading them in one process alone."""
+
+import errno
+import hashlib
+import re
+import stat
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Size, Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+
+from anystep.errors import InputError
+from anystep.files import read_json
+from anystep.training.checkpoint_reader import METADATA, SafePlanner, SafeReader, read_metadata
+from anystep.training.old_names import current_manifest
+from anystep.training.trainer_state import COUNTS
+
+MANIFEST = "manifest.json"
+NAME = re.compile(r"step-(\d{8,18})")
+STEP = "step"  # the tensor that says of which step the others are
+MOST_STEPS = 10**12  # that a manifest may count
+SHOWN = 5  # of the tensors that differ, in a message
+
+
+class Damaged(Exception):
+    """What is wrong with a checkpoint that was whole once."""
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """Of the checkpoints in a folder, damaged ones too, oldest first; whatever else is there is passed over."""
+    names = (NAME.fullmatch(path.name) for path in folder.glob("step-*") if path.is_dir())
+    return sorted(int(name[1]) for name in names if name)
+
+
+def recorded_recipe(folder: Path) -> dict[str, Any] | None:
+    """The recipe that the newest manifest in `folder` holds; None where none does."""
+    for step in reversed(checkpoint_steps(folder)):
+        try:
+            recipe = read_json(folder / f"step-{step:08d}" / MANIFEST).get("recipe")
+        except InputError:
+            continue
+        return recipe if isinstance(recipe, dict) else None
+    return None
+
+
+def read_manifest(folder: Path, step: int) -> dict[str, Any]:
+    """Raises Damaged where it is not what `Checkpoints` writes, or names files that are not the folder's own."""
+    try:
+        facts = current_manifest(read_json(folder / MANIFEST))
+    except InputError as error:
+        raise Damaged(str(error)) from None
+    counts = [facts.get(name, 0) for name in COUNTS]
+    if any(type(count) is not int or not 0 <= count <= MOST_STEPS for count in counts):
+        raise Damaged(f"{MANIFEST} counts what is no number")
+    if facts.get(STEP) != step:
+        raise Damaged(f"{MANIFEST} is of step {facts.get(STEP)}")
+    files = facts.get("files")
+    if not isinstance(files, dict) or METADATA not in files:
+        raise Damaged(f"{MANIFEST} names no files")
+    for name in files:
+        if Path(name).name != name:
+            raise Damaged(f"{MANIFEST} names {name!r}, which is not in the folder")
+        if not stat.S_ISREG((folder / name).lstat().st_mode):
+            raise Damaged(f"{name} is a link or no file")
+    return facts
+
+
+def check_step(folder: Path, metadata: Metadata, facts: Mapping[str, Any]) -> None:
+    """Raises Damaged where the tensors are those of another step than the manifest says."""
+    entries = metadata.state_dict_metadata
+    # what was saved before there was a tensor of that name has the optimizers' own counts
+    names = (
+        [STEP] if STEP in entries else [name for name in entries if re.fullmatch(r"optimizer\.state\..+\.step", name)]
+    )
+    counts = {
+        name: torch.zeros(entry.size, dtype=entry.properties.dtype)
+        for name in names
+        if isinstance(entry := entries[name], TensorStorageMetadata) and entry.size.numel() == 1
+    }
+    if not counts:
+        return
+    try:
+        load_tensors(counts, folder, metadata, no_dist=True)
+        told = max(int(count) for count in counts.values())
+    except (Exception, CheckpointException) as error:
+        raise Damaged(f"its tensors cannot be read: {cause_of(error)}") from None
+    step = facts[STEP]
+    skipping = names != [STEP] and (facts.get("skipped") or facts.get("rollbacks"))
+    if told > step or (told != step and not skipping):
+        raise Damaged(f"its tensors are of step {told}")
+
+
+def load_tensors(
+    tensors: dict[str, Any], folder: Path, metadata: Metadata, no_dist: bool, group: dist.ProcessGroup | None = None
+) -> None:
+    """Read into these tensors, without running what is in the files."""
+    with quiet():
+        dcp.load(
+            tensors, storage_reader=SafeReader(folder, metadata), planner=SafePlanner(), no_dist=no_dist,
+            process_group=group,
+        )  # fmt: skip
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Around calls of the library: it says that there is one process only, and makes an error of a Ctrl-C."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except CheckpointException as error:
+            if any(isinstance(cause, KeyboardInterrupt) for cause, _ in error.failures.values()):
+                raise KeyboardInterrupt from None
+            raise
+
+
+def cause_of(error: BaseException) -> str:
+    """What an error says in one line, of those of all processes the first."""
+    cause = getattr(error, "failures", {0: (error,)})
+    first = next(iter(cause.values()))[0]
+    return (str(first).splitlines() or [type(first).__name__])[0]
+
+
+def differing_tensors(there: Mapping[str, Tensor | Size], here: Mapping[str, Tensor | Size]) -> str:
+    """Of two networks' tensors, or their sizes, by name: which differ, in words; empty where none does."""
+    first, second = (
+        {name: tuple(each.shape if isinstance(each, Tensor) else each) for name, each in network.items()}
+        for network in (there, here)
+    )
+    different = [name for name in sorted({*first, *second}) if first.get(name) != second.get(name)]
+    told = [
+        f"{name} ({first.get(name, 'none')} there and {second.get(name, 'none')} here)" for name in different[:SHOWN]
+    ]
+    more = f" and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
+    return ", ".join(told) + more
+
+
+def read_average(folder: Path, network: nn.Module, place: int = 0, step: int | None = None) -> int:
+    """Read an average of a checkpoint in `folder` from its shards into a plain network, in this process alone.
+
+    Args:
+        step: of the checkpoint; the newest where None.
+
+    Returns its step.
+
+    Raises:
+        InputError: no whole checkpoint.
+    """
+    steps = checkpoint_steps(folder)
+    if not steps:
+        raise InputError(f"{folder}: no checkpoint to export")
+    step = steps[-1] if step is None else step
+    chosen = folder / f"step-{step:08d}"
+    try:
+        metadata = read_metadata(chosen, read_manifest(chosen, step)["files"])
+        load_tensors({f"ema-{place}": network.state_dict()}, chosen, metadata, no_dist=True)
+    except InputError:
+        raise
+    except (Exception, CheckpointException) as error:
+        raise InputError(f"checkpoint {str(chosen)!r} cannot be exported: {cause_of(error)}") from None
+    return step
+
+
+def read_saved(folder: Path, step: int, tensors: dict[str, Any], what: str = "checkpoint") -> dict[str, Any]:
+    """Read what `Checkpoints` saved at a step into these tensors, in this process alone, its files verified first.
+
+    Returns the facts that were saved with it.
+
+    Raises:
+        InputError: it is damaged, or does not hold these tensors.
+    """
+    saved = folder / f"step-{step:08d}"
+    try:
+        facts = read_manifest(saved, step)
+        for name, expected in sorted(facts["files"].items()):
+            if digest(saved / name) != expected:
+                raise Damaged(f"{name} is not what {MANIFEST} says")
+        metadata = read_metadata(saved, facts["files"])
+        check_step(saved, metadata, facts)
+        load_tensors(tensors, saved, metadata, no_dist=True)
+    except InputError:
+        raise
+    except (Exception, CheckpointException) as error:
+        raise InputError(f"{what} {str(saved)!r} is damaged, or of another network: {cause_of(error)}") from None
+    return facts
+
+
+def digest(path: Path) -> list[Any]:
+    """Size and BLAKE2 digest of a file. Raises OSError for what is no regular file: a FIFO would be waited for."""
+    if not path.is_file():
+        raise OSError(errno.ENOENT, "no such regular file", str(path))
+    with path.open("rb") as file:
+        return [path.stat().st_size, hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()]

@@ -1,0 +1,119 @@
+"""The `objective` section of a recipe."""
+
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le
+from pydantic import ModelWrapValidatorHandler, field_validator, model_validator
+
+from anystep.bounds import Coefficient, PositiveShare, Real, Share, Time
+from anystep.objective.presets import OBJECTIVES, ObjectiveKind
+from anystep.training.section import Section
+
+
+class TimeConfig(Section):
+    """A distribution of training times: `anystep.objective.TimeDistribution`."""
+
+    # Mean of the normal variable that is mapped to a time.
+    mean: Annotated[float, Ge(-100), Le(100)] = -0.4
+    # Standard deviation of the normal variable that is mapped to a time.
+    std: Annotated[float, Gt(0), Le(100)] = 1.2
+    # Share of the times that are drawn uniformly instead.
+    uniform: Share = 0.0
+
+
+class GuidanceConditionConfig(Section):
+    """Guidance of any scale up to `w_max`, which the network is told: `anystep.objective.GuidanceCondition`."""
+
+    # Largest guidance scale; scales from 1 to this are trained.
+    w_max: Annotated[float, Gt(1), Le(100)] = 8.0
+    # Closed interval of t in which guidance acts (null: everywhere).
+    interval: tuple[Time, Time] | None = None
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "GuidanceConditionConfig":
+        if self.interval is not None and self.interval[0] > self.interval[1]:
+            raise ValueError(f"interval {list(self.interval)}: expected the lower time first")
+        return self
+
+
+class ObjectiveConfig(Section):
+    """`kind` sets what is not given here to the values of that objective in `anystep.objective.presets`."""
+
+    # Published objective that sets the defaults of this section.
+    kind: ObjectiveKind = "transition"
+    # Target of the network where t > r.
+    target: Literal["identity", "self_consistency", "implicit", "terminal", "self_evaluation"] = "identity"
+    # Estimator of df/dt, for target identity.
+    derivative: Literal["central", "forward_mode", "one_sided"] = "central"
+    # Trajectory of the derivative: the path of data and noise, or the network's velocity.
+    along: Literal["path", "velocity"] = "path"
+    # Share of the target F that the network's own velocity replaces.
+    velocity_share: Share = 0.0
+    # Half the width of the finite difference, or the whole width for target terminal (null: chosen by the method).
+    eps: PositiveShare | None = None
+    # For target implicit, the ratio of the intermediate step at the start and at the end of the run.
+    ratio: tuple[PositiveShare, PositiveShare] = (0.5, 0.005)
+    # Take velocities in targets from the first EMA network instead of the trained one.
+    ema_teacher: bool = False
+    # Share of the samples with t = r.
+    diffusion_share: Share = 0.5
+    # Share of the samples with r at the data.
+    consistency_share: Share = 0.1
+    # Distribution of t where t = r (null: the larger of two draws of the transport's own).
+    diffusion_times: TimeConfig | None = None
+    # Distribution of the first of the two draws of which the larger is t and the smaller r (null: the transport's).
+    later_times: TimeConfig | None = None
+    # Distribution of the second of those two draws (null: the transport's).
+    earlier_times: TimeConfig | None = None
+    # Loss weight w(t, r) of the interval.
+    weight: Literal["sqrt", "constant", "reciprocal", "square", "soft_min_snr"] = "sqrt"
+    # Measure the interval in the tangent of t and r in the loss weight.
+    tangent: bool = True
+    # Power of its own residual that each sample's loss is divided by (true: 1, false: 0).
+    adaptive: Share | bool = 1.0
+    # Residuals are divided by their running mean at (t, r) (with adaptive 0), or by a learned uncertainty (below 1).
+    normalise: Literal["none", "running_mean", "uncertainty"] = "none"
+    # Add the cosine distance of prediction and target to the squared error.
+    direction: bool = True
+    # Loss weight of the velocity where t > r, for a network with branches.
+    velocity_weight: Coefficient = 1.0
+    # Share of the run, at its start, in which every sample has t = r.
+    diffusion_phase: Share = 0.0
+    # Model guidance in the target, from the EMA network: w_gt, w_cond, start and end (null: none).
+    guidance: dict[Literal["w_gt", "w_cond", "start", "end"], Real] | None = None
+    # Guidance of every scale in one network, which is given the scale (null: none).
+    guidance_condition: GuidanceConditionConfig | None = None
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> "ObjectiveConfig":
+        if self.guidance is not None and self.guidance_condition is not None:
+            raise ValueError("guidance and guidance_condition both guide the target: set one of them")
+        if self.target == "self_evaluation" and (self.guidance is not None or self.guidance_condition is not None):
+            raise ValueError("target self_evaluation compares the condition with none itself: set no guidance")
+        if self.normalise == "running_mean" and self.adaptive != 0:
+            raise ValueError(
+                f"normalise running_mean has log(1 + l / m) in place of an adaptive power: set adaptive 0, not "
+                f"{self.adaptive:g}"
+            )
+        if self.normalise == "uncertainty" and self.adaptive == 1:
+            raise ValueError("normalise uncertainty has nothing to learn where adaptive is 1: set it below 1")
+        return self
+
+    @field_validator("adaptive", mode="before")
+    @classmethod
+    def _power(cls, value: Any) -> Any:
+        return float(value) if isinstance(value, bool) else value
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _fill(cls, given: Any, validate: ModelWrapValidatorHandler["ObjectiveConfig"]) -> "ObjectiveConfig":
+        kind = given.get("kind") if isinstance(given, dict) else None
+        if not isinstance(kind, str) or kind not in OBJECTIVES:
+            return validate(given)
+        config = validate({**OBJECTIVES[kind].options, **given})
+        # what the kind has set was not given: another kind sets it anew
+        object.__setattr__(config, "__pydantic_fields_set__", set(given))
+        return config
+
+
+SET_BY_KINDS = {"kind"}.union(*(preset.options for preset in OBJECTIVES.values()))

@@ -1,0 +1,86 @@
+"""What a training run is resumed from: where it is, and its tensors."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    get_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+    set_state_dict,
+)
+from torch.optim import Optimizer
+
+
+@dataclass(frozen=True)
+class TrainerState:
+    """Where a run is; kept in the manifest of every checkpoint.
+
+    Attributes:
+        step: number of steps that were made, skipped ones included.
+        data_offset: how far the position in the data is ahead of the step, because the run went back to a checkpoint.
+        skipped, skipped_in_a_row: number of steps whose gradient was not finite, in all and up to this step.
+        spikes: number of steps whose gradient norm stood out.
+        rollbacks: number of times that the run went back to a checkpoint.
+        diverged: whether the weights are those of a run that has lost its way.
+    """
+
+    step: int = 0
+    data_offset: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    spikes: int = 0
+    rollbacks: int = 0
+    diverged: bool = False
+
+    @classmethod
+    def of(cls, manifest: Mapping[str, Any] | None) -> "TrainerState":
+        """The state in a checkpoint's manifest; that of a new run where there is none."""
+        return cls(**{name: value for name, value in (manifest or {}).items() if name in cls.__dataclass_fields__})
+
+
+COUNTS = tuple(field.name for field in fields(TrainerState) if field.type is int)
+
+
+class TrainingTensors:
+    """The tensors of a run: network, EMA networks and optimizers, sharded or not, by the names of the plain network.
+
+    Args:
+        normaliser, beside: what the loss has learned of residuals, whole in every process, and its own optimizers.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        averages: Sequence[nn.Module],
+        optimizers: Sequence[Optimizer],
+        normaliser: nn.Module | None = None,
+        beside: Sequence[Optimizer] = (),
+    ) -> None:
+        self.network, self.averages, self.optimizers = network, averages, optimizers
+        self.normaliser, self.beside = normaliser, beside
+
+    def state_dict(self) -> dict[str, Any]:
+        network, optimizer = get_state_dict(self.network, self.optimizers)
+        state = {"network": network, "optimizer": optimizer}
+        state |= {f"ema-{place}": get_model_state_dict(each) for place, each in enumerate(self.averages)}
+        if self.normaliser is not None:
+            state["normaliser"] = get_model_state_dict(self.normaliser)
+        if self.normaliser is not None and self.beside:
+            state["normaliser-optimizer"] = get_optimizer_state_dict(self.normaliser, self.beside)
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        set_state_dict(
+            self.network, self.optimizers, model_state_dict=state["network"], optim_state_dict=state["optimizer"]
+        )
+        for place, each in enumerate(self.averages):
+            set_model_state_dict(each, state[f"ema-{place}"])
+        if self.normaliser is not None:
+            set_model_state_dict(self.normaliser, state["normaliser"])
+        if self.normaliser is not None and self.beside:
+            set_optimizer_state_dict(self.normaliser, self.beside, state["normaliser-optimizer"])
