@@ -24,7 +24,7 @@ from anystep.codecs.tiling import encode_tiled
 from anystep.data.folders import ImageFolderSource
 from anystep.data.images import to_tensor
 from anystep.data.prepare import Encoders, prepare
-from anystep.data.sizing import Limits
+from anystep.data.sizing import ResolutionLimits
 from anystep.device import pick_device
 
 ROOT = Path(__file__).parent.parent
@@ -64,7 +64,7 @@ def main() -> None:
         folder = Path(place) / "images"
         folder.mkdir()
         make_images(folder, options.images)
-        limits = Limits.within(codec.factor, SIDE, None, 5.0)
+        limits = ResolutionLimits.within(codec.factor, SIDE, None, 5.0)
         source = ImageFolderSource(folder, limits)
         images = [to_tensor(source[number].image) for number in range(len(source))]
         # as `prepare` puts them together

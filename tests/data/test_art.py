@@ -134,20 +134,3 @@ def test_a_damaged_cache_is_rendered_again_and_one_that_cannot_be_written_is_don
     monkeypatch.setenv("ANYSTEP_CACHE", str(tmp_path / "file" / "below"))
     art.render.cache_clear()
     assert art.render(drawing, 24).tobytes() == expected.tobytes()
-
-
-def test_the_cache_has_a_place_without_a_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("ANYSTEP_CACHE", "XDG_CACHE_HOME"):
-        monkeypatch.setenv(name, "")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert art.cache_folder() == tmp_path / ".cache" / "anystep"
-
-    def nobody() -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.setattr(Path, "home", nobody)
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    art._temporary_folder.cache_clear()
-    assert art.cache_folder().parent == tmp_path
-    assert art.cache_folder().stat().st_mode & 0o77 == 0  # nobody else writes what we read
-    art._temporary_folder.cache_clear()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from helpers import Colours, encode, encoders, folder_bytes
 from torch import Tensor
 
 from anystep.data.example import BrokenExample, Example
@@ -22,35 +22,6 @@ from anystep.data.prepare import Encoders, prepare
 from anystep.data.shards import INDEX, Index, Record, Shards, to_npy, write_shard
 from anystep.errors import InputError
 from anystep.ranks import Ranks
-
-
-class Colours(Sequence[Example]):
-    """Forty plain images; every tenth is broken."""
-
-    class_names = ["even", "odd"]
-
-    def __len__(self) -> int:
-        return 40
-
-    def __getitem__(self, index: int) -> Example:  # type: ignore[override]
-        if index % 10 == 9:
-            raise BrokenExample(f"{index}.png: broken")
-        captions = () if index == 4 else (f"number {index}", f"{index}, a comma\tand a tab")
-        image = Image.new("RGB", (4, 4), (index, 0, 255))
-        image.putpixel((0, 0), (200, 0, 0))
-        return Example(str(index), image, captions, index % 2)
-
-
-def encode(images: Tensor) -> Tensor:
-    return images[:, :2, ::3, ::3]
-
-
-def encoders(**options: Any) -> Encoders:
-    return Encoders(encode, {"codec": "every third"}, **options)
-
-
-def folder_bytes(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def test_latents_captions_and_labels_stay_together(tmp_path: Path) -> None:
@@ -106,7 +77,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from test_latents import Colours, encode
+from helpers import Colours, encode
 from anystep.data.prepare import Encoders, prepare
 calls = 0
 def killed(images):
@@ -120,7 +91,7 @@ prepare(Colours(), Path(sys.argv[2]), Encoders(killed, {"codec": "every third"})
 
 
 def test_a_killed_encoding_leaves_nothing_and_ends_in_the_same_bytes(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(tmp_path / "killed"), "2"]
+    command = [sys.executable, "-c", KILLED, str(Path(__file__).parents[1]), str(tmp_path / "killed"), "2"]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     assert list((tmp_path / "killed").glob(".*.part"))
     for name in ("killed", "whole"):

@@ -16,7 +16,7 @@ from anystep.cli import main
 from anystep.codecs import load_codec, to_uint8
 from anystep.codecs.tiling import TILE, decode_tiled
 from anystep.data.latents import LatentShards
-from anystep.data.sizing import fit
+from anystep.data.sizing import resize_and_crop
 
 PACKAGES = ("lomiri-wallpapers-16.04", "lomiri-wallpapers-20.04")  # Debian's; CC-BY and CC-BY-SA, not kept
 CAPTIONS = {
@@ -88,7 +88,7 @@ def test_photographs_go_all_the_way(
             with torch.no_grad():
                 decoded = to_uint8(decode_tiled(codec, made[number].latent[None].float()))[0]
             assert max(decoded.shape) > TILE
-            pixels = np.asarray(fit(photograph, (8 * columns, 8 * rows)), dtype=np.float64)
+            pixels = np.asarray(resize_and_crop(photograph, (8 * columns, 8 * rows)), dtype=np.float64)
         error = np.mean((decoded.permute(1, 2, 0).numpy() - pixels) ** 2)
         assert 10 * np.log10(255**2 / error) > 22  # dB, of a codec that never saw a photograph
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import folder_bytes
 from PIL import Image
 from torch import Tensor
 
@@ -54,10 +55,6 @@ def made(folder: Path, out: Path, stop: int | None = None, **options: Any) -> tu
     return encoder.count, said
 
 
-def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
 def edit_caption(folder: Path) -> None:
     (folder / "5.txt").write_text("another")
 
@@ -101,7 +98,7 @@ def test_what_changed_in_the_source_is_made_again_and_nothing_else(
     change(pictures)
     count, said = made(pictures, tmp_path / "out")
     made(pictures, tmp_path / "anew")
-    assert content(tmp_path / "out") == content(tmp_path / "anew")
+    assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "anew")
     assert (count, len(said)) == (CHANGES[change][0], bool(CHANGES[change][1]))
     assert CHANGES[change][1] in "".join(said)
     assert made(pictures, tmp_path / "out") == (0, [])
@@ -116,16 +113,16 @@ def test_old_and_new_are_never_mixed_in_a_folder_that_was_not_finished(
     change(pictures)
     made(pictures, tmp_path / "out")
     made(pictures, tmp_path / "anew")
-    assert content(tmp_path / "out") == content(tmp_path / "anew")
+    assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "anew")
 
 
 def test_files_that_were_only_touched_or_copied_are_not_encoded_again(pictures: Path, tmp_path: Path) -> None:
     made(pictures, tmp_path / "out")
-    before = content(tmp_path / "out")
+    before = folder_bytes(tmp_path / "out")
     for path in pictures.iterdir():
         os.utime(path, (1, 1))
     assert made(pictures, tmp_path / "out") == (0, [])
-    after = content(tmp_path / "out")
+    after = folder_bytes(tmp_path / "out")
     assert before.pop(".stamps.json") != after.pop(".stamps.json")
     assert before == after
 
@@ -140,7 +137,7 @@ def test_an_interruption_while_changes_are_made_again_is_gone_on_with(pictures: 
         LatentShards(str(tmp_path / "out"))
     assert made(pictures, tmp_path / "out")[0] == 4  # one of three shards is done already
     made(pictures, tmp_path / "anew")
-    assert content(tmp_path / "out") == content(tmp_path / "anew")
+    assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "anew")
 
 
 def test_another_order_of_classes_is_seen(tmp_path: Path) -> None:
@@ -197,13 +194,13 @@ def test_a_damaged_file_of_a_prepared_folder_is_named_and_mended(
     pictures: Path, tmp_path: Path, name: str, damage: bytes | None
 ) -> None:
     made(pictures, tmp_path / "out")
-    before = content(tmp_path / "out")
+    before = folder_bytes(tmp_path / "out")
     (tmp_path / "out" / name).write_bytes(damage if damage is not None else before[name][:-9])
     if name != ".stamps.json":
         with pytest.raises(InputError, match=r"run the same `anystep data prepare` again"):
             LatentShards(str(tmp_path / "out"))
     count, said = made(pictures, tmp_path / "out")
-    assert content(tmp_path / "out") == before
+    assert folder_bytes(tmp_path / "out") == before
     assert count == {"dataset.json": 8, "000002.tar": 2}.get(name, 0)
     assert len(said) == (name != ".stamps.json")
 
@@ -217,7 +214,7 @@ def test_a_damaged_part_of_a_folder_that_was_not_finished_is_made_again(
         made(pictures, tmp_path / "out", stop=4)
     (tmp_path / "out" / name).write_bytes(b"")
     assert made(pictures, tmp_path / "out")[0] == 6
-    assert content(tmp_path / "out") == content(tmp_path / "whole")
+    assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "whole")
 
 
 def test_a_folder_that_is_in_use_or_of_something_else_is_refused_and_left_alone(pictures: Path, tmp_path: Path) -> None:
@@ -228,7 +225,7 @@ def test_a_folder_that_is_in_use_or_of_something_else_is_refused_and_left_alone(
     (tmp_path / "mine" / "000000.tar").write_text("mine")
     with pytest.raises(InputError, match="which this command has not made"):
         made(pictures, tmp_path / "mine")
-    assert content(tmp_path / "mine") == {".000001.part.json": b"mine", "000000.tar": b"mine"}
+    assert folder_bytes(tmp_path / "mine") == {".000001.part.json": b"mine", "000000.tar": b"mine"}
 
 
 def test_nothing_readable_leaves_nothing_and_can_be_mended(pictures: Path, tmp_path: Path) -> None:
@@ -314,4 +311,4 @@ def test_shards_beyond_the_end_of_the_source_go_also_where_the_description_is_da
     (tmp_path / "out" / "dataset.json").write_bytes(b"")
     assert made(pictures, tmp_path / "out")[0] == 6
     made(pictures, tmp_path / "anew")
-    assert content(tmp_path / "out") == content(tmp_path / "anew")
+    assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "anew")

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import folder_bytes
 
 from anystep.cli import main
 from anystep.data.latents import LatentShards
@@ -62,10 +63,6 @@ def prepared(folder: Path, out: Path, *faults: str) -> tuple[dict[str, int], str
     return {fault: int(code) for _, fault, code in ended}, done.stderr
 
 
-def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != "sizes.png"}
-
-
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import numpy as np
@@ -93,9 +90,9 @@ def held_up(pictures: Path, out: Path, faults: list[str]) -> dict[str, int]:
     again = [fault.replace(":", "-") for fault in ended]
     finished, said = prepared(pictures, out, *again)
     assert set(finished.values()) == {0}
-    whole = content(out / "none")
+    whole = folder_bytes(out / "none")
     for name in again:
-        assert content(out / name) == whole, name
+        assert folder_bytes(out / name) == whole, name
     return ended
 
 
@@ -120,7 +117,7 @@ def test_a_full_disk_or_too_few_files_are_one_line_and_lose_nothing(
     assert (code, said.count("\n"), said.startswith("anystep: error: ")) == (2, 1, True), said
     assert not list((tmp_path / "out").glob("*.part"))
     assert main([*words, str(tmp_path / "out")]) == 0
-    assert content(tmp_path / "out") == content(tmp_path / "whole")
+    assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "whole")
 
 
 @pytest.mark.slow

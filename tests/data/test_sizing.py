@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from anystep.data.example import BrokenExample
-from anystep.data.sizing import Limits, canvas, cropped, fit
+from anystep.data.sizing import ResolutionLimits, canvas, cropped, resize_and_crop
 
 
 @given(
@@ -19,10 +19,10 @@ from anystep.data.sizing import Limits, canvas, cropped, fit
 def test_a_target_is_a_multiple_within_the_limits_and_no_enlargement(
     width: int, height: int, multiple: int, base: int
 ) -> None:
-    limits = Limits(multiple, base * base, 4 * base)
+    limits = ResolutionLimits(multiple, base * base, 4 * base)
     if max(width, height) > 5 * min(width, height):
         return
-    across, down = limits.target(width, height)
+    across, down = limits.target_size(width, height)
     assert across % multiple == down % multiple == 0
     assert across * down <= limits.area
     assert max(across, down) <= limits.side
@@ -43,7 +43,7 @@ def test_a_target_is_a_multiple_within_the_limits_and_no_enlargement(
     [((64, 64), (64, 64)), ((128, 128), (64, 64)), ((200, 100), (80, 40)), ((40, 40), (40, 40)), ((96, 32), (96, 32))],
 )
 def test_sizes_that_fit_are_kept_and_others_scaled(size: tuple[int, int], target: tuple[int, int]) -> None:
-    assert Limits(8, 64 * 64, 128).target(*size) == target
+    assert ResolutionLimits(8, 64 * 64, 128).target_size(*size) == target
 
 
 @pytest.mark.parametrize(
@@ -52,14 +52,14 @@ def test_sizes_that_fit_are_kept_and_others_scaled(size: tuple[int, int], target
 )
 def test_what_cannot_be_given_a_size_says_why(size: tuple[int, int], reason: str) -> None:
     with pytest.raises(BrokenExample, match=reason):
-        Limits(8, 64 * 64, 128).target(*size)
+        ResolutionLimits(8, 64 * 64, 128).target_size(*size)
 
 
 def test_a_circle_stays_round_and_the_middle_is_kept() -> None:
     rows, columns = np.mgrid[:300, :420]
     disc = ((rows - 150) ** 2 + (columns - 210) ** 2 < 90**2) * np.uint8(255)
-    target = Limits(32, 256 * 192, 1024).target(420, 300)
-    pixels = np.asarray(fit(Image.fromarray(disc), target)) > 127
+    target = ResolutionLimits(32, 256 * 192, 1024).target_size(420, 300)
+    pixels = np.asarray(resize_and_crop(Image.fromarray(disc), target)) > 127
     wide, high = pixels.any(0).sum(), pixels.any(1).sum()
     assert abs(int(wide) - int(high)) <= 1
     middle = np.argwhere(pixels).mean(0)
@@ -67,7 +67,7 @@ def test_a_circle_stays_round_and_the_middle_is_kept() -> None:
 
 
 def test_drawn_pictures_have_their_proportions_within_the_limits() -> None:
-    limits = Limits(8, 64 * 64, 320)
+    limits = ResolutionLimits(8, 64 * 64, 320)
     assert canvas((1.0, 1.0), limits) == (64, 64)
     assert canvas((2.0, 1.0), limits) == (80, 40)
     wide = canvas((2.5, 1.0), limits)

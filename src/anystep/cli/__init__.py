@@ -744,7 +744,7 @@ def start_image(options: argparse.Namespace, like: "Settings | None") -> "tuple[
             raise InputError(f"--strength {options.strength}: goes with --image only")
         return None, None
     from anystep.data.example import BrokenExample
-    from anystep.data.folders import read_image
+    from anystep.data.images import read_image
     from anystep.fingerprint import file_digest
 
     try:
@@ -1129,7 +1129,7 @@ def run_data_prepare(options: argparse.Namespace) -> None:
     from anystep.data.image_encoder import load_image_encoder
     from anystep.data.prepare import KIND, prepare
     from anystep.data.shards import DATASET
-    from anystep.data.sizing import Limits
+    from anystep.data.sizing import ResolutionLimits
     from anystep.data.sources import open_source
     from anystep.data.summary import picture_of_sizes, summary
     from anystep.device import pick_device
@@ -1141,11 +1141,11 @@ def run_data_prepare(options: argparse.Namespace) -> None:
     codec = load_codec(options.codec, device)
     if options.size % (multiple := codec.factor * options.patch_size):
         raise InputError(f"--size {options.size}: must be a multiple of {multiple}")
-    size: int | Limits = options.size
+    size: int | ResolutionLimits = options.size
     if options.native:
         if (options.longest or options.size) < multiple:
             raise InputError(f"--longest {options.longest}: expected at least {multiple}")
-        size = Limits.within(multiple, options.size, options.longest, options.aspect)
+        size = ResolutionLimits.within(multiple, options.size, options.longest, options.aspect)
     source = open_source(options.source, size)
     encoders = make_encoders(
         codec,

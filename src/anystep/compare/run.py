@@ -35,7 +35,7 @@ from anystep.compare.report import markdown
 from anystep.conditioning import Conditioner
 from anystep.contact_sheet import contact_sheet, save_image
 from anystep.data.latents import LatentSet
-from anystep.data.sources import JoinedSource
+from anystep.data.sources import ConcatSource
 from anystep.device import pick_device
 from anystep.environment import environment
 from anystep.errors import InputError
@@ -237,7 +237,7 @@ class Measuring:
             check_milestones(comparison, metrics, extractor)
         size = comparison.recipe.data.size
         try_extractor(extractor, size, size)
-        source = JoinedSource(comparison.recipe.data.open())
+        source = ConcatSource(comparison.recipe.data.open())
         reference = Reference.draw(source, size, comparison.samples, 0, "test" if comparison.plans else "whole")
         check_measurable(metrics, extractor, len(reference.real))
         validation = None

@@ -8,9 +8,7 @@ import hashlib
 import io
 import json
 import lzma
-import os
 import re
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,10 +18,12 @@ from typing import Literal, get_args
 
 from PIL import Image
 
+from anystep.data.cache import cache_folder
 from anystep.data.example import Example, digest_of
-from anystep.data.sizing import Fixed, Limits, canvas
+from anystep.data.sizing import Fixed, ResolutionLimits, canvas
 from anystep.errors import InputError
 from anystep.files import read_bytes, replacing
+from anystep.fingerprint import file_digest
 
 ARCHIVE = Path(__file__).parent / "art"
 STYLES = ("flat", "noto")
@@ -95,35 +95,10 @@ def caption(concept: str, background: str | None = None, style: str | None = Non
     return f"{with_article(concept)}{ground}" + (f", {style} style" if style else "")
 
 
-def cache_folder() -> Path:
-    """Where rendered art and other derived files are kept: `$ANYSTEP_CACHE`, else `~/.cache/anystep`.
-
-    One of our own under the temporary folder where the user has no home.
-    """
-    if root := os.environ.get("ANYSTEP_CACHE"):
-        return Path(root)
-    if root := os.environ.get("XDG_CACHE_HOME"):
-        return Path(root) / "anystep"
-    try:
-        return Path.home() / ".cache" / "anystep"
-    except RuntimeError:
-        return _temporary_folder()
-
-
-@cache
-def _temporary_folder() -> Path:
-    user = os.getuid() if hasattr(os, "getuid") else 0
-    folder = Path(tempfile.gettempdir()) / f"anystep-{user}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if hasattr(os, "getuid") and folder.lstat().st_uid != user:  # somebody else has put something there for us to read
-        return Path(tempfile.mkdtemp(prefix="anystep-"))
-    return folder
-
-
 @cache
 def art_fingerprint() -> str:
     """What tells this archive of drawings from another."""
-    return hashlib.sha256((ARCHIVE / "art.jsonl.xz").read_bytes()).hexdigest()[:8]
+    return file_digest(ARCHIVE / "art.jsonl.xz")[:8]
 
 
 @lru_cache(maxsize=8192)
@@ -176,7 +151,7 @@ class ArtSource(Sequence[Example]):
 
     def __init__(
         self,
-        size: Fixed | Limits = 64,
+        size: Fixed | ResolutionLimits = 64,
         vocabulary: Vocabulary = "all",
         split: Split = "both",
         styles: Sequence[str] = STYLES,

@@ -11,12 +11,12 @@ from anystep.conditioning import TextEncoder
 from anystep.conditioning.text import split_states
 from anystep.data.image_encoder import ImageEncoder
 from anystep.data.prepare import Encoders
-from anystep.data.sizing import Limits
+from anystep.data.sizing import ResolutionLimits
 
 
 def make_encoders(
     codec: Codec,
-    size: int | Limits,
+    size: int | ResolutionLimits,
     device: torch.device,
     text: TextEncoder | None = None,
     features: ImageEncoder | None = None,
@@ -29,12 +29,15 @@ def make_encoders(
         patch: latent pixels along one side of a token of the network, whose grid `features` are for.
         options: of `Encoders`.
     """
-    made_by: dict[str, Any] = {"codec": codec.fingerprint, "size": str(size) if isinstance(size, Limits) else size}
+    made_by: dict[str, Any] = {
+        "codec": codec.fingerprint,
+        "size": str(size) if isinstance(size, ResolutionLimits) else size,
+    }
     token = codec.factor * patch  # pixels along its side
     if text is not None:
         made_by["text_encoder"] = text.fingerprint
     if features is not None:
-        grid = "own shape" if isinstance(size, Limits) else f"{size // token}x{size // token}"
+        grid = "own shape" if isinstance(size, ResolutionLimits) else f"{size // token}x{size // token}"
         made_by["features"] = f"{features.fingerprint} {grid}"
         features.model.to(device)
 
@@ -47,6 +50,6 @@ def make_encoders(
         made_by=made_by,
         text=None if text is None else lambda captions: split_states(*text(captions)),
         features=None if features is None else featured,
-        area=size.area if isinstance(size, Limits) else size**2,
+        area=size.area if isinstance(size, ResolutionLimits) else size**2,
         **options,
     )

@@ -20,7 +20,7 @@ class Example:
         captions: equally good descriptions; training picks one at a time. Empty for class-conditional data.
         label: index into the source's `class_names`, or None.
         original: width and height before it was given its size, upright; None where it was drawn.
-        notes: what was done to it that somebody may want to know, such as "turned upright".
+        conversions: what was done to it that somebody may want to know, such as "turned upright".
     """
 
     key: str
@@ -28,7 +28,7 @@ class Example:
     captions: tuple[str, ...] = ()
     label: int | None = None
     original: tuple[int, int] | None = None
-    notes: tuple[str, ...] = ()
+    conversions: tuple[str, ...] = ()
 
 
 @runtime_checkable

@@ -1,42 +1,25 @@
 """A user's own images: a folder of captioned images, or one subfolder for each class."""
 
 import os
-import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
-from functools import cache, lru_cache
-from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
 
-import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image
 
+from anystep.data.captions import caption_lines, read_metadata
 from anystep.data.example import BrokenExample, Example, PassedOver, digest_of, printable
-from anystep.data.sizing import Size, fit, target
+from anystep.data.images import is_image, read_picture
+from anystep.data.sizing import Size
 from anystep.errors import InputError
-from anystep.files import (
-    MARKER,
-    NO_MORE_FILES,
-    check_regular,
-    decode_text,
-    parse_json,
-    read_bytes,
-    read_json,
-    read_text,
-)
+from anystep.files import MARKER, NO_MORE_FILES, check_regular, decode_text, read_bytes, read_json
 
-ORIENTATION, SOFTWARE = ExifTags.Base.Orientation, ExifTags.Base.Software
-CAPTION_KEYS = ("captions", "text", "caption")
+SOFTWARE = ExifTags.Base.Software
 METADATA = "metadata.jsonl"
-METADATA_LIMIT = 2 * 2**30  # bytes
 CAPTION_LIMIT = 2**20  # bytes of the captions of one image
 FEW = 1000  # images without a caption that are opened to see whether they are sheets of ours
 SHEET = "anystep data show"  # what a contact sheet says of itself, so that it is not taken for data
-# Pillow recognises these but cannot draw them without further programs.
-RECOGNISED_ONLY = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 # Images that Pillow alone does not read, and what does.
 READ_BY_OTHERS = {
     **dict.fromkeys((".heic", ".heif", ".hif"), "pillow-heif reads (pip install pillow-heif)"),
@@ -49,36 +32,6 @@ READ_BY_OTHERS = {
     **dict.fromkeys((".svg", ".svgz"), "resvg draws: save them as PNG"),
     **dict.fromkeys((".exr", ".hdr"), "OpenCV reads: save them as PNG"),
 }  # fmt: skip
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-# Pillow refuses images of twice its limit; what it warns of, large images and damaged EXIF data, is read all the same
-warnings.filterwarnings("ignore", module=r"PIL\.")
-
-
-@cache
-def image_suffixes() -> frozenset[str]:
-    """Lower-case suffixes of the files that Pillow, with whatever plugins are installed, can read."""
-    with suppress(ImportError):
-        import pillow_heif  # type: ignore[import-not-found, unused-ignore]
-
-        pillow_heif.register_heif_opener()
-    for plugin in ("pillow_avif", "pillow_jxl"):
-        with suppress(ImportError):
-            __import__(plugin)
-    known = Image.registered_extensions().items()
-    return frozenset(suffix for suffix, form in known if form in Image.OPEN and form not in RECOGNISED_ONLY)
-
-
-def is_image(name: str) -> bool:
-    """Whether a file of this name is an image that can be read."""
-    return PurePosixPath(name).suffix.lower() in image_suffixes()
 
 
 def _real(path: Path) -> tuple[int, int] | None:
@@ -171,190 +124,6 @@ def _some(names: list[str], folder: Path, passed: PassedOver) -> list[str]:
             f"{folder}: no image in it or below it; .png, .jpg, .webp and all else Pillow reads would do{held}"
         )
     return names
-
-
-def _orientation(image: Image.Image) -> int:
-    """By the EXIF tag; 1, upright, where that is damaged."""
-    try:
-        found = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # readers of EXIF meet damage with exceptions of every type
-        return 1
-    return found if found in TURNS else 1
-
-
-@lru_cache(maxsize=64)
-def _to_srgb(profile: bytes, mode: str) -> tuple[Any, str]:
-    """What turns an image of a colour profile and a mode into sRGB, and what is said of it; None where nothing has to.
-
-    The profile is judged by what it does and not by its name, which may be anything.
-    """
-    from PIL import ImageCms
-
-    try:
-        space = ImageCms.ImageCmsProfile(BytesIO(profile))
-        kind = str(space.profile.xcolor_space).strip()
-        given = "CMYK" if kind == "CMYK" else "L" if kind == "GRAY" else "RGB"
-        if (given == "CMYK") != (mode == "CMYK") or kind not in ("CMYK", "GRAY", "RGB"):
-            raise ValueError(kind)
-        intent = ImageCms.Intent.RELATIVE_COLORIMETRIC
-        srgb = ImageCms.createProfile("sRGB")
-        turn = ImageCms.buildTransform(space, srgb, given, "RGB", intent, ImageCms.Flags.BLACKPOINTCOMPENSATION)
-        if given == "CMYK":
-            return turn, "colour profile to sRGB"
-        levels = np.array([0, 32, 64, 128, 192, 255], np.uint8)
-        probe = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(6, -1, 3)
-        before = Image.fromarray(probe).convert(given)
-        after = ImageCms.applyTransform(before, turn)
-    except Exception:  # a profile may be damaged in every way
-        return None, "a colour profile that cannot be used"
-    moved = np.abs(np.asarray(before.convert("RGB"), np.int16) - np.asarray(after, np.int16)).max()
-    return (None, "") if moved <= 2 else (turn, "colour profile to sRGB")
-
-
-def _profile(image: Image.Image) -> tuple[Any, str]:
-    """`_to_srgb` of an image; nothing where it has no profile."""
-    profile = image.info.get("icc_profile")
-    if not isinstance(profile, bytes) or not profile:
-        return None, ""
-    return _to_srgb(profile, "CMYK" if image.mode == "CMYK" else "RGB")
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any image as sRGB: upright by its EXIF tag, its colour profile applied, 16 bits made 8, transparency on white."""
-    turn: Any = _profile(image)[0]
-    if (orientation := _orientation(image)) != 1:
-        image = image.transpose(TURNS[orientation])
-    if image.mode == "F":
-        raise ValueError("floating-point pixels, whose range is anyone's guess; save it with 8 or 16 bits")
-    if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips it at 255
-        image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
-    alpha = None
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        alpha = image.getchannel("A")
-    if turn is not None:
-        from PIL import ImageCms
-
-        turned = ImageCms.applyTransform(image.convert(turn.input_mode), turn)
-        assert turned is not None  # it is where it is not done in place
-        image = turned
-        if alpha is not None:
-            image.putalpha(alpha)
-    if alpha is not None:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-class Picture(NamedTuple):
-    """An image as it is used, its width and height before, and what was done to it."""
-
-    image: Image.Image
-    original: tuple[int, int]
-    notes: tuple[str, ...]
-
-
-def told(image: Image.Image) -> tuple[str, ...]:
-    """What an opened image needs done to it."""
-    found = []
-    if getattr(image, "is_animated", False):
-        found.append("the first of several frames")
-    if _orientation(image) != 1:
-        found.append("turned upright")
-    if image.mode.startswith("I"):
-        found.append("16 bits to 8")
-    if image.mode == "CMYK":
-        found.append("CMYK to RGB")
-    if said := _profile(image)[1]:
-        found.append(said)
-    if image.has_transparency_data:
-        found.append("transparency on white")
-    return tuple(found)
-
-
-def read_picture(file: Path | BytesIO, size: Size, name: str = "") -> Picture:
-    """The RGB image in a file, given its size. Raises `BrokenExample`, which calls it `name`."""
-    name = name or str(file)
-    image_suffixes()  # registers plugins
-    try:
-        if isinstance(file, Path):
-            check_regular(file)
-        with Image.open(file) as image:
-            turned = _orientation(image) >= 5
-            original = image.size[::-1] if turned else image.size
-            notes, goal = told(image), target(*original, size)
-            if size is not None:  # a large JPEG decodes much faster at 1/2, 1/4 or 1/8 of its size
-                wanted = goal[::-1] if turned else goal
-                image.draft(None, (2 * wanted[0], 2 * wanted[1]))
-            return Picture(fit(to_rgb(image), goal), original, notes)
-    except UnidentifiedImageError:
-        raise BrokenExample(f"{name}: not an image that Pillow can read") from None
-    except Exception as error:  # decoders meet damage with exceptions of every type
-        if isinstance(error, OSError) and error.errno in NO_MORE_FILES:
-            raise  # not the image's fault: left out, it would be missing for ever
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise BrokenExample(f"{name}: {reason}") from error
-
-
-def read_image(file: Path | BytesIO, size: Size, name: str = "") -> Image.Image:
-    """`read_picture`'s image."""
-    return read_picture(file, size, name).image
-
-
-def caption_lines(text: str) -> tuple[str, ...]:
-    """One caption a line. Raises ValueError where it is no text that a model could read, and says what it is."""
-    return checked_captions([line.strip() for line in text.split("\n")])
-
-
-def checked_captions(found: Any) -> tuple[str, ...]:
-    """The captions among some values, stripped, without empty ones. Raises ValueError, which says what is wrong."""
-    if not isinstance(found, list | tuple) or not all(isinstance(text, str) for text in found):
-        raise ValueError("its caption is no text")
-    captions = tuple(text.strip() for text in found if text.strip())
-    if not captions:
-        raise ValueError("its caption is empty")
-    if any("\0" in text for text in captions):
-        raise ValueError("its caption holds NUL characters, as UTF-16 does; save it as UTF-8")
-    if any(printable(text) != text for text in captions):
-        raise ValueError("its caption holds half of a surrogate pair")
-    return captions
-
-
-def caption_texts(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """The captions that a row of metadata gives, one or a list; none where it has no key for any.
-
-    Raises:
-        ValueError: what it gives is no caption; says why.
-    """
-    found = [row[key] for key in CAPTION_KEYS if key in row]
-    if not found:
-        return ()
-    return checked_captions(found[:1] if not isinstance(found[0], list) else found[0])
-
-
-def read_metadata(path: Path) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
-    """Captions by image name from a `metadata.jsonl`; several rows of one image are alternative captions.
-
-    And what is wrong with those whose rows give no caption.
-    """
-    captions: dict[str, tuple[str, ...]] = {}
-    wrong: dict[str, str] = {}
-    for number, line in enumerate(read_text(path, METADATA_LIMIT).split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        row = parse_json(line, where, object)
-        if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
-            raise InputError(f"{where}: expected an object with file_name and text, caption or captions (a list)")
-        name = PurePosixPath(row["file_name"]).as_posix()
-        try:
-            texts = caption_texts(row)
-            if not texts:
-                raise ValueError("no caption")
-        except ValueError as error:
-            wrong.setdefault(name, f"{error}, in its row of {path.name}")
-        else:
-            captions[name] = captions.get(name, ()) + texts
-    return captions, {name: reason for name, reason in wrong.items() if name not in captions}
 
 
 def listing(names: Sequence[str]) -> str:
@@ -489,7 +258,7 @@ class ImageFolderSource(_FolderSource):
         example = super().__getitem__(index)
         if _stem(self.names[index]) not in self._twins:
             return example
-        return replace(example, notes=(*example.notes, "shares its name with another image"))
+        return replace(example, conversions=(*example.conversions, "shares its name with another image"))
 
 
 class ClassFolderSource(_FolderSource):

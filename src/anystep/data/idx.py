@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from anystep.data.example import Example, digest_of
-from anystep.data.sizing import Size, fit, target
+from anystep.data.sizing import Size, resize_and_crop, target_size
 from anystep.errors import InputError
 from anystep.files import check_regular
 
@@ -90,7 +90,9 @@ class IdxSource:
             raise IndexError(index)
         image = Image.fromarray(self._images[index]).convert("RGB")
         return Example(
-            f"{self.split}-{index:05d}", fit(image, target(*image.size, self.size)), label=int(self._labels[index])
+            f"{self.split}-{index:05d}",
+            resize_and_crop(image, target_size(*image.size, self.size)),
+            label=int(self._labels[index]),
         )
 
     def stamp(self, index: int) -> str:

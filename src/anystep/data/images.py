@@ -1,10 +1,182 @@
-"""PIL images to tensors."""
+"""Image files to RGB of a size, and RGB to tensors."""
+
+import warnings
+from contextlib import suppress
+from functools import cache, lru_cache
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
+
+from anystep.data.example import BrokenExample
+from anystep.data.sizing import Size, resize_and_crop, target_size
+from anystep.files import NO_MORE_FILES, check_regular
+
+ORIENTATION = ExifTags.Base.Orientation
+# Pillow recognises these but cannot draw them without further programs.
+RECOGNISED_ONLY = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Pillow refuses images of twice its limit; what it warns of, large images and damaged EXIF data, is read all the same
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """Lower-case suffixes of the files that Pillow, with whatever plugins are installed, can read."""
+    with suppress(ImportError):
+        import pillow_heif  # type: ignore[import-not-found, unused-ignore]
+
+        pillow_heif.register_heif_opener()
+    for plugin in ("pillow_avif", "pillow_jxl"):
+        with suppress(ImportError):
+            __import__(plugin)
+    known = Image.registered_extensions().items()
+    return frozenset(suffix for suffix, form in known if form in Image.OPEN and form not in RECOGNISED_ONLY)
+
+
+def is_image(name: str) -> bool:
+    """Whether a file of this name is an image that can be read."""
+    return PurePosixPath(name).suffix.lower() in image_suffixes()
+
+
+def _orientation(image: Image.Image) -> int:
+    """By the EXIF tag; 1, upright, where that is damaged."""
+    try:
+        found = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # readers of EXIF meet damage with exceptions of every type
+        return 1
+    return found if found in TURNS else 1
+
+
+@lru_cache(maxsize=64)
+def _to_srgb(profile: bytes, mode: str) -> tuple[Any, str]:
+    """What turns an image of a colour profile and a mode into sRGB, and what is said of it; None where nothing has to.
+
+    The profile is judged by what it does and not by its name, which may be anything.
+    """
+    from PIL import ImageCms
+
+    try:
+        space = ImageCms.ImageCmsProfile(BytesIO(profile))
+        kind = str(space.profile.xcolor_space).strip()
+        given = "CMYK" if kind == "CMYK" else "L" if kind == "GRAY" else "RGB"
+        if (given == "CMYK") != (mode == "CMYK") or kind not in ("CMYK", "GRAY", "RGB"):
+            raise ValueError(kind)
+        intent = ImageCms.Intent.RELATIVE_COLORIMETRIC
+        srgb = ImageCms.createProfile("sRGB")
+        turn = ImageCms.buildTransform(space, srgb, given, "RGB", intent, ImageCms.Flags.BLACKPOINTCOMPENSATION)
+        if given == "CMYK":
+            return turn, "colour profile to sRGB"
+        levels = np.array([0, 32, 64, 128, 192, 255], np.uint8)
+        probe = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(6, -1, 3)
+        before = Image.fromarray(probe).convert(given)
+        after = ImageCms.applyTransform(before, turn)
+    except Exception:  # a profile may be damaged in every way
+        return None, "a colour profile that cannot be used"
+    moved = np.abs(np.asarray(before.convert("RGB"), np.int16) - np.asarray(after, np.int16)).max()
+    return (None, "") if moved <= 2 else (turn, "colour profile to sRGB")
+
+
+def _profile(image: Image.Image) -> tuple[Any, str]:
+    """`_to_srgb` of an image; nothing where it has no profile."""
+    profile = image.info.get("icc_profile")
+    if not isinstance(profile, bytes) or not profile:
+        return None, ""
+    return _to_srgb(profile, "CMYK" if image.mode == "CMYK" else "RGB")
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any image as sRGB: upright by its EXIF tag, its colour profile applied, 16 bits made 8, transparency on white."""
+    turn: Any = _profile(image)[0]
+    if (orientation := _orientation(image)) != 1:
+        image = image.transpose(TURNS[orientation])
+    if image.mode == "F":
+        raise ValueError("floating-point pixels, whose range is anyone's guess; save it with 8 or 16 bits")
+    if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips it at 255
+        image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
+    alpha = None
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        alpha = image.getchannel("A")
+    if turn is not None:
+        from PIL import ImageCms
+
+        turned = ImageCms.applyTransform(image.convert(turn.input_mode), turn)
+        assert turned is not None  # it is where it is not done in place
+        image = turned
+        if alpha is not None:
+            image.putalpha(alpha)
+    if alpha is not None:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+class Picture(NamedTuple):
+    """An image as it is used, its width and height before, and what was done to it."""
+
+    image: Image.Image
+    original: tuple[int, int]
+    conversions: tuple[str, ...]
+
+
+def conversions(image: Image.Image) -> tuple[str, ...]:
+    """What has to be done to an opened image to make it 8-bit sRGB, upright and opaque."""
+    found = []
+    if getattr(image, "is_animated", False):
+        found.append("the first of several frames")
+    if _orientation(image) != 1:
+        found.append("turned upright")
+    if image.mode.startswith("I"):
+        found.append("16 bits to 8")
+    if image.mode == "CMYK":
+        found.append("CMYK to RGB")
+    if said := _profile(image)[1]:
+        found.append(said)
+    if image.has_transparency_data:
+        found.append("transparency on white")
+    return tuple(found)
+
+
+def read_picture(file: Path | BytesIO, size: Size, name: str = "") -> Picture:
+    """The RGB image in a file, given its size. Raises `BrokenExample`, which calls it `name`."""
+    name = name or str(file)
+    image_suffixes()  # registers plugins
+    try:
+        if isinstance(file, Path):
+            check_regular(file)
+        with Image.open(file) as image:
+            turned = _orientation(image) >= 5
+            original = image.size[::-1] if turned else image.size
+            done, goal = conversions(image), target_size(*original, size)
+            if size is not None:  # a large JPEG decodes much faster at 1/2, 1/4 or 1/8 of its size
+                wanted = goal[::-1] if turned else goal
+                image.draft(None, (2 * wanted[0], 2 * wanted[1]))
+            return Picture(resize_and_crop(to_rgb(image), goal), original, done)
+    except UnidentifiedImageError:
+        raise BrokenExample(f"{name}: not an image that Pillow can read") from None
+    except Exception as error:  # decoders meet damage with exceptions of every type
+        if isinstance(error, OSError) and error.errno in NO_MORE_FILES:
+            raise  # not the image's fault: left out, it would be missing for ever
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise BrokenExample(f"{name}: {reason}") from error
+
+
+def read_image(file: Path | BytesIO, size: Size, name: str = "") -> Image.Image:
+    """`read_picture`'s image."""
+    return read_picture(file, size, name).image
 
 
 def to_tensor(image: Image.Image) -> Float[Tensor, "3 height width"]:

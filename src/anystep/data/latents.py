@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from anystep.data.captions import checked_captions
 from anystep.data.example import BrokenExample, PassedOver
-from anystep.data.folders import checked_captions
 from anystep.data.shards import DATASET, Shards, from_npy, read_beside
 from anystep.errors import InputError
 from anystep.files import decode_text, parse_json

@@ -9,8 +9,10 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from anystep.data.captions import CAPTION_KEYS, caption_texts
 from anystep.data.example import MOST_CLASSES, BrokenExample, Example, PassedOver, digest_of, printable
-from anystep.data.folders import CAPTION_KEYS, caption_texts, read_picture, walk
+from anystep.data.folders import walk
+from anystep.data.images import read_picture
 from anystep.data.sizing import Size
 from anystep.errors import InputError
 from anystep.files import parse_json

@@ -441,7 +441,7 @@ def _fault(example: Example, source: Source) -> str:
 
 def _add(note: Note, example: Example) -> None:
     note.captioned += bool(example.captions)
-    for what in example.notes:
+    for what in example.conversions:
         note.notes[what] = note.notes.get(what, 0) + 1
     if example.original is not None:
         lost = cropped(example.original, example.image.size)

@@ -16,7 +16,7 @@ from PIL import Image
 from anystep.bounds import Count, check
 from anystep.data.art import PROPORTIONS, STYLES, Drawing, art_fingerprint, drawings, is_held_out, render, with_article
 from anystep.data.example import Example, digest_of
-from anystep.data.sizing import Fixed, Limits, both, canvas
+from anystep.data.sizing import Fixed, ResolutionLimits, canvas, to_pair
 from anystep.errors import InputError
 
 Task = Literal["single_object", "two_object", "counting", "colors", "position", "color_attr"]
@@ -202,8 +202,8 @@ class SceneSource(Sequence[Example]):
     On square canvases of `size`; or, within limits, from 1:2 to 2:1 and 5:2, half of them on half of the area.
     """
 
-    def __init__(self, size: Fixed | Limits = 64, count: int = 20_000) -> None:
-        if (side := round(math.sqrt(size.area)) if isinstance(size, Limits) else min(both(size))) < 32:
+    def __init__(self, size: Fixed | ResolutionLimits = 64, count: int = 20_000) -> None:
+        if (side := round(math.sqrt(size.area)) if isinstance(size, ResolutionLimits) else min(to_pair(size))) < 32:
             raise InputError(f"scenes of {side} pixels: expected at least 32")
         self.size, self._count = size, check("count", count, Count)
         self.class_names: Sequence[str] = concepts()
@@ -213,10 +213,10 @@ class SceneSource(Sequence[Example]):
 
     def scene(self, index: int) -> Scene:
         rng, task = random.Random(f"scene/{index}"), TASKS[index % len(TASKS)]
-        if isinstance(self.size, Limits):
+        if isinstance(self.size, ResolutionLimits):
             width, height = canvas(rng.choice(PROPORTIONS), self.size, rng.choice((1.0, 0.5)))
         else:
-            width, height = both(self.size)
+            width, height = to_pair(self.size)
         base = min(width, height)
         return draw_scene(task, rng, base, (width / base, height / base))
 

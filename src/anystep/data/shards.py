@@ -29,9 +29,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from anystep.data.art import cache_folder
+from anystep.data.cache import cache_folder
 from anystep.data.example import MOST_CLASSES, BrokenExample, PassedOver, digest_of
-from anystep.data.folders import image_suffixes
+from anystep.data.images import image_suffixes
 from anystep.errors import InputError
 from anystep.files import NO_MORE_FILES, check_regular, decode_text, read_text, replacing
 

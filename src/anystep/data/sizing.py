@@ -11,7 +11,7 @@ from anystep.errors import InputError
 
 
 @dataclass(frozen=True)
-class Limits:
+class ResolutionLimits:
     """Of images that keep their shape.
 
     Attributes:
@@ -27,14 +27,14 @@ class Limits:
     aspect: float = 5.0
 
     @classmethod
-    def within(cls, multiple: int, size: int, longest: int | None, aspect: float) -> "Limits":
+    def within(cls, multiple: int, size: int, longest: int | None, aspect: float) -> "ResolutionLimits":
         """Of the area of a `size x size` square; the longest side is by default what area and aspect allow."""
         return cls(multiple, size**2, longest or round(size * math.sqrt(aspect)), aspect)
 
     def __str__(self) -> str:
         return f"own shape, {self.area} pixels, sides of {self.side}, {self.aspect:g}:1, multiples of {self.multiple}"
 
-    def target(self, width: int, height: int) -> tuple[int, int]:
+    def target_size(self, width: int, height: int) -> tuple[int, int]:
         """Width and height for an image of that size: nothing is enlarged, and little is cropped.
 
         Raises:
@@ -78,22 +78,22 @@ def cropped(size: tuple[int, int], target: tuple[int, int]) -> float:
 
 # a square of that side; that width and height; its own shape within limits; or as it is
 Fixed = int | tuple[int, int]
-Size = Fixed | Limits | None
+Size = Fixed | ResolutionLimits | None
 
 
-def target(width: int, height: int, size: Size) -> tuple[int, int]:
+def target_size(width: int, height: int, size: Size) -> tuple[int, int]:
     """What an image of that width and height becomes. Raises BrokenExample where it cannot be used."""
-    if isinstance(size, Limits):
-        return size.target(width, height)
-    return (width, height) if size is None else both(size)
+    if isinstance(size, ResolutionLimits):
+        return size.target_size(width, height)
+    return (width, height) if size is None else to_pair(size)
 
 
-def both(size: Fixed) -> tuple[int, int]:
+def to_pair(size: Fixed) -> tuple[int, int]:
     """Width and height."""
     return (size, size) if isinstance(size, int) else size
 
 
-def fit(image: Image.Image, goal: tuple[int, int]) -> Image.Image:
+def resize_and_crop(image: Image.Image, goal: tuple[int, int]) -> Image.Image:
     """Scaled until it covers the goal, then cropped at the centre; as it is where it has that size."""
     return image if image.size == goal else ImageOps.fit(image, goal, Image.Resampling.LANCZOS)
 
@@ -102,9 +102,9 @@ def fit(image: Image.Image, goal: tuple[int, int]) -> Image.Image:
 PIXEL_BYTES = 30
 
 
-def check_room(size: Fixed) -> None:
+def check_memory(size: Fixed) -> None:
     """Raise `InputError` where a single image of that size would not fit into the machine's memory."""
-    width, height = both(size)
+    width, height = to_pair(size)
     if (needed := PIXEL_BYTES * width * height) > (memory := machine_memory()):
         raise InputError(
             f"size {width}x{height}: one image would take {needed / 1e9:,.0f} GB, there are {memory / 1e9:,.0f}: "
@@ -112,13 +112,13 @@ def check_room(size: Fixed) -> None:
         )
 
 
-def canvas(proportion: tuple[float, float], size: Fixed | Limits, share: float = 1.0) -> tuple[int, int]:
+def canvas(proportion: tuple[float, float], size: Fixed | ResolutionLimits, share: float = 1.0) -> tuple[int, int]:
     """Width and height for a picture that is drawn: of these proportions, where sizes may differ.
 
     Args:
         share: of the most area.
     """
-    if not isinstance(size, Limits):
-        return both(size)
+    if not isinstance(size, ResolutionLimits):
+        return to_pair(size)
     scale = math.sqrt(share * size.area / (proportion[0] * proportion[1]))
-    return size.target(round(proportion[0] * scale), round(proportion[1] * scale))
+    return size.target_size(round(proportion[0] * scale), round(proportion[1] * scale))

@@ -12,7 +12,7 @@ from anystep.data.folders import ClassFolderSource, ImageFolderSource
 from anystep.data.idx import IdxSource
 from anystep.data.parquet import ParquetSource
 from anystep.data.scenes import SceneSource
-from anystep.data.sizing import Fixed, Limits, check_room
+from anystep.data.sizing import Fixed, ResolutionLimits, check_memory
 from anystep.data.webdataset import WebDatasetSource
 from anystep.errors import InputError
 
@@ -39,7 +39,7 @@ POSSIBLE = (
 )
 
 
-class JoinedSource(Sequence[Example]):
+class ConcatSource(Sequence[Example]):
     """Several sources end to end."""
 
     def __init__(self, sources: Sequence[Source]) -> None:
@@ -57,7 +57,7 @@ class JoinedSource(Sequence[Example]):
         return self._all[index]
 
 
-class FewerSource(Sequence[Example]):
+class SubsetSource(Sequence[Example]):
     """`count` examples of a source, spread evenly over it; all of them where there are no more."""
 
     def __init__(self, source: Source, count: int) -> None:
@@ -81,7 +81,7 @@ class FewerSource(Sequence[Example]):
         return self._source.digest(self._number(index)) if isinstance(self._source, Traceable) else ""
 
 
-def open_source(spec: str, size: Fixed | Limits, **options: Any) -> Source:
+def open_source(spec: str, size: Fixed | ResolutionLimits, **options: Any) -> Source:
     """The source that `spec` names, with images of one size, or of their own shape within limits.
 
     Args:
@@ -92,8 +92,8 @@ def open_source(spec: str, size: Fixed | Limits, **options: Any) -> Source:
     Raises:
         InputError: for an unknown spec, a missing folder, or what the source finds wrong in it.
     """
-    if not isinstance(size, Limits):  # which enlarge nothing
-        check_room(size)
+    if not isinstance(size, ResolutionLimits):  # which enlarge nothing
+        check_memory(size)
     prefix = spec if spec in DRAWN else next(prefix for prefix in FOLDERS if spec.startswith(prefix))
     for name in options:
         if name not in OPTIONS.get(prefix, ()):

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from io import BytesIO
 
+from anystep.data.captions import caption_lines, caption_texts
 from anystep.data.example import BrokenExample, Example, PassedOver, digest_of, printable
-from anystep.data.folders import caption_lines, caption_texts, image_suffixes, kind_of, read_picture
+from anystep.data.folders import kind_of
+from anystep.data.images import image_suffixes, read_picture
 from anystep.data.shards import BESIDE, CLASSES, UNKNOWN, Shards, read_beside
 from anystep.data.sizing import Size
 from anystep.errors import InputError

@@ -10,8 +10,8 @@ from PIL import Image
 from anystep.bounds import shown
 from anystep.codecs import to_uint8
 from anystep.data.example import BrokenExample
-from anystep.data.folders import ORIENTATION, find_images, read_image
-from anystep.data.images import to_tensor
+from anystep.data.folders import find_images
+from anystep.data.images import ORIENTATION, read_image, to_tensor
 from anystep.errors import InputError
 from anystep.evaluation.collect import Cost, Images
 from anystep.evaluation.evaluate import Evaluation, Point

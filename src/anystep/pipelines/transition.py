@@ -23,9 +23,8 @@ from anystep.codecs import AutoencoderCodec, Codec, IdentityCodec, to_uint8
 from anystep.codecs.codec import check_whole, load_autoencoder
 from anystep.codecs.tiling import decode_tiled, encode_tiled
 from anystep.conditioning import Conditioner, LabelEncoder, TextEncoder, load_text_encoder
-from anystep.data.folders import to_rgb
-from anystep.data.images import to_tensor
-from anystep.data.sizing import fit
+from anystep.data.images import to_rgb, to_tensor
+from anystep.data.sizing import resize_and_crop
 from anystep.errors import InputError
 from anystep.files import read_json
 from anystep.model_folder import check_model_folder
@@ -345,7 +344,7 @@ class TransitionPipeline(DiffusionPipeline):
         if not isinstance(image, Image.Image):
             raise InputError(f"image {shown(type(image).__name__)}: expected a PIL image, or one for each prompt")
         try:
-            pixels = to_tensor(fit(to_rgb(image), (width, height)))
+            pixels = to_tensor(resize_and_crop(to_rgb(image), (width, height)))
         except (OSError, ValueError, SyntaxError) as error:  # of a file that PIL opens lazily
             raise InputError(f"image: cannot be read: {' '.join(str(error).split())}") from None
         return encode_tiled(self.latent_codec, pixels[None].to(self._execution_device))

@@ -10,7 +10,7 @@ import torch
 from anystep.codecs import AutoencoderCodec, Codec, load_codec
 from anystep.conditioning import CachedTextEncoder, Conditioner, LabelEncoder, load_text_encoder
 from anystep.contact_sheet import contact_sheet
-from anystep.data.art import cache_folder
+from anystep.data.cache import cache_folder
 from anystep.data.encoders import make_encoders
 from anystep.data.image_encoder import load_image_encoder
 from anystep.data.latents import TEXT, LatentSet, LatentShards, holds_latents

@@ -31,8 +31,8 @@ from anystep.bounds import (
     check_options,
 )
 from anystep.data.example import Source
-from anystep.data.sizing import Limits
-from anystep.data.sources import FewerSource, open_source
+from anystep.data.sizing import ResolutionLimits
+from anystep.data.sources import SubsetSource, open_source
 from anystep.training.objective_config import ObjectiveConfig
 from anystep.training.old_names import current_recipe
 from anystep.training.section import Name, Section, Text
@@ -83,18 +83,18 @@ class DataConfig(Section):
         weights = {self.source: 1.0} if isinstance(self.source, str) else self.source
         return {spec: weight / sum(weights.values()) for spec, weight in weights.items()}
 
-    def sizing(self, multiple: int) -> int | Limits:
+    def sizing(self, multiple: int) -> int | ResolutionLimits:
         """What images become, whose sides are to be multiples of that many pixels."""
-        return Limits.within(multiple, self.size, self.longest, self.aspect) if self.native else self.size
+        return ResolutionLimits.within(multiple, self.size, self.longest, self.aspect) if self.native else self.size
 
     def open(self) -> list[Source]:
         """The sources as squares, in the order of `shares`."""
         return [self.open_one(spec, self.size) for spec in self.shares]
 
-    def open_one(self, spec: str, size: int | Limits) -> Source:
+    def open_one(self, spec: str, size: int | ResolutionLimits) -> Source:
         chosen = {"vocabulary": self.vocabulary, "split": self.split}
         source = open_source(spec, size, **(chosen if spec == "builtin" else {}))
-        return source if self.limit is None else FewerSource(source, self.limit)
+        return source if self.limit is None else SubsetSource(source, self.limit)
 
 
 class OptimizerConfig(Section):

@@ -14,7 +14,7 @@ from anystep.codecs import AutoencoderCodec, load_codec
 from anystep.console import say
 from anystep.data.example import BrokenExample, Source
 from anystep.data.images import to_tensor
-from anystep.data.sources import JoinedSource
+from anystep.data.sources import ConcatSource
 from anystep.errors import InputError
 from anystep.files import publishing
 from anystep.training.batch_samplers import mixed_indices
@@ -103,7 +103,7 @@ def train_codec(recipe: CodecRecipe, out: Path) -> dict[str, Any]:
         raise InputError("data.native: a codec is trained on squares; it encodes and decodes any shape")
     sources = recipe.data.open()
     # judged on what training does not see, where the data has such a part
-    held_out = JoinedSource(recipe.data.model_copy(update={"split": "held_out"}).open())
+    held_out = ConcatSource(recipe.data.model_copy(update={"split": "held_out"}).open())
     if not sum(map(len, sources)) or not len(held_out):
         raise InputError(f"data.source {recipe.data.source!r} holds no images")
     spread = torch.linspace(0, len(held_out) - 1, min(MEASURED, len(held_out))).long().tolist()
@@ -127,7 +127,7 @@ def train_codec(recipe: CodecRecipe, out: Path) -> dict[str, Any]:
 def _train(run: Run, autoencoder: AutoencoderDC, sources: Sequence[Source], judged: Tensor) -> dict[str, Any]:
     recipe, out, device = run.recipe, run.folder, judged.device
     assert isinstance(recipe, CodecRecipe)
-    source, shares, config = JoinedSource(sources), list(recipe.data.shares.values()), recipe.optimizer
+    source, shares, config = ConcatSource(sources), list(recipe.data.shares.values()), recipe.optimizer
     broken: dict[int, str] = {}
     trained = [parameter for parameter in autoencoder.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(

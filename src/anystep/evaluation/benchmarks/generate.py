@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from anystep.data.example import BrokenExample
-from anystep.data.folders import read_image
+from anystep.data.images import read_image
 from anystep.errors import InputError
 from anystep.evaluation.collect import is_whole_image
 from anystep.files import check_settings, make_folder, read_json, remove_parts, replacing, write_json

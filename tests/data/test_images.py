@@ -1,0 +1,132 @@
+"""Image files of every kind become RGB of a size."""
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import save_image
+from PIL import Image, ImageCms
+
+from anystep.data.example import BrokenExample
+from anystep.data.images import read_image, read_picture
+
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+
+
+def profile(*swapped: bytes) -> bytes:
+    """An sRGB profile, in which two primaries are exchanged."""
+    found = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    count = struct.unpack(">I", found[128:132])[0]
+    tags = {
+        bytes(found[at : at + 4]): struct.unpack(">II", found[at + 4 : at + 12])
+        for at in range(132, 132 + 12 * count, 12)
+    }
+    if swapped:
+        (one, size), (other, _) = (tags[name] for name in swapped)
+        found[one : one + size], found[other : other + size] = found[other : other + size], found[one : one + size]
+    return bytes(found)
+
+
+def test_colour_profiles_are_applied_and_damaged_ones_are_no_reason(tmp_path: Path) -> None:
+    odd, plain = profile(b"rXYZ", b"bXYZ"), profile()
+    for name, icc, expected, note in (
+        ("a.png", odd, BLUE, ("colour profile to sRGB",)),
+        ("a.jpg", odd, BLUE, ("colour profile to sRGB",)),
+        ("b.png", plain, RED, ()),
+        ("c.png", odd[:500], RED, ("a colour profile that cannot be used",)),
+        ("d.png", b"?" * 200, RED, ("a colour profile that cannot be used",)),
+    ):
+        Image.new("RGB", (16, 16), RED).save(tmp_path / name, icc_profile=icc)
+        picture = read_picture(tmp_path / name, None)
+        np.testing.assert_allclose(picture.image.getpixel((4, 4)), expected, atol=6)
+        assert picture.conversions == note
+    clear = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    clear.putpixel((0, 0), (255, 0, 0, 255))
+    clear.save(tmp_path / "e.png", icc_profile=odd)
+    found = read_image(tmp_path / "e.png", None)
+    np.testing.assert_allclose(found.getpixel((0, 0)), BLUE, atol=6)
+    assert found.getpixel((2, 2)) == WHITE
+    Image.new("L", (4, 4), 99).save(tmp_path / "f.png", icc_profile=plain)  # of another kind than the pixels
+    assert read_picture(tmp_path / "f.png", None).image.getpixel((0, 0)) == (99, 99, 99)
+
+
+def test_a_damaged_orientation_is_none(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 6), RED).save(tmp_path / "a.png", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff\0\0")
+    assert read_picture(tmp_path / "a.png", 4).conversions == ()
+
+
+@pytest.mark.parametrize(("width", "height"), [(90, 30), (30, 90), (6, 2), (12, 12)])
+def test_fit_is_a_resize_of_equal_factors_and_a_centre_crop(tmp_path: Path, width: int, height: int) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    factor = 12 / min(width, height)
+    whole = Image.fromarray(noise).resize((round(factor * width), round(factor * height)), Image.Resampling.LANCZOS)
+    left, top = (whole.width - 12) // 2, (whole.height - 12) // 2
+    expected = np.asarray(whole.crop((left, top, left + 12, top + 12)), np.int16)
+    np.testing.assert_allclose(np.asarray(read_image(tmp_path / "a.png", 12), np.int16), expected, atol=1)
+    assert read_image(tmp_path / "a.png", None).size == (width, height)
+
+
+@pytest.mark.parametrize("shape", [(1, 300), (300, 1), (1, 1), (37, 61)])
+def test_fit_of_odd_shapes(tmp_path: Path, shape: tuple[int, int]) -> None:
+    save_image(tmp_path / "a.png", size=shape)
+    assert read_image(tmp_path / "a.png", 16).getcolors() == [(256, RED)]
+
+
+def test_exif_rotation_is_applied(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise to show
+    pixels = np.zeros((16, 32, 3), np.uint8)
+    pixels[:, :16] = RED
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    image = read_image(tmp_path / "a.png", None)
+    assert image.size == (16, 32)
+    assert image.getpixel((8, 4)) == RED
+    assert image.getpixel((8, 28)) == (0, 0, 0)
+
+
+def grey16() -> Image.Image:
+    return Image.fromarray(np.full((4, 4), 257 * 200, np.uint16))
+
+
+MODES = {
+    "rgb.jpg": (Image.new("RGB", (4, 4), (200, 200, 200)), (200, 200, 200)),
+    "grey.png": (Image.new("L", (4, 4), 200), (200, 200, 200)),
+    "grey16.png": (grey16(), (200, 200, 200)),
+    "grey16.tif": (grey16(), (200, 200, 200)),
+    "bits.png": (Image.new("1", (4, 4), 1), WHITE),
+    "palette.gif": (Image.new("RGB", (4, 4), BLUE).quantize(), BLUE),
+    "cmyk.tif": (Image.new("CMYK", (4, 4), (0, 255, 255, 0)), RED),
+    "clear.png": (Image.new("RGBA", (4, 4), (0, 0, 0, 0)), WHITE),
+    "half.png": (Image.new("RGBA", (4, 4), (255, 0, 0, 128)), (255, 127, 127)),
+    "half.webp": (Image.new("RGBA", (4, 4), (255, 0, 0, 0)), WHITE),
+    "grey-alpha.png": (Image.new("LA", (4, 4), (0, 0)), WHITE),
+}
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_every_mode_becomes_rgb(tmp_path: Path, name: str) -> None:
+    image, expected = MODES[name]
+    image.save(tmp_path / name)
+    found = read_image(tmp_path / name, 2)
+    assert found.mode == "RGB"
+    np.testing.assert_allclose(found.getpixel((1, 1)), expected, atol=1)
+
+
+def test_palette_with_a_transparent_colour(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4), BLUE).quantize().save(tmp_path / "a.png", transparency=0)
+    assert read_image(tmp_path / "a.png", None).getpixel((0, 0)) == WHITE
+
+
+def test_float_pixels_are_refused(tmp_path: Path) -> None:
+    Image.new("F", (4, 4), 0.5).save(tmp_path / "a.tif")
+    with pytest.raises(BrokenExample, match="8 or 16 bits"):
+        read_image(tmp_path / "a.tif", 4)
+
+
+def test_large_jpeg_is_decoded_small_but_right(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 255, 1024).astype(np.uint8)
+    Image.fromarray(np.broadcast_to(ramp[None, :, None], (768, 1024, 3)).copy()).save(tmp_path / "a.jpg", quality=95)
+    pixels = np.asarray(read_image(tmp_path / "a.jpg", 64))[32, :, 0]
+    np.testing.assert_allclose(pixels, ramp[128:896].reshape(64, 12).mean(1), atol=2)
