@@ -138,6 +138,12 @@ def _noise(shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tenso
     return torch.stack([torch.randn(tuple(shape), generator=generator) for generator in generators])
 
 
+def drawn_seeds(generator: torch.Generator | list[torch.Generator] | None, count: int) -> list[int]:
+    """One seed an image: from one generator for all, PyTorch's own where it is None, or from the generator of each."""
+    each = generator if isinstance(generator, list) else [generator] * count
+    return [int(torch.randint(2**62, (1,), generator=one, device="cpu" if one is None else one.device)) for one in each]
+
+
 def initial_sample(transport: Transport, z: Sample, time: float, init_latents: Sample | None = None) -> Sample:
     """The point of the path where sampling begins: noise alone, or clean data with the noise `z` of that time on it."""
     if init_latents is None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from anystep.fingerprint import text_digest, weights_digest
 from anystep.pipelines.load import Model, find
-from anystep.pipelines.transition import EARLIER_VAE
+from anystep.pipelines.saved import EARLIER_VAE
 
 
 def describe(model: Model) -> dict[str, Any]:

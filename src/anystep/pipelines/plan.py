@@ -26,7 +26,7 @@ from anystep.models.cost import FakeNetwork, LivingStorages, count_parameters, e
 from anystep.models.presets import PRESETS, depths_of
 from anystep.models.transformer import TransitionTransformer2DModel
 from anystep.pipelines.load import Model, find
-from anystep.pipelines.transition import EARLIER_VAE
+from anystep.pipelines.saved import EARLIER_VAE
 from anystep.sampling import is_guided
 
 # the published autoencoders, without their weights

@@ -1,0 +1,93 @@
+"""What the calls of a pipeline are doing: several threads may use one pipeline, each with its own settings."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import get_ident
+from typing import Any
+
+from torch import Tensor
+
+from anystep.pipelines.inputs import CallOptions, latents_of
+from anystep.sampling import StopSampling
+
+
+@dataclass
+class Call:
+    """The state of one call: the guidance scale of the next step, the number of steps, and whether it was stopped."""
+
+    guidance: float = 1.0
+    steps: int = 0
+    interrupted: bool = False
+
+
+class CallState:
+    """The properties of a pipeline that callbacks of diffusers read and set, of the call of the thread that asks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._calls: dict[int, Call] = {}  # those that run, by thread
+        self._last = Call()
+
+    @property
+    def _call(self) -> Call:
+        return self._calls.get(get_ident(), self._last)
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the call of this thread was stopped. Set in a callback it stops that call, elsewhere all that run."""
+        return self._call.interrupted
+
+    @interrupt.setter
+    def interrupt(self, value: bool) -> None:
+        own = self._calls.get(get_ident())
+        for call in [own] if own is not None else list(self._calls.values()):
+            call.interrupted = bool(value)
+
+    _interrupt = interrupt  # the name in diffusers
+
+    @property
+    def guidance_scale(self) -> float:
+        """Of the step that comes next; a callback may set `_guidance_scale`."""
+        return self._call.guidance
+
+    @guidance_scale.setter
+    def guidance_scale(self, value: float) -> None:
+        self._call.guidance = value
+
+    _guidance_scale = guidance_scale
+
+    @property
+    def num_timesteps(self) -> int:
+        """Steps of the call that runs, or of the last one."""
+        return self._call.steps
+
+    @contextmanager
+    def _running(self, call: Call) -> Iterator[None]:
+        """While it lasts, the properties of this thread are those of the call."""
+        before, self._calls[get_ident()] = self._calls.get(get_ident()), call
+        try:
+            yield
+        finally:
+            self._last = self._calls.pop(get_ident())
+            if before is not None:  # a callback has called the pipeline
+                self._calls[get_ident()] = before
+
+    def _step_callback(
+        self, call: Call, options: CallOptions, timesteps: list[float], prompt_embeds: Tensor, progress: Any
+    ) -> Callable[[int, float, Tensor], Tensor | None]:
+        """What the sampler calls after each step: it shows progress, and calls what the user gave."""
+
+        def on_step(index: int, time: float, x: Tensor) -> Tensor | None:
+            progress.update()
+            latents: Tensor | None = None
+            if options.callback is not None:
+                tensors = {"latents": x, "prompt_embeds": prompt_embeds}
+                tensors = {name: tensors[name] for name in options.callback_tensors}
+                changed = options.callback(self, index, timesteps[index], tensors)
+                latents = None if changed is None else latents_of(changed, x)
+            if call.interrupted:
+                raise StopSampling
+            return latents
+
+        return on_step
