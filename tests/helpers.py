@@ -1,14 +1,21 @@
 """What tests of several modules make and compare."""
 
+import io
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from anystep.data.example import BrokenExample, Example
+from anystep.data.npy import to_npy
 from anystep.data.prepare import Encoders
+from anystep.data.shard_files import Record, write_shard
+from anystep.data.shard_index import INDEX, Index
+from anystep.data.shards import Shards
 
 RED = (255, 0, 0)
 
@@ -52,3 +59,53 @@ def encode(images: Tensor) -> Tensor:
 def encoders(**options: Any) -> Encoders:
     """Encoders whose codec is `encode`."""
     return Encoders(encode, {"codec": "every third"}, **options)
+
+
+def shard_records(count: int, first: int = 0) -> list[Record]:
+    """Records of an array and a text, labelled 0, 1 and 2 in turn."""
+    return [
+        Record(f"{first + n:04d}", {"npy": to_npy(np.full(3, first + n)), "txt": b"x" * (n % 7)}, n % 3)
+        for n in range(count)
+    ]
+
+
+def save_shards(folder: Path, *counts: int) -> Shards:
+    """A folder of one shard for each count, with its index."""
+    parts = [write_shard(folder / f"{n}.tar", shard_records(count, 100 * n)) for n, count in enumerate(counts)]
+    Index.concatenate(parts).save(folder / INDEX)
+    return Shards(str(folder))
+
+
+def png_bytes(level: int = 7) -> bytes:
+    """The content of a PNG file of 20 x 12 pixels."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (20, 12), (level, 0, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def save_tar(path: Path, files: Sequence[tuple[str, bytes]]) -> Path:
+    """A tar of these files."""
+    path.parent.mkdir(exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in files:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    return path
+
+
+def save_picture_tars(folder: Path) -> Path:
+    """Two tars as other tools write them: folders in names, captions in two kinds, one without."""
+    folder.mkdir(exist_ok=True)
+    for place in range(2):
+        with tarfile.open(folder / f"part-{place}.tar", "w") as tar:
+            for n in range(5):
+                buffer = io.BytesIO()
+                Image.new("RGB", (20, 12), (40 * n, 100 * place, 7)).save(buffer, "PNG")
+                files = {"png": buffer.getvalue(), "cls": str(n % 2).encode()}
+                files |= {"txt": f"one {n}\ntwo {n}\n".encode()} if n else {"json": b'{"caption": "from json"}'}
+                for extension, content in files.items():
+                    entry = tarfile.TarInfo(f"sub/img{place}{n}.{extension}")
+                    entry.size = len(content)
+                    tar.addfile(entry, io.BytesIO(content))
+    return folder

@@ -14,3 +14,8 @@ def one_line(message: str, longest: int = LONGEST) -> str:
         return text
     half = (longest - 3) // 2
     return f"{text[:half]} … {text[-half:]}"
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an exception of a library says, or its name where it says nothing."""
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]

@@ -17,9 +17,12 @@ from torch import Tensor
 
 from anystep.data.example import BrokenExample, Example
 from anystep.data.latents import ABOUT, LATENT, TEXT, About, LatentSet, LatentShards
+from anystep.data.npy import to_npy
 from anystep.data.overview import overview
 from anystep.data.prepare import Encoders, prepare
-from anystep.data.shards import INDEX, Index, Record, Shards, to_npy, write_shard
+from anystep.data.shard_files import Record, write_shard
+from anystep.data.shard_index import INDEX, Index
+from anystep.data.shards import Shards
 from anystep.errors import InputError
 from anystep.ranks import Ranks
 

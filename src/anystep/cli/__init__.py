@@ -1128,10 +1128,10 @@ def run_data_prepare(options: argparse.Namespace) -> None:
     from anystep.data.encoders import make_encoders
     from anystep.data.image_encoder import load_image_encoder
     from anystep.data.prepare import KIND, prepare
-    from anystep.data.shards import DATASET
     from anystep.data.sizing import ResolutionLimits
     from anystep.data.sources import open_source
     from anystep.data.summary import picture_of_sizes, summary
+    from anystep.data.tar_folder import DATASET
     from anystep.device import pick_device
     from anystep.files import check_claim
     from anystep.ranks import Ranks

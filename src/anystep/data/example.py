@@ -1,7 +1,7 @@
 """What every source of data yields."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -54,7 +54,7 @@ class Traceable(Protocol):
         """What changes only when the example has changed; it may read the image."""
 
 
-MOST_CLASSES = 100_000  # a label above is a mistake: ImageNet-21k has 21,841
+MAX_CLASSES = 100_000  # a label above is a mistake: ImageNet-21k has 21,841
 
 
 class BrokenExample(Exception):
@@ -81,13 +81,18 @@ def digest_of(*parts: object) -> str:
 class PassedOver(dict[str, tuple[int, str]]):
     """What lies in a source and is not used: of each kind, how many there are and the name of the first."""
 
-    MOST_KINDS = 30
+    MAX_KINDS = 30
 
     def add(self, kind: str, name: str, count: int = 1) -> None:
-        if kind not in self and len(self) >= self.MOST_KINDS:
+        if kind not in self and len(self) >= self.MAX_KINDS:
             kind = "things of further kinds"
         before, first = self.get(kind, (0, printable(name)))
         self[kind] = (before + count, first)
+
+    def update_from(self, other: Mapping[str, tuple[int, str]], prefix: str = "") -> None:
+        """Count what another has counted; `prefix` goes in front of its names."""
+        for kind, (count, first) in other.items():
+            self.add(kind, f"{prefix}{first}", count)
 
     @property
     def lines(self) -> list[str]:

@@ -285,7 +285,6 @@ class ClassFolderSource(_FolderSource):
             found = PassedOver()
             images = find_images(self.folder / name, found, entered - {_real(self.folder / name)})
             labels |= {f"{name}/{image}": label for image in images}
-            for kind, (count, first) in found.items():
-                self.passed_over.add(kind, f"{name}/{first}", count)
+            self.passed_over.update_from(found, f"{name}/")
         self.class_names = [printable(name) for name in classes]
         self.labels, self.names = labels, list(labels)

@@ -15,7 +15,7 @@ import torch.nn.functional as functional
 from jaxtyping import Float
 from torch import Tensor
 
-from anystep.errors import InputError
+from anystep.errors import InputError, first_line
 from anystep.fingerprint import encoder_digest
 from anystep.model_folder import check_part
 
@@ -86,8 +86,7 @@ def load_image_encoder(spec: str) -> ImageEncoder:
     except InputError:
         raise
     except Exception as error:  # transformers, torch.hub and what they run raise many kinds; all mean it is not usable
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"no image encoder at {spec!r}: {reason}") from error
+        raise InputError(f"no image encoder at {spec!r}: {first_line(error)}") from error
 
 
 def _radio(version: str) -> ImageEncoder:

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from anystep.data.captions import checked_captions
 from anystep.data.example import BrokenExample, PassedOver
-from anystep.data.shards import DATASET, Shards, from_npy, read_beside
+from anystep.data.npy import from_npy
+from anystep.data.shards import PREPARE_AGAIN, Shards
+from anystep.data.tar_folder import DATASET, read_beside
 from anystep.errors import InputError
 from anystep.files import decode_text, parse_json
 
-AGAIN = "run the same `anystep data prepare` again"
 LATENT, MIRRORED, TEXT, FEATURES, ABOUT = "latent.npy", "mirrored.npy", "text.npy", "features.npy", "json"
 REMOTE_READERS = 16
 SUBSTITUTES = 100  # records tried in the place of a broken one
@@ -69,7 +70,7 @@ class LatentShards:
             raise InputError(f"shards {url!r} hold no latents: make some with `anystep data prepare`")
         about = About.parse(content, f"{url}/{DATASET}")
         if not about.complete:
-            raise InputError(f"shards {url!r} are not finished: {AGAIN}")
+            raise InputError(f"shards {url!r} are not finished: {PREPARE_AGAIN}")
         self.shards = Shards(url)
         self.url = url
         note = about.total
@@ -78,13 +79,13 @@ class LatentShards:
         self.broken, self.captioned, self.channels, self.notes = note.broken, note.captioned, note.channels, note.notes
         self.cropped, self.most_cropped = note.cropped / max(1, note.counted), float(note.most_cropped)
         if missing := [name for name in (LATENT, ABOUT) if name not in self.shards.fields]:
-            raise InputError(f"shards {url!r} hold no {missing[0]}: {AGAIN}")
+            raise InputError(f"shards {url!r} hold no {missing[0]}: {PREPARE_AGAIN}")
         wrong = (self.labels < -1) | (self.labels >= len(self.class_names))
         if bool(wrong.any()):
             number = int(wrong.nonzero()[0])
             raise InputError(
                 f"{self.shards.where(number)}: class {int(self.labels[number])}, expected 0 to "
-                f"{len(self.class_names) - 1}: {AGAIN}"
+                f"{len(self.class_names) - 1}: {PREPARE_AGAIN}"
             )
 
     def __len__(self) -> int:
@@ -174,7 +175,7 @@ class Note:
             for key, kind in kinds.items()
             if key in content
         ):
-            raise InputError(f"{name} is damaged: {AGAIN}")
+            raise InputError(f"{name} is damaged: {PREPARE_AGAIN}")
         return cls(**{key: content[key] for key in kinds if key in content})
 
     @classmethod
@@ -220,7 +221,7 @@ class About:
         try:
             said = parse_json(content, name)
         except InputError as error:
-            raise InputError(f"{error}: {AGAIN}") from None
+            raise InputError(f"{error}: {PREPARE_AGAIN}") from None
         names, made_by, passed = said.get("class_names"), said.get("made_by"), said.get("passed_over", {})
         fine = isinstance(names, list) and all(isinstance(each, str) for each in names)
         fine = (
@@ -230,7 +231,7 @@ class About:
             isinstance(each, list) and [type(part) for part in each] == [int, str] for each in passed.values()
         )
         if not fine or not isinstance(said.get("shards", []), list):
-            raise InputError(f"{name} is damaged: {AGAIN}")
+            raise InputError(f"{name} is damaged: {PREPARE_AGAIN}")
         notes = [Note.parse(each, name) for each in said["shards"]] if "shards" in said else None
         total = Note.parse(said, name) if notes is None else Note.sum(notes)
         over = PassedOver({kind: (count, first) for kind, (count, first) in passed.items()})
@@ -316,7 +317,7 @@ class LatentSet:
             sets[0].class_names
         )  # fmt: skip
         self.broken: dict[int, str] = {}
-        self._readers = None if all(each.shards.local for each in sets) else ThreadPoolExecutor(REMOTE_READERS)
+        self._readers = None if all(each.shards.folder.local for each in sets) else ThreadPoolExecutor(REMOTE_READERS)
 
     def __len__(self) -> int:
         return sum(self.sizes)

@@ -10,11 +10,11 @@ from threading import Lock
 from typing import Any
 
 from anystep.data.captions import CAPTION_KEYS, caption_texts
-from anystep.data.example import MOST_CLASSES, BrokenExample, Example, PassedOver, digest_of, printable
+from anystep.data.example import MAX_CLASSES, BrokenExample, Example, PassedOver, digest_of, printable
 from anystep.data.folders import walk
 from anystep.data.images import read_picture
 from anystep.data.sizing import Size
-from anystep.errors import InputError
+from anystep.errors import InputError, first_line
 from anystep.files import parse_json
 
 GROUPS = 4  # row groups kept decoded: readers of one batch are neighbours
@@ -114,7 +114,7 @@ class ParquetSource:
                 labels = file.read(columns=[self._label]).column(0)
             except (OSError, ValueError, pyarrow_error()) as error:
                 raise InputError(f"{path}: column {self._label} cannot be read: {first_line(error)}") from None
-            fitting = compute.filter(labels, compute.less(labels, MOST_CLASSES))
+            fitting = compute.filter(labels, compute.less(labels, MAX_CLASSES))
             largest = max(largest, compute.max(fitting).as_py() or 0) if len(fitting) else largest
         return [str(number) for number in range(largest + 1)]
 
@@ -179,7 +179,3 @@ def pyarrow_error() -> type[Exception]:
 
     found: type[Exception] = ArrowException
     return found
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -21,8 +21,11 @@ from torch import Tensor
 from anystep.data.example import BrokenExample, Example, Source, Traceable, digest_of, passed_over
 from anystep.data.images import to_tensor
 from anystep.data.latents import ABOUT, FEATURES, LATENT, MIRRORED, TEXT, About, LatentShards, Note, describe
-from anystep.data.shards import DATASET, INDEX, Index, Record, empty_index, read_shard, to_npy, write_shard
+from anystep.data.npy import to_npy
+from anystep.data.shard_files import Record, read_shard, write_shard
+from anystep.data.shard_index import INDEX, Index
 from anystep.data.sizing import cropped
+from anystep.data.tar_folder import DATASET
 from anystep.errors import InputError, one_line
 from anystep.files import check_settings, read_json, read_text, write_json
 from anystep.ranks import Ranks
@@ -241,7 +244,7 @@ class _Work:
             self._write_stamps()
             return True
         for number, part in parts.items():
-            whole = index.of(_tar(self._folder, number).name) if index is not None and len(part.labels) else part
+            whole = index.of_shard(_tar(self._folder, number).name) if index is not None and len(part.labels) else part
             self._keep(number, notes[number], whole)
         return False
 
@@ -249,7 +252,7 @@ class _Work:
         """The index of a shard that is there as it was written, or None. Of one that is in `index`, that itself."""
         path = _tar(self._folder, number)
         if not note.channels:
-            return empty_index(path.name)
+            return Index.from_rows({path.name: 0}, [], [])
         if index is None:
             try:
                 return read_shard(path, describe)
@@ -354,7 +357,7 @@ class _Work:
             raise InputError(
                 f"no example could be read; the first failure: {reasons[0] if reasons else 'the source is empty'}"
             )
-        Index.joined(whole).save(folder / INDEX)
+        Index.concatenate(whole).save(folder / INDEX)
         self._write_stamps()
         self._about.complete, self._about.notes = True, notes
         self._write(self._about)

@@ -47,8 +47,7 @@ class ConcatSource(Sequence[Example]):
         self.class_names = sorted({name for source in sources for name in source.class_names})
         self.passed_over = PassedOver()
         for source in sources:
-            for kind, (count, first) in passed_over(source).items():
-                self.passed_over.add(kind, first, count)
+            self.passed_over.update_from(passed_over(source))
 
     def __len__(self) -> int:
         return len(self._all)

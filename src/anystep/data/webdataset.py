@@ -7,8 +7,11 @@ from anystep.data.captions import caption_lines, caption_texts
 from anystep.data.example import BrokenExample, Example, PassedOver, digest_of, printable
 from anystep.data.folders import kind_of
 from anystep.data.images import image_suffixes, read_picture
-from anystep.data.shards import BESIDE, CLASSES, UNKNOWN, Shards, read_beside
+from anystep.data.shard_index import UNKNOWN
+from anystep.data.shards import Shards
 from anystep.data.sizing import Size
+from anystep.data.tar_files import BESIDE
+from anystep.data.tar_folder import CLASSES, read_beside
 from anystep.errors import InputError
 from anystep.files import decode_text, parse_json
 
@@ -92,7 +95,7 @@ class WebDatasetSource:
         return self.shards.stamp(index)
 
     def digest(self, index: int) -> str:
-        if not self.shards.local:  # it would be read twice over a network
+        if not self.shards.folder.local:  # it would be read twice over a network
             return self.stamp(index)
         try:
             return digest_of(int(self.shards.index.labels[index]), *self.shards.read(index).items())
