@@ -173,6 +173,12 @@ def check_text(value: str) -> str:
     return value
 
 
+def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """Which of the names known was meant by one that is none, to stand before what is expected; empty if none is."""
+    near = difflib.get_close_matches(word[:100], list(known), n=1, cutoff=cutoff)
+    return f"did you mean {near[0]}? " if near else ""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """The end of a message about a name that is none of those known: the one that was meant, or all of them."""
     names = [str(name) for name in known]

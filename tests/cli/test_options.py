@@ -13,7 +13,8 @@ from typing import Any, get_args
 import pytest
 
 from anystep.bounds import Seed, is_within
-from anystep.cli import build_parser, main, option_types, seed_or_random
+from anystep.cli import build_parser, main, option_types
+from anystep.cli.generate import seed_or_random
 
 LONG = "x" * 5000
 TEXT = ["", "\0", "a\x1b[31m", "\x7f", LONG]  # no names
@@ -51,7 +52,7 @@ def bad_values(action: argparse.Action, folder: Path) -> list[str]:
         return ["", "yes", LONG]
     if action.choices is not None:
         return ["", "x", "é", "\0", LONG, str(next(iter(action.choices))).upper() + "x"]
-    kind = Seed if action.type is seed_or_random else getattr(getattr(action, "read", action.type), "kind", None)
+    kind = Seed if action.type is seed_or_random else getattr(action.type, "kind", None)
     if kind is not None:
         base = get_args(kind)[0]
 
@@ -66,7 +67,9 @@ def bad_values(action: argparse.Action, folder: Path) -> list[str]:
     table: dict[Any, list[str]] = {
         option_types.text: ["\0", "a\x1b[31m", "x" * 200_000],
         option_types.spec: [*TEXT, NOBODY],
-        option_types.size: [*NUMBERS, *SIZES],
+        option_types.size: [*(text for text in NUMBERS if not text.isdecimal()), *SIZES],
+        option_types.square: [*(text for text in NUMBERS if not text.isdecimal()), *SIZES, "16x32"],
+        option_types.input_text: [*TEXT, NOBODY, nowhere, inside, str(folder), str(fifo), "/dev/zero"],
         option_types.input_file: [*TEXT, NOBODY, nowhere, inside, str(folder), str(fifo), "/dev/zero"],
         option_types.input_folder: [*TEXT, NOBODY, nowhere, inside, str(file), str(fifo), "/dev/null"],
         option_types.output_file: [*TEXT, NOBODY, nowhere, inside, str(folder), str(fifo), "/dev/full"],
@@ -130,7 +133,7 @@ def test_bad_values_of_every_option_are_one_line_that_names_it(
 def test_the_table_has_every_command() -> None:
     assert {words[0] for words in COMMANDS} == {
         "generate", "train", "plan", "train-codec", "evaluate", "benchmark", "train-scene-detector", "train-alignment",
-        "train-classifier", "average", "compare", "data", "recipes", "info", "plan-steps",
+        "train-classifier", "average", "compare", "data", "recipes", "info", "plan-steps", "objectives", "completion",
     }  # fmt: skip
 
 
@@ -142,7 +145,7 @@ def test_the_table_has_every_command() -> None:
         (["train", "--run.seed", "-1", "emoji", "--debug"], "run.seed: expected a whole number from 0"),
         (["train", "emoji", "--run.steps"], "expected --section.key value pairs"),
         (["train", "emoji", "run.steps", "4"], "expected --section.key value pairs"),
-        (["train", "emoji", "--device", "cpu"], "unknown key device"),
+        (["train", "emoji", "--device", "abacus", "--dry-run"], "device 'abacus' is not available"),
         (["train", "emoji", "--devices", "2", "--out", "x"], "--devices 2: goes with --dry-run only"),
         (
             ["train", "emoji", "--dry-run", "--model.options.foo", "3"],

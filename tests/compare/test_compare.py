@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anystep.cli import main
-from anystep.compare import Comparison, variant_recipe, vary
+from anystep.compare import Comparison, choose, variant_recipe, vary
 from anystep.compare.milestones import keeping, kept_steps, reached
 from anystep.compare.paired import best_or_level, gain, student, verdict_of
 from anystep.errors import InputError
@@ -32,6 +32,7 @@ from anystep.training.config import RunConfig
 from anystep.training.objective import make_objective
 from anystep.training.objective_config import ObjectiveConfig
 from anystep.training.plan import evaluations_per_sample
+from anystep.training.recipe_files import load_recipe
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs" / "compare"
 
@@ -289,12 +290,8 @@ def test_finished_runs_of_other_values_are_refused(
 
 
 def test_only_and_vary_together_keep_the_new_variants(small: Path) -> None:
-    from anystep.cli import build_parser, chosen_comparison
-
-    given = ["compare", str(small), "--out", "x", "--only", "transition", "--vary", "objective.eps=0.01"]
-    options, options_rest = build_parser().parse_known_args(given)
-    options.overrides = options_rest
-    assert list(chosen_comparison(options).variants) == ["transition", "eps 0.01"]
+    comparison = choose(load_recipe(small, Comparison), ["transition"])
+    assert list(vary(comparison, ["objective.eps=0.01"]).variants) == ["transition", "eps 0.01"]
 
 
 @pytest.mark.parametrize("name", ["trigflow", "edm", "vp", "ve"])

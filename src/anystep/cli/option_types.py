@@ -12,6 +12,8 @@ from pathlib import Path
 from anystep.bounds import Side, check_name, check_text, cut, parse, shown
 from anystep.errors import InputError
 
+STANDARD_INPUT = Path("-")
+
 
 def text(value: str) -> str:
     """Free text, such as a prompt."""
@@ -39,14 +41,26 @@ def _checked(check: Callable[[str], str], value: str) -> str:
 
 
 def size(value: str) -> tuple[int, int]:
-    """`WIDTHxHEIGHT`."""
+    """`WIDTHxHEIGHT`, or one number for a square."""
     width, cross, height = value.lower().partition("x")
     try:
-        if cross and width.isdecimal() and height.isdecimal():
+        if not cross:
+            return (side := parse(Side)(width)), side
+        if width.isdecimal() and height.isdecimal():
             return parse(Side)(width), parse(Side)(height)
     except argparse.ArgumentTypeError:
         pass
-    raise argparse.ArgumentTypeError(f"{shown(value)}: expected WIDTHxHEIGHT in pixels, for example 64x64")
+    raise argparse.ArgumentTypeError(
+        f"{shown(value)}: expected WIDTHxHEIGHT in pixels, or one number for a square, for example 64x64"
+    )
+
+
+def square(value: str) -> int:
+    """The side of a size that is a square."""
+    width, height = size(value)
+    if width != height:
+        raise argparse.ArgumentTypeError(f"{shown(value)}: expected a square here, for example {width}x{width}")
+    return width
 
 
 def input_file(value: str) -> Path:
@@ -56,6 +70,11 @@ def input_file(value: str) -> Path:
         wrong = "there is no such file" if mode is None else "it is no regular file"
         raise argparse.ArgumentTypeError(f"{shown(value)}: {wrong}; expected a file to read")
     return path
+
+
+def input_text(value: str) -> Path:
+    """A file that is there, or `STANDARD_INPUT`."""
+    return STANDARD_INPUT if value == str(STANDARD_INPUT) else input_file(value)
 
 
 def input_folder(value: str) -> Path:

@@ -1,6 +1,6 @@
 """`anystep compare`: variants of one recipe, trained for the same number of network evaluations and measured alike."""
 
-from anystep.compare.experiment import Comparison, variant_recipe, vary
+from anystep.compare.experiment import Comparison, choose, variant_recipe, vary
 from anystep.compare.run import compare
 
-__all__ = ["Comparison", "compare", "variant_recipe", "vary"]
+__all__ = ["Comparison", "choose", "compare", "variant_recipe", "vary"]

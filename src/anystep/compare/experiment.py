@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from anystep.bounds import Count, Guidance, PositiveShare, SamplingSteps, Seed, check, shown
+from anystep.bounds import Count, Guidance, PositiveShare, SamplingSteps, Seed, check, did_you_mean, shown
 from anystep.errors import InputError
 from anystep.objective.presets import OBJECTIVES
 from anystep.pipelines.scheduler import Planning
@@ -112,6 +112,16 @@ def variant_recipe(comparison: Comparison, name: str, seed: int) -> Recipe:
     cost = recipe.run.batch_size * recipe_evaluations(recipe)
     run = recipe.run.model_copy(update={"seed": seed, "steps": max(1, round(comparison.evaluations / cost))})
     return recipe.model_copy(update={"run": run})
+
+
+def choose(comparison: Comparison, names: Sequence[str] | None) -> Comparison:
+    """With these variants alone, in this order; with all when None. Raises `InputError` for a name that is none."""
+    if names is None:
+        return comparison
+    if unknown := sorted(set(names) - set(comparison.variants)):
+        hint = did_you_mean(unknown[0], comparison.variants)
+        raise InputError(f"--only {unknown[0]!r}: {hint}expected some of {', '.join(comparison.variants)}")
+    return comparison.model_copy(update={"variants": {name: comparison.variants[name] for name in names}})
 
 
 def vary(comparison: Comparison, changes: Sequence[str]) -> Comparison:

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch.utils.data import ConcatDataset
 
+from anystep.bounds import did_you_mean
 from anystep.data.art import ArtSource
 from anystep.data.example import Example, PassedOver, Source, Traceable, passed_over
 from anystep.data.folders import ClassFolderSource, ImageFolderSource
@@ -108,5 +109,6 @@ def open_source(spec: str, size: Fixed | ResolutionLimits, **options: Any) -> So
     except RuntimeError as error:
         raise InputError(f"data source {spec!r}: {error}") from None
     if not name or not folder.is_dir():
-        raise InputError(f"data source {spec!r}: no such folder; possible sources: {POSSIBLE}")
+        meant = "" if prefix else did_you_mean(spec, DRAWN)
+        raise InputError(f"data source {spec!r}: no such folder; {meant}possible sources: {POSSIBLE}")
     return FOLDERS[prefix](folder, size=size, **options)

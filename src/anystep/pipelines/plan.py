@@ -16,7 +16,7 @@ import torch
 from diffusers import AutoencoderDC, AutoencoderKL
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from anystep.bounds import check_options
+from anystep.bounds import check_options, nearest
 from anystep.codecs import AutoencoderCodec, to_uint8
 from anystep.codecs.tiling import TILE, Cut
 from anystep.device import memory_of
@@ -79,7 +79,10 @@ class Blueprint:
         """
         if model in PRESETS and model != BUILTIN_PRESET:
             return cls(model, PRESETS[model], PUBLISHED.get(model))
-        where = find("builtin" if model == BUILTIN_PRESET else model)
+        try:
+            where = find("builtin" if model == BUILTIN_PRESET else model)
+        except InputError as error:
+            raise InputError(f"{error}, or a preset{nearest(model, PRESETS)}") from None
         if Path(where).is_dir():
             check_model_folder(Path(where))
         try:

@@ -1,6 +1,7 @@
 """Recipe files: YAML over the recipe that `base` names, with a `debug` section and overrides of the command line."""
 
 from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,10 +10,10 @@ from pydantic import ValidationError
 from anystep.bounds import shown
 from anystep.errors import InputError
 from anystep.objective.presets import OBJECTIVES
-from anystep.plain_yaml import dump_yaml, parse_yaml, read_yaml
+from anystep.plain_yaml import dump_yaml, parse_yaml
 from anystep.training.objective_config import SET_BY_KINDS, ObjectiveConfig
 from anystep.training.old_names import current_recipe
-from anystep.training.recipes import find_recipe
+from anystep.training.recipes import recipe_chain
 from anystep.training.section import Section, explain
 
 R = TypeVar("R", bound=Section)
@@ -24,7 +25,7 @@ def load_recipe(path: str | Path, kind: type[R], overrides: Sequence[str] = (), 
     Raises:
         InputError: in one line: a missing file, a key that does not exist (with the nearest that does), a wrong type.
     """
-    content = _with_base(Path(path))
+    content = reduce(merged, recipe_chain(Path(path)))
     debug_size = content.pop("debug", None)
     if debug:
         if not isinstance(debug_size, dict):
@@ -36,25 +37,6 @@ def load_recipe(path: str | Path, kind: type[R], overrides: Sequence[str] = (), 
         return kind.model_validate(content)
     except ValidationError as error:
         raise InputError(f"recipe {shown(str(path))}: {explain(kind, error)}") from None
-
-
-def _with_base(path: Path, *above: Path) -> dict[str, Any]:
-    """The content of a recipe file, over that of the recipe that its `base` names, if it has one.
-
-    Args:
-        above: the files that led here.
-    """
-    content = read_yaml(path)
-    base = content.pop("base", None)
-    if base is None:
-        return content
-    if not isinstance(base, str):
-        raise InputError(f"{shown(str(path))}: base {shown(base)}: expected a recipe's name or the path of a file")
-    beside = (path.parent / base, path.parent / f"{base}.yaml")
-    found = next((file for file in beside if file.is_file()), None) or find_recipe(base)
-    if found.resolve() in {each.resolve() for each in (path, *above)}:
-        raise InputError(f"{shown(str(path))}: base {shown(base)} leads back to itself: a base must come to an end")
-    return merged(_with_base(found, path, *above), content)
 
 
 def _pairs(overrides: Sequence[str]) -> list[tuple[str, Any]]:

@@ -1,8 +1,10 @@
-"""The recipes that come with the package, found by name. Importing this costs nothing: listing them is instant."""
+"""The recipes that come with the package, found by name. Importing this needs no PyTorch: listing them is instant."""
 
 import difflib
 from pathlib import Path
+from typing import Any
 
+from anystep.bounds import shown
 from anystep.errors import InputError
 
 FOLDER = Path(__file__).parent.parent / "recipes"
@@ -56,3 +58,27 @@ def find_recipe(given: str, command: str | None = None) -> Path:
     else:
         hint = (f"did you mean {near}? " if near else "") + "`anystep recipes` lists those that come with anystep"
     raise InputError(f"cannot read recipe {given!r}: there is no such file or recipe; {hint}")
+
+
+def recipe_chain(path: Path, *above: Path) -> list[dict[str, Any]]:
+    """The content of a recipe file, the last, after that of the recipe that its `base` names, if it has one, and so on.
+
+    Args:
+        above: the files that led here.
+
+    Raises:
+        InputError: a file that cannot be read, or bases without an end.
+    """
+    from anystep.plain_yaml import read_yaml
+
+    content = read_yaml(path)
+    base = content.pop("base", None)
+    if base is None:
+        return [content]
+    if not isinstance(base, str):
+        raise InputError(f"{shown(str(path))}: base {shown(base)}: expected a recipe's name or the path of a file")
+    beside = (path.parent / base, path.parent / f"{base}.yaml")
+    found = next((file for file in beside if file.is_file()), None) or find_recipe(base)
+    if found.resolve() in {each.resolve() for each in (path, *above)}:
+        raise InputError(f"{shown(str(path))}: base {shown(base)} leads back to itself: a base must come to an end")
+    return [*recipe_chain(found, path, *above), content]

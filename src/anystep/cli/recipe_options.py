@@ -1,0 +1,75 @@
+"""Commands that take a recipe: its name, and any of its values as `--section.key VALUE`."""
+
+import argparse
+from collections.abc import Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from anystep.cli.option_types import spec
+from anystep.cli.parser import OneLineParser
+from anystep.errors import InputError
+from anystep.training.recipes import find_recipe
+
+if TYPE_CHECKING:
+    from anystep.training.recipe_fields import RecipeField
+
+# by class, the module that has it, and where a device is set
+RECIPES = {
+    "Recipe": ("anystep.training.config", "run.device"),
+    "CodecRecipe": ("anystep.training.config", "run.device"),
+    "Comparison": ("anystep.compare.experiment", "recipe.run.device"),
+}
+
+
+def add_recipe(parser: OneLineParser, kind: str) -> None:
+    """The recipe, and all that its class says in the help."""
+    command = parser.prog.split()[-1]
+    example = {"train-codec": "codec-emoji"}.get(command, "emoji")
+    parser.add_argument(
+        "recipe",
+        type=spec,
+        metavar="RECIPE",
+        help=f"a name of `anystep recipes`, for example {example}, or a YAML file",
+    )
+    parser.add_argument("--debug", action="store_true", help="the recipe's laptop size")
+    parser.takes_overrides = True
+    parser.epilog = (
+        "Any value of the recipe: --section.key VALUE, for example "
+        f"--{'recipe.' * (kind == 'Comparison')}run.batch_size 32. `anystep {command} RECIPE --help` has that recipe's."
+    )
+
+    def fields(words: Sequence[str] = ()) -> "list[RecipeField]":
+        from anystep.training.recipe_fields import recipe_fields
+
+        return recipe_fields(RECIPES[kind][0], kind, find_recipe(words[0], command) if words else None)
+
+    def explain(formatter: argparse.HelpFormatter, words: Sequence[str]) -> None:
+        title = f"values of the recipe {words[0]}" if words else "values of a recipe"
+        for section, inside in groupby(fields(words), lambda field: field.name.rpartition(".")[0]):
+            formatter.start_section(f"{title}, {section}" if section else title)
+            formatter.add_arguments([_as_option(field) for field in inside])
+            formatter.end_section()
+
+    parser.explain_overrides = explain
+    parser.override_names = lambda: [field.name for field in fields()]
+    parser.set_defaults(device_field=RECIPES[kind][1])
+
+
+def _as_option(field: "RecipeField") -> argparse.Action:
+    """For the formatter of the help."""
+    told = f"{field.sentence} (default: {field.default})".strip().replace("%", "%%")
+    return argparse.Action([f"--{field.name}"], field.name, metavar=field.type, help=told)
+
+
+def read_recipe(options: argparse.Namespace, kind: Any) -> Any:
+    """The recipe, of that kind, that a command was given by name or path, with its overrides."""
+    from anystep.training.recipe_files import load_recipe
+
+    device = [] if options.device is None else [f"--{options.device_field}", options.device]
+    try:
+        overrides = [*options.overrides, *device]
+        return load_recipe(find_recipe(options.recipe, options.command), kind, overrides, options.debug)
+    except InputError as error:  # perhaps what was taken for an override was meant to be an option
+        told = str(error)
+        hint = "" if "did you mean" in told else options.did_you_mean
+        raise InputError(f"{told}{hint}") from None

@@ -1,0 +1,281 @@
+"""`anystep generate`: from what was asked for, or an image that says how it was made, to images that say it too."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from anystep import __version__
+from anystep.bounds import Seed, check, shown
+from anystep.console import progress_bar
+from anystep.contact_sheet import save_image
+from anystep.data.example import BrokenExample
+from anystep.data.images import read_image
+from anystep.errors import InputError
+from anystep.fingerprint import file_digest
+from anystep.pipelines.describe import model_digest
+from anystep.pipelines.load import BUILTIN, Generated, Model, find, load
+from anystep.pipelines.plan import check_room
+from anystep.pipelines.scheduler import Planning, parse_plans
+from anystep.pipelines.settings import Settings, read_settings
+from anystep.pipelines.step_sheet import AnyStepSheet, any_step_sheet
+from anystep.pipelines.vocabulary import unknown
+from anystep.sampling import StepPlan
+
+MOST_IMAGES = 1000  # of one call, which holds them all
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of the command; `anystep generate --help` says what they mean. None is as in the image `like`."""
+
+    prompts: Sequence[str] = ()
+    like: Path | None = None
+    model: str | None = None
+    device: str = "auto"
+    steps: Sequence[int] | None = None
+    seed: int | None = None
+    count: int | None = None
+    seeds: Sequence[int] | None = None
+    size: tuple[int, int] | None = None
+    guidance: float | None = None
+    guidance_interval: Sequence[float] | None = None
+    stochasticity: float | None = None
+    shift: float | None = None
+    plan: Planning | None = None
+    rope_scaling: str | None = None
+    key_grid: int | None = None
+    image: Path | None = None
+    strength: float | None = None
+    separate: Path | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The images of a request.
+
+    Attributes:
+        sheet: all of them, with what they cost.
+        texts: what the picture of the sheet says of how it was made.
+        separate: the files of single images that were written.
+        refused: why some of the prompts were not drawn.
+    """
+
+    sheet: AnyStepSheet
+    texts: dict[str, str]
+    separate: list[Path] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+
+
+def generate(request: Request, on_warning: Callable[[str], None] = lambda message: None) -> Drawn:
+    """Draw every prompt with every seed at every number of steps, and write the images asked for one by one.
+
+    Raises:
+        InputError: nothing of it can be drawn, options do not go together, or a file of others would be overwritten.
+    """
+    like = None if request.like is None else read_settings(request.like)
+
+    def setting(name: str, default: Any = None) -> Any:
+        """As given, else as in the image that is to be like, else the default."""
+        return next((each for each in (getattr(request, name), getattr(like, name, None)) if each is not None), default)
+
+    prompts = list(request.prompts or (like.prompts if like else ()))
+    if not prompts:
+        raise InputError('required: PROMPT, what to draw, for example "a red apple"; or --prompts-file, or --like')
+    seeds, steps = _seeds(request, like), setting("steps", [1, 2, 4, 8])
+    _check_images(len(prompts) * len(seeds) * len(steps))
+    start = _start(request, like, on_warning)
+    model = load(_model_name(request, like), request.device)
+    _check_same_model(request, like, model, on_warning)
+    width, height = setting("size", (model.pipeline.base_size,) * 2)
+    for count in steps:
+        model.pipeline.check_inputs(["a prompt"], height, width, count, "pil")
+    prompts, refused = _known_prompts(model, prompts, request.force, on_warning)
+    guidance, interval = model.pipeline.resolve_guidance(setting("guidance")), setting("guidance_interval")
+    check_room(model, width, height, guidance, setting("key_grid"))
+    how = {
+        "size": (width, height),
+        "guidance": guidance,
+        "guidance_interval": None if interval is None else tuple(interval),
+        **{name: setting(name) for name in ("stochasticity", "rope_scaling", "key_grid")},
+    }
+    record = Record(model, start, how)
+    files = _separate_files(request.separate, len(prompts), seeds, steps)
+    for path in files.values():
+        _refuse_foreign(path)
+    with progress_bar() as bar:
+        task = bar.add_task("drawing", total=len(prompts) * len(seeds) * len(steps))
+
+        def keep(cell: Generated, row: int, place: int) -> None:
+            bar.advance(task)
+            if (path := files.get((row, seeds[place], cell.asked))) is not None:
+                save_image(cell.images[0], path, record.texts([prompts[row]], [seeds[place]], [cell]))
+
+        options = {**how, **start.options, "shift": request.shift}
+        sheet = any_step_sheet(model, prompts, steps, seeds, keep, _plans(request, like, steps), **options)
+    texts = record.texts(prompts, seeds, [cells[0] for cells in sheet.columns])
+    return Drawn(sheet, texts, list(files.values()), refused)
+
+
+@dataclass(frozen=True)
+class Start:
+    """An image to start from and what tells it from others; noise alone where there is none."""
+
+    image: Image.Image | None = None
+    name: str | None = None
+    digest: str | None = None
+    strength: float | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of `Model.generate`."""
+        return {} if self.image is None else {"image": self.image, "strength": self.strength}
+
+
+class Record:
+    """What images say of how they were made."""
+
+    def __init__(self, model: Model, start: Start, how: dict[str, Any]) -> None:
+        self._model, self._digest, self._start, self._how = model, model_digest(model), start, how
+
+    def texts(self, prompts: Sequence[str], seeds: Sequence[int], cells: Sequence[Generated]) -> dict[str, str]:
+        """Of these prompts and seeds, at the numbers of steps of the cells."""
+        plan, start = self._model.pipeline.plan, self._start
+        uniform = {cell.asked: plan(cell.asked, "uniform", self._how["stochasticity"]) for cell in cells}
+        special = {cell.asked: cell.plan.plain() for cell in cells if cell.plan and cell.plan != uniform[cell.asked]}
+        return Settings(
+            version=__version__, model=self._model.name, model_digest=self._digest, prompts=tuple(prompts),
+            seeds=tuple(seeds), steps=tuple(cell.asked for cell in cells), nfe=tuple(cell.nfe for cell in cells),
+            plans=special or None, strength=start.strength, image=start.name, image_digest=start.digest, **self._how,
+        ).texts()  # fmt: skip
+
+
+def _seeds(request: Request, like: Settings | None) -> list[int]:
+    for name in ("seed", "count"):
+        if request.seeds is not None and getattr(request, name) is not None:
+            raise InputError(f"--{name} {getattr(request, name)}: --seeds names them all, give one of the two")
+    recorded = list(like.seeds) if like else [0]
+    if request.seed is None and request.count is None:
+        return list(request.seeds or recorded)
+    first = recorded[0] if request.seed is None else request.seed
+    return [check("--seed", first + number, Seed) for number in range(_check_images(request.count or 1))]
+
+
+def _check_images(count: int) -> int:
+    if count > MOST_IMAGES:
+        raise InputError(f"{count:,} images: expected at most {MOST_IMAGES:,} of one call, prompts x seeds x steps")
+    return count
+
+
+def _start(request: Request, like: Settings | None, on_warning: Callable[[str], None]) -> Start:
+    """What is started from; a file is opened only where the user names it."""
+    if request.image is None:
+        if like is not None and like.image_digest is not None:
+            raise InputError(
+                f"{shown(str(request.like))} was begun with the image {shown(like.image or '')}: give it with --image"
+            )
+        if request.strength is not None:
+            raise InputError(f"--strength {request.strength}: goes with --image only")
+        return Start()
+    try:
+        image = read_image(request.image, None)
+    except BrokenExample as error:
+        raise InputError(f"--image {error}") from None
+    digest = file_digest(request.image)
+    if like is not None and like.image_digest not in (None, digest):
+        on_warning(
+            f"--image {shown(str(request.image))} is not the image that {shown(str(request.like))} was begun with"
+        )
+    recorded = None if like is None else like.strength
+    strength = request.strength if request.strength is not None else recorded
+    return Start(image, request.image.name, digest, 0.6 if strength is None else strength)
+
+
+def _model_name(request: Request, like: Settings | None) -> str:
+    """The model that was named, else that of the image to be like: a hub id in a file of others fetches nothing."""
+    if request.model is not None or like is None:
+        return request.model or BUILTIN
+    try:
+        if Path(find(like.model)).is_dir():
+            return like.model
+    except InputError:
+        pass
+    raise InputError(
+        f"{shown(str(request.like))} was drawn by model {shown(like.model)}, which is not here: name it with --model"
+    )
+
+
+def _check_same_model(request: Request, like: Settings | None, model: Model, on_warning: Callable[[str], None]) -> None:
+    """Another model than that of the image to be like is refused, unless it was named or is forced."""
+    if like is None or like.model_digest == model_digest(model):
+        return
+    told = f"{shown(str(request.like))} was drawn by another model than {shown(model.name)} is now"
+    if request.model is None and not request.force:
+        raise InputError(f"{told}: --model names the right one, --force draws with this one")
+    on_warning(told)
+
+
+def _known_prompts(
+    model: Model, prompts: Sequence[str], force: bool, on_warning: Callable[[str], None]
+) -> tuple[list[str], list[str]]:
+    """Those that can be drawn, and what is wrong with the others; all that can be said without stopping is a warning.
+
+    Raises:
+        InputError: none can be drawn.
+    """
+    conditioner: Any = model.pipeline.conditioner
+    good, wrong = [], []
+    for prompt, said in zip(prompts, unknown(model.pipeline, prompts), strict=True):
+        try:
+            model.pipeline.check_inputs([prompt], model.pipeline.base_size, model.pipeline.base_size, 1, "pil")
+            if model.pipeline.config.class_names is not None:
+                conditioner([prompt])
+            if said is not None and not force:
+                raise InputError(f"{said}; --force draws it")
+        except InputError as error:
+            wrong.append(str(error))
+            continue
+        if said is not None:
+            on_warning(said)
+        good.append(prompt)
+    if not good:
+        raise InputError(wrong[0] + f" (and {len(wrong) - 1} more prompts that cannot be drawn)" * (len(wrong) > 1))
+    return good, wrong
+
+
+def _plans(request: Request, like: Settings | None, steps: Sequence[int]) -> dict[int, StepPlan | Planning]:
+    """The plans of some of the steps that are not to be the model's: as given, else as in the image to be like."""
+    if request.plan is not None:
+        return dict.fromkeys(steps, request.plan)
+    if like is None:
+        return {}
+    try:
+        recorded = parse_plans(like.plans)
+    except InputError as error:
+        raise InputError(f"the settings in {shown(str(request.like))}: {error}") from None
+    return {count: recorded.get(count, "uniform") for count in steps if count in like.steps}
+
+
+def _separate_files(
+    folder: Path | None, prompts: int, seeds: Sequence[int], steps: Sequence[int]
+) -> dict[tuple[int, int, int], Path]:
+    """The file of every image, by the number of its prompt, its seed and its steps; none without a folder."""
+    if folder is None:
+        return {}
+    return {
+        (row, seed, count): folder / f"{row:02d}{f'-seed-{seed}' * (len(seeds) > 1)}-steps-{count:03d}.png"
+        for row, seed, count in product(range(prompts), seeds, steps)
+    }
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Raise `InputError` where a file that anystep has not drawn has the name of one that it is to write."""
+    try:
+        if path.exists():
+            read_settings(path)
+    except InputError as error:
+        raise InputError(f"{shown(str(path))} would be overwritten, choose another --separate: {error}") from None

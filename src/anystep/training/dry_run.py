@@ -1,0 +1,91 @@
+"""`anystep train --dry-run` and `anystep plan --train`: what a recipe takes, on this machine or on named devices."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from anystep.device import PlannedDevice, planned_device
+from anystep.errors import InputError
+from anystep.models.presets import PRESETS
+from anystep.pipelines.plan import Blueprint
+from anystep.training.config import Recipe
+from anystep.training.objective import make_objective
+from anystep.training.plan import check_memory, describe
+from anystep.training.train import parts_of, pick_precision
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """A recipe on so many devices of one kind."""
+
+    recipe: Recipe
+    device: PlannedDevice
+    devices: int
+    precision: torch.dtype
+
+    @classmethod
+    def of(cls, recipe: Recipe, on: str | None, devices: int = 1, utilisation: float | None = None) -> "DryRun":
+        """On devices of `anystep.data_sheets`, or when `on` is None on those of this machine.
+
+        Raises:
+            InputError: the recipe cannot be trained, or its batch does not divide into so many processes.
+        """
+        make_objective(recipe)
+        parts_of(recipe, devices)
+        device = planned_device(on, recipe.run.device, utilisation)
+        if device.device is not None:
+            precision = pick_precision(recipe.run.precision, device.device)
+        else:
+            precision = torch.float32 if recipe.run.precision == "float32" else torch.bfloat16
+        return cls(recipe, device, devices, precision)
+
+    def describe(self) -> dict[str, str]:
+        """In words; raises `InputError` where it does not fit."""
+        device = self.device
+        return describe(self.recipe, self.devices, device.memory, device.rate, self.precision, device.kind)
+
+    def figures(self) -> dict[str, Any]:
+        """In numbers, of bytes, operations and seconds; raises `InputError` where it does not fit."""
+        budget = check_memory(self.recipe, self.devices, self.device.memory, self.precision)
+        step = budget.flops_per_step / (self.devices * self.device.rate)
+        return {
+            **asdict(budget),
+            "devices": self.devices,
+            "device_bytes": budget.device_bytes,
+            "memory_bytes": self.device.memory,
+            "flops_per_second": self.device.rate,
+            "precision": str(self.precision).removeprefix("torch."),
+            "steps": self.recipe.run.steps,
+            "seconds": step * self.recipe.run.steps,
+            "images_per_second": budget.images_per_step / step,
+        }
+
+
+def preset_recipe(
+    preset: str,
+    width: int,
+    height: int,
+    batch: int = 256,
+    parallel: str = "ddp",
+    checkpointing: bool = False,
+    device: str = "auto",
+) -> Recipe:
+    """Training of a preset on squares of as many pixels as `width x height`.
+
+    Raises:
+        InputError: no preset.
+    """
+    if preset not in PRESETS:
+        raise InputError(f"--train --model {preset!r}: expected a preset, one of {', '.join(PRESETS)}")
+    model = Blueprint.of(preset)
+    side = max(1, round(math.sqrt(width * height) / model.multiple)) * model.patch  # in latent pixels
+    return Recipe.model_validate(
+        {
+            "model": {"preset": preset, "codec": "identity", "gradient_checkpointing": checkpointing},
+            "data": {"size": side},
+            "run": {"batch_size": batch, "device": device},
+            "parallel": parallel,
+        }
+    )
