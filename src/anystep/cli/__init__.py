@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prepare_libraries(verbose)
     set_quiet(getattr(options, "quiet", False) or getattr(options, "json", False))
     options.typed = sys.argv[1:] if arguments is None else arguments
-    options.did_you_mean = parser.chosen.did_you_mean(getattr(options, "overrides", ()))
+    options.did_you_mean = parser.chosen.did_you_mean
     try:
         if options.command not in AT_ONCE:
             say_loading(options)

@@ -1,6 +1,7 @@
 """Commands that take a recipe: its name, and any of its values as `--section.key VALUE`."""
 
 import argparse
+import re
 from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -70,6 +71,6 @@ def read_recipe(options: argparse.Namespace, kind: Any) -> Any:
         overrides = [*options.overrides, *device]
         return load_recipe(find_recipe(options.recipe, options.command), kind, overrides, options.debug)
     except InputError as error:  # perhaps what was taken for an override was meant to be an option
-        told = str(error)
-        hint = "" if "did you mean" in told else options.did_you_mean
-        raise InputError(f"{told}{hint}") from None
+        told, hint = str(error), options.did_you_mean(options.overrides)
+        said = re.search(r"did you mean (\w+)\?", told)
+        raise InputError(told if said and hint.endswith(f".{said[1]}?") else told + hint) from None
