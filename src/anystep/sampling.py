@@ -76,6 +76,11 @@ def schedule(
 UNSAID = ("steps", "memory")  # of a plan's numbers, in words
 
 
+def steps_label(steps: int) -> str:
+    """A number of steps in words: `1 step`, `4 steps`."""
+    return f"{steps} step{'s' * (steps > 1)}"
+
+
 @dataclass(frozen=True)
 class StepPlan:
     """What a budget of evaluations is spent on. Its times are unshifted: the shift of a model or size goes on top.
@@ -117,7 +122,7 @@ class StepPlan:
     def __str__(self) -> str:
         """In words, what is as by default left out: `8 steps, tail 0.25, memory`."""
         words = [f"{name.replace('_', ' ')} {value:g}" for name, value in self.plain().items() if name not in UNSAID]
-        return ", ".join([f"{self.steps} step{'s' * (self.steps > 1)}", *words, *["memory"] * self.memory])
+        return ", ".join([steps_label(self.steps), *words, *["memory"] * self.memory])
 
     def times(self, transport: Transport, shift: float = 1.0, strength: float = 1.0) -> Float[Tensor, " times"]:
         """`schedule` of this plan, with a further shift."""

@@ -20,7 +20,7 @@ from anystep.data.scenes import (
 )
 from anystep.data.sources import open_source
 from anystep.errors import InputError
-from anystep.evaluation.benchmarks.detections import Detection, by_class, judge
+from anystep.evaluation.benchmarks.detections import Detection, by_class, evaluate_detections
 
 
 def seen(scene: Scene) -> list[Detection]:
@@ -33,7 +33,7 @@ def test_a_perfect_detector_finds_every_scene_right(task: str, seed: int, canvas
     scene = draw_scene(task, random.Random(seed), 64, canvas)  # type: ignore[arg-type]
     assert (scene.width, scene.height) == (canvas[0] * 64, canvas[1] * 64)
     found = seen(scene)
-    assert judge(scene.metadata, by_class(found), {each: each.colour or "" for each in found}).correct
+    assert evaluate_detections(scene.metadata, by_class(found), {each: each.colour or "" for each in found}).correct
     for place, thing in enumerate(scene.things):
         left, top, right, bottom = thing.box
         assert 0 <= left < right <= scene.width
@@ -47,11 +47,11 @@ def test_one_drawing_less_or_another_colour_is_wrong(seed: int) -> None:
     rng = random.Random(seed)
     counting = draw_scene("counting", rng)
     found = seen(counting)[1:]
-    assert not judge(counting.metadata, by_class(found), {}).correct
+    assert not evaluate_detections(counting.metadata, by_class(found), {}).correct
     coloured = draw_scene("color_attr", rng)
     found = seen(coloured)
     swapped = {each: (found[0].colour if each is found[1] else found[1].colour) or "" for each in found}
-    assert not judge(coloured.metadata, by_class(found), swapped).correct
+    assert not evaluate_detections(coloured.metadata, by_class(found), swapped).correct
 
 
 def test_a_seed_means_one_picture() -> None:

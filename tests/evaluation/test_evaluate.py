@@ -20,10 +20,10 @@ from anystep.cli import main
 from anystep.evaluation import collect as collecting
 from anystep.evaluation.collect import Cost, collect
 from anystep.evaluation.extractors.registry import load_extractor
-from anystep.evaluation.image_folders import check_folders, parse_folder
+from anystep.evaluation.image_folders import list_folders, parse_folder
 from anystep.evaluation.report import curve
+from anystep.evaluation.settings import Evaluation, MeasurementSettings
 from anystep.files import claimed
-from anystep.ranks import Ranks
 
 SMALL = ["--steps", "1", "2", "--samples", "60", "--metrics", "kernel_distance", "precision"]
 
@@ -215,16 +215,21 @@ def test_what_was_made_is_not_taken_for_something_else(
     assert figure() == before
 
 
+def pooled_evaluation(pooled: Path, out: Path, **settings: Any) -> Evaluation:
+    return Evaluation(
+        MeasurementSettings(out=out, samples=60, **settings), load_extractor(str(pooled), "cpu", True), []
+    )
+
+
 def test_a_chunk_that_was_cut_off_is_made_again_and_missing_images_too(pooled: Path, tmp_path: Path) -> None:
     def make(chunk: range) -> tuple[torch.Tensor, Cost]:
         return torch.full((len(chunk), 3, 8, 8), 7, dtype=torch.uint8), Cost()
 
-    extractor = load_extractor(str(pooled), allow_code=True)
-    seen, _ = collect(tmp_path, 60, make, extractor, Ranks())
+    seen, _ = collect(pooled_evaluation(pooled, tmp_path), "seven", tmp_path, 60, make)
     chunk = tmp_path / "00001.safetensors"
     chunk.write_bytes(chunk.read_bytes()[:-20])
     assert not (tmp_path / "images").exists()
-    again, _ = collect(tmp_path, 60, make, extractor, Ranks(), keep=True)
+    again, _ = collect(pooled_evaluation(pooled, tmp_path, keep_images=True), "seven", tmp_path, 60, make)
     assert torch.equal(seen.features, again.features)
     assert len(list((tmp_path / "images").iterdir())) == 60
 
@@ -258,7 +263,7 @@ def test_grey_chunks_and_coloured_ones_make_one_set(pooled: Path, tmp_path: Path
         images[:, 0] += chunk.start
         return images, Cost()
 
-    seen, _ = collect(tmp_path, 60, make, load_extractor(str(pooled), allow_code=True), Ranks())
+    seen, _ = collect(pooled_evaluation(pooled, tmp_path), "grey", tmp_path, 60, make)
     assert seen.pixels is not None
     assert seen.pixels.shape == (60, 3, 64)
     assert seen.pixels[[0, 50]].amax(2).tolist() == [[7, 7, 7], [57, 7, 7]]
@@ -296,13 +301,13 @@ def test_a_chunk_is_made_once_and_by_one_process(pooled: Path, tmp_path: Path) -
         asked.append(chunk)
         return torch.full((len(chunk), 3, 8, 8), chunk.start, dtype=torch.uint8), Cost(3, 0.5, 7.0)
 
-    extractor, ranks = load_extractor(str(pooled), allow_code=True), Ranks()
-    seen, costs = collect(tmp_path, 120, make, extractor, ranks)
+    evaluation = pooled_evaluation(pooled, tmp_path)
+    seen, costs = collect(evaluation, "grey", tmp_path, 120, make)
     assert asked == [range(50), range(50, 100), range(100, 120)]
     assert costs == [Cost(3, 0.5, 7.0)] * 3
     assert seen.features.shape == (120, 48)
     assert seen.logits is None
-    again, _ = collect(tmp_path, 120, make, extractor, ranks)
+    again, _ = collect(evaluation, "grey", tmp_path, 120, make)
     assert len(asked) == 3
     assert torch.equal(again.features, seen.features)
 
@@ -369,8 +374,8 @@ def test_folders_of_several_formats_are_noted(colours: Path, tmp_path: Path) -> 
     for form in ("png", "jpg"):
         (tmp_path / form).mkdir()
         Image.open(colours / "000.png").save(tmp_path / form / f"0.{form}")
-    size, notes = check_folders([parse_folder(f"1={tmp_path / 'png'}"), parse_folder(f"2={tmp_path / 'jpg'}")], 1)
-    assert size == (16, 16)
+    listed, notes = list_folders([parse_folder(f"1={tmp_path / 'png'}"), parse_folder(f"2={tmp_path / 'jpg'}")], 1)
+    assert [(each.names, each.size) for each in listed] == [(["0.png"], (16, 16)), (["0.jpg"], (16, 16))]
     assert notes == [
         f"Images were kept in several formats (PNG in {tmp_path / 'png'}, JPEG in {tmp_path / 'jpg'}): "
         "compression alone changes figures."

@@ -18,9 +18,9 @@ import anystep
 from anystep.cli import main
 from anystep.data.sources import open_source
 from anystep.evaluation import collect as collecting
-from anystep.evaluation.evaluate import VALIDATION_SEED
-from anystep.evaluation.metrics.base import Observed, shortfall
+from anystep.evaluation.metrics.base import ImageFeatures, shortfall
 from anystep.evaluation.reference import Reference
+from anystep.evaluation.settings import VALIDATION_SEED
 from anystep.evaluation.step_plans import BUDGETS, CHOICES, Search, effect, search_plans
 from anystep.sampling import StepPlan
 
@@ -35,16 +35,27 @@ def search(
     """With images whose figures are known, and replicates that are as noisy as that."""
     rng = torch.Generator().manual_seed(0)
 
-    def measured(made: Observed) -> list[Tensor]:
+    def measured(generated: ImageFeatures) -> list[Tensor]:
         spread = noise * torch.randn(15, dtype=torch.float64, generator=rng)
-        figures = made.features[0].double()[:, None] + torch.cat([torch.zeros(1, dtype=torch.float64), spread])
+        figures = generated.features[0].double()[:, None] + torch.cat([torch.zeros(1, dtype=torch.float64), spread])
         return list(figures)
 
-    def draw(plan: StepPlan) -> Observed:
-        return Observed(torch.tensor([[each(plan) for each in figures]]))
+    def draw(plan: StepPlan) -> ImageFeatures:
+        return ImageFeatures(torch.tensor([[each(plan) for each in figures]]))
 
-    words = {"better": ["lower"] * len(figures), "choices": CHOICES[kind], **words}
+    words = {"directions": ["lower"] * len(figures), "choices": CHOICES[kind], **words}
     return search_plans(draw, measured, budgets, **words)
+
+
+def test_figures_may_have_different_numbers_of_replicates() -> None:
+    def measured(generated: ImageFeatures) -> list[Tensor]:
+        return [value.expand(count).double() for value, count in zip(generated.features[0], (201, 16), strict=True)]
+
+    def draw(plan: StepPlan) -> ImageFeatures:
+        return ImageFeatures(torch.tensor([[10 / plan.steps + (plan.tail != 0.15), 1.0 / plan.steps]]))
+
+    found = search_plans(draw, measured, [1, 4], ["lower", "lower"], CHOICES["transition"])
+    assert found.plans[4] == StepPlan(4, tail=0.15)
 
 
 def test_no_figure_is_bought_with_another() -> None:
@@ -68,15 +79,15 @@ def test_no_figure_rises_with_a_budget() -> None:
 
 
 @settings(max_examples=8)
-@given(seed=st.integers(0, 1000), better=st.sampled_from(["lower", "higher", "nearest 1"]), noise=st.floats(0, 2))
+@given(seed=st.integers(0, 1000), direction=st.sampled_from(["lower", "higher", "nearest 1"]), noise=st.floats(0, 2))
 def test_no_figure_is_worse_than_that_of_a_smaller_budget_whatever_the_images(
-    seed: int, better: str, noise: float
+    seed: int, direction: str, noise: float
 ) -> None:
     def figure(plan: StepPlan) -> float:
         return torch.rand(1, generator=torch.Generator().manual_seed(hash((seed, effect(plan))) % 2**40)).item()
 
-    found = search(figure, noise=noise, better=[better])
-    figures = shortfall(torch.tensor([row.figure for row in found.rows]), better)  # type: ignore[arg-type]
+    found = search(figure, noise=noise, directions=[direction])
+    figures = shortfall(torch.tensor([row.figure for row in found.rows]), direction)  # type: ignore[arg-type]
     assert (figures[1:] <= figures[:-1]).all()
     assert [row.budget for row in found.rows] == list(BUDGETS)
     for row in found.rows:
@@ -153,10 +164,10 @@ def test_validation_has_nothing_in_common_with_what_is_reported(classes: Path) -
         Reference.draw(source, 8, 40, 0, part)
         for part in ("whole", "test", "validation")  # type: ignore[arg-type]
     )
-    assert (whole.real, whole.again) == (test.real, test.again)
-    assert not {*validation.real, *validation.again} & {*test.real, *test.again}
+    assert (whole.real, whole.held_out) == (test.real, test.held_out)
+    assert not {*validation.real, *validation.held_out} & {*test.real, *test.held_out}
     most = [Reference.draw(source, 8, 1000, 0, part) for part in ("test", "validation")]  # type: ignore[arg-type]
-    drawn = [index for each in most for index in (*each.real, *each.again)]
+    drawn = [index for each in most for index in (*each.real, *each.held_out)]
     assert len(drawn) == len(set(drawn)) == 220
     assert VALIDATION_SEED > 10**9
 

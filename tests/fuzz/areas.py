@@ -244,11 +244,11 @@ def read_benchmarks(folder: Path, out: Path, rng: random.Random) -> None:
 
     entries = geneval.read_metadata(folder / "geneval.jsonl")
     geneval.classes(entries)
-    geneval.orders(entries, out, 2)
-    mjhq.orders(mjhq.read_metadata(folder / "mjhq.json"), out)
+    geneval.generation_requests(entries, out, 2)
+    mjhq.generation_requests(mjhq.read_metadata(folder / "mjhq.json"), out)
     prompts = dpg.read_prompts(folder / "prompts")
     dpg.check_questions(prompts, dpg.read_questions(folder / "questions.csv"))
-    dpg.orders(prompts, out)
+    dpg.generation_requests(prompts, out)
 
 
 def make_model(folder: Path) -> None:

@@ -88,9 +88,9 @@ def run(options: argparse.Namespace) -> None:
     from anystep.evaluation.benchmarks import run
     from anystep.evaluation.benchmarks.scores import table
 
-    task = run.Task(**as_fields(options, run.Task))
+    request = run.BenchmarkRequest(**as_fields(options, run.BenchmarkRequest))
     own = (getattr(options, name) for name in OWN_OPTIONS[options.benchmark])
-    found = getattr(run, f"run_{options.benchmark}")(task, *own)
+    found = getattr(run, f"run_{options.benchmark}")(request, *own)
     if options.json:
         if found and is_main():
             print_file(options.out / "report.json")

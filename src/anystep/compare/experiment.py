@@ -3,7 +3,8 @@
 import json
 from collections.abc import Sequence
 from itertools import combinations
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -93,6 +94,19 @@ class Comparison(Section):
                 raise InputError(
                     f"variants {shown(one)} and {shown(other)}: seeds that have none in common, expected one"
                 )
+
+
+class ComparedRun(NamedTuple):
+    """One training run of a comparison: a variant with a seed, and its folder."""
+
+    variant: str
+    seed: int
+    recipe: Recipe
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant}, seed {self.seed}"
 
 
 def variant_recipe(comparison: Comparison, name: str, seed: int) -> Recipe:

@@ -10,12 +10,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from anystep.compare.experiment import Comparison
+from anystep.compare.experiment import ComparedRun, Comparison
 from anystep.compare.paired import Losses, best_or_level, estimate, gain, mean_over_seeds, verdict_of
 from anystep.errors import InputError
-from anystep.evaluation.metrics.base import Better, shortfall
+from anystep.evaluation.metrics.base import Direction, shortfall
 from anystep.files import parse_json, read_text
-from anystep.training.config import Recipe
 from anystep.training.plan import recipe_evaluations
 from anystep.training.run import METRICS
 
@@ -36,19 +35,22 @@ def _seconds(log: Path) -> float:
 
 def over_seeds(
     comparison: Comparison,
-    name: str,
-    runs: Mapping[tuple[str, int], tuple[Recipe, Path]],
-    found: Found,
-    described: Mapping[tuple[str, int], Mapping[str, Any]],
-    betters: Mapping[str, Better],
+    runs: Sequence[ComparedRun],
+    found: Points,
+    reports: Mapping[str, Mapping[str, Any]],
+    directions: Mapping[str, Direction],
 ) -> dict[str, Any]:
-    """Of one variant: the mean figures at each number of steps, how they change from one to the next, and scores."""
-    seeds = comparison.seeds_of(name)
-    mine = [described[name, seed] for seed in seeds]
+    """The mean figures of one variant at each number of steps, how they change from one to the next, and scores.
+
+    Args:
+        runs: those of the variant.
+        reports: by the name of the run.
+    """
+    models = [reports[run.name] for run in runs]
     points = []
-    for place, point in enumerate(mine[0]["points"]):
-        same = [model["points"][place] for model in mine]
-        figures = {metric: {s: found[name][s][place][metric] for s in seeds} for metric in betters}
+    for place, point in enumerate(models[0]["points"]):
+        same = [model["points"][place] for model in models]
+        figures = {metric: {run.seed: found[run.seed][place][metric] for run in runs} for metric in directions}
         points.append(
             {
                 **point,
@@ -58,43 +60,43 @@ def over_seeds(
                 "seeds": {metric: [values[0].item() for values in each.values()] for metric, each in figures.items()},
             }
         )
-    recipe, folder = runs[name, seeds[0]]
+    recipe = runs[0].recipe
     return {
-        "name": name,
-        "seeds": list(seeds),
+        "name": runs[0].variant,
+        "seeds": [run.seed for run in runs],
         "training": {
             "steps": recipe.run.steps,
             "evaluations_per_sample": recipe_evaluations(recipe),
-            "seconds": _seconds(folder / METRICS),
+            "seconds": _seconds(runs[0].folder / METRICS),
         },
         "points": points,
         "scores": {
-            metric: None if (scored := score(found[name], metric, better)) is None else estimate(scored)
-            for metric, better in betters.items()
+            metric: None if (scored := score(found, metric, direction)) is None else estimate(scored)
+            for metric, direction in directions.items()
         },
-        "doublings": _doublings(found[name], sorted(comparison.steps), betters),
-        "movement": _movement([model["movement"] for model in mine]),
+        "doublings": _doublings(found, sorted(comparison.steps), directions),
+        "movement": _movement([model["movement"] for model in models]),
     }
 
 
-def losses(points: Points, place: int, metric: str, better: Better) -> Losses:
+def losses(points: Points, place: int, metric: str, direction: Direction) -> Losses:
     """Of one variant at one number of steps."""
-    return {seed: shortfall(mine[place][metric], better) for seed, mine in points.items()}
+    return {seed: shortfall(mine[place][metric], direction) for seed, mine in points.items()}
 
 
-def score(points: Points, metric: str, better: Better) -> Losses | None:
+def score(points: Points, metric: str, direction: Direction) -> Losses | None:
     """The mean over step counts of the natural logarithm of a distance; None of what is none, or not positive."""
     figures = {seed: torch.stack([point[metric] for point in mine]) for seed, mine in points.items()}
-    if better != "lower" or not all((each > 0).all() for each in figures.values()):
+    if direction != "lower" or not all((each > 0).all() for each in figures.values()):
         return None
     return {seed: each.log().mean(0) for seed, each in figures.items()}
 
 
-def _doublings(points: Points, counts: Sequence[int], betters: Mapping[str, Better]) -> dict[str, list[Any]]:
+def _doublings(points: Points, counts: Sequence[int], directions: Mapping[str, Direction]) -> dict[str, list[Any]]:
     """What the next number of steps gains on each, paired over seeds."""
     answers: dict[str, list[Any]] = {}
-    for metric, better in betters.items():
-        each = [losses(points, place, metric, better) for place in range(len(counts))]
+    for metric, direction in directions.items():
+        each = [losses(points, place, metric, direction) for place in range(len(counts))]
         gains = [gain(more, fewer) for fewer, more in pairwise(each)]
         answers[metric] = [
             {"from": fewer, "to": more, "gain": gained, "verdict": verdict_of(gained)}
@@ -114,14 +116,14 @@ def _movement(each: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     ]
 
 
-def side_by_side(comparison: Comparison, found: Found, betters: Mapping[str, Better]) -> dict[str, Any]:
+def side_by_side(comparison: Comparison, found: Found, directions: Mapping[str, Direction]) -> dict[str, Any]:
     """What the first variant gains on each other one; who is best or level, at each number of steps and in score."""
     first, *others = comparison.variants
     steps = sorted(comparison.steps)
     against, best = [], {}
-    for metric, better in betters.items():
+    for metric, direction in directions.items():
         columns = [
-            {name: losses(points, place, metric, better) for name, points in found.items()}
+            {name: losses(points, place, metric, direction) for name, points in found.items()}
             for place in range(len(steps))
         ]
         for other in others:
@@ -129,7 +131,7 @@ def side_by_side(comparison: Comparison, found: Found, betters: Mapping[str, Bet
                 gained = gain(column[first], column[other])
                 told = {"other": other, "steps": count, "metric": metric}
                 against.append({**told, "gain": gained, "verdict": verdict_of(gained)})
-        scores = {name: score(points, metric, better) for name, points in found.items()}
+        scores = {name: score(points, metric, direction) for name, points in found.items()}
         known = {name: each for name, each in scores.items() if each is not None}
         best[metric] = {
             "steps": {str(count): best_or_level(column) for count, column in zip(steps, columns, strict=True)},

@@ -14,10 +14,11 @@ import torch
 
 from anystep.compare.experiment import Comparison
 from anystep.errors import InputError
-from anystep.evaluation.evaluate import Evaluation, Point, generate_points
+from anystep.evaluation.evaluate import Point, generate_points
 from anystep.evaluation.extractors.registry import FeatureExtractor
-from anystep.evaluation.metrics.base import Metric, Observed, measure
+from anystep.evaluation.metrics.base import ImageFeatures, Metric, measure
 from anystep.evaluation.metrics.registry import check_measurable
+from anystep.evaluation.settings import Evaluation
 from anystep.files import parse_json, read_text
 from anystep.pipelines.load import load
 from anystep.training.checkpoint_files import checkpoint_steps, read_average
@@ -109,14 +110,15 @@ def draw_milestones(
     sums, model, found = spent(folder / METRICS), load(folder, device), []
     for step in steps:
         read_average(folder / "checkpoints", model.pipeline.transformer, step=step)
-        counts, asked = sorted(comparison.milestone_steps), (None, comparison.guidance, comparison.planning)
-        points = generate_points(evaluation, model, counts, prompts, *asked)
+        points = generate_points(evaluation, model, sorted(comparison.milestone_steps), prompts)
         cost = sums[step - 1] if step <= len(sums) else (math.nan, math.nan)
         found.append(DrawnMilestone(step, *cost, points))
     return found
 
 
-def measured_milestones(evaluation: Evaluation, real: Observed, drawn: Sequence[DrawnMilestone]) -> list[Milestone]:
+def measured_milestones(
+    evaluation: Evaluation, real: ImageFeatures, drawn: Sequence[DrawnMilestone]
+) -> list[Milestone]:
     """The distances of what was drawn."""
     return [
         Milestone(
@@ -124,8 +126,8 @@ def measured_milestones(evaluation: Evaluation, real: Observed, drawn: Sequence[
             each.evaluations,
             each.seconds,
             {
-                evaluation.named(metric): [
-                    measure(metric, real, point.observed, evaluation.seed)[0].item() for point in each.points
+                evaluation.metric_name(metric): [
+                    measure(metric, real, point.images, evaluation.seed)[0].item() for point in each.points
                 ]
                 for metric in distances_of(evaluation.metrics)
             },
@@ -136,7 +138,7 @@ def measured_milestones(evaluation: Evaluation, real: Observed, drawn: Sequence[
 
 def distances_of(metrics: Sequence[Metric]) -> list[Metric]:
     """Those that are lower where they are better."""
-    return [metric for metric in metrics if metric.better == "lower"]
+    return [metric for metric in metrics if metric.direction == "lower"]
 
 
 def reached(costs: Sequence[float], distances: Sequence[float], goal: float) -> float | None:

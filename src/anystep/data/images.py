@@ -1,4 +1,4 @@
-"""Image files to RGB of a size, and RGB to tensors."""
+"""Image files to RGB of a size, and RGB to tensors and back."""
 
 import warnings
 from contextlib import suppress
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
@@ -183,3 +183,13 @@ def to_tensor(image: Image.Image) -> Float[Tensor, "3 height width"]:
     """RGB in [-1, 1]."""
     pixels = np.array(image.convert("RGB"), dtype=np.float32)
     return torch.from_numpy(pixels).permute(2, 0, 1).div_(127.5).sub_(1.0)
+
+
+def to_pixels(image: Image.Image) -> UInt8[Tensor, "3 height width"]:
+    """RGB in 0..255."""
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+def from_pixels(pixels: UInt8[Tensor, "3 height width"]) -> Image.Image:
+    """The image of RGB in 0..255."""
+    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())

@@ -5,46 +5,26 @@ on the other chunks, so one process and many give the same bits, and a second ca
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from anystep.data.images import from_pixels
 from anystep.errors import InputError
 from anystep.evaluation.extractors.registry import TRIAL, FeatureExtractor, extract
 from anystep.evaluation.finite import check_finite
-from anystep.evaluation.metrics.base import Images, Observed
+from anystep.evaluation.metrics.base import ImageFeatures, Images, Scorer
 from anystep.evaluation.metrics.pixels import fine_energy, small_pixels
+from anystep.evaluation.settings import Evaluation
 from anystep.files import make_folder, replacing, write_tensors
-from anystep.ranks import Ranks
 
 CHUNK = 50
-SEEN = ("features", "pixels", "fine_energy")  # of every image, whatever is asked
-
-
-@runtime_checkable
-class Scorer(Protocol):
-    """A number for each image and its caption, under a name of its own.
-
-    `note` says what to know before reading it, `digest` tells one set of weights from another.
-    """
-
-    name: str
-
-    @property
-    def note(self) -> str: ...
-
-    @property
-    def digest(self) -> str: ...
-
-    def __call__(
-        self, images: Images, features: Float[Tensor, "batch features"], captions: Sequence[str]
-    ) -> Float[Tensor, " batch"]: ...
+ALWAYS = ("features", "pixels", "fine_energy")  # in every chunk; scores are there where they were asked for
 
 
 @dataclass(frozen=True)
@@ -57,56 +37,65 @@ class Cost:
 
 
 def collect(
+    evaluation: Evaluation,
+    what: str,
     folder: Path,
     count: int,
     make: Callable[[range], tuple[Images, Cost]],
-    extractor: FeatureExtractor,
-    ranks: Ranks,
-    scorers: Sequence[Scorer] = (),
     captions: Sequence[str] = (),
-    keep: bool = False,
-    on_images: Callable[[int], None] = lambda images: None,
-    called: Callable[[int], str] = lambda number: f"image {number}",
-) -> tuple[Observed, list[Cost]]:
-    """What metrics need of `count` images, and what each chunk cost; the same in every process.
+    image_name: Callable[[int], str] | None = None,
+) -> tuple[ImageFeatures, list[Cost]]:
+    """What metrics need to know of `count` images, and what each chunk cost; the same in every process.
 
     Args:
+        what: the images are, for progress and errors.
         folder: of the chunks.
         make: the images of a range of numbers.
-        called: the name of an image, for what is wrong with it.
-        captions: one an image, for the scorers.
-        keep: also write the images, as PNG files in `folder / "images"`.
-        on_images: told of every image done or found done.
+        captions: one an image, for the scorers; without them nothing is scored.
+        image_name: the name of an image in errors, by its number.
     """
-    paths = [folder / f"{number:05d}.safetensors" for number in range(-(-count // CHUNK))]
+    image_name = image_name or (lambda number: f"image {number} of {what}")
+    chunks = {
+        folder / f"{place:05d}.safetensors": range(first, min(count, first + CHUNK))
+        for place, first in enumerate(range(0, count, CHUNK))
+    }
+    ranks, keep = evaluation.ranks, evaluation.settings.keep_images
     with ranks.together():
         make_folder(folder)
-        for number, path in enumerate(paths):
-            if number % ranks.count != ranks.rank:
-                continue
-            chunk = range(number * CHUNK, min(count, (number + 1) * CHUNK))
+        for path, chunk in list(chunks.items())[ranks.rank :: ranks.count]:
             if _read_chunk(path, len(chunk)) is None or (keep and not _images_whole(folder / "images", chunk)):
                 images, cost = make(chunk)
-                tensors = {
-                    "features": extract(extractor, [images]),
-                    "pixels": small_pixels(images),
-                    "fine_energy": fine_energy(images),
-                }
-                names = [called(index) for index in chunk]
-                check_finite(tensors["features"], f"extractor {extractor.name}", names)
-                for scorer in scorers:
-                    mine = [captions[index] for index in chunk]
-                    tensors[scorer.name] = scorer(images, tensors["features"], mine).float().cpu()
-                    check_finite(tensors[scorer.name][:, None], scorer.name, names)
+                mine, names = captions[chunk.start : chunk.stop], [image_name(number) for number in chunk]
+                tensors = _features(evaluation, images, mine, names)
                 if keep:
                     _write_images(images, folder / "images", chunk)
                 write_tensors(path, tensors, {"cost": json.dumps(asdict(cost))})
-            on_images(len(chunk))
+            evaluation.on_images(what, len(chunk))
+    return _joined(chunks, evaluation.extractor)
 
+
+def _features(
+    evaluation: Evaluation, images: Images, captions: Sequence[str], names: Sequence[str]
+) -> dict[str, Tensor]:
+    """The tensors of a chunk, by what is in them. Raises `InputError` for numbers that are not finite."""
+    tensors = {
+        "features": extract(evaluation.extractor, [images]),
+        "pixels": small_pixels(images),
+        "fine_energy": fine_energy(images),
+    }
+    check_finite(tensors["features"], f"extractor {evaluation.extractor.name}", names)
+    for scorer in evaluation.scorers if captions else ():
+        tensors[scorer.name] = scorer(images, tensors["features"], captions).float().cpu()
+        check_finite(tensors[scorer.name][:, None], scorer.name, names)
+    return tensors
+
+
+def _joined(chunks: Mapping[Path, range], extractor: FeatureExtractor) -> tuple[ImageFeatures, list[Cost]]:
+    """All chunks as one set of images, and the cost of each."""
     rows: dict[str, list[Tensor]] = {}
     costs = []
-    for number, path in enumerate(paths):
-        read = _read_chunk(path, min(count - number * CHUNK, CHUNK))
+    for path, chunk in chunks.items():
+        read = _read_chunk(path, len(chunk))
         if read is None:
             raise InputError(f"{path}: damaged while it was in use: the same command makes it again")
         for name, values in read[0].items():
@@ -115,12 +104,12 @@ def collect(
     channels = max(part.shape[1] for part in rows["pixels"])  # one where all of a chunk are grey
     rows["pixels"] = [part.expand(-1, channels, -1) for part in rows["pixels"]]
     joined = {name: torch.cat(parts) for name, parts in rows.items()}
-    features, pixels, energy = (joined.pop(name) for name in SEEN)
-    logits = [extractor.classify(part) for part in features.split(CHUNK)]
-    known = [part.cpu() for part in logits if part is not None]
-    if known:
-        check_finite(torch.cat(known), f"classifier {extractor.name}", range(count))
-    return Observed(features, torch.cat(known) if known else None, joined, pixels, energy), costs
+    features, pixels, energy = (joined.pop(name) for name in ALWAYS)
+    parts = [part.cpu() for part in map(extractor.classify, features.split(CHUNK)) if part is not None]
+    logits = torch.cat(parts) if parts else None
+    if logits is not None:
+        check_finite(logits, f"classifier {extractor.name}", range(len(features)))
+    return ImageFeatures(features, logits, joined, pixels, energy), costs
 
 
 def try_scorers(scorers: Sequence[Scorer], width_of_features: int, width: int, height: int) -> None:
@@ -147,7 +136,7 @@ def _read_chunk(path: Path, count: int) -> tuple[dict[str, Tensor], Cost] | None
             cost = Cost(**json.loads(file.metadata()["cost"]))
     except (OSError, SafetensorError, ValueError, TypeError, KeyError):
         return None
-    whole = tensors.keys() >= set(SEEN) and all(
+    whole = tensors.keys() >= set(ALWAYS) and all(
         len(values) == count and values.isfinite().all() for values in tensors.values()
     )
     return (tensors, cost) if whole else None
@@ -159,8 +148,6 @@ def _images_whole(folder: Path, chunk: range) -> bool:
 
 def is_whole_image(path: Path) -> bool:
     """Whether a PNG of ours is there and was not cut off: its parts carry sums of themselves. JPEG has none."""
-    from PIL import Image
-
     if not path.is_file():
         return False
     try:
@@ -183,9 +170,7 @@ def _image_name(number: int) -> str:
 
 
 def _write_images(images: Images, folder: Path, numbers: range) -> None:
-    from PIL import Image
-
     make_folder(folder)
     for image, number in zip(images, numbers, strict=True):
         with replacing(folder / _image_name(number)) as part:
-            Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(part, "PNG")
+            from_pixels(image).save(part, "PNG")

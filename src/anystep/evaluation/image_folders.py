@@ -8,13 +8,14 @@ import torch
 from PIL import Image
 
 from anystep.bounds import shown
-from anystep.codecs import to_uint8
 from anystep.data.example import BrokenExample
 from anystep.data.folders import find_images
-from anystep.data.images import ORIENTATION, read_image, to_tensor
+from anystep.data.images import ORIENTATION, read_image, to_pixels
 from anystep.errors import InputError
-from anystep.evaluation.collect import Cost, Images
-from anystep.evaluation.evaluate import Evaluation, Point
+from anystep.evaluation.collect import Cost, collect
+from anystep.evaluation.evaluate import Point
+from anystep.evaluation.metrics.base import Images
+from anystep.evaluation.settings import Evaluation
 from anystep.files import check_regular
 
 
@@ -41,15 +42,22 @@ def parse_folder(text: str) -> ImageFolder:
     return ImageFolder(model or "images", int(steps), int(nfe or steps), Path(folder))
 
 
-def check_folders(folders: Sequence[ImageFolder], samples: int) -> tuple[tuple[int, int] | None, list[str]]:
-    """The size of their images, None without folders; and what to know before comparing them.
+class ListedFolder(NamedTuple):
+    """A folder of images, looked through once: the names of the images that count, and their size when upright."""
+
+    folder: ImageFolder
+    names: list[str]
+    size: tuple[int, int]
+
+
+def list_folders(folders: Sequence[ImageFolder], samples: int) -> tuple[list[ListedFolder], list[str]]:
+    """The first `samples` images of each folder, and what to know before comparing them.
 
     Raises:
         InputError: no folder, an empty one, too few images, one that is none, different sizes, or one number of steps
             twice.
     """
-    seen: set[tuple[str, int]] = set()
-    size = None
+    listed: list[ListedFolder] = []
     formats: dict[str, str] = {}
     for folder in folders:
         if not folder.path.is_dir():
@@ -57,53 +65,51 @@ def check_folders(folders: Sequence[ImageFolder], samples: int) -> tuple[tuple[i
         names = find_images(folder.path)
         if len(names) < samples:
             raise InputError(f"{folder.path}: {len(names)} images, but --samples {samples} were asked for")
-        if folder[:2] in seen:
+        if any(folder[:2] == each.folder[:2] for each in listed):
             raise InputError(f"images of {folder.model!r} at {folder.steps} steps were given twice")
-        seen.add(folder[:2])
-        size = _size(folder.path / names[0])[0] if size is None else size
+        size = listed[0].size if listed else None
         for name in names[:samples]:
-            mine, form = _size(folder.path / name)
-            if mine != size:
+            this, form = _header(folder.path / name)
+            size = size or this
+            if this != size:
                 raise InputError(
-                    f"{folder.path / name}: {mine[0]}x{mine[1]}, but the first image is {size[0]}x{size[1]}; all must "
+                    f"{folder.path / name}: {this[0]}x{this[1]}, but the first image is {size[0]}x{size[1]}; all must "
                     "have one size"
                 )
             formats.setdefault(form, str(folder.path))
-    notes = []
-    if len(formats) > 1:
-        told = ", ".join(f"{form} in {place}" for form, place in formats.items())
-        notes.append(f"Images were kept in several formats ({told}): compression alone changes figures.")
-    return size, notes
+        assert size is not None
+        listed.append(ListedFolder(folder, names[:samples], size))
+    if len(formats) < 2:
+        return listed, []
+    places = ", ".join(f"{form} in {place}" for form, place in formats.items())
+    return listed, [f"Images were kept in several formats ({places}): compression alone changes figures."]
 
 
-def folder_points(evaluation: Evaluation, folders: Sequence[ImageFolder]) -> dict[str, list[Point]]:
-    """By model, of the first `evaluation.samples` images of each folder.
+def folder_points(evaluation: Evaluation, folders: Sequence[ListedFolder]) -> dict[str, list[Point]]:
+    """The points of each model.
 
     Raises:
-        InputError: an image that cannot be read, or of another size than the first of its folder.
+        InputError: an image that cannot be read, or of another size than when its folder was listed.
     """
     points: dict[str, list[Point]] = {}
-    for model, steps, nfe, folder in folders:
-        names = find_images(folder)[: evaluation.samples]
-        size, _ = _size(folder / names[0])
+    for (model, steps, nfe, folder), names, size in folders:
+        paths = [folder / name for name in names]
 
-        def make(
-            chunk: range, folder: Path = folder, names: list[str] = names, size: tuple[int, int] = size
-        ) -> tuple[Images, Cost]:
-            return torch.stack([_read(folder / names[number], size) for number in chunk]), Cost()
+        def make(chunk: range, paths: list[Path] = paths, size: tuple[int, int] = size) -> tuple[Images, Cost]:
+            return torch.stack([_read(path, size) for path in paths[chunk.start : chunk.stop]]), Cost()
 
-        def called(number: int, folder: Path = folder, names: list[str] = names) -> str:
-            return str(folder / names[number])
+        def image_name(number: int, paths: list[Path] = paths) -> str:
+            return str(paths[number])
 
-        stamps = [(name, (folder / name).stat().st_mtime_ns) for name in names]
-        work = evaluation.work(folder.resolve(), stamps)
-        observed, _ = evaluation.collect(str(folder), work, len(names), make, called=called)
-        points.setdefault(model, []).append(Point(steps, nfe, observed))
+        stamps = [(name, path.stat().st_mtime_ns) for name, path in zip(names, paths, strict=True)]
+        chunks = evaluation.chunk_folder(folder.resolve(), stamps)
+        images, _ = collect(evaluation, str(folder), chunks, len(names), make, image_name=image_name)
+        points.setdefault(model, []).append(Point(steps, nfe, images))
     return points
 
 
-def _size(path: Path) -> tuple[tuple[int, int], str]:
-    """As it is upright, and the format; without decoding it."""
+def _header(path: Path) -> tuple[tuple[int, int], str]:
+    """The size of an image when upright, and its format, without decoding it."""
     check_regular(path)
     try:
         with Image.open(path) as image:
@@ -120,4 +126,4 @@ def _read(path: Path, size: tuple[int, int]) -> torch.Tensor:
         raise InputError(str(error)) from None
     if image.size != size:
         raise InputError(f"{path}: {image.width}x{image.height}, was {size[0]}x{size[1]} a moment ago")
-    return to_uint8(to_tensor(image)[None])[0]
+    return to_pixels(image)

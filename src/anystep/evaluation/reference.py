@@ -1,27 +1,35 @@
-"""The real images that generated ones are measured against."""
+"""The real images that generated ones are measured against, and the controls made of others."""
 
 import hashlib
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 
-from anystep.codecs import to_uint8
 from anystep.data.example import BrokenExample, Example, Source
-from anystep.data.images import to_tensor
+from anystep.data.images import from_pixels, to_pixels
 from anystep.data.sizing import Fixed
+from anystep.data.sources import open_source
 from anystep.errors import InputError
-from anystep.evaluation.collect import Images
+from anystep.evaluation.collect import Cost, collect
+from anystep.evaluation.extractors.registry import FeatureExtractor
+from anystep.evaluation.metrics.base import ImageFeatures, Images, Metric
+from anystep.evaluation.metrics.registry import check_measurable
+from anystep.evaluation.settings import Evaluation, MeasurementSettings
 
 FINGERPRINTED = 100  # images whose pixels tell one set of real images from another
+BLUR = 1.0  # standard deviation in pixels, of the degraded control
+NOISE = 25.0  # standard deviation in levels, of the other
+REAL = "real images against real images"
+Change: TypeAlias = Callable[[Image.Image], Image.Image]
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Two disjoint draws of a source: `real` is compared with, `again` is the control and gives the captions.
+    """Two disjoint draws of a source: `real` is compared with, `held_out` is the control and gives the captions.
 
     Of a source that is halved the `validation` half has nothing in common with the `test` half. Draws from that one are
     those of the whole, where it is large enough for them.
@@ -30,7 +38,7 @@ class Reference:
     source: Source
     size: Fixed
     real: list[int]
-    again: list[int]
+    held_out: list[int]
 
     @classmethod
     def draw(
@@ -52,17 +60,18 @@ class Reference:
         return cls(source, size, order[:half], order[half : 2 * half])
 
     def prompts(self, count: int, seed: int) -> list[str | int]:
-        """A caption (or class) for each of `count` images: that of each of `again`, in turn."""
+        """A caption (or class) for each of `count` images: that of each held-out image, in turn."""
         rng = random.Random(seed + 1)
-        asked: list[str | int] = []
+        prompts: list[str | int] = []
         for number in range(count):
-            example = self._readable(self.again[number % len(self.again)])
-            asked.append(rng.choice(example.captions) if example.captions else int(example.label or 0))
-        return asked
+            example = self._readable(self.held_out[number % len(self.held_out)])
+            prompts.append(rng.choice(example.captions) if example.captions else int(example.label or 0))
+        return prompts
 
-    def images(self, indices: Sequence[int], change: Callable[[Image.Image], Image.Image] | None = None) -> Images:
-        pictures = [self._readable(index).image for index in indices]
-        return to_uint8(torch.stack([to_tensor(change(picture) if change else picture) for picture in pictures]))
+    def images(self, indices: Sequence[int], change: Change | None = None) -> Images:
+        """The images of these examples, each changed where there is a change."""
+        images = [self._readable(index).image for index in indices]
+        return torch.stack([to_pixels(change(image) if change else image) for image in images])
 
     def fingerprint(self, indices: Sequence[int]) -> str:
         """Of the names of these examples, and of the pixels of some of them."""
@@ -82,3 +91,71 @@ class Reference:
             except BrokenExample:
                 continue
         raise InputError("no example to compare with could be read")
+
+
+def open_reference(
+    settings: MeasurementSettings, size: Fixed, metrics: Sequence[Metric], extractor: FeatureExtractor
+) -> Reference:
+    """The real images that settings name. Raises `InputError`: too few of them for the metrics."""
+    options = {"vocabulary": "everyday", "split": "train"} if settings.data == "builtin" else {}
+    part: Literal["whole", "validation"] = "validation" if settings.validation else "whole"
+    source = open_source(settings.data, size, **options)
+    reference = Reference.draw(source, size, settings.samples, settings.data_seed, part)
+    try:
+        check_measurable(metrics, extractor, len(reference.real))
+    except InputError as error:
+        share = "a quarter for each side of validation" if settings.validation else "half for each side"
+        raise InputError(f"data {settings.data!r} has {len(source)} images, {share}: {error}") from None
+    return reference
+
+
+def real_features(evaluation: Evaluation, reference: Reference) -> ImageFeatures:
+    """The real images, without captions, which are of those that images are generated for."""
+    return _features(evaluation, reference, "real", reference.real)
+
+
+def control_features(evaluation: Evaluation, reference: Reference) -> dict[str, ImageFeatures]:
+    """The controls by name: other real images, and these degraded in two ways."""
+    rng = torch.Generator().manual_seed(evaluation.seed)
+    count = len(reference.held_out) if evaluation.scorers else 0
+    captions = list(map(str, reference.prompts(count, evaluation.seed)))
+
+    def noisy(image: Image.Image) -> Image.Image:
+        levels = to_pixels(image).float()
+        noise = NOISE * torch.randn(levels.shape, generator=rng)
+        return from_pixels((levels + noise).clamp(0, 255).round().to(torch.uint8))
+
+    def begin(first: int) -> None:  # a chunk does not depend on who made those before
+        rng.manual_seed(evaluation.seed + first)
+
+    def control(name: str, change: Change | None = None) -> ImageFeatures:
+        return _features(evaluation, reference, name, reference.held_out, change, captions, begin)
+
+    return {
+        REAL: control("again"),
+        f"blurred by {BLUR:g} pixels": control("blurred", lambda image: image.filter(ImageFilter.GaussianBlur(BLUR))),
+        f"with noise of {NOISE:g} levels": control("noisy", noisy),
+    }
+
+
+def _features(
+    evaluation: Evaluation,
+    reference: Reference,
+    name: str,
+    indices: list[int],
+    change: Change | None = None,
+    captions: Sequence[str] = (),
+    begin: Callable[[int], None] = lambda first: None,
+) -> ImageFeatures:
+    """Images of a source, changed or not; `begin` is told the number of the first of every chunk that is made.
+
+    `name` is part of the name of the folder that keeps them.
+    """
+    key = [name, reference.fingerprint(indices), evaluation.seed, list(captions)]
+    folder = evaluation.chunk_folder(*key, scored=bool(captions))
+
+    def make(chunk: range) -> tuple[Images, Cost]:
+        begin(chunk.start)
+        return reference.images([indices[number] for number in chunk], change), Cost()
+
+    return collect(evaluation, name, folder, len(indices), make, captions)[0]

@@ -1,132 +1,77 @@
 """`anystep evaluate`: from what was asked for to a report in a folder."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image
-from torch import nn
 
-from anystep.bounds import BatchSize, Count, SamplingSteps, Seed, Threads, check
-from anystep.console import progress_bar
-from anystep.contact_sheet import contact_sheet
 from anystep.data.sizing import Fixed
-from anystep.data.sources import open_source
-from anystep.device import pick_device
 from anystep.errors import InputError
 from anystep.evaluation.caption_scores import AlignmentHeads, CLIPScore
-from anystep.evaluation.collect import Scorer, try_scorers
+from anystep.evaluation.collect import try_scorers
 from anystep.evaluation.evaluate import (
-    VALIDATION_SEED,
-    Evaluation,
     check_prompts,
-    describe_model,
     generate_points,
-    observe_reference,
-    report,
+    model_report,
+    whole_report,
     with_reference_statistics,
 )
-from anystep.evaluation.extractors.registry import EfficientNetLite0, FeatureExtractor, load_extractor, try_extractor
-from anystep.evaluation.image_folders import check_folders, folder_points, parse_folder
+from anystep.evaluation.extractors.registry import EfficientNetLite0, FeatureExtractor, try_extractor
+from anystep.evaluation.image_folders import ListedFolder, folder_points, list_folders, parse_folder
+from anystep.evaluation.metrics.base import Scorer
 from anystep.evaluation.metrics.frechet_distance import FrechetDistance, Moments
-from anystep.evaluation.metrics.registry import METRICS, check_measurable, choose_metrics
-from anystep.evaluation.reference import Reference
+from anystep.evaluation.reference import Reference, control_features, open_reference, real_features
 from anystep.evaluation.report import check_drawing, write_report
-from anystep.files import check_output, remove_parts
+from anystep.evaluation.settings import Evaluation, MeasurementSettings, output_folder, step_counts
+from anystep.files import check_output
 from anystep.pipelines.load import Model, load
-from anystep.pipelines.scheduler import Planning
-from anystep.ranks import Ranks
+from anystep.pipelines.step_sheet import models_sheet
 
+KIND = "evaluation report"
 SHEET_ROWS = 6
 
 
-@dataclass(frozen=True)
-class Request:
+@dataclass(frozen=True, kw_only=True)
+class Request(MeasurementSettings):
     """The options of the command; `anystep evaluate --help` says what they mean.
 
-    Of `model`, those that are loaded already are taken as they are. With `validation`, real images and seeds are those
-    that a later evaluation does not use: something is to be chosen.
+    Of `model`, those that are loaded already are taken as they are.
     """
 
-    out: Path
     model: Sequence[str | Model]
     images: list[str]
     steps: list[int]
-    samples: int
-    data: str = "builtin"
     metrics: list[str] | None = None
-    extractor: str | nn.Module | FeatureExtractor = "effnetlite0"
     reference: Path | None = None
     save_reference: Path | None = None
     alignment: str | None = None
     clip_score: str | None = None
-    size: tuple[int, int] | None = None
-    guidance: float | None = None
-    plan: Planning | None = None
-    seed: int = 0
-    validation: bool = False
-    keep_images: bool = False
-    allow_code: bool = False
-    batch: int = 50
-    threads: int = 1
-    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What a request names, loaded and found to go together."""
+
+    request: Request
+    evaluation: Evaluation
+    models: list[Model]
+    folders: list[ListedFolder]
+    reference: Reference
+    steps: list[int]
+    prompts: list[str | int]
+    size: tuple[int, int]
+    device: torch.device
+    notes: list[str]
 
 
 def evaluate_models(request: Request) -> dict[str, Any]:
     """Measure everything asked for, write the report and return it; {} in all processes but the first."""
-    torch.set_num_threads(check("threads", request.threads, Threads))
-    check_drawing()
-    folders = [parse_folder(text) for text in request.images]
-    steps = sorted({check("steps", count, SamplingSteps) for count in request.steps})
-    if not steps:
-        raise InputError("no steps: expected at least one number of them")
-    check("seed", request.seed, Seed)
-    data_seed, noise_seed = (0, VALIDATION_SEED + request.seed) if request.validation else (request.seed, request.seed)
-    check("batch", request.batch, BatchSize)
-    check("samples", request.samples, Count)
-    if request.save_reference is not None:
-        check_output(request.save_reference, ".npz", Moments.load)
-    theirs, notes = check_folders(folders, request.samples)
-    if folders and (request.clip_score or request.alignment not in (None, "none")):
-        raise InputError("--images have no captions: --clip-score and --alignment serve models only")
-    device, ranks = pick_device(request.device), Ranks()
-    extractor = load_extractor(request.extractor, device if device.type == "cuda" else "cpu", request.allow_code)
-    names = request.metrics or [name for name in METRICS if name != "inception_score" or extractor.classifies]
-    metrics = with_reference_statistics(choose_metrics(names), request.reference)
-    check_measurable(metrics, extractor, request.samples)
-    scorers = _scorers(request, extractor, device, bool(folders))
-    asked = request.model or ([] if folders else ["builtin"])
-    models = [
-        Model(each.name, each.pipeline.to(device)) if isinstance(each, Model) else load(each, device) for each in asked
-    ]
-    width, height = _shape(models, theirs, request.size)
-    features = try_extractor(extractor, width, height)
-    for metric in metrics:
-        if isinstance(metric, FrechetDistance):
-            metric.check_width(features)
-    try_scorers(scorers, features, width, height)
-    shape: Fixed = width if width == height else (width, height)
-    options = {"vocabulary": "everyday", "split": "train"} if request.data == "builtin" else {}
-    part: Literal["whole", "validation"] = "validation" if request.validation else "whole"
-    reference = Reference.draw(open_source(request.data, shape, **options), shape, request.samples, data_seed, part)
-    try:
-        check_measurable(metrics, extractor, len(reference.real))
-    except InputError as error:
-        raise InputError(
-            f"data {request.data!r} has {len(reference.source)} images, "
-            f"{'a quarter' if request.validation else 'half'} for each side: {error}"
-        ) from None
-    prompts = reference.prompts(request.samples, data_seed)
-    for model in models:
-        check_prompts(model, prompts, width, height, steps[-1], request.guidance)
-
-    with (
-        ranks.claimed(request.out, "evaluation report", _made_before(request.out)),
-        progress_bar(ranks.is_main) as bar,
-    ):
-        ranks.on_main(lambda: remove_parts(request.out))
+    prepared = _prepare(request)
+    evaluation, reference, ranks = prepared.evaluation, prepared.reference, prepared.evaluation.ranks
+    with output_folder(ranks, request.out, KIND, _made_before(request.out)) as bar:
         tasks: dict[str, Any] = {}
 
         def on_images(what: str, images: int) -> None:
@@ -134,52 +79,75 @@ def evaluate_models(request: Request) -> dict[str, Any]:
                 tasks[what] = bar.add_task(what, total=request.samples)
             bar.advance(tasks[what], images * ranks.count)
 
-        evaluation = Evaluation(
-            extractor,
-            metrics,
-            request.out,
-            request.samples,
-            noise_seed,
-            scorers,
-            request.keep_images,
-            request.batch,
-            ranks,
-            on_images,
-        )
-        real, controls = observe_reference(evaluation, reference)
-        given = folder_points(evaluation, folders)  # first: one of their images may be damaged
-        found = {
-            model.name: generate_points(evaluation, model, steps, prompts, request.size, request.guidance, request.plan)
-            for model in models
-        } | given
+        evaluation = replace(evaluation, on_images=on_images)
+        real, controls = real_features(evaluation, reference), control_features(evaluation, reference)
+        given = folder_points(evaluation, prepared.folders)  # first: one of their images may be damaged
+        points = {m.name: generate_points(evaluation, m, prepared.steps, prepared.prompts) for m in prepared.models}
         if not ranks.is_main:
             return {}
         if request.save_reference is not None:
             Moments.of(real.features).save(request.save_reference)
         bar.add_task("measuring", total=None)
-        described = [describe_model(evaluation, name, points, real) for name, points in found.items()]
-        figures = report(evaluation, described, real, controls)
-        figures["notes"] += notes
-        figures["settings"] = {
-            "data": request.data,
-            "size": [width, height],
-            "guidance": request.guidance,
-            "plan": request.plan,
-            "extractor": request.extractor if isinstance(request.extractor, str) else extractor.name,
-            "extractor_digest": extractor.digest,
-            "reference": None if request.reference is None else str(request.reference),
-            "device": str(device),
-            "threads": request.threads,
-            "batch": request.batch,
-        }
-        write_report(figures, request.out, _sheet(models, steps, prompts, request) if models else None)
-    return figures
+        models = [model_report(evaluation, name, each, real) for name, each in {**points, **given}.items()]
+        report = whole_report(evaluation, models, real, controls)
+        report["notes"] += prepared.notes
+        report["settings"] = _reported_settings(prepared)
+        write_report(report, request.out, _sheet(prepared) if prepared.models else None)
+    return report
 
 
-def _scorers(request: Request, extractor: FeatureExtractor, device: torch.device, folders: bool) -> list[Scorer]:
+def _prepare(request: Request) -> _Prepared:
+    """Load everything. Raises `InputError`, before anything is generated, for what does not go together."""
+    check_drawing()
+    listed = [parse_folder(text) for text in request.images]
+    steps, device = step_counts(request.steps), request.begin()
+    if request.save_reference is not None:
+        check_output(request.save_reference, ".npz", Moments.load)
+    folders, notes = list_folders(listed, request.samples)
+    if folders and (request.clip_score or request.alignment not in (None, "none")):
+        raise InputError("--images have no captions: --clip-score and --alignment serve models only")
+    evaluation = Evaluation.open(request, device, request.metrics or None)
+    extractor, metrics = evaluation.extractor, with_reference_statistics(evaluation.metrics, request.reference)
+    scorers = _scorers(request, extractor, device)
+    models = [
+        Model(each.name, each.pipeline.to(device)) if isinstance(each, Model) else load(each, device)
+        for each in request.model or ([] if folders else ["builtin"])
+    ]
+    size = width, height = _common_size(models, folders, request.size)
+    features = try_extractor(extractor, width, height)
+    for metric in metrics:
+        if isinstance(metric, FrechetDistance):
+            metric.check_width(features)
+    try_scorers(scorers, features, width, height)
+    shape: Fixed = width if width == height else size
+    reference = open_reference(request, shape, metrics, extractor)
+    prompts = reference.prompts(request.samples, request.data_seed)
+    for model in models:
+        check_prompts(model, prompts, width, height, steps[-1], request.guidance)
+    evaluation = replace(evaluation, metrics=metrics, scorers=scorers)
+    return _Prepared(request, evaluation, models, folders, reference, steps, prompts, size, device, notes)
+
+
+def _reported_settings(prepared: _Prepared) -> dict[str, Any]:
+    request, extractor = prepared.request, prepared.evaluation.extractor
+    return {
+        "data": request.data,
+        "size": list(prepared.size),
+        "guidance": request.guidance,
+        "plan": request.plan,
+        "extractor": request.extractor if isinstance(request.extractor, str) else extractor.name,
+        "extractor_digest": extractor.digest,
+        "reference": None if request.reference is None else str(request.reference),
+        "device": str(prepared.device),
+        "threads": request.threads,
+        "batch": request.batch,
+    }
+
+
+def _scorers(request: Request, extractor: FeatureExtractor, device: torch.device) -> list[Scorer]:
     """CLIP where asked for; alignment where asked for, and with the built-in data where nothing speaks against it."""
     scorers: list[Scorer] = []
-    fits = request.data == "builtin" and extractor.name == EfficientNetLite0.name and not folders
+    fits = request.data == "builtin" and extractor.name == EfficientNetLite0.name and not request.images
     heads = request.alignment or ("builtin" if fits else "none")
     if heads != "none":
         scorers.append(AlignmentHeads.load(heads))
@@ -194,29 +162,26 @@ def _made_before(folder: Path) -> tuple[str, ...]:
     return ("work",) if any((folder / "work").glob(f"{keys}/*.safetensors")) else ()
 
 
-def _shape(models: list[Model], theirs: tuple[int, int] | None, size: tuple[int, int] | None) -> tuple[int, int]:
+def _common_size(
+    models: Sequence[Model], folders: Sequence[ListedFolder], size: tuple[int, int] | None
+) -> tuple[int, int]:
     """Width and height of the real images: as large as those that are compared with them.
 
     Raises:
         InputError: images of several sizes.
     """
-    sizes = {size or (model.pipeline.base_size,) * 2 for model in models} | ({theirs} if theirs else set())
+    sizes = {size or (model.pipeline.base_size,) * 2 for model in models} | {folder.size for folder in folders}
     if len(sizes) > 1:
-        told = ", ".join(f"{width}x{height}" for width, height in sorted(sizes))
-        raise InputError(f"images of {told} cannot be compared with the same real images: give one --size")
+        named = ", ".join(f"{width}x{height}" for width, height in sorted(sizes))
+        raise InputError(f"images of {named} cannot be compared with the same real images: give one --size")
     return sizes.pop()
 
 
-def _sheet(models: list[Model], steps: list[int], prompts: list[str | int], request: Request) -> Image.Image:
-    """The first images, prompts down and steps across, model by model: one seed along each row."""
-    shown, names = prompts[:SHEET_ROWS], [(len(models) > 1 and f"{model.name}: ") or "" for model in models]
-    rows, labels = [], []
-    for model, name in zip(models, names, strict=True):
-        seeds = [request.seed + number for number in range(len(shown))]
-        columns = [
-            model.generate(shown, count, seeds, request.size, request.guidance, plan=request.plan).images
-            for count in steps
-        ]
-        rows += [[column[row] for column in columns] for row in range(len(shown))]
-        labels += [f"{name}{prompt}" for prompt in shown]
-    return contact_sheet(rows, labels, [f"{count} step{'s' * (count > 1)}" for count in steps])
+def _sheet(prepared: _Prepared) -> Image.Image:
+    """The first images of every model."""
+    request, prompts = prepared.request, prepared.prompts[:SHEET_ROWS]
+    models = [(f"{model.name}: " * (len(prepared.models) > 1), model) for model in prepared.models]
+    seeds = [request.seed + number for number in range(len(prompts))]
+    return models_sheet(
+        models, prompts, prepared.steps, seeds, size=request.size, guidance=request.guidance, plan=request.plan
+    )

@@ -13,25 +13,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
 
-from anystep.bounds import BatchSize, Count, SamplingSteps, Seed, Threads, check
-from anystep.console import progress_bar
-from anystep.data.sources import open_source
-from anystep.device import pick_device
+from anystep.data.sizing import Fixed
 from anystep.environment import environment
 from anystep.errors import InputError
-from anystep.evaluation.evaluate import VALIDATION_SEED, Evaluation, Point, check_prompts, generate_points, observe_real
-from anystep.evaluation.extractors.registry import FeatureExtractor, load_extractor, try_extractor
-from anystep.evaluation.metrics.base import Better, Observed, measure, probability_not_worse, shortfall
-from anystep.evaluation.metrics.registry import check_measurable, choose_metrics
-from anystep.evaluation.reference import Reference
-from anystep.files import HOLDER, LOCK, MARKER, publishing, remove_parts, write_json, write_text
+from anystep.evaluation.evaluate import Point, check_prompts, generate_points
+from anystep.evaluation.extractors.registry import try_extractor
+from anystep.evaluation.metrics.base import (
+    Direction,
+    ImageFeatures,
+    Replicates,
+    measure,
+    probability_not_worse,
+    shortfall,
+)
+from anystep.evaluation.reference import Reference, open_reference, real_features
+from anystep.evaluation.settings import Evaluation, MeasurementSettings, output_folder, step_counts
+from anystep.files import HOLDER, LOCK, MARKER, publishing, write_json, write_text
 from anystep.pipelines.load import BUILTIN, Model, find, load
 from anystep.pipelines.scheduler import plain_plans, write_plans
 from anystep.pipelines.transition import TransitionPipeline
-from anystep.ranks import Ranks
 from anystep.sampling import StepPlan
 from anystep.transport import make_transport
 
@@ -42,7 +43,6 @@ NEAR = 8  # above so many steps only settings next to the best are tried
 BESIDE = "pixel_frechet_distance"  # that plans are chosen by in equal parts with the metric that was asked for
 CONFIDENCE = 0.95  # with which a plan must be better than the one it takes the place of
 
-Replicates = Float[Tensor, " replicates"]
 Choices = Sequence[Sequence[Mapping[str, Any]]]
 TAILS = [{"tail": tail} for tail in (None, 0.1, 0.15, 0.25, 0.4)]
 SHIFTS = [{"shift": shift} for shift in (0.7, 1.0, 1.4, 2.0)]
@@ -83,7 +83,7 @@ class Search:
     def plans(self) -> dict[int, StepPlan]:
         return {row.budget: row.plan for row in self.rows}
 
-    def told(self) -> list[dict[str, Any]]:
+    def plain(self) -> list[dict[str, Any]]:
         """As plain values, a row a budget."""
         return [
             {"budget": row.budget, "plan": str(row.plan), "uniform": row.uniform, "planned": row.figure}
@@ -91,11 +91,44 @@ class Search:
         ]
 
 
+@dataclass(frozen=True)
+class _Trials:
+    """The figures of every plan that was tried, each generated and measured once."""
+
+    measure: Callable[[StepPlan], Sequence[Replicates]]
+    directions: Sequence[Direction]
+    known: dict[StepPlan, Sequence[Replicates]] = field(default_factory=dict)
+
+    def figures(self, plan: StepPlan) -> Sequence[Replicates]:
+        if plan not in self.known:
+            self.known[plan] = self.measure(plan)
+        return self.known[plan]
+
+    def gain(self, one: StepPlan, other: StepPlan) -> Replicates:
+        """By how much the logarithm of the figures of the first plan is the better, on average."""
+        pairs = zip(self.figures(one), self.figures(other), self.directions, strict=True)
+        gains = [log_gain(mine, theirs, direction) for mine, theirs, direction in pairs]
+        count = min(map(len, gains))  # some metrics have fewer replicates
+        return torch.stack([each[:count] for each in gains]).mean(0)
+
+    def beats(self, one: StepPlan, other: StepPlan) -> bool:
+        """Whether the first plan is the better with `CONFIDENCE`."""
+        gain = self.gain(one, other)
+        return bool(gain[0] > 0) and probability_not_worse(torch.zeros_like(gain), gain, "higher") > CONFIDENCE
+
+    def costs(self, one: StepPlan, other: StepPlan) -> bool:
+        """Whether the first figure of the first plan is worse, or another one with `CONFIDENCE`."""
+        pairs = list(zip(self.figures(other), self.figures(one), self.directions, strict=True))
+        before, now, direction = pairs[0]
+        worse = any(probability_not_worse(*pair) < 1 - CONFIDENCE for pair in pairs)
+        return worse or bool(shortfall(now, direction)[0] > shortfall(before, direction)[0])
+
+
 def search_plans(
-    draw: Callable[[StepPlan], Observed],
-    measured: Callable[[Observed], Sequence[Replicates]],
+    generate: Callable[[StepPlan], ImageFeatures],
+    measure: Callable[[ImageFeatures], Sequence[Replicates]],
     budgets: Sequence[int],
-    better: Sequence[Better],
+    directions: Sequence[Direction],
     choices: Choices,
     uniform: Callable[[int], StepPlan] = StepPlan,
 ) -> Search:
@@ -110,69 +143,53 @@ def search_plans(
     choices but uniform times and the same settings.
 
     Args:
-        draw: images by a plan; always of the same seeds and prompts.
-        measured: the figures of images, each with its replicates, always of the same redraws
+        generate: images by a plan; always of the same seeds and prompts.
+        measure: the figures of images, each with its replicates, always of the same bootstrap weights
             (`evaluation.metrics.base`). The first is reported.
         budgets: numbers of steps.
-        better: of each figure.
+        directions: of each figure.
         choices: groups of settings in their order: beyond `NEAR` steps only those next to the best are tried.
         uniform: the plan without settings for a number of steps.
     """
-    known: dict[StepPlan, Sequence[Replicates]] = {}
-
-    def look(plan: StepPlan) -> Sequence[Replicates]:
-        if plan not in known:
-            known[plan] = measured(draw(plan))
-        return known[plan]
-
-    def gain(one: StepPlan, other: StepPlan) -> Replicates:
-        """By how much the logarithm of the figures of the first is the better, on average."""
-        pairs = zip(look(one), look(other), better, strict=True)
-        return torch.stack([log_gain(mine, theirs, kind) for mine, theirs, kind in pairs]).mean(0)
-
-    def beats(one: StepPlan, other: StepPlan) -> bool:
-        change = gain(one, other)
-        return bool(change[0] > 0) and probability_not_worse(torch.zeros_like(change), change, "higher") > CONFIDENCE
-
-    def costs(one: StepPlan, other: StepPlan) -> bool:
-        """Whether the first figure of the first is worse, or another one with `CONFIDENCE`."""
-        pairs = list(zip(look(other), look(one), better, strict=True))
-        before, now, kind = pairs[0]
-        worse = any(probability_not_worse(*pair) < 1 - CONFIDENCE for pair in pairs)
-        return worse or bool(shortfall(now, kind)[0] > shortfall(before, kind)[0])
-
+    trials = _Trials(lambda plan: measure(generate(plan)), directions)
     rows: list[Planned] = []
     for budget in sorted(set(budgets)):
-        even = best = uniform(budget)
-        seen = {effect(even)}
-        if rows:
-            again = replace(rows[-1].plan, steps=budget)
-            if effect(again) not in seen and gain(again, even)[0] > 0:
-                best = again
-            seen.add(effect(again))
+        even = uniform(budget)
         # where a budget kept the plan of a smaller one, more steps of its kind have nothing left to give
         settled = len(rows) > 1 and budget > NEAR and rows[-1].plan == rows[-2].plan
-        for group in () if settled else choices:
-            for other in _others(best, group, seen):
-                seen.add(effect(other))
-                if beats(other, best):
-                    best = other
-        look(best)
-        if rows:
-            before = rows[-1].plan
-            tried = [best, *sorted((p for p in known if p.steps == budget), key=lambda p: -gain(p, even)[0])]
-            best = next((p for p in tried if beats(p, before) and not costs(p, before)), before)
-        rows.append(Planned(budget, best, look(best)[0][0].item(), look(even)[0][0].item()))
-    return Search(rows, sum(plan.steps for plan in known))
+        before = rows[-1].plan if rows else None
+        best = _best_of_choices(trials, even, before, () if settled else choices)
+        if before is not None:
+            tried = sorted((p for p in trials.known if p.steps == budget), key=lambda p: -trials.gain(p, even)[0])
+            best = next((p for p in [best, *tried] if trials.beats(p, before) and not trials.costs(p, before)), before)
+        rows.append(Planned(budget, best, *(trials.figures(plan)[0][0].item() for plan in (best, even))))
+    return Search(rows, sum(plan.steps for plan in trials.known))
 
 
-def log_gain(mine: Replicates, theirs: Replicates, better: Better) -> Replicates:
+def _best_of_choices(trials: _Trials, even: StepPlan, before: StepPlan | None, choices: Choices) -> StepPlan:
+    """The best plan of as many steps as the uniform one, whatever the plan of the budget before was worth."""
+    best, seen = even, {effect(even)}
+    if before is not None:
+        again = replace(before, steps=even.steps)
+        if effect(again) not in seen and trials.gain(again, even)[0] > 0:
+            best = again
+        seen.add(effect(again))
+    for group in choices:
+        for other in _others(best, group, seen):
+            seen.add(effect(other))
+            if trials.beats(other, best):
+                best = other
+    trials.figures(best)
+    return best
+
+
+def log_gain(mine: Replicates, theirs: Replicates, direction: Direction) -> Replicates:
     """By how much the logarithm of one figure is better than that of another; where the best is 1, of how far it is."""
     tiny = torch.finfo(mine.dtype).tiny  # a distance of few images may be below 0
-    if better == "nearest 1":
-        mine, theirs = shortfall(mine, better), shortfall(theirs, better)
+    if direction == "nearest 1":
+        mine, theirs = shortfall(mine, direction), shortfall(theirs, direction)
     change = theirs.clamp(min=tiny).log() - mine.clamp(min=tiny).log()
-    return -change if better == "higher" else change
+    return -change if direction == "higher" else change
 
 
 def _others(best: StepPlan, group: Sequence[Mapping[str, Any]], seen: set[Any]) -> Iterator[StepPlan]:
@@ -204,52 +221,44 @@ def plan_model(
     model: Model,
     reference: Reference,
     budgets: Sequence[int],
-    size: tuple[int, int] | None = None,
-    guidance: float | None = None,
-    on_drawn: Callable[[StepPlan, Point], None] = lambda plan, point: None,
+    on_plan: Callable[[StepPlan, Point], None] = lambda plan, point: None,
 ) -> Search:
-    """`search_plans` of a model by the metrics of an evaluation; what is drawn stays in its folder.
+    """`search_plans` of a model by the metrics of an evaluation; what is generated stays in its folder.
 
     Args:
-        evaluation: its seed is of the first image, and of the redraws.
         reference: the real images of validation.
+        on_plan: called with every plan that was tried.
     """
-    prompts, metrics = reference.prompts(evaluation.samples, 0), evaluation.metrics
-    real = observe_real(evaluation, reference)
+    settings = evaluation.settings
+    prompts = reference.prompts(settings.samples, settings.data_seed)
+    real = real_features(evaluation, reference)
 
-    def draw(plan: StepPlan) -> Observed:
-        (point,) = generate_points(evaluation, model, [plan.steps], prompts, size, guidance, plan)
-        on_drawn(plan, point)
-        return point.observed
+    def generate(plan: StepPlan) -> ImageFeatures:
+        planned = replace(evaluation, settings=replace(settings, plan=plan))
+        (point,) = generate_points(planned, model, [plan.steps], prompts)
+        on_plan(plan, point)
+        return point.images
 
     return search_plans(
-        draw,
-        lambda made: [measure(metric, real, made, evaluation.seed) for metric in metrics],
+        generate,
+        lambda images: [measure(metric, real, images, evaluation.seed) for metric in evaluation.metrics],
         budgets,
-        [metric.better for metric in metrics],
+        [metric.direction for metric in evaluation.metrics],
         CHOICES[model.pipeline.config.sampling],
         lambda steps: model.pipeline.plan(steps, "uniform"),
     )
 
 
-@dataclass(frozen=True)
-class PlanRequest:
+@dataclass(frozen=True, kw_only=True)
+class PlanRequest(MeasurementSettings):
     """The options of the command; `anystep plan-steps --help` says what they mean."""
 
-    out: Path
     model: str
-    data: str = "builtin"
     budgets: Sequence[int] = BUDGETS
     samples: int = VALIDATION_SAMPLES
     metric: str = "frechet_distance"
-    extractor: str | nn.Module | FeatureExtractor = "effnetlite0"
-    guidance: float | None = None
-    seed: int = 0
     in_place: bool = False
-    allow_code: bool = False
-    batch: int = 50
-    threads: int = 1
-    device: str = "auto"
+    validation: bool = True
 
 
 def plan_steps(request: PlanRequest) -> dict[str, Any]:
@@ -257,71 +266,29 @@ def plan_steps(request: PlanRequest) -> dict[str, Any]:
 
     Returns what is in `out / "plans.json"`; {} in all processes but the first.
     """
-    torch.set_num_threads(check("threads", request.threads, Threads))
-    budgets = sorted({check("budgets", budget, SamplingSteps) for budget in request.budgets})
-    if not budgets:
-        raise InputError("no budgets: expected at least one number of steps")
-    for name, kind in (("seed", Seed), ("batch", BatchSize), ("samples", Count)):
-        check(name, getattr(request, name), kind)
-    device, ranks = pick_device(request.device), Ranks()
-    extractor = load_extractor(request.extractor, device if device.type == "cuda" else "cpu", request.allow_code)
-    metrics = choose_metrics(list(dict.fromkeys([request.metric, BESIDE])))
-    metric = metrics[0]
-    check_measurable(metrics, extractor, request.samples)
+    budgets, device = step_counts(request.budgets, "budgets"), request.begin()
+    evaluation = Evaluation.open(request, device, list(dict.fromkeys([request.metric, BESIDE])))
     model = load(request.model, device)
     folder = _folder(model, request.in_place)
-    side = model.pipeline.base_size
-    try_extractor(extractor, side, side)
-    options = {"vocabulary": "everyday", "split": "train"} if request.data == "builtin" else {}
-    reference = Reference.draw(open_source(request.data, side, **options), side, request.samples, 0, "validation")
-    try:
-        check_measurable(metrics, extractor, len(reference.real))
-    except InputError as error:
-        raise InputError(
-            f"data {request.data!r} has {len(reference.source)} images, a quarter for each side of validation: {error}"
-        ) from None
-    check_prompts(model, reference.prompts(request.samples, 0), side, side, budgets[-1], request.guidance)
+    width, height = request.size or (model.pipeline.base_size,) * 2
+    try_extractor(evaluation.extractor, width, height)
+    shape: Fixed = width if width == height else (width, height)
+    reference = open_reference(request, shape, evaluation.metrics, evaluation.extractor)
+    prompts = reference.prompts(request.samples, request.data_seed)
+    check_prompts(model, prompts, width, height, budgets[-1], request.guidance)
+    with output_folder(evaluation.ranks, request.out, KIND) as bar:
+        task, tried, spent = bar.add_task("real images", total=None), 0, 0
 
-    with ranks.claimed(request.out, KIND), progress_bar(ranks.is_main) as bar:
-        ranks.on_main(lambda: remove_parts(request.out))
-        task, spent = bar.add_task("real images", total=None), {"nfe": 0, "plans": 0}
+        def on_plan(plan: StepPlan, point: Point) -> None:
+            nonlocal tried, spent
+            tried, spent = tried + 1, spent + point.nfe
+            bar.update(task, description=f"{tried} plans, {spent:,} NFE an image; {plan}")
 
-        def on_drawn(plan: StepPlan, point: Point) -> None:
-            spent["nfe"], spent["plans"] = spent["nfe"] + point.nfe, spent["plans"] + 1
-            bar.update(task, description=f"{spent['plans']} plans, {spent['nfe']:,} NFE an image; {plan}")
-
-        evaluation = Evaluation(
-            extractor,
-            metrics,
-            request.out,
-            request.samples,
-            VALIDATION_SEED + request.seed,
-            batch=request.batch,
-            ranks=ranks,
-        )
-        search = plan_model(evaluation, model, reference, budgets, None, request.guidance, on_drawn)
-        if not ranks.is_main:
+        search = plan_model(evaluation, model, reference, budgets, on_plan)
+        if not evaluation.ranks.is_main:
             return {}
-        figures = {
-            "model": model.name,
-            "metric": evaluation.named(metric),
-            "better": metric.better,
-            "plans": plain_plans(search.plans),
-            "rows": search.told(),
-            "tried": spent["plans"],
-            "nfe_per_image": spent["nfe"],
-            "samples": request.samples,
-            "real_images": len(reference.real),
-            "unused_below": len(reference.source) // 4,
-            "settings": {
-                "data": request.data,
-                "guidance": model.pipeline.resolve_guidance(request.guidance),
-                "extractor": extractor.name,
-                "extractor_digest": extractor.digest,
-                "seed": request.seed,
-            },
-            "versions": environment(),
-        }
+        figures = _figures(evaluation, model, reference, search)
+        figures |= {"tried": tried, "nfe_per_image": spent}
         write_json(request.out / "plans.json", figures)
         write_text(request.out / "plans.md", table(figures))
         if request.in_place:
@@ -329,6 +296,29 @@ def plan_steps(request: PlanRequest) -> dict[str, Any]:
         else:
             _copy(folder, request.out / "pipeline", search.plans)
     return figures
+
+
+def _figures(evaluation: Evaluation, model: Model, reference: Reference, search: Search) -> dict[str, Any]:
+    """What a search has found, and what it was made with, as plain values."""
+    settings, metric = evaluation.settings, evaluation.metrics[0]
+    return {
+        "model": model.name,
+        "metric": evaluation.metric_name(metric),
+        "better": metric.direction,
+        "plans": plain_plans(search.plans),
+        "rows": search.plain(),
+        "samples": settings.samples,
+        "real_images": len(reference.real),
+        "unused_below": len(reference.source) // 4,
+        "settings": {
+            "data": settings.data,
+            "guidance": model.pipeline.resolve_guidance(settings.guidance),
+            "extractor": evaluation.extractor.name,
+            "extractor_digest": evaluation.extractor.digest,
+            "seed": settings.seed,
+        },
+        "versions": environment(),
+    }
 
 
 def table(figures: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from PIL import Image
 from anystep.bounds import Count, SamplingSteps, Seed, Side, check, shown
 from anystep.device import pick_device
 from anystep.errors import InputError
+from anystep.pipelines.scheduler import Planning
 from anystep.pipelines.transition import TransitionPipeline
 from anystep.sampling import StepPlan
 from anystep.weights import BUILTIN, shipped
@@ -104,6 +105,10 @@ class Model:
         seconds = time.perf_counter() - start
         plan = self.pipeline.plan(steps, *(options.get(name) for name in ("plan", "stochasticity", "shift")))
         return Generated(output.images, output.steps, output.nfe, seconds, tuple(seeds), steps, plan)
+
+    def nfe(self, steps: int, guidance: float | None = None, plan: StepPlan | Planning | None = None) -> int:
+        """Network evaluations of one image that is generated in so many steps."""
+        return self.pipeline.plan(steps, plan).steps * self.pipeline.evaluations_per_step(guidance)
 
 
 def _many(values: Any) -> bool:

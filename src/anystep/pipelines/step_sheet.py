@@ -10,7 +10,7 @@ from PIL import Image
 from anystep.contact_sheet import contact_sheet
 from anystep.pipelines.load import Generated, Model
 from anystep.pipelines.scheduler import Planning
-from anystep.sampling import StepPlan
+from anystep.sampling import StepPlan, steps_label
 
 LARGE = 512 * 512  # pixels of images whose first call is not made twice to be timed
 CELL = 1024  # the longest side of an image on a sheet
@@ -33,8 +33,7 @@ class AnyStepSheet:
         """Of each step count; where a plan makes fewer steps it says how many."""
         firsts = [cells[0] for cells in self.columns]
         return [
-            f"{first.asked} step{'s' * (first.asked > 1)}{f', {first.steps} made' * (first.steps < first.asked)}"
-            for first in firsts
+            f"{steps_label(first.asked)}{f', {first.steps} made' * (first.steps < first.asked)}" for first in firsts
         ]
 
     def picture(self) -> Image.Image:
@@ -97,3 +96,25 @@ def any_step_sheet(
                 on_image(cells[-1], row, place)
         columns.append(cells)
     return AnyStepSheet(list(prompts), seeds, columns)
+
+
+def models_sheet(
+    models: Sequence[tuple[str, Model]],
+    prompts: Sequence[str | int],
+    steps: Sequence[int],
+    seeds: int | Sequence[int],
+    prompt_label: Callable[[Any], str] = str,
+    **options: Any,
+) -> Image.Image:
+    """A sheet of several models: for each a row a prompt, numbers of steps across, and one seed along a row.
+
+    Args:
+        models: each with what stands before its prompts.
+        options: those of `Model.generate`.
+    """
+    rows, labels = [], []
+    for name, model in models:
+        columns = [model.generate(list(prompts), count, seeds, **options).images for count in steps]
+        rows += [list(row) for row in zip(*columns, strict=True)]
+        labels += [f"{name}{prompt_label(prompt)}" for prompt in prompts]
+    return contact_sheet(rows, labels, [steps_label(count) for count in steps])

@@ -40,17 +40,17 @@ def published(tmp_path: Path) -> tuple[Path, Path]:
 )
 def test_a_question_counts_only_where_its_parents_hold(yes: list[bool], expected: list[float]) -> None:
     questions = [Question(1, (), "entity", ""), Question(2, (1,), "attribute", ""), Question(3, (1, 2), "relation", "")]
-    assert list(dpg.judge(questions, yes).values()) == expected
+    assert list(dpg.count_answers(questions, yes).values()) == expected
 
 
 def test_a_no_travels_down_the_chain() -> None:
     chain = [Question(1, (), "entity", ""), Question(2, (1,), "attribute", ""), Question(3, (2,), "relation", "")]
-    assert list(dpg.judge(chain, [False, True, True]).values()) == [0, 0, 0]
+    assert list(dpg.count_answers(chain, [False, True, True]).values()) == [0, 0, 0]
 
 
 def test_what_rests_on_a_later_question_sees_its_plain_answer() -> None:
     later = [Question(1, (2,), "attribute", ""), Question(2, (3,), "entity", ""), Question(3, (), "entity", "")]
-    assert list(dpg.judge(later, [True, True, False]).values()) == [1, 0, 0]
+    assert list(dpg.count_answers(later, [True, True, False]).values()) == [1, 0, 0]
 
 
 def test_categories_take_each_answer_as_it_was_given(published: tuple[Path, Path], tmp_path: Path) -> None:
@@ -79,11 +79,11 @@ def test_scores_of_squares(published: tuple[Path, Path], tmp_path: Path) -> None
     assert list(prompts.items()) == [("apple", "an apple"), ("whale", "a whale")]
     assert questions["whale"][2].parents == (1, 2)
     folder = tmp_path / "images"
-    orders = dpg.orders(prompts, folder)
-    assert len({order.seed for order in orders}) == 8
-    for order, level in zip(orders, [0, 0, 0, 0, 0, 255, 255, 255], strict=True):
-        order.path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("L", (8, 8), level).save(order.path)
+    requests = dpg.generation_requests(prompts, folder)
+    assert len({request.seed for request in requests}) == 8
+    for request, level in zip(requests, [0, 0, 0, 0, 0, 255, 255, 255], strict=True):
+        request.path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), level).save(request.path)
     dpg.assemble(prompts, folder)
     with Image.open(folder / "whale.png") as square:
         assert square.size == (16, 16)

@@ -8,9 +8,12 @@ import pytest
 from PIL import Image
 
 from anystep.errors import InputError
-from anystep.evaluation.benchmarks.generate import Drawing, Order, draw
+from anystep.evaluation.benchmarks.generate import GenerationRequest, generate_missing
+from anystep.evaluation.settings import GenerationSettings
 from anystep.pipelines.load import Generated, Model
 from anystep.ranks import Ranks
+
+THREES = GenerationSettings(batch=3)
 
 
 class Recorder(Model):
@@ -31,31 +34,31 @@ def of(rank: int, count: int) -> Ranks:
     return ranks
 
 
-def ordered(folder: Path) -> list[Order]:
-    return [Order(folder / f"{n}.png", "a", n, (4, 4) if n % 3 else (8, 8)) for n in range(11)]
+def requests(folder: Path) -> list[GenerationRequest]:
+    return [GenerationRequest(folder / f"{n}.png", "a", n, (4, 4) if n % 3 else (8, 8)) for n in range(11)]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_batches_are_the_same_of_any_number_of_processes(tmp_path: Path, count: int) -> None:
     model = Recorder()
     for rank in range(count):
-        draw(model, ordered(tmp_path), 1, Drawing(batch=3, ranks=of(rank, count)))
+        generate_missing(model, requests(tmp_path), 1, THREES, of(rank, count))
     assert sorted(model.batches) == [[0, 3, 6], [1, 2, 4], [5, 7, 8], [9], [10]]
 
 
 def test_batches_are_the_same_where_some_images_are_there(tmp_path: Path) -> None:
-    orders, model, told = ordered(tmp_path), Recorder(), list[int]()
-    draw(model, orders, 1, Drawing(batch=3))
-    orders[2].path.unlink()
-    orders[7].path.write_bytes(orders[7].path.read_bytes()[:-20])  # as a power cut leaves it
-    orders[9].path.write_bytes(b"")
-    kept = orders[1].path.stat().st_mtime_ns
+    wanted, model, told = requests(tmp_path), Recorder(), list[int]()
+    generate_missing(model, wanted, 1, THREES, Ranks())
+    wanted[2].path.unlink()
+    wanted[7].path.write_bytes(wanted[7].path.read_bytes()[:-20])  # as a power cut leaves it
+    wanted[9].path.write_bytes(b"")
+    kept = wanted[1].path.stat().st_mtime_ns
     model.batches.clear()
-    draw(model, orders, 1, Drawing(batch=3, on_images=told.append))
+    generate_missing(model, wanted, 1, THREES, Ranks(), told.append)
     assert sorted(model.batches) == [[1, 2, 4], [5, 7, 8], [9]]
-    for order in orders:
-        Image.open(order.path).load()
-    assert orders[1].path.stat().st_mtime_ns == kept
+    for request in wanted:
+        Image.open(request.path).load()
+    assert wanted[1].path.stat().st_mtime_ns == kept
     assert sum(told) == 11
 
 

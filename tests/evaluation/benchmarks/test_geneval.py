@@ -15,7 +15,14 @@ from anystep.cli import main
 from anystep.errors import InputError
 from anystep.evaluation import pretrained
 from anystep.evaluation.benchmarks import geneval
-from anystep.evaluation.benchmarks.detections import COLOURS, Detection, by_class, examine, judge, relations
+from anystep.evaluation.benchmarks.detections import (
+    COLOURS,
+    Detection,
+    by_class,
+    evaluate_detections,
+    evaluate_image,
+    relations,
+)
 from anystep.evaluation.benchmarks.judges import CLIPColours, TransformersDetector, VisualQuestions
 
 
@@ -24,7 +31,7 @@ def thing(name: str, x: float, y: float, side: float = 10, score: float = 0.95, 
 
 
 def right(metadata: dict[str, Any], *things: Detection) -> bool:
-    return judge(metadata, by_class(things), {each: each.colour or "" for each in things}).correct
+    return evaluate_detections(metadata, by_class(things), {each: each.colour or "" for each in things}).correct
 
 
 def test_single_object() -> None:
@@ -88,7 +95,7 @@ def test_relations_need_a_tenth_of_both_sizes_between_the_centres() -> None:
 
 
 def test_a_reason_is_given() -> None:
-    answer = judge({"include": [{"class": "dog", "count": 2}]}, {"dog": [thing("dog", 0, 0)]}, {})
+    answer = evaluate_detections({"include": [{"class": "dog", "count": 2}]}, {"dog": [thing("dog", 0, 0)]}, {})
     assert answer.reason == "dog: expected at least 2, found 1"
 
 
@@ -106,14 +113,14 @@ class Fake:
     def __init__(self) -> None:
         self.asked: list[float] = []
 
-    def __call__(self, image: Image.Image, least: Any) -> Any:
-        if not isinstance(least, float):
-            return ["red" for _ in least]
-        self.asked.append(least)
+    def __call__(self, image: Image.Image, min_score: Any) -> Any:
+        if not isinstance(min_score, float):
+            return ["red" for _ in min_score]
+        self.asked.append(min_score)
         level = image.convert("L").getpixel((0, 0))
         assert isinstance(level, int | float)
         dog = thing("dog", 4, 4, score=1 - level / 255)
-        return [dog] if dog.score >= least else []
+        return [dog] if dog.score >= min_score else []
 
 
 ENTRIES = [
@@ -132,16 +139,16 @@ def metadata(tmp_path: Path) -> Path:
 
 def test_scores_by_task_and_overall(metadata: Path, tmp_path: Path) -> None:
     entries = geneval.read_metadata(metadata)
-    orders = geneval.orders(entries, tmp_path / "images", samples=2)
-    assert [order.path.relative_to(tmp_path / "images").as_posix() for order in orders[:3]] == [
+    requests = geneval.generation_requests(entries, tmp_path / "images", samples=2)
+    assert [request.path.relative_to(tmp_path / "images").as_posix() for request in requests[:3]] == [
         "00000/samples/0000.png",
         "00000/samples/0001.png",
         "00001/samples/0000.png",
     ]
-    assert len({order.seed for order in orders}) == 6
-    for order, level in zip(orders, [0, 255, 0, 0, 0, 100], strict=True):
-        order.path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("L", (8, 8), level).save(order.path)
+    assert len({request.seed for request in requests}) == 6
+    for request, level in zip(requests, [0, 255, 0, 0, 0, 100], strict=True):
+        request.path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), level).save(request.path)
     detector = Fake()
     stray = tmp_path / "images" / "00009"
     stray.mkdir()
@@ -208,7 +215,7 @@ def test_a_detector_of_transformers(yolos: Path) -> None:
         assert -1 <= each.box[0] <= each.box[2] <= 41
         assert -1 <= each.box[1] <= each.box[3] <= 51
     assert detector(Image.new("RGB", (40, 50), "red"), 1.0) == []
-    assert not examine(Image.new("RGB", (40, 50)), ENTRIES[0], detector, None, 0.3).correct
+    assert not evaluate_image(Image.new("RGB", (40, 50)), ENTRIES[0], detector, None, 0.3).correct
     detector.check_knows({"cat", "computer mouse"})
     with pytest.raises(InputError, match="does not know dog: choose one of COCO's classes"):
         detector.check_knows(geneval.classes(ENTRIES))

@@ -10,7 +10,9 @@ import pytest
 
 from anystep.cli import main
 from anystep.evaluation.benchmarks import imagenet
+from anystep.evaluation.settings import GenerationSettings
 from anystep.pipelines.load import load
+from anystep.ranks import Ranks
 
 
 def test_labels() -> None:
@@ -58,19 +60,20 @@ def test_images_are_drawn_as_planned_and_others_do_not_mix(tiny_classes: Path, t
 
 def test_an_interrupted_run_goes_on(tiny_classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, labels = load(tiny_classes), imagenet.draw_labels(100, 3, "balanced")
-    whole = imagenet.sample_imagenet(model, tmp_path / "whole", labels, 1)
+    whole = imagenet.sample_imagenet(model, tmp_path / "whole", labels, 1, GenerationSettings(), Ranks())
 
     def stop(images: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        imagenet.sample_imagenet(model, tmp_path / "parts", labels, 1, on_images=stop)
+        imagenet.sample_imagenet(model, tmp_path / "parts", labels, 1, GenerationSettings(), Ranks(), stop)
     first = tmp_path / "parts" / "chunks" / "000000.npy"
     made = first.stat().st_mtime_ns
     seen: list[int] = []
     parts = imagenet.sample_imagenet(
-        model, tmp_path / "parts", labels, 1, on_images=lambda images: seen.append(first.stat().st_mtime_ns)
-    )
+        model, tmp_path / "parts", labels, 1, GenerationSettings(), Ranks(),
+        lambda images: seen.append(first.stat().st_mtime_ns),
+    )  # fmt: skip
     assert seen == [made, made]
     with np.load(whole) as one, np.load(parts) as two:
         np.testing.assert_array_equal(one["arr_0"], two["arr_0"])

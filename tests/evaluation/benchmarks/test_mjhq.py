@@ -13,6 +13,7 @@ from anystep.errors import InputError
 from anystep.evaluation.benchmarks import mjhq
 from anystep.evaluation.extractors.registry import extract, load_extractor
 from anystep.evaluation.metrics.frechet_distance import Moments, frechet_distance
+from anystep.evaluation.settings import Evaluation, MeasurementSettings
 
 
 @pytest.fixture
@@ -61,13 +62,14 @@ def test_other_real_images_are_other_features_and_published_names_are_read(
 ) -> None:
     metadata, real = published
     entries = mjhq.read_metadata(metadata)
-    other, extractor = tmp_path / "other", load_extractor(str(pooled), allow_code=True)
+    settings = MeasurementSettings(out=tmp_path / "work", samples=60, extractor=str(pooled), allow_code=True)
+    other, evaluation = tmp_path / "other", Evaluation.open(settings, torch.device("cpu"), ["frechet_distance"])
     for name, entry in entries.items():
         path = mjhq.image_path(other, name, entry)
         path.parent.mkdir(parents=True, exist_ok=True)
         with Image.open(mjhq.image_path(real, name, entry)) as image:
             Image.eval(image, lambda level: level // 2).save(path)
-    same, darker = (mjhq.score(real, place, entries, extractor, tmp_path / "work") for place in (real, other))
+    same, darker = (mjhq.score(real, place, entries, evaluation) for place in (real, other))
     name = "frechet_distance_pooled overall"
     assert same[name]["value"] == pytest.approx(0, abs=1e-6)
     assert darker[name]["value"] > 1

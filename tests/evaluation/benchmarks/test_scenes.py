@@ -90,11 +90,11 @@ def test_the_command_reports_scores_and_the_detectors_own(tmp_path: Path, tiny_m
     # 32 pixels are few, but enough to go through every part
     folder = tmp_path / "made"
     drawn = scenes.draw_scenes(2)
-    for number, (order, scene) in enumerate(zip(scenes.orders(drawn, folder), drawn, strict=True)):
-        order.path.parent.mkdir(parents=True, exist_ok=True)
+    for number, (request, scene) in enumerate(zip(scenes.generation_requests(drawn, folder), drawn, strict=True)):
+        request.path.parent.mkdir(parents=True, exist_ok=True)
         picture = scene.picture()  # of any size: every other one is three times as large
         larger = (picture.width * (1 + 2 * (number % 2)), picture.height * (1 + 2 * (number % 2)))
-        picture.resize(larger, Image.Resampling.BICUBIC).save(order.path)
+        picture.resize(larger, Image.Resampling.BICUBIC).save(request.path)
     command = ["benchmark", "scenes", "--each", "2", "--images", str(folder), "--out", str(tmp_path / "out")]
     assert main(command) == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
@@ -102,9 +102,9 @@ def test_the_command_reports_scores_and_the_detectors_own(tmp_path: Path, tiny_m
     assert set(report["truth"]) == {*TASKS, "overall"}
     assert report["seed"] == 0
     assert "| true pictures |" in (tmp_path / "out" / "report.md").read_text()
-    Image.new("RGB", (100, 64)).save(order.path)
+    Image.new("RGB", (100, 64)).save(request.path)
     with pytest.raises(InputError, match="100x64, but its scene is"):
-        scenes.read_images(drawn, scenes.orders(drawn, folder))
+        scenes.read_images(drawn, scenes.generation_requests(drawn, folder))
 
 
 def test_images_of_something_else_are_not_taken_for_these(

@@ -20,7 +20,7 @@ from anystep.evaluation.extractors.registry import (
     load_extractor,
     try_extractor,
 )
-from anystep.ranks import Ranks
+from anystep.evaluation.settings import Evaluation, MeasurementSettings
 
 
 class Seen(torch.nn.Module):
@@ -224,8 +224,9 @@ def test_features_that_are_not_finite_are_told_with_their_image(tmp_path: Path) 
         images[3:5] = 0
         return images, Cost()
 
+    evaluation = Evaluation(MeasurementSettings(out=tmp_path, samples=6), extractor, [])
     with pytest.raises(InputError, match=r"broken gives numbers that are not finite, of c\.png and 1 more"):
-        collect(tmp_path / "work", 6, make, extractor, Ranks.single(), called=lambda number: "___c__"[number] + ".png")
+        collect(evaluation, "", tmp_path / "work", 6, make, image_name=lambda number: "___c__"[number] + ".png")
     assert not list((tmp_path / "work").iterdir())
 
 

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from anystep.errors import InputError
 from anystep.evaluation.metrics.base import (
+    ImageFeatures,
     Metric,
-    Observed,
-    draw_counts,
+    draw_bootstrap_weights,
     interval,
     measure,
     probability_not_worse,
@@ -21,9 +21,9 @@ from anystep.evaluation.metrics.kernel_distance import KernelDistance
 from anystep.evaluation.metrics.registry import METRICS, MeanScore, choose_metrics
 
 
-def observed(count: int, width: int = 8, shift: float = 0.0, seed: int = 0) -> Observed:
+def observed(count: int, width: int = 8, shift: float = 0.0, seed: int = 0) -> ImageFeatures:
     generator = torch.Generator().manual_seed(seed)
-    return Observed(
+    return ImageFeatures(
         torch.randn(count, width, generator=generator) + shift,
         torch.randn(count, 5, generator=generator),
         pixels=255 * torch.rand(count, 3, 16, generator=generator),
@@ -33,13 +33,13 @@ def observed(count: int, width: int = 8, shift: float = 0.0, seed: int = 0) -> O
 
 @given(reals=st.integers(1, 30), mades=st.integers(1, 30), seed=st.integers(0, 99))
 def test_counts_are_of_whole_sets_and_the_first_is_the_set_itself(reals: int, mades: int, seed: int) -> None:
-    counts = draw_counts(reals, mades, 7, seed)
-    assert counts.real.shape == (8, reals)
-    assert counts.made.shape == (8, mades)
-    assert (counts.real[0] == 1).all()
-    assert (counts.real.sum(1) == reals).all()
-    assert (counts.made.sum(1) == mades).all()
-    assert torch.equal(counts.made, draw_counts(reals, mades, 7, seed).made)
+    weights = draw_bootstrap_weights(reals, mades, 7, seed)
+    assert weights.real.shape == (8, reals)
+    assert weights.generated.shape == (8, mades)
+    assert (weights.real[0] == 1).all()
+    assert (weights.real.sum(1) == reals).all()
+    assert (weights.generated.sum(1) == mades).all()
+    assert torch.equal(weights.generated, draw_bootstrap_weights(reals, mades, 7, seed).generated)
 
 
 @pytest.mark.parametrize("name", list(METRICS))
@@ -47,11 +47,11 @@ def test_counting_an_image_twice_is_having_it_twice_in_a_metric_of_means(name: s
     """The figure of a whole number of copies of everything is that of the set, up to the corrections for pairs."""
     metric = METRICS[name]()
     assert isinstance(metric, Metric)
-    real, made = observed(60), observed(60, shift=0.3, seed=1)
-    values = measure(metric, real, made)
+    real, generated = observed(60), observed(60, shift=0.3, seed=1)
+    values = measure(metric, real, generated)
     assert values.shape == (metric.replicates + 1,)
     assert values.isfinite().all()
-    assert torch.equal(values, measure(metric, real, made))
+    assert torch.equal(values, measure(metric, real, generated))
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_paired_differences_are_told_where_single_ones_are_not() -> None:
     real = observed(200)
     metric = MeanScore("fit")
     fewer, more = (
-        measure(metric, real, Observed(real.features, scores={"fit": scores + gain})) for gain in (0.0, 0.05)
+        measure(metric, real, ImageFeatures(real.features, scores={"fit": scores + gain})) for gain in (0.0, 0.05)
     )
     assert interval(fewer).high > interval(more).low
     assert probability_not_worse(fewer, more, "higher") > 0.99

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from anystep.errors import InputError
-from anystep.evaluation.metrics.base import Observed, measure
+from anystep.evaluation.metrics.base import ImageFeatures, measure
 from anystep.evaluation.metrics.frechet_distance import FrechetDistance, Moments, frechet_distance
 
 
@@ -65,7 +65,7 @@ def test_counts_are_copies() -> None:
 
 def test_few_images_are_biased_upwards() -> None:
     few, many = (
-        measure(FrechetDistance(), Observed(features(count)), Observed(features(count, seed=1)))[0]
+        measure(FrechetDistance(), ImageFeatures(features(count)), ImageFeatures(features(count, seed=1)))[0]
         for count in (60, 3000)
     )
     assert few > 5 * many > 0
@@ -78,8 +78,8 @@ def test_statistics_survive_a_file(tmp_path: Path) -> None:
     assert torch.equal(again.mean, moments.mean)
     assert torch.equal(again.covariance, moments.covariance)
     assert [path.name for path in tmp_path.iterdir()] == ["statistics.npz"]
-    x = Observed(features(60, seed=1))
-    with_file = measure(FrechetDistance(again), Observed(features(60)), x)[0]
+    x = ImageFeatures(features(60, seed=1))
+    with_file = measure(FrechetDistance(again), ImageFeatures(features(60)), x)[0]
     assert with_file.item() == pytest.approx(frechet_distance(moments, Moments.of(x.features)))
 
 
@@ -93,7 +93,7 @@ def test_statistics_of_adm_are_read_among_their_other_arrays(tmp_path: Path) -> 
 def test_statistics_of_other_features_are_one_line(tmp_path: Path) -> None:
     metric = FrechetDistance(Moments.of(features(50, 4)))
     with pytest.raises(InputError, match="reference statistics of 4 features, but the images have 6"):
-        measure(metric, Observed(features(60)), Observed(features(60)))
+        measure(metric, ImageFeatures(features(60)), ImageFeatures(features(60)))
     for content, message in (
         ({"mean": np.zeros(3)}, "need the arrays mu and sigma"),
         ({"mu": np.zeros(3), "sigma": np.eye(4)}, "do not match"),

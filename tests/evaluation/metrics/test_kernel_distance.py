@@ -6,13 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anystep.evaluation.metrics import kernel_distance
-from anystep.evaluation.metrics.base import Counts, Observed
+from anystep.evaluation.metrics.base import BootstrapWeights, ImageFeatures
 from anystep.evaluation.metrics.kernel_distance import KernelDistance
 
 
-def distance(x: torch.Tensor, y: torch.Tensor, counts: Counts | None = None) -> torch.Tensor:
-    once = Counts(torch.ones(1, len(x), dtype=torch.float64), torch.ones(1, len(y), dtype=torch.float64))
-    return KernelDistance()(Observed(x), Observed(y), counts or once)
+def distance(x: torch.Tensor, y: torch.Tensor, weights: BootstrapWeights | None = None) -> torch.Tensor:
+    once = BootstrapWeights(torch.ones(1, len(x), dtype=torch.float64), torch.ones(1, len(y), dtype=torch.float64))
+    return KernelDistance()(ImageFeatures(x), ImageFeatures(y), weights or once)
 
 
 @given(seed=st.integers(0, 1000))
@@ -32,7 +32,7 @@ def test_it_is_the_double_sum_over_pairs(seed: int) -> None:
 def test_counts_weigh_pairs_and_never_pair_copies_of_one_image() -> None:
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(4, 3, generator=generator), torch.randn(4, 3, generator=generator)
-    counts = Counts(torch.tensor([[2.0, 1, 1, 0]]).double(), torch.tensor([[1.0, 1, 0, 2]]).double())
+    weights = BootstrapWeights(torch.tensor([[2.0, 1, 1, 0]]).double(), torch.tensor([[1.0, 1, 0, 2]]).double())
 
     def mean_of_pairs(a: torch.Tensor, weight: torch.Tensor) -> float:
         k = (a.double() @ a.double().T / 3 + 1) ** 3
@@ -41,8 +41,8 @@ def test_counts_weigh_pairs_and_never_pair_copies_of_one_image() -> None:
 
     rows, columns = [0, 0, 1, 2], [0, 1, 3, 3]
     between = ((x[rows].double() @ y[columns].double().T / 3 + 1) ** 3).mean()
-    expected = mean_of_pairs(x, counts.real[0]) + mean_of_pairs(y, counts.made[0]) - 2 * between
-    assert distance(x, y, counts).item() == pytest.approx(1000 * expected)
+    expected = mean_of_pairs(x, weights.real[0]) + mean_of_pairs(y, weights.generated[0]) - 2 * between
+    assert distance(x, y, weights).item() == pytest.approx(1000 * expected)
 
 
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from anystep.errors import InputError
-from anystep.evaluation.metrics.base import Observed, interval
+from anystep.evaluation.metrics.base import ImageFeatures, interval
 from anystep.evaluation.metrics.movement import movement
 
 
@@ -13,9 +13,9 @@ def features(count: int, seed: int) -> Tensor:
     return torch.randn(count, 12, generator=torch.Generator().manual_seed(seed))
 
 
-def observed(count: int, seed: int, channels: int = 3) -> Observed:
+def observed(count: int, seed: int, channels: int = 3) -> ImageFeatures:
     levels = torch.rand(count, 1, 16, generator=torch.Generator().manual_seed(seed)) * 255
-    return Observed(features(count, seed), pixels=levels.expand(-1, channels, -1))
+    return ImageFeatures(features(count, seed), pixels=levels.expand(-1, channels, -1))
 
 
 def test_the_same_picture_does_not_move() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from anystep.evaluation.metrics.base import Observed, measure
+from anystep.evaluation.metrics.base import ImageFeatures, measure
 from anystep.evaluation.metrics.frechet_distance import Moments, frechet_distance
 from anystep.evaluation.metrics.pixels import ROUNDING, PixelFrechetDistance, Sharpness, fine_energy, small_pixels
 
@@ -20,8 +20,8 @@ def pictures(count: int, side: int = 8, seed: int = 0, channels: int = 3) -> Ten
     return drawn.expand(-1, 3, -1, -1)
 
 
-def seen(images: Tensor) -> Observed:
-    return Observed(torch.zeros(len(images), 4), pixels=small_pixels(images), fine_energy=fine_energy(images))
+def seen(images: Tensor) -> ImageFeatures:
+    return ImageFeatures(torch.zeros(len(images), 4), pixels=small_pixels(images), fine_energy=fine_energy(images))
 
 
 def wave(cycles: float, side: int = 32, phase: float = 0.0) -> Tensor:
@@ -45,17 +45,17 @@ def test_large_images_are_averaged() -> None:
 
 
 def test_the_distance_of_pixels_is_the_frechet_distance_of_pixels_in_the_unit_interval() -> None:
-    real, made = pictures(60), pictures(70, seed=1) // 2
-    x, y = (images.flatten(1) / 255 for images in (real, made))
+    real, generated = pictures(60), pictures(70, seed=1) // 2
+    x, y = (images.flatten(1) / 255 for images in (real, generated))
     expected = frechet_distance(Moments.of(x), Moments.of(y)) / 3
-    assert measure(PixelFrechetDistance(), seen(real), seen(made))[0].item() == pytest.approx(expected, rel=1e-6)
+    assert measure(PixelFrechetDistance(), seen(real), seen(generated))[0].item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_grey_images_are_as_far_apart_in_one_channel_as_in_three() -> None:
-    real, made = seen(pictures(60, channels=1)), seen(pictures(60, channels=1, seed=1) // 2)
+    real, generated = seen(pictures(60, channels=1)), seen(pictures(60, channels=1, seed=1) // 2)
     assert real.pixels is not None
-    as_colours = Observed(real.features, pixels=real.pixels.expand(-1, 3, -1))
-    one, three = (measure(PixelFrechetDistance(), each, made) for each in (real, as_colours))
+    as_colours = ImageFeatures(real.features, pixels=real.pixels.expand(-1, 3, -1))
+    one, three = (measure(PixelFrechetDistance(), each, generated) for each in (real, as_colours))
     torch.testing.assert_close(one, three)
 
 

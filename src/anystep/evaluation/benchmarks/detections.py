@@ -14,7 +14,7 @@ from PIL import Image
 from anystep.errors import InputError
 
 POSITION_THRESHOLD = 0.1  # of the summed sizes of two boxes: nearer centres stand in no relation
-MOST_OBJECTS = 16  # of a class, the surest first
+MAX_OBJECTS = 16  # of a class, the surest first
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 
 
@@ -33,11 +33,11 @@ class Detection:
 
 @runtime_checkable
 class Detector(Protocol):
-    """Objects of an image, all that have at least a score of `least`; `name` goes into the report."""
+    """Objects of an image, all that have at least a score of `min_score`; `name` goes into the report."""
 
     name: str
 
-    def __call__(self, image: Image.Image, least: float) -> list[Detection]: ...
+    def __call__(self, image: Image.Image, min_score: float) -> list[Detection]: ...
 
 
 @runtime_checkable
@@ -74,7 +74,7 @@ def relations(one: Detection, two: Detection) -> set[str]:
     return {name for name, holds in named.items() if holds}
 
 
-def judge(
+def evaluate_detections(
     metadata: Mapping[str, Any], found: Mapping[str, Sequence[Detection]], colours: Mapping[Detection, str]
 ) -> Judgement:
     """Whether what was found is what the metadata ask for.
@@ -114,24 +114,24 @@ def judge(
 
 
 def by_class(detections: Sequence[Detection]) -> dict[str, list[Detection]]:
-    """The surest first, at most `MOST_OBJECTS` of a class."""
+    """The surest first, at most `MAX_OBJECTS` of a class."""
     found: dict[str, list[Detection]] = {}
     for each in sorted(detections, key=lambda detection: -detection.score):
         group = found.setdefault(each.name, [])
-        if len(group) < MOST_OBJECTS:
+        if len(group) < MAX_OBJECTS:
             group.append(each)
     return found
 
 
-def examine(
+def evaluate_image(
     image: Image.Image,
     metadata: Mapping[str, Any],
     detector: Detector,
     colour_of: ColourClassifier | None,
-    least: float,
+    min_score: float,
 ) -> Judgement:
-    """Detect, name the colours that matter, and judge."""
-    found = by_class(detector(image, least))
+    """Whether an image fits its prompt: objects are detected, and the colours that matter are named."""
+    found = by_class(detector(image, min_score))
     colours: dict[Detection, str] = {}
     for wanted in metadata.get("include", []):
         objects = found.get(wanted["class"], [])[: wanted["count"]]
@@ -142,4 +142,4 @@ def examine(
                 )
             named = colour_of(image, objects) if colour_of is not None else [each.colour or "" for each in objects]
             colours |= dict(zip(objects, named, strict=True))
-    return judge(metadata, found, colours)
+    return evaluate_detections(metadata, found, colours)

@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from anystep.errors import InputError
-from anystep.evaluation.benchmarks.generate import Order, open_image, write_image
+from anystep.evaluation.benchmarks.generate import GenerationRequest, open_image, write_image
 from anystep.evaluation.benchmarks.scores import share
 from anystep.files import check_names, read_text
 
@@ -67,10 +67,10 @@ def read_questions(path: Path) -> dict[str, list[Question]]:
     return questions
 
 
-def orders(prompts: Mapping[str, str], folder: Path, seed: int = 0) -> list[Order]:
+def generation_requests(prompts: Mapping[str, str], folder: Path, seed: int = 0) -> list[GenerationRequest]:
     """Four samples of each prompt, to be put together by `assemble`."""
     return [
-        Order(folder / "samples" / f"{name}-{sample}.png", prompt, seed + number * GRID**2 + sample)
+        GenerationRequest(folder / "samples" / f"{name}-{sample}.png", prompt, seed + number * GRID**2 + sample)
         for number, (name, prompt) in enumerate(prompts.items())
         for sample in range(GRID**2)
     ]
@@ -87,7 +87,7 @@ def assemble(prompts: Mapping[str, str], folder: Path) -> None:
         write_image(square, folder / f"{name}.png")
 
 
-def judge(questions: Sequence[Question], yes: Sequence[bool]) -> dict[int, float]:
+def count_answers(questions: Sequence[Question], yes: Sequence[bool]) -> dict[int, float]:
     """1 for a yes whose parents count too, by question: a no travels down the chain of those that rest on it.
 
     Struck out in the order of the questions, as published: what rests on a later one sees its plain answer.
@@ -130,7 +130,7 @@ def score(
             left, top = place % GRID * width, place // GRID * height
             part = square.crop((left, top, left + width, top + height))
             yes = answer(part, [question.text for question in questions[name]])
-            right = judge(questions[name], yes)
+            right = count_answers(questions[name], yes)
             means.append(sum(right.values()) / len(right))
             for question, said in zip(questions[name], yes, strict=True):
                 plain.setdefault(question.category, []).append(float(said))

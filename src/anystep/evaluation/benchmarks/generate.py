@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -14,33 +14,21 @@ from anystep.data.example import BrokenExample
 from anystep.data.images import read_image
 from anystep.errors import InputError
 from anystep.evaluation.collect import is_whole_image
+from anystep.evaluation.settings import GenerationSettings
 from anystep.files import check_settings, make_folder, read_json, remove_parts, replacing, write_json
 from anystep.fingerprint import text_digest
 from anystep.pipelines.load import Model
-from anystep.pipelines.scheduler import Planning
 from anystep.ranks import Ranks
 
 
 @dataclass(frozen=True)
-class Order:
-    """One image to make: where it goes, of what, from which seed, in what size (the model's own when None)."""
+class GenerationRequest:
+    """One image to generate: its file, its prompt, its seed, and its size (that of all images when None)."""
 
     path: Path
     prompt: str | int
     seed: int
     size: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """How images are made: guidance and plan None are the model's own."""
-
-    guidance: float | None = None
-    plan: Planning | None = None
-    size: tuple[int, int] | None = None
-    batch: int = 8
-    ranks: Ranks = field(default_factory=Ranks)
-    on_images: Callable[[int], None] = lambda images: None
 
 
 def made_before(out: Path) -> tuple[str, ...]:
@@ -52,8 +40,8 @@ def made_before(out: Path) -> tuple[str, ...]:
     return ()
 
 
-def agree(out: Path, settings: Mapping[str, Any]) -> None:
-    """Note what the images in `out` are made with, or refuse a folder whose images were made with something else.
+def keep_settings(out: Path, settings: Mapping[str, Any]) -> None:
+    """Write down what the images in `out` are made with, or refuse a folder whose images were made with something else.
 
     Raises:
         InputError: it holds others, or nobody knows which.
@@ -81,30 +69,35 @@ def steps_folder(out: Path, steps: int) -> Path:
     return out / f"steps-{steps:03d}"
 
 
-def draw(model: Model, orders: Sequence[Order], steps: int, drawing: Drawing) -> None:
-    """Make every image that is not there yet.
+def generate_missing(
+    model: Model,
+    requests: Sequence[GenerationRequest],
+    steps: int,
+    settings: GenerationSettings,
+    ranks: Ranks,
+    on_images: Callable[[int], None] = lambda images: None,
+) -> None:
+    """Generate every image that is not there yet.
 
     Batches are the same whoever makes them and whatever is there already: other batch mates change last bits.
     """
-    by_size: dict[tuple[int, int] | None, list[Order]] = {}
-    for order in orders:
-        by_size.setdefault(order.size or drawing.size, []).append(order)
+    by_size: dict[tuple[int, int] | None, list[GenerationRequest]] = {}
+    for request in requests:
+        by_size.setdefault(request.size or settings.size, []).append(request)
     batches = [
-        (size, alike[start : start + drawing.batch])
+        (size, alike[start : start + settings.batch])
         for size, alike in by_size.items()
-        for start in range(0, len(alike), drawing.batch)
+        for start in range(0, len(alike), settings.batch)
     ]
-    with drawing.ranks.together():
-        for size, batch in batches[drawing.ranks.rank :: drawing.ranks.count]:
-            missing = [not is_whole_image(order.path) for order in batch]
+    with ranks.together():
+        for size, batch in batches[ranks.rank :: ranks.count]:
+            missing = [not is_whole_image(request.path) for request in batch]
             if any(missing):
-                made = model.generate(
-                    [order.prompt for order in batch], steps, [order.seed for order in batch], size, drawing.guidance,
-                    plan=drawing.plan,
-                )  # fmt: skip
-                for order, image in compress(zip(batch, made.images, strict=True), missing):
-                    write_image(image, order.path)
-            drawing.on_images(len(batch))
+                prompts, seeds = [request.prompt for request in batch], [request.seed for request in batch]
+                generated = model.generate(prompts, steps, seeds, size, settings.guidance, plan=settings.plan)
+                for request, image in compress(zip(batch, generated.images, strict=True), missing):
+                    write_image(image, request.path)
+            on_images(len(batch))
 
 
 def write_image(image: Image.Image, path: Path) -> None:

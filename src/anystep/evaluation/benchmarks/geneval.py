@@ -11,8 +11,8 @@ from typing import Any
 
 from anystep.bounds import Count, check, shown
 from anystep.errors import InputError
-from anystep.evaluation.benchmarks.detections import COLOURS, ColourClassifier, Detector, examine
-from anystep.evaluation.benchmarks.generate import Order, open_image
+from anystep.evaluation.benchmarks.detections import COLOURS, ColourClassifier, Detector, evaluate_image
+from anystep.evaluation.benchmarks.generate import GenerationRequest, open_image
 from anystep.evaluation.benchmarks.scores import over_groups
 from anystep.files import parse_json, read_text, write_text
 
@@ -92,10 +92,12 @@ def places(entries: Sequence[dict[str, Any]], folder: Path) -> list[tuple[Path, 
     return [(folder / f"{number:05d}", entry) for number, entry in enumerate(entries)]
 
 
-def orders(entries: Sequence[dict[str, Any]], folder: Path, samples: int, seed: int = 0) -> list[Order]:
+def generation_requests(
+    entries: Sequence[dict[str, Any]], folder: Path, samples: int, seed: int = 0
+) -> list[GenerationRequest]:
     """`samples` images of each prompt."""
     return [
-        Order(place / "samples" / f"{sample:04d}.png", entry["prompt"], seed + number * samples + sample)
+        GenerationRequest(place / "samples" / f"{sample:04d}.png", entry["prompt"], seed + number * samples + sample)
         for number, (place, entry) in enumerate(places(entries, folder))
         for sample in range(samples)
     ]
@@ -128,10 +130,10 @@ def score(
         paths = sorted((place / "samples").glob("*.png"))
         if not paths:
             raise InputError(f"{place / 'samples'}: no images in it")
-        least = COUNTING_THRESHOLD if entry["tag"] == "counting" else THRESHOLD
+        min_score = COUNTING_THRESHOLD if entry["tag"] == "counting" else THRESHOLD
         right = []
         for path in paths:
-            judgement = examine(open_image(path), entry, detector, colour_of, least)
+            judgement = evaluate_image(open_image(path), entry, detector, colour_of, min_score)
             right.append(float(judgement.correct))
             lines.append(
                 json.dumps(

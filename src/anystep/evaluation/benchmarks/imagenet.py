@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from anystep.errors import InputError
-from anystep.evaluation.finite import check_finite
+from anystep.evaluation.evaluate import generate_images
+from anystep.evaluation.settings import GenerationSettings
 from anystep.files import make_folder, read_json, replacing
 from anystep.pipelines.load import Model
-from anystep.pipelines.scheduler import Planning
 from anystep.ranks import Ranks
 
 CHUNK = 64
@@ -64,13 +64,11 @@ def sample_imagenet(
     folder: Path,
     labels: list[int],
     steps: int,
-    seed: int = 0,
-    guidance: float | None = None,
-    plan: Planning | None = None,
-    ranks: Ranks | None = None,
+    settings: GenerationSettings,
+    ranks: Ranks,
     on_images: Callable[[int], None] = lambda images: None,
 ) -> Path:
-    """Image `i` has seed `seed + i` and class `labels[i]`. Returns the `.npz`, written by the first process.
+    """Image `i` has seed `settings.seed + i` and class `labels[i]`. Returns the `.npz`, written by the first process.
 
     Raises:
         InputError: the model is not class-conditional.
@@ -78,7 +76,6 @@ def sample_imagenet(
     names = model.pipeline.config.class_names
     if not names:
         raise InputError(f"model {model.name!r} is not class-conditional")
-    ranks = ranks or Ranks()
     side = model.pipeline.base_size
     target = folder / f"samples_{len(labels)}x{side}x{side}x3.npz"
     chunks = folder / "chunks"
@@ -93,14 +90,9 @@ def sample_imagenet(
         for number in range(ranks.rank, len(paths), ranks.count):
             rows = range(number * CHUNK, min(len(labels), (number + 1) * CHUNK))
             if not _is_whole_chunk(paths[number], (len(rows), side, side, 3)):
-                output: Any = model.pipeline(
-                    [labels[row] for row in rows], side, side, steps, guidance_scale=guidance,
-                    seeds=[seed + row for row in rows], plan=plan, output_type="pt",
-                )  # fmt: skip
-                check_finite(output.images, f"model {model.name!r} at {steps} steps", rows)
-                images = (output.images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+                images, _ = generate_images(model, labels, rows, steps, settings)
                 with replacing(paths[number], durable=True) as part, part.open("wb") as file:
-                    np.save(file, images)
+                    np.save(file, images.permute(0, 2, 3, 1).numpy())
             on_images(len(rows))
 
     def finish() -> None:

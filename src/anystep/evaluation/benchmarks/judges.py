@@ -39,10 +39,10 @@ class TransformersDetector:
             raise InputError(f"detector {self.name!r} does not know {', '.join(unknown)}: choose one of COCO's classes")
 
     @torch.no_grad()
-    def __call__(self, image: Image.Image, least: float) -> list[Detection]:
+    def __call__(self, image: Image.Image, min_score: float) -> list[Detection]:
         inputs = self._processor(images=image, return_tensors="pt").to(self._model.device)
         sizes = [(image.height, image.width)]
-        (answer,) = self._processor.post_process_object_detection(self._model(**inputs), least, sizes)
+        (answer,) = self._processor.post_process_object_detection(self._model(**inputs), min_score, sizes)
         found = []
         for score, label, box in zip(answer["scores"], answer["labels"], answer["boxes"], strict=True):
             name = self._model.config.id2label[int(label)]

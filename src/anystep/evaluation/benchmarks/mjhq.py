@@ -3,29 +3,30 @@
 `meta_data.json` maps an id to its category and prompt; images are `CATEGORY/ID.jpg`, real and generated alike.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import UInt8
 from PIL import Image, ImageOps
+from torch import Tensor
 
 from anystep.bounds import shown
-from anystep.codecs import to_uint8
-from anystep.data.images import to_tensor
+from anystep.data.images import to_pixels
 from anystep.errors import InputError
-from anystep.evaluation.benchmarks.generate import Order, digest, open_image
-from anystep.evaluation.collect import Cost, Images, Scorer, collect
-from anystep.evaluation.extractors.registry import FeatureExtractor
-from anystep.evaluation.metrics.base import Observed, interval, measure
+from anystep.evaluation.benchmarks.generate import GenerationRequest, digest, open_image
+from anystep.evaluation.collect import Cost, collect
+from anystep.evaluation.metrics.base import ImageFeatures, Images, interval, measure
 from anystep.evaluation.metrics.frechet_distance import FrechetDistance
 from anystep.evaluation.metrics.registry import MeanScore
+from anystep.evaluation.settings import Evaluation
 from anystep.files import check_names, check_regular, read_json
-from anystep.ranks import Ranks
 
 
 def read_metadata(path: Path) -> dict[str, dict[str, Any]]:
-    """By id. Raises InputError: not such a file, or ids and categories that cannot be names of files."""
+    """The entries by id. Raises InputError: not such a file, or ids and categories that cannot be names of files."""
     content = read_json(path)
     if not content:
         raise InputError(f"{path}: expected an object of id -> category and prompt")
@@ -41,18 +42,20 @@ def image_path(folder: Path, name: str, entry: Mapping[str, Any], suffix: str = 
     return folder / entry["category"] / f"{name}{suffix}"
 
 
-def orders(entries: Mapping[str, Mapping[str, Any]], folder: Path, seed: int = 0) -> list[Order]:
+def generation_requests(
+    entries: Mapping[str, Mapping[str, Any]], folder: Path, seed: int = 0
+) -> list[GenerationRequest]:
     """One image of each prompt, as PNG: compression would be measured too."""
     return [
-        Order(image_path(folder, name, entry, ".png"), entry["prompt"], seed + number)
+        GenerationRequest(image_path(folder, name, entry, ".png"), entry["prompt"], seed + number)
         for number, (name, entry) in enumerate(entries.items())
     ]
 
 
 def check_real(real: Path, entries: Mapping[str, Mapping[str, Any]]) -> None:
     """Raises InputError for real images that are not there, or too few."""
-    if len(entries) < FrechetDistance.least:
-        raise InputError(f"{len(entries)} images: the Fréchet distance needs at least {FrechetDistance.least}")
+    if len(entries) < FrechetDistance.min_images:
+        raise InputError(f"{len(entries)} images: the Fréchet distance needs at least {FrechetDistance.min_images}")
     if not real.is_dir():
         raise InputError(f"real images {str(real)!r}: no such folder")
     paths = [image_path(real, name, entry) for name, entry in entries.items()]
@@ -68,64 +71,57 @@ def check_real(real: Path, entries: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def score(
-    folder: Path,
-    real: Path,
-    entries: Mapping[str, Mapping[str, Any]],
-    extractor: FeatureExtractor,
-    work: Path,
-    scorers: Sequence[Scorer] = (),
-    ranks: Ranks | None = None,
+    folder: Path, real: Path, entries: Mapping[str, Mapping[str, Any]], evaluation: Evaluation
 ) -> dict[str, dict[str, float]]:
     """The Fréchet distance over all images and in each category, and the mean of each scorer.
 
     Args:
         folder: of generated images, PNG or, as published, JPEG.
-        work: a folder for features, kept for the next time.
+        evaluation: its extractor and scorers serve; its folder keeps features for the next time.
 
     Raises:
         InputError: an image that is missing or damaged, or generated images of several sizes.
     """
-    names = list(entries)
-    ending = next(
-        (end for end in (".png", ".jpg") if image_path(folder, names[0], entries[names[0]], end).exists()), ".png"
-    )
-    size = open_image(image_path(folder, names[0], entries[names[0]], ending)).size
-    captions = [entries[name]["prompt"] for name in names]
-
-    def make(place: Path, suffix: str, fit: bool) -> Callable[[range], tuple[Images, Cost]]:
-        def read(chunk: range) -> tuple[Images, Cost]:
-            pictures = []
-            for number in chunk:
-                path = image_path(place, names[number], entries[names[number]], suffix)
-                picture = open_image(path)
-                if not fit and picture.size != size:
-                    raise InputError(f"{path}: {picture.width}x{picture.height}, others are {size[0]}x{size[1]}")
-                pictures.append(ImageOps.fit(picture, size, Image.Resampling.LANCZOS) if fit else picture)
-            return to_uint8(torch.stack([to_tensor(picture) for picture in pictures])), Cost()
-
-        return read
-
-    ranks = ranks or Ranks()
-
-    def features_of(place: Path, suffix: str, fit: bool, scored: Sequence[Scorer]) -> Observed:
-        paths = [image_path(place, name, entries[name], suffix) for name in names]
-        stamps = [(str(path.resolve()), path.stat().st_mtime_ns if path.exists() else 0) for path in paths]
-        told = [extractor.name, extractor.digest, size, stamps, [(each.name, each.digest) for each in scored], captions]
-        return collect(
-            work / digest(told), len(names), make(place, suffix, fit), extractor, ranks, scored, captions,
-            called=lambda number: str(paths[number]),
-        )[0]  # fmt: skip
-
-    reals, made = features_of(real, ".jpg", True, ()), features_of(folder, ending, False, scorers)
-    metric = FrechetDistance()
-    scores = {}
-    categories = [entries[name]["category"] for name in names]
+    first = next(iter(entries.items()))
+    ending = next((end for end in (".png", ".jpg") if image_path(folder, *first, end).exists()), ".png")
+    size = open_image(image_path(folder, *first, ending)).size
+    reals = _features(replace(evaluation, scorers=()), real, entries, ".jpg", size, fit=True)
+    generated = _features(evaluation, folder, entries, ending, size)
+    metric, scores = FrechetDistance(), {}
+    categories = [entry["category"] for entry in entries.values()]
     for group in ["overall", *sorted(set(categories))]:
         rows = torch.tensor([group in ("overall", category) for category in categories])
-        if int(rows.sum()) < metric.least:
+        if int(rows.sum()) < metric.min_images:
             continue
-        one, other = Observed(reals.features[rows]), Observed(made.features[rows])
-        scores[f"{metric.name}_{extractor.name} {group}"] = vars(interval(measure(metric, one, other)))
-    for scorer in scorers:
-        scores[scorer.name] = vars(interval(measure(MeanScore(scorer.name), reals, made)))
+        one, other = ImageFeatures(reals.features[rows]), ImageFeatures(generated.features[rows])
+        scores[f"{evaluation.metric_name(metric)} {group}"] = vars(interval(measure(metric, one, other)))
+    for scorer in evaluation.scorers:
+        scores[scorer.name] = vars(interval(measure(MeanScore(scorer.name), reals, generated)))
     return scores
+
+
+def _features(
+    evaluation: Evaluation,
+    folder: Path,
+    entries: Mapping[str, Mapping[str, Any]],
+    suffix: str,
+    size: tuple[int, int],
+    fit: bool = False,
+) -> ImageFeatures:
+    """The images of all prompts, in their order; `fit` resizes those of another size, which are refused without it."""
+    paths = [image_path(folder, name, entry, suffix) for name, entry in entries.items()]
+    captions = [entry["prompt"] for entry in entries.values()]
+
+    def read(path: Path) -> UInt8[Tensor, "3 height width"]:
+        image = open_image(path)
+        if not fit and image.size != size:
+            raise InputError(f"{path}: {image.width}x{image.height}, others are {size[0]}x{size[1]}")
+        return to_pixels(ImageOps.fit(image, size, Image.Resampling.LANCZOS) if fit else image)
+
+    def make(chunk: range) -> tuple[Images, Cost]:
+        return torch.stack([read(path) for path in paths[chunk.start : chunk.stop]]), Cost()
+
+    stamps = [(str(path.resolve()), path.stat().st_mtime_ns if path.exists() else 0) for path in paths]
+    extractor, scorers = evaluation.extractor, [(each.name, each.digest) for each in evaluation.scorers]
+    chunks = evaluation.settings.out / digest([extractor.name, extractor.digest, size, stamps, scorers, captions])
+    return collect(evaluation, str(folder), chunks, len(paths), make, captions, lambda number: str(paths[number]))[0]

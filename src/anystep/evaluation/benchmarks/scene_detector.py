@@ -56,7 +56,7 @@ class SceneDetector(nn.Module):
         return self.heat(x), self.rest(x)
 
     @torch.no_grad()
-    def __call__(self, image: Image.Image, least: float = 0.3) -> list[Detection]:
+    def __call__(self, image: Image.Image, min_score: float = 0.3) -> list[Detection]:
         """Raises InputError: an image whose sides are no multiples of 4."""
         if image.width % STRIDE or image.height % STRIDE:
             raise InputError(f"image of {image.width}x{image.height}: both sides must be multiples of {STRIDE}")
@@ -65,7 +65,7 @@ class SceneDetector(nn.Module):
         # one drawing is one class: the best of a cell, where it is the best of its neighbours
         best, kinds = scores.max(0)
         peak = functional.max_pool2d(best[None, None], 3, 1, 1)[0, 0]
-        rows, columns = ((best == peak) & (best >= least)).nonzero(as_tuple=True)
+        rows, columns = ((best == peak) & (best >= min_score)).nonzero(as_tuple=True)
         found: list[Detection] = []
         for row, column in sorted(zip(rows.tolist(), columns.tolist(), strict=True), key=lambda at: -best[at].item()):
             side = 32 * rest[0, row, column].exp().item()

@@ -8,8 +8,8 @@ from PIL import Image
 
 from anystep.data.scenes import CANVASES, TASKS, Scene, draw_scene
 from anystep.errors import InputError
-from anystep.evaluation.benchmarks.detections import examine
-from anystep.evaluation.benchmarks.generate import Order, open_image
+from anystep.evaluation.benchmarks.detections import evaluate_image
+from anystep.evaluation.benchmarks.generate import GenerationRequest, open_image
 from anystep.evaluation.benchmarks.scene_detector import SceneDetector
 from anystep.evaluation.benchmarks.scores import over_groups
 
@@ -26,10 +26,12 @@ def draw_scenes(each: int, seed: int = 0) -> list[Scene]:
     ]
 
 
-def orders(scenes: Sequence[Scene], folder: Path, seed: int = 0, base: int = BASE) -> list[Order]:
+def generation_requests(
+    scenes: Sequence[Scene], folder: Path, seed: int = 0, base: int = BASE
+) -> list[GenerationRequest]:
     """One image of each scene's prompt, on its canvas at `base` pixels."""
     return [
-        Order(
+        GenerationRequest(
             folder / f"{number:05d}.png",
             scene.prompt,
             seed + number,
@@ -45,22 +47,22 @@ def score(
     """By task and overall."""
     groups: dict[str, list[float]] = {task: [] for task in TASKS}
     for scene, image in zip(scenes, images, strict=True):
-        groups[scene.task].append(float(examine(image, scene.metadata, detector, None, THRESHOLD).correct))
+        groups[scene.task].append(float(evaluate_image(image, scene.metadata, detector, None, THRESHOLD).correct))
     return over_groups(groups)
 
 
-def read_images(scenes: Sequence[Scene], placed: Sequence[Order]) -> list[Image.Image]:
+def read_images(scenes: Sequence[Scene], requests: Sequence[GenerationRequest]) -> list[Image.Image]:
     """Each at the size of its scene, which is what the detector knows; the rules do not depend on it.
 
     Raises:
         InputError: an image that is missing, or whose sides are not in its scene's proportion.
     """
     images = []
-    for scene, order in zip(scenes, placed, strict=True):
-        image = open_image(order.path)
+    for scene, request in zip(scenes, requests, strict=True):
+        image = open_image(request.path)
         if image.width * scene.height != image.height * scene.width:
             raise InputError(
-                f"{order.path}: {image.width}x{image.height}, but its scene is {scene.width}x{scene.height}"
+                f"{request.path}: {image.width}x{image.height}, but its scene is {scene.width}x{scene.height}"
             )
         whole = image.size == (scene.width, scene.height)
         images.append(image if whole else image.resize((scene.width, scene.height), Image.Resampling.LANCZOS))

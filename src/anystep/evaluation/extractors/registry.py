@@ -199,12 +199,14 @@ def load_extractor(
     module, as `ModuleExtractor` reads it, or an extractor of your own.
 
     Args:
+        device: features are computed there if it is a CUDA device, else on the CPU.
         allow_code: run TorchScript, which is a program: it can read and write files, and run for ever.
 
     Raises:
         InputError: none of these; a file that is missing, something else, or named as one that it is not; or
             TorchScript that was not allowed.
     """
+    device = device if torch.device(device).type == "cuda" else "cpu"
     if isinstance(spec, nn.Module):
         return ModuleExtractor(spec, type(spec).__name__.lower(), device)
     if not isinstance(spec, str):

@@ -1,8 +1,8 @@
 """What a metric is, and how sure one can be of its figure.
 
-A metric is a function of two sets of images and of how often each image counts. Counting every image once gives the
-figure; counting them as often as a draw with replacement finds them gives a bootstrap replicate of it. Step counts
-that share their seeds share these draws, so that their differences are paired.
+A metric is a function of two sets of images and of bootstrap weights: how often each image counts. Counting every image
+once gives the figure; counting them as often as a draw with replacement finds them gives a bootstrap replicate of it.
+Step counts that share their seeds share these draws, so that their differences are paired.
 """
 
 import math
@@ -17,12 +17,13 @@ from torch import Tensor
 from anystep.errors import InputError
 
 Images = UInt8[Tensor, "batch 3 height width"]
-Better: TypeAlias = Literal["lower", "higher", "nearest 1"]
+Replicates = Float[Tensor, " replicates"]
+Direction: TypeAlias = Literal["lower", "higher", "nearest 1"]
 
 
 @dataclass(frozen=True)
-class Observed:
-    """A set of images as metrics see it.
+class ImageFeatures:
+    """What metrics need to know of a set of images.
 
     Attributes:
         features: one row an image.
@@ -42,14 +43,14 @@ class Observed:
         return len(self.features)
 
 
-class Counts(NamedTuple):
+class BootstrapWeights(NamedTuple):
     """How often each image counts in each replicate, a row a replicate; the first row is all ones."""
 
-    real: Float[Tensor, "replicates reals"]
-    made: Float[Tensor, "replicates mades"]
+    real: Float[Tensor, "replicates n_real"]
+    generated: Float[Tensor, "replicates n_generated"]
 
-    def __getitem__(self, rows: slice) -> "Counts":  # type: ignore[override]
-        return Counts(self.real[rows], self.made[rows])
+    def __getitem__(self, rows: slice) -> "BootstrapWeights":  # type: ignore[override]
+        return BootstrapWeights(self.real[rows], self.generated[rows])
 
 
 @runtime_checkable
@@ -58,17 +59,37 @@ class Metric(Protocol):
 
     Attributes:
         name: without the extractor's, which is put in front.
-        better: whether a lower or a higher figure is better, or one nearer to 1 (twice and half are as far).
-        least: how many images each set must have.
-        replicates: how many replicates are worth their time.
+        direction: which figures are better: lower ones, higher ones, or those nearest to 1 (2 is as far as 0.5).
+        min_images: the number of images that each set must have at least.
+        replicates: the number of bootstrap replicates that are worth their time.
     """
 
     name: str
-    better: Better
-    least: int
+    direction: Direction
+    min_images: int
     replicates: int
 
-    def __call__(self, real: Observed, made: Observed, counts: Counts) -> Float[Tensor, " replicates"]: ...
+    def __call__(self, real: ImageFeatures, generated: ImageFeatures, weights: BootstrapWeights) -> Replicates: ...
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """A number for each image and its caption, under a name of its own.
+
+    `note` says what to know before reading it, `digest` tells one set of weights from another.
+    """
+
+    name: str
+
+    @property
+    def note(self) -> str: ...
+
+    @property
+    def digest(self) -> str: ...
+
+    def __call__(
+        self, images: Images, features: Float[Tensor, "batch features"], captions: Sequence[str]
+    ) -> Float[Tensor, " batch"]: ...
 
 
 @dataclass(frozen=True)
@@ -80,7 +101,7 @@ class Estimate:
     high: float
 
 
-def draw_counts(reals: int, mades: int, replicates: int, seed: int = 0) -> Counts:
+def draw_bootstrap_weights(n_real: int, n_generated: int, replicates: int, seed: int = 0) -> BootstrapWeights:
     """Every image once, and then `replicates` draws with replacement of both sets."""
 
     def draw(count: int) -> Tensor:
@@ -91,32 +112,32 @@ def draw_counts(reals: int, mades: int, replicates: int, seed: int = 0) -> Count
         return torch.cat([torch.ones(1, count, dtype=torch.float64), rows])
 
     generator = torch.Generator().manual_seed(seed)
-    return Counts(draw(reals), draw(mades))
+    return BootstrapWeights(draw(n_real), draw(n_generated))
 
 
-def measure(metric: Metric, real: Observed, made: Observed, seed: int = 0) -> Float[Tensor, " replicates"]:
+def measure(metric: Metric, real: ImageFeatures, generated: ImageFeatures, seed: int = 0) -> Replicates:
     """The figure and, after it, its bootstrap replicates.
 
     Raises:
         InputError: too few images; says how many the metric needs.
     """
-    if min(len(real), len(made)) < metric.least:
+    if min(len(real), len(generated)) < metric.min_images:
         raise InputError(
-            f"{metric.name} needs at least {metric.least} images on each side, "
-            f"got {len(real)} real and {len(made)} made"
+            f"{metric.name} needs at least {metric.min_images} images on each side, "
+            f"got {len(real)} real and {len(generated)} generated"
         )
-    if real.features.shape[1] != made.features.shape[1]:
+    if real.features.shape[1] != generated.features.shape[1]:
         raise InputError(
             f"{metric.name}: the reference has {real.features.shape[1]} features an image, "
-            f"the images have {made.features.shape[1]}; use the extractor that made the reference"
+            f"the images have {generated.features.shape[1]}; use the extractor that made the reference"
         )
     try:
-        return metric(real, made, draw_counts(len(real), len(made), metric.replicates, seed))
+        return metric(real, generated, draw_bootstrap_weights(len(real), len(generated), metric.replicates, seed))
     except torch.linalg.LinAlgError as error:
         raise InputError(f"{metric.name} cannot be computed from these features: {error}") from None
 
 
-def interval(replicates: Float[Tensor, " replicates"]) -> Estimate:
+def interval(replicates: Replicates) -> Estimate:
     """The figure with 1.96 standard deviations of its replicates on each side.
 
     Their quantiles would not do: a distance computed from repeated images is biased, its spread is not.
@@ -125,25 +146,23 @@ def interval(replicates: Float[Tensor, " replicates"]) -> Estimate:
     return Estimate(value, value - 1.96 * deviation, value + 1.96 * deviation)
 
 
-def shortfall(figures: Float[Tensor, " replicates"], better: Better) -> Float[Tensor, " replicates"]:
+def shortfall(figures: Replicates, direction: Direction) -> Replicates:
     """What is lower where a figure is better: the figure, its negative, or how far its logarithm is from 0."""
-    if better == "nearest 1":
+    if direction == "nearest 1":
         return figures.log().abs()
-    return figures if better == "lower" else -figures
+    return figures if direction == "lower" else -figures
 
 
-def probability_not_worse(
-    fewer: Float[Tensor, " replicates"], more: Float[Tensor, " replicates"], better: Better
-) -> float:
+def probability_not_worse(fewer: Replicates, more: Replicates, direction: Direction) -> float:
     """That the second figure is at least as good as the first: normal, from the spread of the paired differences."""
-    gain = shortfall(fewer, better) - shortfall(more, better)
+    gain = shortfall(fewer, direction) - shortfall(more, direction)
     value, deviation = gain[0].item(), gain[1:].std().item()
     if deviation == 0:
         return float(value >= 0)
     return 0.5 * (1 + math.erf(value / deviation / math.sqrt(2)))
 
 
-def tied(fewer: Float[Tensor, " replicates"], more: Float[Tensor, " replicates"]) -> bool:
+def tied(fewer: Replicates, more: Replicates) -> bool:
     """Whether both are the same, in every replicate: then neither is better."""
     return torch.equal(fewer, more)
 

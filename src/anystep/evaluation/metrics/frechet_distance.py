@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anystep.errors import InputError
-from anystep.evaluation.metrics.base import Better, Counts, Observed
+from anystep.evaluation.metrics.base import BootstrapWeights, Direction, ImageFeatures, Replicates
 from anystep.files import check_regular, replacing
 
 WIDEST = 16_384  # features of reference statistics
@@ -25,10 +25,10 @@ class Moments:
     covariance: Float[Tensor, "width width"]
 
     @classmethod
-    def of(cls, features: Features, counts: Float[Tensor, " count"] | None = None) -> "Moments":
+    def of(cls, features: Features, weights: Float[Tensor, " count"] | None = None) -> "Moments":
         """With the unbiased covariance, of every row as often as it counts."""
         x = features.double()
-        weight = torch.ones(len(x), dtype=torch.float64) if counts is None else counts
+        weight = torch.ones(len(x), dtype=torch.float64) if weights is None else weights
         mean = weight @ x / weight.sum()
         centred = (x - mean) * weight.sqrt()[:, None]
         return cls(mean, centred.T @ centred / (weight.sum() - 1))
@@ -105,8 +105,8 @@ class FrechetDistance:
     """
 
     name = "frechet_distance"
-    better: Better = "lower"
-    least = 50
+    direction: Direction = "lower"
+    min_images = 50
     replicates = 15
 
     def __init__(self, reference: Moments | None = None) -> None:
@@ -121,22 +121,22 @@ class FrechetDistance:
                 "extractor that made them"
             )
 
-    def __call__(self, real: Observed, made: Observed, counts: Counts) -> Float[Tensor, " replicates"]:
-        self.check_width(made.features.shape[1])
-        return self.distances(real.features, made.features, counts.made)
+    def __call__(self, real: ImageFeatures, generated: ImageFeatures, weights: BootstrapWeights) -> Replicates:
+        self.check_width(generated.features.shape[1])
+        return self.distances(real.features, generated.features, weights.generated)
 
     def distances(
-        self, real: Float[Tensor, "reals width"], made: Features, counts: Float[Tensor, "replicates count"]
-    ) -> Float[Tensor, " replicates"]:
-        """Of the made images, as often as each counts, from the real ones or from the reference statistics."""
+        self, real: Float[Tensor, "reals width"], generated: Features, weights: Float[Tensor, "replicates count"]
+    ) -> Replicates:
+        """From the real images or the reference statistics to the generated ones, each as often as it counts."""
         if self._last is None or not self._last[0].is_set_to(real):  # a root takes longer than a distance
             moments = self.reference or Moments.of(real)
             self._last = real, moments, square_root(moments.covariance)
         _, reference, root = self._last
-        x, distances = made.double(), []
-        for count in counts:
-            drawn = count > 0
-            weight = count[drawn]
+        x, distances = generated.double(), []
+        for row in weights:
+            drawn = row > 0
+            weight = row[drawn]
             mean = weight @ x[drawn] / weight.sum()
             spread = (x[drawn] - mean) * (weight / (weight.sum() - 1)).sqrt()[:, None]  # covariance: spread^T spread
             # (C1 C2)^(1/2) has the singular values of spread C1^(1/2), whose smaller side is often the images'

@@ -5,14 +5,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anystep.errors import InputError
-from anystep.evaluation.metrics.base import Observed, draw_counts
+from anystep.evaluation.metrics.base import ImageFeatures, Replicates, draw_bootstrap_weights
 from anystep.evaluation.metrics.pixels import same_channels
 from anystep.evaluation.metrics.precision_recall import ROWS
 
 REPLICATES = 200
 
 
-def movement(fewer: Observed, more: Observed, seed: int = 0) -> dict[str, Float[Tensor, " replicates"]]:
+def movement(fewer: ImageFeatures, more: ImageFeatures, seed: int = 0) -> dict[str, Replicates]:
     """From images of one number of steps to those of the same seeds, in the same order, at another.
 
     - `features`: the mean Euclidean distance of the features of an image to those of its seed at the other number of
@@ -28,24 +28,22 @@ def movement(fewer: Observed, more: Observed, seed: int = 0) -> dict[str, Float[
     """
     if len(fewer) != len(more):
         raise InputError(f"{len(fewer)} and {len(more)} images: not of the same seeds")
-    counts = draw_counts(1, len(more), REPLICATES, seed).made
-    total = counts.sum(1)
+    weights = draw_bootstrap_weights(1, len(more), REPLICATES, seed).generated
+    total = weights.sum(1)
     apart = (fewer.features.double() - more.features.double()).norm(dim=1)
-    moved = {"features": (counts @ apart / total) / _mean_apart(more.features.double(), counts)}
+    moved = {"features": (weights @ apart / total) / _mean_apart(more.features.double(), weights)}
     if fewer.pixels is not None and more.pixels is not None:
         one, other = same_channels(fewer.pixels, more.pixels)
         squares = ((one.double() - other.double()) / 255).square().flatten(1).mean(1)
-        moved["pixels"] = (counts @ squares / total).sqrt()
+        moved["pixels"] = (weights @ squares / total).sqrt()
     return moved
 
 
-def _mean_apart(
-    x: Float[Tensor, "count width"], counts: Float[Tensor, "replicates count"]
-) -> Float[Tensor, " replicates"]:
+def _mean_apart(x: Float[Tensor, "count width"], weights: Float[Tensor, "replicates count"]) -> Replicates:
     """The mean distance of two different images, each pair as often as its images count."""
     sums = sum(
-        ((counts[:, start : start + ROWS] @ torch.cdist(rows, x)) * counts).sum(1)
+        ((weights[:, start : start + ROWS] @ torch.cdist(rows, x)) * weights).sum(1)
         for start, rows in zip(range(0, len(x), ROWS), x.split(ROWS), strict=True)
     )
-    pairs = counts.sum(1).square() - counts.square().sum(1)
+    pairs = weights.sum(1).square() - weights.square().sum(1)
     return torch.as_tensor(sums) / pairs

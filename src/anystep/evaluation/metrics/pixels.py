@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from anystep.errors import InputError
-from anystep.evaluation.metrics.base import Better, Counts, Images, Observed
+from anystep.evaluation.metrics.base import BootstrapWeights, Direction, ImageFeatures, Images, Replicates
 from anystep.evaluation.metrics.frechet_distance import FrechetDistance
 
 SIDE = 32  # larger images are averaged to it: a covariance has the square of the pixels
@@ -63,20 +63,20 @@ class PixelFrechetDistance:
     """
 
     name = "pixel_frechet_distance"
-    better: Better = "lower"
-    least = FrechetDistance.least
+    direction: Direction = "lower"
+    min_images = FrechetDistance.min_images
     replicates = FrechetDistance.replicates
 
     def __init__(self) -> None:
         self._frechet = FrechetDistance()
 
-    def __call__(self, real: Observed, made: Observed, counts: Counts) -> Float[Tensor, " replicates"]:
-        if real.pixels is None or made.pixels is None:
+    def __call__(self, real: ImageFeatures, generated: ImageFeatures, weights: BootstrapWeights) -> Replicates:
+        if real.pixels is None or generated.pixels is None:
             raise InputError(f"{self.name} needs the pixels of the images")
-        x, y = same_channels(real.pixels, made.pixels)
+        x, y = same_channels(real.pixels, generated.pixels)
         if x.shape[1:] != y.shape[1:]:
-            raise InputError(f"{self.name}: the real images have {x.shape[2]} places, the made ones {y.shape[2]}")
-        return self._frechet.distances(x.flatten(1), y.flatten(1), counts.made) / (255**2 * x.shape[1])
+            raise InputError(f"{self.name}: the real images have {x.shape[2]} places, the generated ones {y.shape[2]}")
+        return self._frechet.distances(x.flatten(1), y.flatten(1), weights.generated) / (255**2 * x.shape[1])
 
 
 class Sharpness:
@@ -88,13 +88,13 @@ class Sharpness:
     """
 
     name = "sharpness"
-    better: Better = "nearest 1"
-    least = 2
+    direction: Direction = "nearest 1"
+    min_images = 2
     replicates = 200
 
-    def __call__(self, real: Observed, made: Observed, counts: Counts) -> Float[Tensor, " replicates"]:
-        if real.fine_energy is None or made.fine_energy is None:
+    def __call__(self, real: ImageFeatures, generated: ImageFeatures, weights: BootstrapWeights) -> Replicates:
+        if real.fine_energy is None or generated.fine_energy is None:
             raise InputError(f"{self.name} needs the spectral energy of the images")
-        energy = counts.made @ made.fine_energy.double() / counts.made.sum(1)
-        reference = counts.real @ real.fine_energy.double() / counts.real.sum(1)
+        energy = weights.generated @ generated.fine_energy.double() / weights.generated.sum(1)
+        reference = weights.real @ real.fine_energy.double() / weights.real.sum(1)
         return (energy + ROUNDING) / (reference + ROUNDING)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from anystep.evaluation.metrics.base import Better, Counts, Observed
+from anystep.evaluation.metrics.base import BootstrapWeights, Direction, ImageFeatures, Replicates
 
 NEIGHBOURS = 5
 ROWS = 1024  # distances of so many images are held at a time
@@ -32,60 +32,60 @@ def within(x: Features, centres: Features) -> Iterator[Bool[Tensor, "rows centre
 
 
 def times_within(
-    x: Features, centres: Features, counts: Float[Tensor, "replicates centres"]
+    x: Features, centres: Features, weights: Float[Tensor, "replicates centres"]
 ) -> Float[Tensor, "replicates count"]:
     """In how many of the centres that a replicate has drawn each image lies."""
-    return torch.cat([counts.float() @ rows.T.float() for rows in within(x, centres)], 1).double()
+    return torch.cat([weights.float() @ rows.T.float() for rows in within(x, centres)], 1).double()
 
 
 class _Share:
-    better: Better = "higher"
-    least = 2 * NEIGHBOURS
+    direction: Direction = "higher"
+    min_images = 2 * NEIGHBOURS
     replicates = 200
 
 
 class Precision(_Share):
-    """The share of made images that lie in the neighbourhood of a real one."""
+    """The share of generated images that lie in the neighbourhood of a real one."""
 
     name = "precision"
 
-    def __call__(self, real: Observed, made: Observed, counts: Counts) -> Float[Tensor, " replicates"]:
-        return _mean(times_within(made.features, real.features, counts.real) > 0, counts.made)
+    def __call__(self, real: ImageFeatures, generated: ImageFeatures, weights: BootstrapWeights) -> Replicates:
+        return _mean(times_within(generated.features, real.features, weights.real) > 0, weights.generated)
 
 
 class Recall(_Share):
-    """The share of real images that lie in the neighbourhood of a made one."""
+    """The share of real images that lie in the neighbourhood of a generated one."""
 
     name = "recall"
 
-    def __call__(self, real: Observed, made: Observed, counts: Counts) -> Float[Tensor, " replicates"]:
-        return _mean(times_within(real.features, made.features, counts.made) > 0, counts.real)
+    def __call__(self, real: ImageFeatures, generated: ImageFeatures, weights: BootstrapWeights) -> Replicates:
+        return _mean(times_within(real.features, generated.features, weights.generated) > 0, weights.real)
 
 
 class Density(_Share):
-    """In how many real neighbourhoods a made image lies, over the number of neighbours; may exceed 1."""
+    """In how many real neighbourhoods a generated image lies, over the number of neighbours; may exceed 1."""
 
     name = "density"
 
-    def __call__(self, real: Observed, made: Observed, counts: Counts) -> Float[Tensor, " replicates"]:
-        return _mean(times_within(made.features, real.features, counts.real) / NEIGHBOURS, counts.made)
+    def __call__(self, real: ImageFeatures, generated: ImageFeatures, weights: BootstrapWeights) -> Replicates:
+        return _mean(times_within(generated.features, real.features, weights.real) / NEIGHBOURS, weights.generated)
 
 
 class Coverage(_Share):
-    """The share of real images in whose neighbourhood a made one lies."""
+    """The share of real images in whose neighbourhood a generated one lies."""
 
     name = "coverage"
 
-    def __call__(self, real: Observed, made: Observed, counts: Counts) -> Float[Tensor, " replicates"]:
-        hits = torch.zeros_like(counts.real, dtype=torch.float32)
-        rows = counts.made.float().split(ROWS, dim=1)
-        for drawn, inside in zip(rows, within(made.features, real.features), strict=True):
+    def __call__(self, real: ImageFeatures, generated: ImageFeatures, weights: BootstrapWeights) -> Replicates:
+        hits = torch.zeros_like(weights.real, dtype=torch.float32)
+        rows = weights.generated.float().split(ROWS, dim=1)
+        for drawn, inside in zip(rows, within(generated.features, real.features), strict=True):
             hits += drawn @ inside.float()
-        return _mean(hits > 0, counts.real)
+        return _mean(hits > 0, weights.real)
 
 
 def _mean(
     values: Float[Tensor, "replicates count"] | Bool[Tensor, "replicates count"],
-    counts: Float[Tensor, "replicates count"],
-) -> Float[Tensor, " replicates"]:
-    return (counts * values).sum(1) / counts.sum(1)
+    weights: Float[Tensor, "replicates count"],
+) -> Replicates:
+    return (weights * values).sum(1) / weights.sum(1)

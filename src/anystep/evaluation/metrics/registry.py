@@ -2,12 +2,9 @@
 
 from collections.abc import Callable, Sequence
 
-from jaxtyping import Float
-from torch import Tensor
-
 from anystep.errors import InputError
 from anystep.evaluation.extractors.registry import FeatureExtractor
-from anystep.evaluation.metrics.base import Better, Counts, Metric, Observed
+from anystep.evaluation.metrics.base import BootstrapWeights, Direction, ImageFeatures, Metric, Replicates
 from anystep.evaluation.metrics.frechet_distance import FrechetDistance
 from anystep.evaluation.metrics.inception_score import InceptionScore
 from anystep.evaluation.metrics.kernel_distance import KernelDistance
@@ -18,15 +15,15 @@ from anystep.evaluation.metrics.precision_recall import Coverage, Density, Preci
 class MeanScore:
     """The mean of a number that every image has by itself, such as its fit to its caption."""
 
-    better: Better = "higher"
-    least = 2
+    direction: Direction = "higher"
+    min_images = 2
     replicates = 200
 
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def __call__(self, real: Observed, made: Observed, counts: Counts) -> Float[Tensor, " replicates"]:
-        return counts.made @ made.scores[self.name].double() / counts.made.sum(1)
+    def __call__(self, real: ImageFeatures, generated: ImageFeatures, weights: BootstrapWeights) -> Replicates:
+        return weights.generated @ generated.scores[self.name].double() / weights.generated.sum(1)
 
 
 METRICS: dict[str, Callable[[], Metric]] = {
@@ -49,9 +46,9 @@ WITHOUT_FEATURES = (MeanScore, PixelFrechetDistance, Sharpness)
 
 def check_measurable(metrics: Sequence[Metric], extractor: FeatureExtractor, samples: int) -> None:
     """Raises InputError, before anything is generated, for too few samples or an extractor that a metric cannot use."""
-    needy = max(metrics, key=lambda metric: metric.least)
-    if samples < needy.least:
-        raise InputError(f"samples {samples}: {needy.name} needs at least {needy.least} images")
+    needy = max(metrics, key=lambda metric: metric.min_images)
+    if samples < needy.min_images:
+        raise InputError(f"samples {samples}: {needy.name} needs at least {needy.min_images} images")
     if any(isinstance(metric, InceptionScore) for metric in metrics) and not extractor.classifies:
         raise InputError(f"inception_score needs a classifier, which extractor {extractor.name} has not")
 

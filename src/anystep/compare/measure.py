@@ -1,0 +1,176 @@
+"""All runs of a comparison measured alike, and the report of them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from anystep.compare.experiment import ComparedRun, Comparison
+from anystep.compare.figures import Replicates, over_seeds, side_by_side
+from anystep.compare.milestones import (
+    DrawnMilestone,
+    Milestone,
+    check_milestones,
+    draw_milestones,
+    measured_milestones,
+    time_to_quality,
+)
+from anystep.compare.report import markdown
+from anystep.contact_sheet import save_image
+from anystep.data.sources import ConcatSource
+from anystep.environment import environment
+from anystep.evaluation.evaluate import Point, generate_points, model_report, whole_report
+from anystep.evaluation.extractors.registry import try_extractor
+from anystep.evaluation.metrics.base import ImageFeatures
+from anystep.evaluation.metrics.registry import check_measurable
+from anystep.evaluation.reference import Reference, control_features, real_features
+from anystep.evaluation.report import curve
+from anystep.evaluation.settings import Evaluation, MeasurementSettings
+from anystep.evaluation.step_plans import BESIDE, VALIDATION_SAMPLES, Search, plan_model
+from anystep.files import write_json, write_text
+from anystep.pipelines.load import Model, find, load
+from anystep.pipelines.scheduler import write_plans
+from anystep.pipelines.step_sheet import models_sheet
+from anystep.training.config import Recipe
+
+SHEET_PROMPTS = 3
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What all runs of a comparison are measured with.
+
+    Attributes:
+        validation: the real images by which plans are chosen, where the comparison searches them.
+    """
+
+    comparison: Comparison
+    evaluation: Evaluation
+    reference: Reference
+    validation: Reference | None
+    prompts: list[str | int]
+    device: torch.device
+
+    @classmethod
+    def open(cls, comparison: Comparison, out: Path, device: torch.device, allow_code: bool) -> "Measurement":
+        """Raises `InputError` for metrics, an extractor or data that do not serve."""
+        settings = MeasurementSettings(
+            out=out / "evaluation", samples=comparison.samples, extractor=comparison.extractor, allow_code=allow_code,
+            guidance=comparison.guidance, plan=comparison.planning,
+        )  # fmt: skip
+        evaluation = Evaluation.open(settings, device, comparison.metrics)
+        metrics, extractor = evaluation.metrics, evaluation.extractor
+        if comparison.milestones:
+            check_milestones(comparison, metrics, extractor)
+        size = comparison.recipe.data.size
+        try_extractor(extractor, size, size)
+        source = ConcatSource(comparison.recipe.data.open())
+        reference = Reference.draw(source, size, comparison.samples, 0, "test" if comparison.plans else "whole")
+        check_measurable(metrics, extractor, len(reference.real))
+        validation = None
+        if comparison.plans:
+            validation = Reference.draw(source, size, min(comparison.samples, VALIDATION_SAMPLES), 0, "validation")
+            check_measurable(metrics[:1], extractor, len(validation.real))
+        return cls(comparison, evaluation, reference, validation, reference.prompts(comparison.samples, 0), device)
+
+    @property
+    def plan_evaluation(self) -> Evaluation:
+        """The evaluation by which plans are chosen."""
+        assert self.validation is not None
+        first, *rest = self.evaluation.metrics
+        metrics = [first, *(each for each in rest if each.name == BESIDE)]
+        settings = replace(self.evaluation.settings, samples=len(self.validation.real), validation=True)
+        return replace(self.evaluation, metrics=metrics, settings=settings)
+
+    def real_images(self) -> tuple[ImageFeatures, dict[str, ImageFeatures]]:
+        """The real images and the controls; those of validation are looked at too, and kept in the folder."""
+        real, controls = (
+            real_features(self.evaluation, self.reference),
+            control_features(self.evaluation, self.reference),
+        )
+        if self.validation is not None:
+            real_features(self.plan_evaluation, self.validation)
+        return real, controls
+
+    def points(self, recipe: Recipe, folder: Path) -> tuple[Model, Search | None, list[Point], list[DrawnMilestone]]:
+        """What a trained run is measured by; what was generated before is read again."""
+        comparison, evaluation = self.comparison, self.evaluation
+        model, search = self._planned(folder)
+        points = generate_points(evaluation, model, sorted(comparison.steps), self.prompts)
+        drawn: list[DrawnMilestone] = []
+        if comparison.milestones:
+            prompts = self.reference.prompts(comparison.milestone_samples, 0)
+            drawn = draw_milestones(comparison, evaluation, recipe, folder, prompts, self.device)
+        return model, search, points, drawn
+
+    def _planned(self, folder: Path) -> tuple[Model, Search | None]:
+        """The model of a trained run, with its plans where the comparison has them."""
+        model = load(folder, self.device)
+        if self.validation is None:
+            return model, None
+        search = plan_model(self.plan_evaluation, model, self.validation, self.comparison.steps)
+        write_plans(Path(find(folder)), search.plans)
+        return load(folder, self.device), search
+
+    def report(
+        self,
+        runs: Sequence[ComparedRun],
+        real: ImageFeatures,
+        controls: Mapping[str, ImageFeatures],
+        on_run: Callable[[str], None],
+    ) -> tuple[dict[str, Any], dict[str, Model]]:
+        """The figures of all trained runs, and a model of each variant."""
+        comparison, evaluation = self.comparison, self.evaluation
+        found: dict[str, dict[int, list[Replicates]]] = {}
+        models: dict[str, Model] = {}
+        reports: dict[str, dict[str, Any]] = {}
+        milestones: dict[str, list[list[Milestone]]] = {}
+        searches: dict[str, Search] = {}
+        for run in runs:
+            models[run.variant], search, points, drawn = self.points(run.recipe, run.folder)
+            if search is not None:
+                searches[run.name] = search
+                on_run(f"planned {run.name}")
+            reports[run.name] = model_report(evaluation, run.name, points, real)
+            # no images of all runs at once
+            found.setdefault(run.variant, {})[run.seed] = [point.replicates for point in points]
+            if comparison.milestones:
+                milestones.setdefault(run.variant, []).append(measured_milestones(evaluation, real, drawn))
+            on_run(f"measured {run.name}")
+        whole = whole_report(evaluation, list(reports.values()), real, controls)
+        directions = whole["better"]
+        figures = {
+            **side_by_side(comparison, found, directions),
+            "models": [
+                over_seeds(comparison, [run for run in runs if run.variant == name], each, reports, directions)
+                for name, each in found.items()
+            ],
+            **{key: whole[key] for key in ("controls", "better", "samples", "real_images", "seed")},
+            "runs": whole["models"],
+            "milestones": time_to_quality(comparison, milestones) if milestones else None,
+            "plans": {run: search.plain() for run, search in searches.items()},
+            "seeds": list(comparison.seeds),
+            "evaluations": comparison.evaluations,
+            "comparison": comparison.model_dump(mode="json", exclude_unset=True),
+        }
+        return figures, models
+
+    def write(
+        self, out: Path, figures: Mapping[str, Any], models: Mapping[str, Model], command: str | None
+    ) -> dict[str, Any]:
+        """Write the report with its pictures into `out` and return it."""
+        report = {**figures, "command": command, "versions": environment()}
+        write_json(out / "report.json", report)
+        write_text(out / "report.md", markdown(report))
+        curve(report, out / "curve.png")
+        comparison, prompts = self.comparison, list(dict.fromkeys(self.prompts))[:SHEET_PROMPTS]
+        names = next(iter(models.values())).pipeline.config.class_names
+        sheet = models_sheet(
+            [(f"{name}: ", model) for name, model in models.items()], prompts, comparison.steps, 0,
+            lambda prompt: names[prompt] if names and isinstance(prompt, int) else str(prompt),
+            guidance=comparison.guidance, plan=comparison.planning,
+        )  # fmt: skip
+        save_image(sheet, out / "sheet.png")
+        return report
