@@ -36,13 +36,18 @@ def draws(seed: int) -> tuple[Tensor, Tensor]:
     return tuple(torch.randn(1, 3, 2, generator=generator, dtype=torch.float64) for _ in range(2))  # type: ignore[return-value]
 
 
+def training_times(transport: Transport, count: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return transport.times(torch.randn(count, generator=generator), torch.rand(count, generator=generator))
+
+
 def scale_of(transport: Transport, t: Tensor) -> float:
     return max(1.0, float(transport.coefficients(t).sigma.abs()))
 
 
 @pytest.mark.parametrize(("name", "sigma"), EVERY)
 @given(a=units, b=units, seed=st.integers(0, 1000))
-def test_a_transition_lands_on_the_path(name: str, sigma: float, a: float, b: float, seed: int) -> None:
+def test_a_transition_lands_at_the_interpolation(name: str, sigma: float, a: float, b: float, seed: int) -> None:
     transport = make_transport(name, sigma_data=sigma)
     t, r = place(transport, max(a, b)), place(transport, min(a, b))
     x, z = draws(seed)
@@ -75,7 +80,7 @@ def test_at_t_equal_r_the_target_is_the_diffusion_target(name: str, sigma: float
 
 @pytest.mark.parametrize(("name", "sigma"), EVERY)
 @given(a=units, seed=st.integers(0, 1000))
-def test_decompose_inverts_path_and_prediction(name: str, sigma: float, a: float, seed: int) -> None:
+def test_decompose_inverts_interpolate_and_target(name: str, sigma: float, a: float, seed: int) -> None:
     transport = make_transport(name, sigma_data=sigma)
     t = place(transport, a)
     x, z = draws(seed)
@@ -158,7 +163,7 @@ def test_the_mean_of_the_target_is_the_exact_transition(name: str, sigma: float)
 @pytest.mark.parametrize("name", NAMES)
 def test_training_times_stay_in_the_range(name: str) -> None:
     transport = make_transport(name)
-    t = transport.draw_times(20_000, torch.Generator().manual_seed(0))
+    t = training_times(transport, 20_000)
     assert t.dtype == torch.float32
     assert t.min() >= transport.t_min
     assert t.max() <= transport.t_max
@@ -166,7 +171,7 @@ def test_training_times_stay_in_the_range(name: str) -> None:
 
 
 def test_ot_fm_times_are_logit_normal() -> None:
-    t = make_transport("ot_fm", mean=-0.4, std=1.0).draw_times(50_000, torch.Generator().manual_seed(0))
+    t = training_times(make_transport("ot_fm", mean=-0.4, std=1.0), 50_000)
     logit = torch.logit(t.double())
     assert logit.mean().item() == pytest.approx(-0.4, abs=0.02)
     assert logit.std().item() == pytest.approx(1.0, abs=0.02)
@@ -235,7 +240,7 @@ def test_whatever_a_transport_takes_leaves_a_finite_path(name: str, data: st.Dat
     ):
         assert all(each.isfinite().all() for each in numbers)
     assert transport.c_noise(t).isfinite().all()
-    assert transport.draw_times(16, torch.Generator().manual_seed(0)).isfinite().all()
+    assert training_times(transport, 16).isfinite().all()
 
 
 # ----------------------------------------------------------------------------------------------------------------------

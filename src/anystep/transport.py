@@ -1,9 +1,9 @@
-"""Paths between data and noise, and the transitions along them.
+"""Transports between data and noise, and the transitions between the times of one.
 
-A transport is four scalar functions of time and a time distribution:
+A transport is four scalar functions of time and a distribution of training times:
 
-    x_t = alpha(t) x + sigma(t) z              the path from data x to noise z
-    F   = alpha_hat(t) x + sigma_hat(t) z      what the network predicts
+    x_t = alpha(t) x + sigma(t) z              between data x and noise z
+    F   = alpha_hat(t) x + sigma_hat(t) z      the target of the network, which predicts it
 
 Everything else follows from them (Transition Models, arXiv 2509.04394, section 3): with
 D = alpha sigma_hat - sigma alpha_hat at t,
@@ -15,6 +15,7 @@ Times have shape (batch,) and broadcast over samples of shape (batch, ...).
 """
 
 import math
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
@@ -25,7 +26,7 @@ from torch import Tensor
 from anystep.bounds import PositiveCoefficient, PositiveShare, Share, check_options, shown
 from anystep.errors import InputError
 
-# of options: each is a number of float32, and so are the logarithm and the reciprocal of a noise level
+# bounds of options: each is a number of float32, and so are the logarithm and the reciprocal of a noise level
 Level = Annotated[float, Ge(1e-6), Le(1e5)]
 Angle = Annotated[float, Ge(0), Le(math.pi / 2)]
 Deviation = Annotated[float, Ge(1e-3), Le(1e3)]
@@ -45,25 +46,35 @@ class Coefficients(NamedTuple):
     sigma_hat: Tensor
 
 
+@dataclass(frozen=True)
 class Transport:
-    """The algebra that all transports share. A subclass gives `coefficients`, `draw` and its time range."""
+    """The algebra that all transports share.
+
+    A transport is a frozen dataclass whose fields are its options, each with its bounds; it defines `coefficients`,
+    `raw_times` and, where the network is not given t itself, `c_noise`.
+
+    Attributes:
+        t_min, t_max: the range of times, from data to noise.
+        sigma_data: the standard deviation of the data.
+    """
 
     name: ClassVar[str]
     t_min: float
     t_max: float
-    sigma_data: float = 1.0
+    sigma_data: float
 
     # --- what a transport defines ---------------------------------------------------------------------------------
 
     def coefficients(self, t: Tensor) -> Coefficients:
+        """alpha, sigma, alpha_hat and sigma_hat at some times."""
         raise NotImplementedError
 
-    def draw(self, normal: Tensor, uniform: Tensor) -> Tensor:
+    def raw_times(self, normal: Tensor, uniform: Tensor) -> Tensor:
         """Training times from standard normal and uniform draws, before they are clamped to the range."""
         raise NotImplementedError
 
     def c_noise(self, t: Tensor) -> Tensor:
-        """What the network is told about `t` (`c_noise` of EDM, arXiv 2206.00364, table 1)."""
+        """The time that the network is given for `t` (`c_noise` of EDM, arXiv 2206.00364, table 1)."""
         return t
 
     # --- what follows ---------------------------------------------------------------------------------------------
@@ -79,7 +90,7 @@ class Transport:
         return expand(c.alpha, x) * x + expand(c.sigma, z) * z
 
     def target(self, x: Sample, z: Sample, t: Times) -> Sample:
-        """F, what a perfect network answers at (x_t, t, t) when it knows x and z."""
+        """F, the instantaneous target of the network: what f(x_t, t, t) should be for this x and z."""
         c = self.coefficients(t)
         return expand(c.alpha_hat, x) * x + expand(c.sigma_hat, z) * z
 
@@ -89,7 +100,7 @@ class Transport:
         return expand(c.alpha_hat, x) * x + expand(c.sigma_hat, z) * z
 
     def decompose(self, x_t: Sample, F: Sample, t: Times) -> tuple[Sample, Sample]:
-        """The data x and noise z that x_t and F stand for."""
+        """The data x and noise z of a given x_t and F."""
         c = self.coefficients(t)
         determinant = c.alpha * c.sigma_hat - c.sigma * c.alpha_hat
         x = expand(c.sigma_hat / determinant, x_t) * x_t - expand(c.sigma / determinant, F) * F
@@ -131,22 +142,18 @@ class Transport:
         Args:
             x, z: data and noise.
             t, r: source and target times.
-            derivative: df/dt, the total derivative of the network along the path at fixed r; no gradient flows.
-            F: the target at t = r, when it is not `target(x, z, t)` (a guided target).
+            derivative: df/dt, the total derivative of the network along x_t at fixed r; no gradient flows into it.
+            F: the target at t = r, where it is not `target(x, z, t)`, such as a guided one.
         """
         if F is None:
             F = self.target(x, z, t)
         slope = self.target_rate(x, z, t) - derivative.detach()
         return F + expand(self.identity_scale(t, r), slope) * slope
 
-    def draw_times(self, count: int, generator: torch.Generator | None = None) -> Times:
-        """`count` independent training times in [t_min, t_max], float32, from a CPU generator."""
-        return self.times(torch.randn(count, generator=generator), torch.rand(count, generator=generator))
-
     def shift(self, t: Tensor, by: Tensor | float) -> Tensor:
-        """Times moved towards noise, as larger images need: u -> s u / (1 + (s - 1) u) of the unit interval.
+        """Times shifted towards noise, as larger images need: u -> s u / (1 + (s - 1) u) on the unit interval.
 
-        SD3 (arXiv 2403.03206, eq. 23). t_min and t_max stay, and so does the order of times.
+        SD3 (arXiv 2403.03206, eq. 23). t_min, t_max and the order of times are unchanged.
         """
         u = (t - self.t_min) / (self.t_max - self.t_min)
         moved = self.t_min + (self.t_max - self.t_min) * (by * u / (1 + (by - 1) * u))
@@ -154,10 +161,10 @@ class Transport:
 
     def times(self, normal: Times, uniform: Times) -> Times:
         """Training times in [t_min, t_max] from standard normal and uniform draws."""
-        return self.draw(normal, uniform).clamp(self.t_min, self.t_max)
+        return self.raw_times(normal, uniform).clamp(self.t_min, self.t_max)
 
     def renoise(self, x_s: Sample, s: Times, r: Times, noise: Sample) -> Sample:
-        """A draw of x_r given x_s, for s <= r: exact for every Gaussian path."""
+        """A draw of x_r given x_s, for s <= r: exact for every transport."""
         at_s, at_r = self.coefficients(s), self.coefficients(r)
         keep = at_r.alpha / at_s.alpha
         fresh = (at_r.sigma.square() - (keep * at_s.sigma).square()).clamp(min=0).sqrt()
@@ -170,94 +177,102 @@ def expand(scalar: Tensor, like: Tensor) -> Tensor:
     return scalar.to(like.device, dtype).view(-1, *[1] * (like.ndim - 1))
 
 
+@dataclass(frozen=True)
 class OTFlowMatching(Transport):
-    """Straight lines from data to noise (rectified flow, arXiv 2209.03003). Times are logit-normal."""
+    """Straight lines from data to noise (rectified flow, arXiv 2209.03003), with logit-normal training times."""
 
-    name = "ot_fm"
-
-    def __init__(self, t_min: Share = 0.0, t_max: PositiveShare = 1.0, mean: LogMean = -0.4, std: LogDeviation = 1.0,
-                 sigma_data: Deviation = 1.0) -> None:  # fmt: skip
-        self.t_min, self.t_max, self.mean, self.std, self.sigma_data = t_min, t_max, mean, std, sigma_data
+    name: ClassVar[str] = "ot_fm"
+    t_min: Share = 0.0
+    t_max: PositiveShare = 1.0
+    mean: LogMean = -0.4
+    std: LogDeviation = 1.0
+    sigma_data: Deviation = 1.0
 
     def coefficients(self, t: Tensor) -> Coefficients:
         one = torch.ones_like(t)
-        return Coefficients(1 - t, t + 0 * one, -one, one)
+        return Coefficients(1 - t, t, -one, one)
 
-    def draw(self, normal: Tensor, uniform: Tensor) -> Tensor:
+    def raw_times(self, normal: Tensor, uniform: Tensor) -> Tensor:
         return torch.sigmoid(self.mean + self.std * normal)
 
 
+@dataclass(frozen=True)
 class TrigFlow(Transport):
-    """A quarter circle (sCM, arXiv 2410.11081)."""
+    """A quarter of a circle from data to noise (TrigFlow of sCM, arXiv 2410.11081)."""
 
-    name = "trigflow"
-
-    def __init__(self, t_min: Angle = 0.0, t_max: Angle = 1.57, mean: LogMean = -1.0, std: LogDeviation = 1.6,
-                 sigma_data: Deviation = 1.0) -> None:  # fmt: skip
-        self.t_min, self.t_max, self.mean, self.std, self.sigma_data = t_min, t_max, mean, std, sigma_data
+    name: ClassVar[str] = "trigflow"
+    t_min: Angle = 0.0
+    t_max: Angle = 1.57
+    mean: LogMean = -1.0
+    std: LogDeviation = 1.6
+    sigma_data: Deviation = 1.0
 
     def coefficients(self, t: Tensor) -> Coefficients:
         return Coefficients(t.cos(), t.sin(), -t.sin(), t.cos())
 
-    def draw(self, normal: Tensor, uniform: Tensor) -> Tensor:
+    def raw_times(self, normal: Tensor, uniform: Tensor) -> Tensor:
         return torch.atan(torch.exp(self.mean + self.std * normal))
 
 
+@dataclass(frozen=True)
 class EDM(Transport):
-    """EDM (arXiv 2206.00364) with the path scaled to unit variance; exact for every `sigma_data`."""
+    """EDM (arXiv 2206.00364) with x_t scaled to unit variance; exact for every `sigma_data`."""
 
-    name = "edm"
-
-    def __init__(self, t_min: Level = 0.01, t_max: Level = 80.0, mean: LogMean = -1.2, std: LogDeviation = 1.2,
-                 sigma_data: Deviation = 0.5) -> None:  # fmt: skip
-        self.t_min, self.t_max, self.mean, self.std, self.sigma_data = t_min, t_max, mean, std, sigma_data
+    name: ClassVar[str] = "edm"
+    t_min: Level = 0.01
+    t_max: Level = 80.0
+    mean: LogMean = -1.2
+    std: LogDeviation = 1.2
+    sigma_data: Deviation = 0.5
 
     def coefficients(self, t: Tensor) -> Coefficients:
         norm = (t.square() + self.sigma_data**2).sqrt()
         return Coefficients(1 / norm, t / norm, t / (self.sigma_data * norm), -self.sigma_data / norm)
 
-    def draw(self, normal: Tensor, uniform: Tensor) -> Tensor:
+    def raw_times(self, normal: Tensor, uniform: Tensor) -> Tensor:
         return torch.exp(self.mean + self.std * normal)
 
     def c_noise(self, t: Tensor) -> Tensor:
         return t.log() / 4
 
 
+@dataclass(frozen=True)
 class VariancePreserving(Transport):
-    """The VP diffusion of score SDEs (arXiv 2011.13456), predicting the noise."""
+    """The VP diffusion of score SDEs (arXiv 2011.13456), with the noise as its target."""
 
-    name = "vp"
-
-    def __init__(self, t_min: PositiveShare = 1e-5, t_max: PositiveShare = 1.0, beta_min: PositiveCoefficient = 0.1,
-                 beta_d: PositiveCoefficient = 19.9, sigma_data: Deviation = 1.0) -> None:  # fmt: skip
-        self.t_min, self.t_max, self.beta_min, self.beta_d = t_min, t_max, beta_min, beta_d
-        self.sigma_data = sigma_data
+    name: ClassVar[str] = "vp"
+    t_min: PositiveShare = 1e-5
+    t_max: PositiveShare = 1.0
+    beta_min: PositiveCoefficient = 0.1
+    beta_d: PositiveCoefficient = 19.9
+    sigma_data: Deviation = 1.0
 
     def coefficients(self, t: Tensor) -> Coefficients:
         ratio = torch.expm1(self.beta_d * t.square() / 2 + self.beta_min * t).sqrt()  # sigma / alpha
         alpha = (ratio.square() + 1).rsqrt()
         return Coefficients(alpha, ratio * alpha, torch.zeros_like(t), torch.ones_like(t))
 
-    def draw(self, normal: Tensor, uniform: Tensor) -> Tensor:
+    def raw_times(self, normal: Tensor, uniform: Tensor) -> Tensor:
         return self.t_min + (self.t_max - self.t_min) * uniform
 
     def c_noise(self, t: Tensor) -> Tensor:
         return 999 * t
 
 
+@dataclass(frozen=True)
 class VarianceExploding(Transport):
-    """The VE diffusion of score SDEs (arXiv 2011.13456), predicting the negative noise."""
+    """The VE diffusion of score SDEs (arXiv 2011.13456), with the negative noise as its target."""
 
-    name = "ve"
-
-    def __init__(self, t_min: Level = 0.02, t_max: Level = 100.0, sigma_data: Deviation = 1.0) -> None:
-        self.t_min, self.t_max, self.sigma_data = t_min, t_max, sigma_data
+    name: ClassVar[str] = "ve"
+    t_min: Level = 0.02
+    t_max: Level = 100.0
+    sigma_data: Deviation = 1.0
 
     def coefficients(self, t: Tensor) -> Coefficients:
         one = torch.ones_like(t)
-        return Coefficients(one, t + 0 * one, torch.zeros_like(t), -one)
+        return Coefficients(one, t, torch.zeros_like(t), -one)
 
-    def draw(self, normal: Tensor, uniform: Tensor) -> Tensor:
+    def raw_times(self, normal: Tensor, uniform: Tensor) -> Tensor:
         return self.t_min * (self.t_max / self.t_min) ** uniform
 
     def c_noise(self, t: Tensor) -> Tensor:
@@ -272,12 +287,12 @@ TRANSPORTS: dict[str, type[Transport]] = {
 def make_transport(name: str, **options: Any) -> Transport:
     """A transport by name: `ot_fm`, `trigflow`, `edm`, `vp` or `ve`.
 
-    Options are the constructor's arguments: `sigma_data`, `t_min`, `t_max`, and `mean`, `std` of the time draw
-    (`ot_fm`, `trigflow`, `edm`) or `beta_min`, `beta_d` (`vp`).
+    Options are its fields: `sigma_data`, `t_min`, `t_max`, and `mean` and `std` of the training times (`ot_fm`,
+    `trigflow`, `edm`) or `beta_min` and `beta_d` (`vp`).
 
     Raises:
-        InputError: unknown name, unknown option, a value out of the bounds that the transport's constructor states, or
-            values that leave no time range or no finite path.
+        InputError: an unknown name, an unknown option, a value out of the bounds that the transport states for it, or
+            values that leave no range of times or no finite coefficients.
     """
     if not isinstance(name, str) or name not in TRANSPORTS:
         raise InputError(f"unknown transport {shown(name)}: choose one of {', '.join(TRANSPORTS)}")
@@ -289,6 +304,6 @@ def make_transport(name: str, **options: Any) -> Transport:
     numbers = [*transport.coefficients(ends), *transport.rates(ends), transport.c_noise(ends)]
     numbers += transport.transition_coefficients(ends[1:], ends[:1])
     if not all(bool(each.isfinite().all()) for each in numbers):
-        options_shown = ", ".join(f"{key} {value:g}" for key, value in vars(transport).items())
+        options_shown = ", ".join(f"{key} {value:g}" for key, value in asdict(transport).items())
         raise InputError(f"transport {name!r} with {options_shown}: no finite path in float32; choose milder options")
     return transport

@@ -1,7 +1,7 @@
 """Which pairs of times (t, r) a network is trained on."""
 
-import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from anystep.transport import Times, Transport
 
-NORMALS, UNIFORMS = 3, 5  # what the times of one sample are made of
+NORMALS, UNIFORMS = 3, 5  # standard normal and uniform numbers that the times of one sample are computed from
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,8 @@ class TimeDistribution:
     """A distribution of single times: the transport's own, with another mean and width, mixed with a uniform one.
 
     Args:
-        mean, std: of the normal number that the transport turns into a time.
-        uniform: share of the times that are uniform over the transport's whole range instead (pMF, arXiv 2601.22158,
+        mean, std: of the normal number that the transport makes a time of.
+        uniform: probability that a time is uniform over the transport's whole range instead (pMF, arXiv 2601.22158,
             has 0.1), so that no time is left to extrapolation.
     """
 
@@ -27,10 +27,11 @@ class TimeDistribution:
     uniform: float = 0.0
 
     def times(self, transport: Transport, normal: Times, uniform: Times, mixed: Times) -> Times:
-        """Times from standard normal and uniform draws; `mixed` are uniform too, and say which times are."""
-        own = copy.copy(transport)
-        own.mean, own.std = self.mean, self.std  # type: ignore[attr-defined]
-        times = own.times(normal, uniform)
+        """Times from standard normal and uniform draws; `mixed` are uniform too, and choose between the two."""
+        own: Any = transport
+        if hasattr(transport, "mean"):  # training times of `vp` and `ve` are made of uniform numbers alone
+            own = replace(own, mean=self.mean, std=self.std)
+        times: Times = own.times(normal, uniform)
         if not self.uniform:
             return times
         anywhere = transport.t_min + (transport.t_max - transport.t_min) * (mixed / self.uniform).clamp(max=1)
@@ -39,15 +40,16 @@ class TimeDistribution:
 
 @dataclass(frozen=True)
 class TimeDraws:
-    """Pairs t >= r, drawn for each sample on its own, so that the shares hold at batch size 1 too.
+    """Pairs t >= r, drawn for each sample independently, so that the probabilities hold at batch size 1 too.
 
     Args:
         diffusion_share: probability that a sample has r = t (plain diffusion).
         consistency_share: probability that a sample has r = t_min (a consistency model).
-        diffusion: of t where r = t. By default (TiM, arXiv 2509.04394, and MeanFlow) it is the larger of two draws of
-            the transport, as for every other pair, which leaves the times of little noise nearly unseen: one draw of
-            its own mends that.
-        later, earlier: of the two draws whose larger one is t and whose smaller one is r; the transport's own.
+        diffusion: distribution of t where r = t. By default (TiM, arXiv 2509.04394, and MeanFlow) t is the larger of
+            two draws, as in every other pair, so that times of little noise are hardly seen; a distribution makes it
+            a single draw.
+        later, earlier: distributions of the two draws whose larger one is t and whose smaller one is r; by default the
+            transport's own.
     """
 
     diffusion_share: float = 0.5
