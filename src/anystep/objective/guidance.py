@@ -1,4 +1,4 @@
-"""Guidance that is trained into a model, so that a guided image costs one evaluation a step."""
+"""Guidance that is trained into a model, so that a guided step costs one network evaluation."""
 
 import math
 from dataclasses import dataclass
@@ -34,14 +34,14 @@ class ModelGuidance:
 
 @dataclass(frozen=True)
 class GuidanceCondition:
-    """Guidance of any scale w in one model that is told it (improved MeanFlow, arXiv 2512.02012), in F space.
+    """Guidance of every scale w in one model, which is given w (improved MeanFlow, arXiv 2512.02012), in F space.
 
-    Inside `t in [start, end]`: F <- F + (1 - 1/w) (f_ema(x_t, t, t, c, w) - f_ema(x_t, t, t, null, 1)). Where f is what
-    it is to be, its mean is w f(c, 1) + (1 - w) f(null, 1): classifier-free guidance by w.
+    Inside `t in [start, end]`: F <- F + (1 - 1/w) (f_ema(x_t, t, t, c, w) - f_ema(x_t, t, t, null, 1)). At its fixed
+    point the mean of f is w f(c, 1) + (1 - w) f(null, 1): classifier-free guidance of scale w.
 
     Args:
-        w_max: the largest scale; the logarithm of w is uniform from 0 to that of this.
-        start, end: of t; all of it by default.
+        w_max: the largest scale; ln w is uniform from 0 to ln w_max.
+        start, end: the interval of t that is guided; all times by default.
     """
 
     w_max: float = 8.0
@@ -49,7 +49,7 @@ class GuidanceCondition:
     end: float = math.inf
 
     def scales(self, uniform: Times) -> Times:
-        """w from uniform draws."""
+        """Guidance scales w from uniform draws."""
         return (uniform * math.log(self.w_max)).exp()
 
     def needs_evaluation(self, t: Times, scale: Times | None = None) -> Bool[Tensor, " batch"]:

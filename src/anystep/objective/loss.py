@@ -18,7 +18,7 @@ from anystep.objective.draws import NORMALS, UNIFORMS, TimeDraws
 from anystep.objective.evaluation import BoundNetwork, TransitionPoints
 from anystep.objective.guidance import GuidanceCondition, ModelGuidance
 from anystep.objective.targets import Identity, SelfEvaluation, Target
-from anystep.objective.weights import Weighting, network_bin
+from anystep.objective.weights import Weighting, c_noise_bin
 from anystep.transport import Sample, Times, Transport, expand
 
 
@@ -27,13 +27,13 @@ class LossRecord:
     """The loss of one batch and what is logged with it. Only `loss` carries gradient.
 
     Attributes:
-        loss: scalar to minimise: the weighted mean over finite samples, plus the alignment term.
+        loss: scalar to minimise: the weighted mean over finite samples, plus the alignment loss.
         denoising: unweighted mean of `residual` over finite samples.
         residual: (batch,) unweighted loss of each sample, NaN where it is not finite.
         weighted_residual: (batch,) the same times the weight that the target gives each point, as `Weighting` gets it.
         t, r: (batch,) the times that were used.
         derivative_norm: root mean square of df/dt over the samples with t > r; 0 without any.
-        alignment: the representation-alignment term before its coefficient; 0 without one.
+        alignment: the representation-alignment loss before its coefficient; 0 without one.
         nonfinite: indices of the samples that were left out.
         evaluations: network evaluations spent, in samples, those without gradient counted too; a branch that is
             evaluated beside another counts as the part of the network that it is.
@@ -55,11 +55,11 @@ class LossRecord:
 
 @dataclass(frozen=True)
 class BranchVelocity:
-    """The velocity of a network with branches is learned on all samples: v(x_t, t) towards F where t > r too.
+    """How a network with branches learns its velocity: v(x_t, t) towards F on all samples, also where t > r.
 
     Args:
-        weight: of its loss there.
-        cost: of its branch, as a share of an evaluation of the network.
+        weight: loss weight of the velocity where t > r.
+        cost: operations of its branch, relative to an evaluation of the whole network.
     """
 
     weight: float = 1.0
@@ -314,10 +314,10 @@ def residual_by_bin(
     """Sums and counts of the unweighted residual on a grid over (t, r).
 
     The adaptive weight makes the loss itself flat, so this is what shows learning. Rows are t, columns r, from t_min
-    to t_max in equal parts of the network's time. Non-finite residuals are left out.
+    to t_max in equal parts of c_noise. Non-finite residuals are left out.
     """
     finite = residual.isfinite()
-    cell = (network_bin(transport, t, bins) * bins + network_bin(transport, r, bins))[finite]
+    cell = (c_noise_bin(transport, t, bins) * bins + c_noise_bin(transport, r, bins))[finite]
     sums = torch.zeros(bins * bins, device=t.device).index_add_(0, cell, residual[finite].float())
     counts = torch.bincount(cell, minlength=bins * bins)
     return sums.view(bins, bins), counts.view(bins, bins)

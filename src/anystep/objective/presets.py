@@ -1,10 +1,10 @@
 """Objectives by name: which pairs (t, r) a network learns, from what, and from which paper.
 
-All of them train the same network on the same path, and all are the transition objective with other parts: the entries
-below say which, in the words of `anystep.training.config.ObjectiveConfig`. What is not said stays as the paper's
-transition objective has it, so that a comparison changes one thing. `sampling` is how a network trained that way is
-meant to be asked: `transition` for f(x_t, t, r), `instantaneous` for f(x_t, t, t) (an Euler step), `consistency` for
-f(x_t, t, t_min) and fresh noise after every step but the last.
+All of them train the same network with the same transport, and all are the transition objective with other parts: the
+entries below name them by the fields of `anystep.training.config.ObjectiveConfig`. Fields that an entry leaves out are
+those of the paper's transition objective, so that a comparison changes one thing. `sampling` is how a network trained
+that way is meant to be sampled: `transition` by f(x_t, t, r), `instantaneous` by f(x_t, t, t) (Euler steps),
+`consistency` by f(x_t, t, t_min) and fresh noise after every step but the last.
 """
 
 from dataclasses import dataclass, field
@@ -22,11 +22,11 @@ class ObjectivePreset:
     """An objective of the literature.
 
     Attributes:
-        label: for figures.
+        label: its name in figures.
         source: the paper, and the equation of the target.
         equation: the target where t > r, on straight lines (A = 1, B = r - t), with v = f(x_t, t, t).
-        options: of `ObjectiveConfig`.
-        sampling: as above.
+        options: fields of `ObjectiveConfig`.
+        sampling: how the network is sampled, as above.
     """
 
     label: str
@@ -41,8 +41,8 @@ OBJECTIVES: dict[ObjectiveKind, ObjectivePreset] = {
     "transition": ObjectivePreset(
         "transition (paper)", "TiM, arXiv 2509.04394, eq. 10", "F - (t - r) df/dt, f along (x, z)"
     ),
-    # ours: little noise is seen as often as much (its own draw of t where t = r), nearly all samples are t = r, so that
-    # v stays as good as flow matching's, most others r = t_min; the target follows v, half of which stands in it
+    # ours: t is a single draw where t = r, so that little noise is seen as often as much; nearly all samples are t = r,
+    # so that v stays as good as flow matching's, and most others r = t_min; df/dt is taken along v, which is half of F
     "any_step": ObjectivePreset(
         "any-step (ours)",
         "this project, docs/results/objectives.md",
@@ -65,7 +65,7 @@ OBJECTIVES: dict[ObjectiveKind, ObjectivePreset] = {
         {"diffusion_share": 1.0, "consistency_share": 0.0},
         sampling="instantaneous",
     ),
-    # r = t_min alone. That x(x_t, t) does not change along a path, d/dt [A(t, 0) x_t + B(t, 0) f] = 0, is the identity
+    # r = t_min alone: the end of a transition stays the same along a trajectory, d/dt [A(t, 0) x_t + B(t, 0) f] = 0
     "consistency": ObjectivePreset(
         "consistency",
         "arXiv 2303.01469 in continuous time (2410.11081, eq. 6)",

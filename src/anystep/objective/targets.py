@@ -1,7 +1,7 @@
-"""What a network should answer at (x_t, t, r) where t > r: targets that need no solver and no other network.
+"""Training targets: what a network should answer at (x_t, t, r) where t > r, without a solver or a teacher network.
 
-At t = r every target is F = alpha_hat x + sigma_hat z, the instantaneous target of diffusion. Each target below is the
-exact answer where its ingredients are, and needs only ordinary forward passes without gradient.
+At t = r every target is F = alpha_hat x + sigma_hat z, the instantaneous target of diffusion. Each target below is
+exact where the network's answers in it are, and needs only ordinary forward passes without gradient.
 """
 
 import math
@@ -17,12 +17,12 @@ from anystep.transport import Sample, Times, Transport, expand
 
 
 class TargetValue(NamedTuple):
-    """A target and what it was made of.
+    """A target and what it was computed from.
 
     Attributes:
         value: what f should be, one row a point.
-        slope: the estimate of df/dt, where one was made.
-        weight: (rows,) by which the residual of each point is multiplied; None is 1.
+        slope: the estimate of df/dt, where the target uses one.
+        weight: (points,) the factor on the residual of each point; None is 1.
     """
 
     value: Sample
@@ -32,11 +32,11 @@ class TargetValue(NamedTuple):
 
 @runtime_checkable
 class Target(Protocol):
-    """A rule for the samples with t > r."""
+    """A rule for the target of samples with t > r."""
 
     @property
     def cost(self) -> int:
-        """Network evaluations without gradient that a sample takes."""
+        """The number of network evaluations without gradient that a sample takes."""
         ...
 
     def __call__(self, at: TransitionPoints, evaluate: Evaluation, teacher: Evaluation, progress: float) -> TargetValue:
@@ -55,11 +55,11 @@ class Identity:
     """The state transition identity (TiM, arXiv 2509.04394, eq. 10): F + (B / dB/dt) (dF/dt - df/dt).
 
     Args:
-        estimate: of df/dt.
-        along: the trajectory that df/dt is taken along. `path` is that of the pair (x, z), as in the paper; `velocity`
-            that of the network's own velocity v = f(x_t, t, t), which has the same mean and less noise (improved
+        estimate: the estimator of df/dt.
+        along: the trajectory that df/dt is taken along. `path` is x_t at fixed x and z, as in the paper; `velocity`
+            follows the network's own velocity v = f(x_t, t, t), which has the same mean and less noise (improved
             MeanFlow, arXiv 2512.02012), for one more evaluation.
-        velocity_share: how much of the pair's own F is replaced by v, from 0 to 1: less noise, and the bias of v.
+        velocity_share: mixing weight of v in F, from 0 to 1: it brings less noise, and the bias of v.
     """
 
     estimate: Derivative = field(default_factory=derivative)
@@ -72,11 +72,12 @@ class Identity:
 
     @property
     def needs_velocity(self) -> bool:
+        """Whether the target is computed from the velocity of the network."""
         return self.along == "velocity" or self.velocity_share > 0
 
     @torch.no_grad()
     def __call__(self, at: TransitionPoints, evaluate: Evaluation, teacher: Evaluation, progress: float) -> TargetValue:
-        trajectory, target = at, at  # whose x and z say where df/dt is taken, and what F and dF/dt are
+        trajectory, target = at, at  # df/dt is taken along x and z of the first, F and dF/dt are those of the second
         if self.needs_velocity:
             v = teacher(at.x_t, at.t, at.t, at.sample_index) if at.v is None else at.v
             own = at.transport.decompose(at.x_t, v, at.t)
@@ -95,7 +96,7 @@ class Identity:
 class SelfConsistency:
     """The F that makes one step from t to r arrive where two steps of half the length do.
 
-    Shortcut models (arXiv 2410.12557, eq. 5), on any path: with x_r the end of the two steps, F = (x_r - A x_t) / B.
+    Shortcut models (arXiv 2410.12557, eq. 5), for every transport: F = (x_r - A x_t) / B, x_r the end of the two steps.
     """
 
     cost: int = 2
@@ -105,20 +106,20 @@ class SelfConsistency:
         middle = (at.t + at.r) / 2
         x_s = at.transport.transition(at.x_t, teacher(at.x_t, at.t, middle, at.sample_index), at.t, middle)
         x_r = at.transport.transition(x_s, teacher(x_s, middle, at.r, at.sample_index), middle, at.r)
-        return TargetValue(landing(at, x_r))
+        return TargetValue(prediction_to(at, x_r))
 
 
 @dataclass(frozen=True)
 class Implicit:
-    """The F that lands where the network, asked a little way down the path, lands.
+    """The F whose transition ends where a transition from a slightly earlier time ends.
 
-    alpha-Flow (arXiv 2510.20771) and SoFlow (arXiv 2512.15657): with s = t - ratio (t - r) and x_s on the path
-    of (x, z), one transition t -> r must arrive where x_s does by f(x_s, s, r). On straight lines the target is
+    alpha-Flow (arXiv 2510.20771) and SoFlow (arXiv 2512.15657): with s = t - ratio (t - r) and x_s interpolated from
+    the same x and z, the transition t -> r must end where f(x_s, s, r) takes x_s. On straight lines the target is
     ratio F + (1 - ratio) f(x_s, s, r). At ratio 1 it is F itself; towards 0 it becomes the state transition identity,
     for one evaluation and without a division by a small step. Residuals are divided by the ratio.
 
     Args:
-        start, end: the ratio falls from one to the other along a logistic curve over the training.
+        start, end: the ratio falls from `start` to `end` along a logistic curve over the training.
     """
 
     start: float = 0.5
@@ -126,7 +127,7 @@ class Implicit:
     cost: int = 1
 
     def ratio(self, progress: float) -> float:
-        """The ratio at that share of the training, flat at both ends, as alpha-Flow has it."""
+        """The ratio when that part of the training is done, flat at both ends, as alpha-Flow has it."""
         low, high = math.log(self.end), math.log(self.start)
         curve = 1 / (1 + math.exp(12 * (progress - 0.5)))
         return math.exp(low + (high - low) * curve)
@@ -135,23 +136,23 @@ class Implicit:
     def __call__(self, at: TransitionPoints, evaluate: Evaluation, teacher: Evaluation, progress: float) -> TargetValue:
         ratio = self.ratio(progress)
         s = at.t - ratio * (at.t - at.r)
-        # F may be guided: the pair that stands for it at x_t says where the path goes
+        # F may be guided: x_s is interpolated from the data and noise that it stands for at x_t
         x_s = at.transport.interpolate(*at.transport.decompose(at.x_t, at.F, at.t), s)
         x_r = at.transport.transition(x_s, teacher(x_s, s, at.r, at.sample_index).to(x_s), s, at.r)
-        return TargetValue(landing(at, x_r), weight=torch.full_like(at.t, 1 / ratio))
+        return TargetValue(prediction_to(at, x_r), weight=torch.full_like(at.t, 1 / ratio))
 
 
 @dataclass(frozen=True)
 class Terminal:
-    """The Lagrangian identity: where a transition lands, it moves with r as the velocity there says.
+    """The Lagrangian identity: the end x_r of a transition moves with r at the velocity of the flow there.
 
     Lagrangian self-distillation (arXiv 2505.18825) and terminal velocity matching (arXiv 2511.19797), without
-    a gradient through the derivative. With x_r = A x_t + B f and u the velocity of the path at (x_r, r),
+    a gradient through the derivative. With x_r = A x_t + B f and u the velocity dx/dt of the flow at (x_r, r),
     f <- (u - A_r x_t - B df/dr) / B_r, where A_r and B_r are derivatives in r. On straight lines:
     v(x_r, r) + (t - r) df/dr. Neither x nor z enters: given v, the target has no noise.
 
     Args:
-        eps: of the difference in r, as a share of the interval: B makes up for what the division costs.
+        eps: step of the difference in r, relative to the interval: the factor B makes up for the division by it.
     """
 
     eps: float | None = None
@@ -170,28 +171,27 @@ class Terminal:
         other = r + h * (t - r)
         slope = (evaluate(at.x_t, t, other, at.sample_index).to(at.f) - at.f) / expand(other - r, at.f)
         value = (u - expand(A_r, u) * at.x_t - expand(B, slope) * slope) / expand(B_r, u)
-        # where B_r is small, what f answers hardly moves the landing point, and the quotient says little
+        # where B_r is small, x_r hardly depends on f, and the quotient is ill-conditioned
         weight = (B_r / transition_rates(transport, r, r)[1]).square()
         return TargetValue(value, slope, weight)
 
 
 @dataclass(frozen=True)
 class SelfEvaluation:
-    """The data that x_t comes from, mixed with what the network makes of it once its own velocity has judged that.
+    """The data x, mixed with the data that f stands for after feedback from the network's own velocity.
 
-    Self-E (arXiv 2512.22374), in F space. With x^ the data that f stands for, x^_r = alpha_r x^ + sigma_r z' its point
-    at r for fresh noise z', x~ the data that the velocity there stands for, and
-    l = sigma_t / alpha_t - sigma_r / alpha_r, f is to stand for the data
-    (x + l (x^ + x~(x^_r, r, c) - x~(x^_r, r, null))) / (1 + l), scaled to the norm of x. It is no identity: before the
-    scaling its fixed point is x^ = E[x | x_t] + l (x~(c) - x~(null)), which leans to where the condition is told from
-    none; where it is not, or where t = r, f is the velocity.
+    Self-E (arXiv 2512.22374), in F space. With x^ the data that f stands for, x^_r = alpha_r x^ + sigma_r z' for fresh
+    noise z', x~ the data that the velocity at (x^_r, r) stands for, and l = sigma_t / alpha_t - sigma_r / alpha_r, the
+    target stands for the data (x + l (x^ + x~(x^_r, r, c) - x~(x^_r, r, null))) / (1 + l), scaled to the norm of x. It
+    is no identity: before the scaling its fixed point is x^ = E[x | x_t] + l (x~(c) - x~(null)), which is moved
+    towards the condition, as guidance moves it. Where the condition changes nothing, or t = r, f is the velocity.
 
     Args:
-        most: that l may be, so that some of the data stays in where alpha_t is nearly zero; ours.
-        renormalise: whether to scale.
+        max_weight: the largest value of l, so that part of x is kept where alpha_t is nearly zero (not in the paper).
+        renormalise: whether the data is scaled to the norm of x.
     """
 
-    most: float = 10.0
+    max_weight: float = 10.0
     renormalise: bool = True
     cost: int = 2
 
@@ -200,27 +200,28 @@ class SelfEvaluation:
         if at.fresh_noise is None or at.null is None:
             raise ValueError("a self-evaluation target needs fresh_noise and null_condition")
         transport, r = at.transport, at.r
-        own, _ = transport.decompose(at.x_t, at.f, at.t)
-        x_r = transport.interpolate(own, at.fresh_noise, r)
+        x_hat, _ = transport.decompose(at.x_t, at.f, at.t)
+        x_r = transport.interpolate(x_hat, at.fresh_noise, r)
         judged, null = (
             transport.decompose(x_r, ask(x_r, r, r, at.sample_index).to(x_r), r)[0] for ask in (teacher, at.null)
         )
         c, c_r = transport.coefficients(at.t), transport.coefficients(r)
-        length = (c.sigma / c.alpha - c_r.sigma / c_r.alpha).clamp(max=self.most)
-        data = torch.lerp(at.x.to(own), own + judged - null, expand(length / (1 + length), own))
+        weight = (c.sigma / c.alpha - c_r.sigma / c_r.alpha).clamp(max=self.max_weight)
+        data = torch.lerp(at.x.to(x_hat), x_hat + judged - null, expand(weight / (1 + weight), x_hat))
         if self.renormalise:
-            data = data * expand(sizes(at.x, at.sample_index) / sizes(data, at.sample_index).clamp(min=1e-12), data)
-        # x_t stays, so that the noise moves with the data
+            norms = (sample_norms(each, at.sample_index) for each in (at.x, data))
+            data = data * expand(next(norms) / next(norms).clamp(min=1e-12), data)
+        # x_t is unchanged, so that other data means other noise
         return TargetValue(at.F + expand(c.alpha_hat - c.sigma_hat * c.alpha / c.sigma, data) * (data - at.x))
 
 
-def sizes(values: Sample, sample_index: SampleIndex) -> Times:
-    """The norm of the sample that each row belongs to."""
+def sample_norms(values: Sample, sample_index: SampleIndex) -> Times:
+    """For each row, the norm of the sample that it belongs to."""
     sums = torch.zeros(int(sample_index.max()) + 1, dtype=values.dtype, device=values.device)
     return sums.index_add(0, sample_index, values.square().flatten(1).sum(1))[sample_index].sqrt()
 
 
-# only the embedding of the interval moves, so the step can be larger than that of df/dt
+# only the embedding of the interval changes, so the step can be larger than that of df/dt
 TERMINAL_EPS = {torch.float64: 0.001, torch.float32: 0.02, torch.float16: 0.04, torch.bfloat16: 0.08}
 
 
@@ -230,7 +231,7 @@ def transition_rates(transport: Transport, t: Times, r: Times) -> tuple[Tensor, 
     return tangents[0], tangents[1]
 
 
-def landing(at: TransitionPoints, x_r: Sample) -> Sample:
-    """The F that carries x_t from t to `x_r` at r."""
+def prediction_to(at: TransitionPoints, x_r: Sample) -> Sample:
+    """The F whose transition takes x_t from time t to `x_r` at time r."""
     A, B = at.transport.transition_coefficients(at.t, at.r)
     return (x_r - expand(A, at.x_t) * at.x_t) / expand(B, at.x_t)

@@ -1,4 +1,4 @@
-"""What each sample counts in the loss: weights of intervals, of a sample's own residual, and of cells of (t, r)."""
+"""Loss weights: by the interval, by the size of a sample's own residual, and by the usual residual at its (t, r)."""
 
 import math
 from dataclasses import dataclass
@@ -34,23 +34,23 @@ def interval_weight(transport: Transport, t: Times, r: Times, kind: str = "sqrt"
     return torch.where(t == r, torch.ones_like(t), weight)
 
 
-def network_share(transport: Transport, time: Times) -> Times:
-    """Where a time lies in the range of the network's times: 0 at t_min, 1 at t_max."""
+def c_noise_fraction(transport: Transport, time: Times) -> Times:
+    """The place of a time in the range of c_noise: 0 at t_min, 1 at t_max."""
     low, high = (transport.c_noise(torch.tensor(end)) for end in (transport.t_min, transport.t_max))
     return (transport.c_noise(time) - low) / (high - low)
 
 
-def network_bin(transport: Transport, time: Times, bins: int) -> Int[Tensor, " batch"]:
-    """Which of `bins` equal parts of the range of the network's times each time falls into."""
-    return (network_share(transport, time) * bins).long().clamp(0, bins - 1)
+def c_noise_bin(transport: Transport, time: Times, bins: int) -> Int[Tensor, " batch"]:
+    """Which of `bins` equal parts of the range of c_noise each time falls into."""
+    return (c_noise_fraction(transport, time) * bins).long().clamp(0, bins - 1)
 
 
 class RunningMean(nn.Module):
     """Residuals against the running mean m of their cell of (t, r): l / m where t = r, log(1 + l / m) where t > r.
 
-    It evens out pairs of times, and not samples: where t = r the error stays quadratic, so that its minimiser is
-    the mean of the velocity; where t > r the logarithm bounds what a few far points weigh. Cells are 8 equal parts of
-    the network's time each way; t = r has 8 of its own.
+    It equalises pairs of times, and not samples: where t = r the error stays quadratic, so that its minimiser is
+    the mean of the velocity; where t > r the logarithm bounds the influence of outliers. Cells are 8 equal parts of
+    c_noise of both times; t = r has 8 cells of its own.
 
     Attributes:
         sums, counts: of the residuals of each cell (t, r) and, in the last column, (t, t). Both fade by `decay` with
@@ -68,22 +68,21 @@ class RunningMean(nn.Module):
 
     def cell(self, transport: Transport, t: Times, r: Times) -> Int[Tensor, " batch"]:
         """The number of each pair's cell, row by row."""
-        column = torch.where(t == r, self.bins, network_bin(transport, r, self.bins))
-        return network_bin(transport, t, self.bins) * (self.bins + 1) + column
+        column = torch.where(t == r, self.bins, c_noise_bin(transport, r, self.bins))
+        return c_noise_bin(transport, t, self.bins) * (self.bins + 1) + column
 
     def forward(self, transport: Transport, t: Times, r: Times, residual: Times) -> Times:
-        """The loss of each sample. In its cell's mean a sample counts as one more, so that a cell may be new."""
+        """The loss of each sample, (batch,). The mean of its cell includes the sample itself: a cell may be empty."""
         cell = self.cell(transport, t, r)
-        own = residual.detach()
-        mean = (self.sums.flatten()[cell] + own) / (self.counts.flatten()[cell] + 1)
-        share = residual / mean.clamp(min=1e-8)
-        return torch.where(t == r, share, share.log1p())
+        mean = (self.sums.flatten()[cell] + residual.detach()) / (self.counts.flatten()[cell] + 1)
+        ratio = residual / mean.clamp(min=1e-8)
+        return torch.where(t == r, ratio, ratio.log1p())
 
     @torch.no_grad()
     def update(self, transport: Transport, t: Times, r: Times, residual: Times) -> None:
-        """Take in the residuals of a step, of all processes together; those that are not finite are left out.
+        """Add the residuals of a step, of all processes together; those that are not finite are left out.
 
-        On the CPU, so that the sums have one order on every device.
+        Computed on the CPU, so that the order of summation is the same on every device.
         """
         finite = residual.isfinite()
         t, r, residual = (each[finite].cpu() for each in (t, r, residual))
@@ -96,13 +95,13 @@ class RunningMean(nn.Module):
 
 
 class Uncertainty(nn.Module):
-    """Residuals against a learned level of theirs: e^-u l + u, least where u(t, r) is the logarithm of the mean of l.
+    """Learned uncertainty u of the residual l: e^-u l + u, which is least where u(t, r) is the logarithm of l's mean.
 
     EDM2 (arXiv 2312.02696) over t, and Lagrangian self-distillation (arXiv 2505.18825) over two times. u is linear in
-    products of cosines of the network's t and r; t = r, where the target is another, has a map of its own.
+    products of cosines of c_noise of both times, with coefficients of its own for t = r, where the target is another.
 
     Attributes:
-        weight: of the cosines, for t > r and for t = r; zero at the start.
+        weight: coefficients of the cosines, for t > r and for t = r; zero at the start.
     """
 
     def __init__(self, frequencies: int = 8) -> None:
@@ -110,20 +109,20 @@ class Uncertainty(nn.Module):
         self.weight = nn.Parameter(torch.zeros(2, frequencies, frequencies))
 
     def level(self, transport: Transport, t: Times, r: Times) -> Times:
-        """u(t, r)."""
+        """u(t, r), (batch,)."""
         waves = torch.arange(self.weight.shape[1], device=t.device) * math.pi
-        of_t, of_r = ((network_share(transport, time)[:, None] * waves).cos() for time in (t, r))
+        of_t, of_r = ((c_noise_fraction(transport, time)[:, None] * waves).cos() for time in (t, r))
         # no matrix product, which autocast would round
         moving, same = ((weight * of_t[:, :, None] * of_r[:, None]).sum((1, 2)) for weight in self.weight)
         return torch.where(t == r, same, moving)
 
     def forward(self, transport: Transport, t: Times, r: Times, residual: Times) -> Times:
-        """The loss of each sample."""
+        """The loss of each sample, (batch,)."""
         u = self.level(transport, t, r)
         return (-u).exp() * residual + u
 
     def update(self, transport: Transport, t: Times, r: Times, residual: Times) -> None:
-        """Nothing: it learns by its gradient."""
+        """Does nothing, since `weight` is learned by gradient descent."""
 
 
 Normaliser = RunningMean | Uncertainty
@@ -131,16 +130,16 @@ Normaliser = RunningMean | Uncertainty
 
 @dataclass(frozen=True)
 class Weighting:
-    """What each sample's residual counts in the loss.
+    """The loss of each sample from its residual.
 
     Args:
-        interval, tangent: of `interval_weight`.
+        interval, tangent: `kind` and `tangent` of `interval_weight`.
         power: each residual l is divided by stopgrad(l + 1e-5)^power. At 1 (TiM; MeanFlow, arXiv
             2505.13447) the loss is that of log l, whose minimiser at t = r is a mode of the velocity rather
             than its mean; at 0 it is the plain mean; between the two, outliers count less and the bias is small.
-        normaliser: what evens out pairs of times beside that, with a state of its own. A running mean goes with
-            power 0, since its logarithm does what the power does; a learned uncertainty with less than 1, which would
-            leave every residual at 1.
+        normaliser: what equalises pairs of times in addition, with a state of its own. A running mean needs power 0,
+            since its logarithm does what the power does; a learned uncertainty needs a power below 1, since 1
+            makes every residual 1.
     """
 
     interval: WeightKind = "sqrt"
