@@ -1,14 +1,16 @@
 """What tests of several modules make and compare."""
 
 import io
+import math
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from anystep.data.example import BrokenExample, Example
 from anystep.data.npy import to_npy
@@ -16,6 +18,9 @@ from anystep.data.prepare import Encoders
 from anystep.data.shard_files import Record, write_shard
 from anystep.data.shard_index import INDEX, Index
 from anystep.data.shards import Shards
+from anystep.models import TransitionTransformer2DModel, build_transformer
+from anystep.objective import TransitionPoints
+from anystep.transport import Transport
 
 RED = (255, 0, 0)
 
@@ -109,3 +114,42 @@ def save_picture_tars(folder: Path) -> Path:
                     entry.size = len(content)
                     tar.addfile(entry, io.BytesIO(content))
     return folder
+
+
+def lively(preset: str, **options: Any) -> TransitionTransformer2DModel:
+    """A small network with no parameter at zero, as after training."""
+    torch.manual_seed(0)
+    network = build_transformer(preset, **options)
+    for parameter in network.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.1)
+    return network.eval()
+
+
+def latent_batch(count: int = 6) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """x, z, t, r and labels, every sample with t > r."""
+    generator = torch.Generator().manual_seed(1)
+    x, z = (torch.randn(count, 4, 8, 8, generator=generator) for _ in range(2))
+    t = torch.linspace(0.3, 0.9, count)
+    return x, z, t, t - 0.25, torch.arange(count) % 10
+
+
+def at_points(
+    transport: Transport, x: Tensor, z: Tensor, t: Tensor, r: Tensor, f: Tensor, index: Tensor | None = None
+) -> TransitionPoints:
+    """Points of samples of their own, where the network answers f."""
+    x_t, F = transport.interpolate(x, z, t), transport.target(x, z, t)
+    return TransitionPoints(transport, x, z, F, t, r, torch.arange(len(x)) if index is None else index, x_t, f)
+
+
+def time_of(transport: Transport, c_noise: Tensor) -> Tensor:
+    """The time t whose `c_noise` a network is given."""
+    inverses = {"edm": lambda c: (4 * c).exp(), "vp": lambda c: c / 999, "ve": lambda c: 2 * c.exp()}
+    return inverses.get(transport.name, lambda c: c)(c_noise)
+
+
+def convergence_order(steps: Sequence[float], errors: Sequence[float]) -> float:
+    """The slope of the logarithm of the error over that of the step, by least squares."""
+    points = torch.tensor([[math.log(step), 1.0] for step in steps], dtype=torch.float64)
+    logs = torch.tensor([[math.log(error)] for error in errors], dtype=torch.float64)
+    return float(torch.linalg.lstsq(points, logs).solution[0, 0])

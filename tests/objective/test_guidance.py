@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import time_of
 from hypothesis import given
 from hypothesis import strategies as st
 from mixture import exact_jump, guided, instantaneous, posterior
@@ -37,11 +38,6 @@ TARGETS: dict[str, Target] = {
     "terminal": Terminal(1e-5),
     "implicit": Implicit(1e-3, 1e-3),
 }
-NETWORK_TIMES = {
-    "edm": lambda told: (4 * told).exp(),
-    "vp": lambda told: told / 999,
-    "ve": lambda told: 2 * told.exp(),
-}
 
 
 class Exact(nn.Module):
@@ -54,8 +50,7 @@ class Exact(nn.Module):
         self.added = nn.Parameter(torch.zeros(count, dtype=torch.float64))
 
     def forward(self, x: Tensor, t: Tensor, r: Tensor, condition: Tensor, mask: Any, guidance: Tensor) -> Tensor:
-        inverse = NETWORK_TIMES.get(self.transport.name, lambda told: told)
-        t, r, x_t = inverse(t), inverse(r), x[:, 0]
+        t, r, x_t = time_of(self.transport, t), time_of(self.transport, r), x[:, 0]
         scale = torch.where(condition == 1, guidance, 0.0)
 
         def field(transport: Transport, x_t: Tensor, t: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The objective: its derivatives, its times, its protection, and the reference's numbers."""
+"""The loss: its terms, what is left out of it, networks with branches, and the numbers of the reference."""
 
 import json
 import os
@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from hypothesis import given
-from hypothesis import strategies as st
+from helpers import at_points, latent_batch, lively
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from anystep.models import TransitionTransformer2DModel, build_transformer, load_reference_transformer
+from anystep.models import load_reference_transformer
 from anystep.objective import (
     BoundNetwork,
     BranchVelocity,
@@ -24,40 +23,12 @@ from anystep.objective import (
     TimeDraws,
     TrainingBatch,
     TransitionObjective,
-    TransitionPoints,
     derivative,
-    interval_weight,
     residual_by_bin,
 )
-from anystep.transport import TRANSPORTS, Transport, make_transport
+from anystep.transport import TRANSPORTS, make_transport
 
 FLOW = make_transport("ot_fm")
-
-
-def at_points(
-    transport: Transport, x: Tensor, z: Tensor, t: Tensor, r: Tensor, f: Tensor, index: Tensor | None = None
-) -> TransitionPoints:
-    """Points of samples of their own, where the network answers f."""
-    x_t, F = transport.interpolate(x, z, t), transport.target(x, z, t)
-    return TransitionPoints(transport, x, z, F, t, r, torch.arange(len(x)) if index is None else index, x_t, f)
-
-
-def lively(**options: Any) -> TransitionTransformer2DModel:
-    """A small network whose modulation is not zero, as after training."""
-    torch.manual_seed(0)
-    network = build_transformer("c2i-test", **options)
-    for name, parameter in network.named_parameters():
-        if "modulation.down" in name or "final_layer.linear" in name:
-            nn.init.normal_(parameter, std=0.1)
-    return network
-
-
-def batch(count: int = 6) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """x, z, t, r, labels, every sample with t > r."""
-    generator = torch.Generator().manual_seed(1)
-    x, z = (torch.randn(count, 4, 8, 8, generator=generator) for _ in range(2))
-    t = torch.linspace(0.3, 0.9, count)
-    return x, z, t, t - 0.25, torch.arange(count) % 10
 
 
 class Counting(nn.Module):
@@ -70,128 +41,6 @@ class Counting(nn.Module):
     def forward(self, x: Tensor, *rest: Any, **more: Any) -> Any:
         self.calls.append((len(x), torch.is_grad_enabled()))
         return self.network(x, *rest, **more)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Derivatives
-
-
-@pytest.mark.parametrize(("kind", "tolerance"), [("central", 2e-3), ("one_sided", 3e-2)])
-def test_finite_differences_agree_with_forward_mode_in_float32(kind: Any, tolerance: float) -> None:
-    x, z, t, r, y = batch()
-    evaluate, rows = BoundNetwork(lively(), FLOW, y), torch.arange(len(x))
-    value = evaluate(FLOW.interpolate(x, z, t), t, r, rows)
-    at = at_points(FLOW, x, z, t, r, value)
-    exact, estimate = derivative("forward_mode")(evaluate, at), derivative(kind)(evaluate, at)
-    assert exact.norm() > 0.1 * value.norm()
-    assert (estimate - exact).norm() <= tolerance * exact.norm()
-
-
-def test_forward_mode_is_exact_in_float64() -> None:
-    class Known(nn.Module):
-        def forward(self, x: Tensor, t: Tensor, r: Tensor, condition: Tensor, mask: None = None) -> Tensor:
-            return x.sin() * (t**2 + r)[:, None]
-
-    x, z = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
-    t, r = torch.linspace(0.3, 0.9, 4, dtype=torch.float64), torch.full((4,), 0.1, dtype=torch.float64)
-    evaluate, x_t = BoundNetwork(Known(), FLOW, torch.arange(4)), FLOW.interpolate(x, z, t)
-    at = at_points(FLOW, x, z, t, r, x_t)
-    expected = x_t.cos() * (z - x) * (t**2 + r)[:, None] + x_t.sin() * (2 * t)[:, None]
-    torch.testing.assert_close(derivative("forward_mode")(evaluate, at), expected)
-    central = derivative("central", eps=1e-4)(evaluate, at)
-    torch.testing.assert_close(central, expected, rtol=1e-6, atol=1e-6)
-
-
-def test_times_survive_a_bfloat16_network() -> None:
-    network = lively()
-    t, r = torch.tensor([0.5, 0.505]), torch.tensor([0.2, 0.2])
-    fine = network.embed_times(t, r)
-    network.to(torch.bfloat16)
-    for before, after in zip(fine, network.embed_times(t, r), strict=True):
-        change, kept = before[1] - before[0], after[1] - after[0]
-        assert after.dtype == torch.float32
-        # only the weights were rounded, 2^-9 each; a time rounded to bfloat16 would lose a quarter of the change
-        assert (kept - change).norm() <= 0.03 * change.norm()
-
-
-@pytest.mark.parametrize("how", ["weights", "autocast"])
-def test_the_derivative_of_a_bfloat16_network_is_usable(how: str) -> None:
-    x, z, t, r, y = batch()
-    network, rows = lively(), torch.arange(len(x))
-    bound = BoundNetwork(network, FLOW, y)
-    exact = derivative("forward_mode")(bound, at_points(FLOW, x, z, t, r, x))
-    if how == "weights":
-        network.to(torch.bfloat16)
-        assert bound.dtype == torch.bfloat16
-    with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
-        value = bound(FLOW.interpolate(x, z, t), t, r, rows)
-        at = at_points(FLOW, x, z, t, r, value)
-        chosen, narrow = derivative("central")(bound, at), derivative("central", eps=0.001)(bound, at)
-    assert (chosen - exact).norm() <= 0.15 * exact.norm()
-    assert (narrow - exact).norm() > 2 * (chosen - exact).norm()  # rounding grows as 1 / eps
-
-
-@pytest.mark.parametrize("name", list(TRANSPORTS))
-@pytest.mark.parametrize("kind", ["central", "one_sided"])
-def test_evaluation_times_stay_inside_the_range(name: str, kind: Any) -> None:
-    transport, seen = make_transport(name), []
-
-    def evaluate(x_t: Tensor, t: Tensor, r: Tensor, rows: Tensor) -> Tensor:
-        seen.append(t)
-        return x_t * t[:, None]
-
-    t = torch.tensor([transport.t_min, transport.t_max])
-    r = torch.full_like(t, transport.t_min)
-    x, z = torch.randn(2, 3), torch.randn(2, 3)
-    at = at_points(transport, x, z, t, r, transport.interpolate(x, z, t) * t[:, None])
-    slope = derivative(kind)(evaluate, at)
-    times = torch.cat(seen)
-    assert times.min() >= transport.t_min
-    assert times.max() <= transport.t_max
-    assert slope.isfinite().all()
-
-
-def test_bad_derivatives_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"'backward'.*central"):
-        derivative("backward")
-    with pytest.raises(ValueError, match="eps"):
-        derivative("central", eps=0.0)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Draws and weights
-
-
-def test_the_shares_hold_at_batch_size_one() -> None:
-    objective, generator = TransitionObjective(FLOW), torch.Generator().manual_seed(0)
-    pairs = [objective.draw_times(1, generator) for _ in range(6000)]
-    t, r = (torch.cat(side) for side in zip(*pairs, strict=True))
-    assert (t >= r).all()
-    assert ((t == r).float().mean() - 0.5).abs() < 0.02
-    assert ((r == FLOW.t_min).float().mean() - 0.1).abs() < 0.012
-
-
-@given(share=st.floats(0, 1), rest=st.floats(0, 1))
-def test_any_shares_hold(share: float, rest: float) -> None:
-    objective = TransitionObjective(FLOW, TimeDraws(share, (1 - share) * rest))
-    t, r = objective.draw_times(4000, torch.Generator().manual_seed(0))
-    assert ((t == r).float().mean() - share).abs() < 0.04
-    assert ((r == FLOW.t_min).float().mean() - (1 - share) * rest).abs() < 0.04
-
-
-def test_interval_weights_are_the_references(numbers: Path) -> None:
-    stored = load_file(numbers / "transports.safetensors")
-    t, r = stored["weights.t"], stored["weights.r"].clone()
-    r[:4] = t[:4]  # its share of plain diffusion
-    kinds = {"sqrt": "sqrt", "constant": "constant", "reciprocal": "reciprocal", "square": "square",
-             "Soft-Min-SNR": "soft_min_snr"}  # fmt: skip
-    for theirs, ours in kinds.items():
-        for warp, tangent in (("plain", False), ("tan", True)):
-            weight = interval_weight(make_transport("ot_fm", sigma_data=1.0), t, r, ours, tangent)
-            torch.testing.assert_close(weight, stored[f"weights.{theirs}.{warp}"], rtol=1e-5, atol=1e-6)
-            assert (weight[:4] == 1).all()
-    with pytest.raises(ValueError, match="cubic"):
-        interval_weight(FLOW, t, r, "cubic")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -221,9 +70,9 @@ def test_the_reference_gives_the_same_loss(numbers: Path, name: str, direction: 
 
 
 def test_only_samples_with_an_interval_are_differentiated_and_both_sides_at_once() -> None:
-    x, z, t, r, y = batch(6)
+    x, z, t, r, y = latent_batch(6)
     r[:4] = t[:4]
-    counted = Counting(lively())
+    counted = Counting(lively("c2i-test"))
     record = TransitionObjective(FLOW).evaluate(counted, TrainingBatch(x, z, t, r, y))
     assert counted.calls == [(6, True), (4, False)]  # 2 moving samples, at t + eps and t - eps
     assert record.evaluations == 10
@@ -235,11 +84,11 @@ def test_only_samples_with_an_interval_are_differentiated_and_both_sides_at_once
 
 
 def test_a_sample_that_is_not_finite_moves_no_weight_and_is_named() -> None:
-    x, z, t, r, y = batch(6)
+    x, z, t, r, y = latent_batch(6)
     objective = TransitionObjective(FLOW)
 
     def gradients(rows: list[int], poison: bool) -> list[Tensor]:
-        network, data = lively(), x.clone()
+        network, data = lively("c2i-test"), x.clone()
         if poison:
             data[3, 0, 2, 2] = torch.nan
         record = objective.evaluate(network, TrainingBatch(data[rows], z[rows], t[rows], r[rows], y[rows]))
@@ -256,18 +105,18 @@ def test_a_sample_that_is_not_finite_moves_no_weight_and_is_named() -> None:
 
 
 def test_an_overflowing_target_is_left_out() -> None:
-    x, z, t, r, y = batch(3)
+    x, z, t, r, y = latent_batch(3)
     x[1] = 3e38  # finite, but its squares are not
-    record = TransitionObjective(FLOW, direction=False).evaluate(lively(), TrainingBatch(x, z, t, r, y))
+    record = TransitionObjective(FLOW, direction=False).evaluate(lively("c2i-test"), TrainingBatch(x, z, t, r, y))
     record.loss.backward()
     assert record.loss.isfinite()
     assert record.nonfinite == [1]
 
 
 def test_the_adaptive_weight_makes_the_loss_flat_and_the_residual_does_not() -> None:
-    x, z, t, r, y = batch()
+    x, z, t, r, y = latent_batch()
     t = r
-    record = TransitionObjective(FLOW).evaluate(lively(), TrainingBatch(3 * x, z, t, r, y))
+    record = TransitionObjective(FLOW).evaluate(lively("c2i-test"), TrainingBatch(3 * x, z, t, r, y))
     assert record.loss.item() == pytest.approx(1, abs=1e-3)
     assert record.denoising.item() > 3
 
@@ -277,8 +126,8 @@ def test_guidance_in_the_target_is_closed_and_needs_its_networks() -> None:
     t = torch.tensor([0.29, 0.3, 0.8, 0.81])
     guided = ModelGuidance(1.0, 0.75, 0.3, 0.8)(F, t, F, zero)
     assert guided[:, 0].tolist() == [1.0, 1.75, 1.75, 1.0]
-    x, z, t, r, y = batch()
-    objective, network = TransitionObjective(FLOW, guidance=ModelGuidance()), lively()
+    x, z, t, r, y = latent_batch()
+    objective, network = TransitionObjective(FLOW, guidance=ModelGuidance()), lively("c2i-test")
     with pytest.raises(ValueError, match="ema_network"):
         objective.evaluate(network, TrainingBatch(x, z, t, r, y))
     null = torch.full_like(y, network.null_label)
@@ -311,12 +160,12 @@ def gradients(network: nn.Module) -> dict[str, Tensor]:
 @pytest.mark.parametrize("guided", [False, True])
 def test_a_trunk_without_a_share_of_transitions_learns_flow_matching(guided: bool) -> None:
     """Of all samples, those with t > r too: v is that of flow matching, whatever transitions learn."""
-    network = lively(depth=3, branch_depth=1, trunk_share=0.0)
-    x, z, t, r, y = batch()
+    network = lively("c2i-test", depth=3, branch_depth=1, trunk_share=0.0)
+    x, z, t, r, y = latent_batch()
     r = torch.where(torch.arange(len(t)) < 2, t, r)
     null = torch.full_like(y, network.null_label) if guided else None
     both, still = (TrainingBatch(x, z, t, other, y, null_condition=null) for other in (r, t))
-    average = lively() if guided else None
+    average = lively("c2i-test") if guided else None
     objective = TransitionObjective(
         FLOW, velocity=BranchVelocity(1.0, 1 / 3), guidance=ModelGuidance() if guided else None
     )
@@ -338,8 +187,8 @@ def test_a_trunk_without_a_share_of_transitions_learns_flow_matching(guided: boo
 
 
 def test_a_velocity_that_is_known_is_not_asked_for_again() -> None:
-    network = Counting(lively(depth=3, branch_depth=1))
-    x, z, t, r, y = batch()
+    network = Counting(lively("c2i-test", depth=3, branch_depth=1))
+    x, z, t, r, y = latent_batch()
     target = Identity(derivative("one_sided"), along="velocity", velocity_share=0.5)
     known = TransitionObjective(FLOW, target=target, velocity=BranchVelocity(1e-12, 1 / 3))
     record = known.evaluate(network, TrainingBatch(x, z, t, r, y))
@@ -352,8 +201,8 @@ def test_a_velocity_that_is_known_is_not_asked_for_again() -> None:
 
 
 def test_the_velocity_of_a_branch_weighs_as_much_as_is_said_and_spares_bad_samples() -> None:
-    network = lively(depth=3, branch_depth=1)
-    x, z, t, r, y = batch()
+    network = lively("c2i-test", depth=3, branch_depth=1)
+    x, z, t, r, y = latent_batch()
     x[1, 0, 0, 0] = torch.nan
     objective = TransitionObjective(FLOW)
     losses = [
@@ -383,9 +232,9 @@ def process_group(tmp_path: Path) -> Iterator[None]:
 
 @pytest.mark.parametrize("kind", ["central", "one_sided"])
 def test_the_derivative_runs_through_distributed_data_parallel(process_group: None, kind: Any) -> None:
-    x, z, t, r, y = batch()
+    x, z, t, r, y = latent_batch()
     objective = TransitionObjective(FLOW, target=Identity(derivative(kind)))
-    network = lively()
+    network = lively("c2i-test")
     alone = objective.evaluate(network, TrainingBatch(x, z, t, r, y))
     wrapped = nn.parallel.DistributedDataParallel(network)
     together = objective.evaluate(wrapped, TrainingBatch(x, z, t, r, y))

@@ -1,17 +1,34 @@
 """What evens out the residuals of different times: running means of cells, and learned levels."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
-from anystep.objective import RunningMean, Uncertainty, Weighting
+from anystep.objective import RunningMean, Uncertainty, Weighting, interval_weight
 from anystep.training.objective_config import ObjectiveConfig
 from anystep.transport import TRANSPORTS, make_transport
 
 FLOW = make_transport("ot_fm")
+
+
+def test_interval_weights_are_the_references(numbers: Path) -> None:
+    stored = load_file(numbers / "transports.safetensors")
+    t, r = stored["weights.t"], stored["weights.r"].clone()
+    r[:4] = t[:4]  # its share of plain diffusion
+    kinds = {"sqrt": "sqrt", "constant": "constant", "reciprocal": "reciprocal", "square": "square",
+             "Soft-Min-SNR": "soft_min_snr"}  # fmt: skip
+    for theirs, ours in kinds.items():
+        for warp, tangent in (("plain", False), ("tan", True)):
+            weight = interval_weight(make_transport("ot_fm", sigma_data=1.0), t, r, ours, tangent)
+            torch.testing.assert_close(weight, stored[f"weights.{theirs}.{warp}"], rtol=1e-5, atol=1e-6)
+            assert (weight[:4] == 1).all()
+    with pytest.raises(ValueError, match="cubic"):
+        interval_weight(FLOW, t, r, "cubic")
 
 
 def pairs(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
