@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from anystep.data.encoders import Encoders
 from anystep.data.example import BrokenExample, Example
 from anystep.data.npy import to_npy
-from anystep.data.prepare import Encoders
 from anystep.data.shard_files import Record, write_shard
 from anystep.data.shard_index import INDEX, Index
 from anystep.data.shards import Shards

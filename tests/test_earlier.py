@@ -124,7 +124,7 @@ def test_a_folder_that_was_prepared_earlier_holds_the_same_rows(earlier: Path) -
         }
         for row in rows
     ]
-    assert_same({"channels": data.channels, "captioned": data.captioned, "rows": found}, expected)
+    assert_same({"channels": data.channels, "captioned": data.stats.captioned, "rows": found}, expected)
 
 
 def test_a_folder_that_was_prepared_earlier_is_not_made_again(

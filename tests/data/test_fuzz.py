@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 from torch import Tensor
 
+from anystep.data.encoders import Encoders
 from anystep.data.example import BrokenExample
 from anystep.data.latents import LatentSet, LatentShards
-from anystep.data.prepare import Encoders, prepare
+from anystep.data.prepare import prepare
 from anystep.data.sources import open_source
 from anystep.errors import InputError
 

@@ -15,13 +15,18 @@ import torch
 from helpers import Colours, encode, encoders, folder_bytes
 from torch import Tensor
 
+from anystep.data.encode import encode_shards
+from anystep.data.encoders import Encoders
 from anystep.data.example import BrokenExample, Example
-from anystep.data.latents import ABOUT, LATENT, TEXT, About, LatentSet, LatentShards
+from anystep.data.latents import ABOUT, LATENT, TEXT, LatentSet, LatentShards
+from anystep.data.manifest import Manifest
 from anystep.data.npy import to_npy
 from anystep.data.overview import overview
-from anystep.data.prepare import Encoders, prepare
+from anystep.data.prepare import prepare
+from anystep.data.prepared_folder import PreparedFolder
 from anystep.data.shard_files import Record, write_shard
 from anystep.data.shard_index import INDEX, Index
+from anystep.data.shard_layout import ShardLayout
 from anystep.data.shards import Shards
 from anystep.errors import InputError
 from anystep.ranks import Ranks
@@ -37,8 +42,13 @@ def test_latents_captions_and_labels_stay_together(tmp_path: Path) -> None:
     assert made.labels.tolist() == [made[place].label for place in range(36)] == [index % 2 for index in kept]
     assert made[0].captions == ("number 0", "0, a comma\tand a tab")
     assert made[4].captions == ()
-    assert (made.captioned, made.class_names, made.channels, made.shapes) == (35, ["even", "odd"], 2, {(2, 2): 36})
-    assert made.broken == [f"{index}.png: broken" for index in (9, 19, 29, 39)]
+    assert (made.stats.captioned, made.class_names, made.channels, made.shapes) == (
+        35,
+        ["even", "odd"],
+        2,
+        {(2, 2): 36},
+    )
+    assert made.stats.broken == [f"{index}.png: broken" for index in (9, 19, 29, 39)]
     assert heard[-1] == (40, 40)
 
 
@@ -81,7 +91,8 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from helpers import Colours, encode
-from anystep.data.prepare import Encoders, prepare
+from anystep.data.encoders import Encoders
+from anystep.data.prepare import prepare
 calls = 0
 def killed(images):
     global calls
@@ -103,15 +114,14 @@ def test_a_killed_encoding_leaves_nothing_and_ends_in_the_same_bytes(tmp_path: P
 
 
 def test_processes_share_the_shards(tmp_path: Path) -> None:
-    from anystep.data.prepare import _encode, _Work
-
     (tmp_path / "two").mkdir()
-    work = _Work(Colours(), tmp_path / "two", About({}, []), 10, print)
+    layout = ShardLayout(tmp_path / "two", 40, 10)
+    work = PreparedFolder(Colours(), layout, Manifest({}, []), print)
     assert not work.begin()
     for rank in (1, 0):
         ranks = Ranks.single()
         ranks.count, ranks.rank = 2, rank
-        _encode(Colours(), tmp_path / "two", encoders(), ranks, 10, lambda done, total: None)
+        encode_shards(Colours(), layout, encoders(), ranks, lambda done, total: None)
     work.finish()
     prepare(Colours(), tmp_path / "one", encoders(), shard_size=10)
     assert all(
@@ -275,7 +285,7 @@ def test_an_example_of_a_class_that_is_none_is_left_out(tmp_path: Path) -> None:
             return replace(super().__getitem__(index), label=5 if index == 2 else 0)
 
     made = prepare(Odd(), tmp_path, encoders())
-    assert "2: class 5, expected 0 to 1" in made.broken
+    assert "2: class 5, expected 0 to 1" in made.stats.broken
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,10 @@ from helpers import folder_bytes
 from PIL import Image
 from torch import Tensor
 
+from anystep.data.encoders import Encoders
 from anystep.data.folders import ClassFolderSource, ImageFolderSource
 from anystep.data.latents import LatentShards
-from anystep.data.prepare import Encoders, prepare
+from anystep.data.prepare import prepare
 from anystep.data.shards import Shards
 from anystep.errors import InputError
 from anystep.files import MARKER, claimed
@@ -260,15 +261,15 @@ def test_latents_that_are_not_finite_are_left_out(
 
     encoders = Encoders(encode, {}, dtype=dtype)
     shards = prepare(ImageFolderSource(pictures, 8), tmp_path / "out", encoders)
-    assert len(shards) + len(shards.broken) == 8
+    assert len(shards) + len(shards.stats.broken) == 8
     assert all(torch.isfinite(shards[number].latent).all() for number in range(len(shards)))
     if reason is None:
         assert len(shards) == 8
     else:
         import re
 
-        assert shards.broken
-        assert all(re.search(reason, broken) for broken in shards.broken)
+        assert shards.stats.broken
+        assert all(re.search(reason, broken) for broken in shards.stats.broken)
 
 
 def test_states_that_half_precision_cannot_hold_are_kept_whole(pictures: Path, tmp_path: Path) -> None:
@@ -276,7 +277,7 @@ def test_states_that_half_precision_cannot_hold_are_kept_whole(pictures: Path, t
         return [torch.full((2, 3), {"3": 1e5, "4": float("nan")}.get(each[-1], 1.5)) for each in captions]
 
     shards = prepare(ImageFolderSource(pictures, 8), tmp_path / "out", Encoders(Counting(), {}, text=text))
-    assert shards.broken == ["4.png: the states of its caption are not finite: the text encoder cannot encode it"]
+    assert shards.stats.broken == ["4.png: the states of its caption are not finite: the text encoder cannot encode it"]
     states = [shards[number].text for number in range(7)]
     assert [float(each[0].max()) for each in states if each is not None] == [1.5, 1.5, 1.5, 1e5, 1.5, 1.5, 1.5]
 

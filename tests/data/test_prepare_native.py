@@ -91,7 +91,7 @@ def test_whatever_lies_in_a_folder_is_handled_or_left_out_with_its_reason(
 
 def test_a_killed_preparation_of_many_shapes_ends_in_the_same_bytes(wild: Path, tmp_path: Path) -> None:
     code = (
-        "import os, signal, sys; from anystep.data import prepare as module; from anystep.cli import main\n"
+        "import os, signal, sys; from anystep.data import encode as module; from anystep.cli import main\n"
         "real, calls = module.write_shard, []\n"
         "def write(path, records):\n"
         "    calls.append(path)\n"

@@ -19,7 +19,7 @@ from typing import Literal, get_args
 from PIL import Image
 
 from anystep.data.cache import cache_folder
-from anystep.data.example import Example, digest_of
+from anystep.data.example import BaseSource, Example, digest_of
 from anystep.data.sizing import Fixed, ResolutionLimits, canvas
 from anystep.errors import InputError
 from anystep.files import read_bytes, replacing
@@ -142,7 +142,7 @@ def compose(drawing: Drawing, background: str, width: int, height: int) -> Image
 PROPORTIONS = ((1.0, 1.0), (1.5, 1.0), (1.0, 1.5), (2.0, 1.0), (1.0, 2.0), (2.5, 1.0))
 
 
-class ArtSource(Sequence[Example]):
+class ArtSource(BaseSource):
     """Every chosen drawing on every background, as captioned `size x size` examples, or on canvases of many shapes.
 
     The captions of an example run from the full one to the bare concept, so that a model trained on all of them
@@ -156,6 +156,7 @@ class ArtSource(Sequence[Example]):
         split: Split = "both",
         styles: Sequence[str] = STYLES,
     ) -> None:
+        super().__init__()
         chosen_from = {"split": (split, get_args(Split)), "vocabulary": (vocabulary, get_args(Vocabulary))}
         for name, (value, possible) in chosen_from.items():
             if value not in possible:
@@ -179,9 +180,7 @@ class ArtSource(Sequence[Example]):
     def __len__(self) -> int:
         return len(self.drawings) * len(BACKGROUNDS)
 
-    def __getitem__(self, index: int) -> Example:  # type: ignore[override]
-        if not 0 <= index < len(self):
-            raise IndexError(index)
+    def _read(self, index: int) -> Example:
         drawing = self.drawings[index // len(BACKGROUNDS)]
         background = list(BACKGROUNDS)[index % len(BACKGROUNDS)]
         return Example(
@@ -199,5 +198,3 @@ class ArtSource(Sequence[Example]):
     def stamp(self, index: int) -> str:
         drawing = self.drawings[index // len(BACKGROUNDS)]
         return digest_of(art_fingerprint(), drawing.key, index % len(BACKGROUNDS), self._label[drawing.name])
-
-    digest = stamp

@@ -1,5 +1,7 @@
 """What turns images and captions into the rows that training reads."""
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,8 +12,40 @@ from anystep.codecs.tiling import encode_tiled
 from anystep.conditioning import TextEncoder
 from anystep.conditioning.text import split_states
 from anystep.data.image_encoder import ImageEncoder
-from anystep.data.prepare import Encoders
 from anystep.data.sizing import ResolutionLimits
+
+MAX_BATCH = 32  # images that are read and encoded together
+MAX_BATCH_PIXELS = MAX_BATCH * 512 * 512  # and fewer where they have more pixels than this
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """What makes the fields of a record.
+
+    Attributes:
+        latent: images (batch, 3, height, width) in [-1, 1], of one size, to latents.
+        made_by: fingerprints of all of them, and of what else the numbers depend on.
+        dtype: latents are kept in.
+        mirror: whether to keep the latents of the mirrored images too.
+        captions: called with the captions of a batch, to cache what they become elsewhere.
+        text: captions to the token states of each, to be kept in the shards.
+        features: images to one vector a token of the network.
+        area: pixels of the largest images.
+    """
+
+    latent: Callable[[Tensor], Tensor]
+    made_by: Mapping[str, Any]
+    dtype: str = "float32"
+    mirror: bool = False
+    captions: Callable[[Sequence[str]], None] = lambda captions: None
+    text: Callable[[Sequence[str]], list[Tensor]] | None = None
+    features: Callable[[Tensor], Tensor] | None = None
+    area: int = 512 * 512
+
+    @property
+    def batch(self) -> int:
+        """Images that are read and encoded together."""
+        return max(1, min(MAX_BATCH, MAX_BATCH_PIXELS // self.area))
 
 
 def make_encoders(

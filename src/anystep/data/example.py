@@ -40,7 +40,7 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Example: ...
+    def __getitem__(self, index: int, /) -> Example: ...
 
 
 @runtime_checkable
@@ -67,6 +67,11 @@ class BrokenExample(Exception):
 def printable(text: str) -> str:
     """Text that UTF-8 can say: bytes of file names that are none, and halves of surrogate pairs, are spelled out."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def numbered_key(number: int) -> str:
+    """The key of an example that has no name but its number."""
+    return f"{number:09d}"
 
 
 def digest_of(*parts: object) -> str:
@@ -99,6 +104,35 @@ class PassedOver(dict[str, tuple[int, str]]):
         """One line for each kind, the most frequent first."""
         kinds = sorted(self.items(), key=lambda item: -item[1][0])
         return [one_line(f"passed over: {count:,} {kind}, such as {first}") for kind, (count, first) in kinds]
+
+
+class BaseSource(Sequence[Example]):
+    """A source that checks its indices and can tell whether its examples have changed.
+
+    A subclass gives `__len__`, `_read` and `stamp`; and `digest`, where an unchanged example may have another stamp.
+
+    Attributes:
+        passed_over: what else lies where the examples are.
+    """
+
+    class_names: Sequence[str] = ()
+
+    def __init__(self) -> None:
+        self.passed_over = PassedOver()
+
+    def __getitem__(self, index: int) -> Example:  # type: ignore[override]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self._read(index)
+
+    def _read(self, index: int) -> Example:
+        raise NotImplementedError
+
+    def stamp(self, index: int) -> str:
+        raise NotImplementedError
+
+    def digest(self, index: int) -> str:
+        return self.stamp(index)
 
 
 def passed_over(source: Source) -> PassedOver:

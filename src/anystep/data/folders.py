@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 from PIL import ExifTags, Image
 
 from anystep.data.captions import caption_lines, read_metadata
-from anystep.data.example import BrokenExample, Example, PassedOver, digest_of, printable
-from anystep.data.images import is_image, read_picture
+from anystep.data.example import BaseSource, BrokenExample, Example, PassedOver, digest_of, printable
+from anystep.data.images import is_image, read_example
 from anystep.data.sizing import Size
 from anystep.errors import InputError
 from anystep.files import MARKER, NO_MORE_FILES, check_regular, decode_text, read_bytes, read_json
@@ -145,38 +145,33 @@ def _is_sheet(path: Path) -> bool:
         return False
 
 
-class _FolderSource:
+class _FolderSource(BaseSource):
     """Images below `folder`, keyed by relative path; a subclass finds their names and what is known of them.
 
-    `__getitem__` raises `BrokenExample` for an image that cannot be read.
-
     Attributes:
-        passed_over: what else lies in the folder.
         wrong: why images are left out that might be read.
     """
 
-    class_names: Sequence[str] = ()
     captions: Mapping[str, tuple[str, ...]] = {}
     labels: Mapping[str, int] = {}
     wrong: Mapping[str, str] = {}
     names: Sequence[str]
 
     def __init__(self, folder: str | Path, size: Size) -> None:
-        self.folder = Path(folder)
-        self.size = size
-        self.passed_over = PassedOver()
+        super().__init__()
+        self.folder, self.size = Path(folder), size
         if (self.folder / MARKER).exists() and read_json(self.folder / MARKER).get("kind") == "prepared data set":
             raise InputError(f"{folder} was prepared by anystep: train with shards:{folder}")
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, index: int) -> Example:
+    def _read(self, index: int) -> Example:
         name = self.names[index]
         if name in self.wrong:
             raise BrokenExample(f"{self.folder / name}: {self.wrong[name]}")
-        picture = read_picture(self.folder / name, self.size)
-        return Example(printable(name), picture.image, self.captions.get(name, ()), self.labels.get(name), *picture[1:])
+        captions, label = self.captions.get(name, ()), self.labels.get(name)
+        return read_example(self.folder / name, self.size, printable(name), captions, label)
 
     def _known(self, name: str) -> tuple[object, ...]:
         """What is known of an image besides its pixels."""
@@ -254,8 +249,8 @@ class ImageFolderSource(_FolderSource):
             raise InputError(f"{self.folder}: none of {len(names)} images has a caption that can be used{first}")
         return names
 
-    def __getitem__(self, index: int) -> Example:
-        example = super().__getitem__(index)
+    def _read(self, index: int) -> Example:
+        example = super()._read(index)
         if _stem(self.names[index]) not in self._twins:
             return example
         return replace(example, conversions=(*example.conversions, "shares its name with another image"))

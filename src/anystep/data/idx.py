@@ -10,13 +10,13 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from anystep.data.example import Example, digest_of
+from anystep.data.example import BaseSource, Example, digest_of
 from anystep.data.sizing import Size, resize_and_crop, target_size
 from anystep.errors import InputError
 from anystep.files import check_regular
 
 PREFIXES = {"train": "train", "test": "t10k"}
-LARGEST = 768 * 2**20  # bytes of an array; the largest set of this format, EMNIST, has 550 million
+MAX_BYTES = 768 * 2**20  # bytes of an array; the largest set of this format, EMNIST, has 550 million
 DIGITS = tuple("0123456789")
 FASHION = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -38,8 +38,10 @@ def read_idx(path: Path, dimensions: int) -> UInt8[np.ndarray, "..."]:
                 raise InputError(f"{path}: bad magic number {header[:4].hex()!r}, expected {magic.hex()!r}")
             shape = [int.from_bytes(header[place : place + 4], "big") for place in range(4, start, 4)]
             announced = math.prod(shape)
-            if announced > LARGEST:
-                raise InputError(f"{path}: {announced:,} bytes by its header, more than the {LARGEST:,} that are read")
+            if announced > MAX_BYTES:
+                raise InputError(
+                    f"{path}: {announced:,} bytes by its header, more than the {MAX_BYTES:,} that are read"
+                )
             content = file.read(announced + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: {error}") from None
@@ -60,7 +62,7 @@ def find_idx(folder: Path, stem: str, dimensions: int) -> Path:
     raise InputError(f"{folder}: no {names[0]} in it (nor {', '.join(names[1:])})")
 
 
-class IdxSource:
+class IdxSource(BaseSource):
     """Labelled grey images as RGB. Raises `InputError` where a file is missing or damaged.
 
     Classes are named as Fashion-MNIST's where the folder is, for example `fashion-mnist` or `FashionMNIST/raw`, and as
@@ -68,6 +70,7 @@ class IdxSource:
     """
 
     def __init__(self, folder: str | Path, split: str = "train", size: Size = None) -> None:
+        super().__init__()
         if split not in PREFIXES:
             raise InputError(f"split {split!r} of {folder}: expected one of {list(PREFIXES)}")
         self.folder, self.split, self.size = Path(folder), split, size
@@ -85,9 +88,7 @@ class IdxSource:
     def __len__(self) -> int:
         return len(self._images)
 
-    def __getitem__(self, index: int) -> Example:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
+    def _read(self, index: int) -> Example:
         image = Image.fromarray(self._images[index]).convert("RGB")
         return Example(
             f"{self.split}-{index:05d}",
@@ -97,5 +98,3 @@ class IdxSource:
 
     def stamp(self, index: int) -> str:
         return digest_of(self._images[index].tobytes(), self._images.shape, int(self._labels[index]))
-
-    digest = stamp

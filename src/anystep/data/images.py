@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
-from anystep.data.example import BrokenExample
+from anystep.data.example import BrokenExample, Example
 from anystep.data.sizing import Size, resize_and_crop, target_size
 from anystep.files import NO_MORE_FILES, check_regular
 
@@ -172,6 +172,14 @@ def read_picture(file: Path | BytesIO, size: Size, name: str = "") -> Picture:
             raise  # not the image's fault: left out, it would be missing for ever
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise BrokenExample(f"{name}: {reason}") from error
+
+
+def read_example(
+    file: Path | BytesIO, size: Size, key: str, captions: tuple[str, ...], label: int | None, name: str = ""
+) -> Example:
+    """The example whose image is in a file. Raises `BrokenExample`, which calls it `name`."""
+    picture = read_picture(file, size, name)
+    return Example(key, picture.image, captions, label, picture.original, picture.conversions)
 
 
 def read_image(file: Path | BytesIO, size: Size, name: str = "") -> Image.Image:

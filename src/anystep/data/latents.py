@@ -1,9 +1,8 @@
 """Encoded examples: what training reads, by number, from shards that `anystep.data.prepare` wrote."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from anystep.data.captions import checked_captions
-from anystep.data.example import BrokenExample, PassedOver
+from anystep.data.example import BrokenExample
+from anystep.data.manifest import Manifest
 from anystep.data.npy import from_npy
 from anystep.data.shards import PREPARE_AGAIN, Shards
 from anystep.data.tar_folder import DATASET, read_beside
@@ -52,13 +52,10 @@ class LatentShards:
         url: of the folder: a path, or whatever fsspec opens.
 
     Attributes:
-        made_by: fingerprints of what made them.
+        manifest: what made them, and of what.
+        stats: of all examples together.
+        class_names: of the labels.
         channels: of a latent.
-        broken: why examples of the source were left out.
-        captioned: how many have a caption.
-        notes: how many examples needed what.
-        passed_over: what lies in the source and was not used.
-        cropped, most_cropped: the share of an image that was cropped away, on average and at most.
 
     Raises:
         InputError: nothing there, not finished, or not latents.
@@ -68,16 +65,12 @@ class LatentShards:
         content = read_beside(url, DATASET)
         if content is None:
             raise InputError(f"shards {url!r} hold no latents: make some with `anystep data prepare`")
-        about = About.parse(content, f"{url}/{DATASET}")
-        if not about.complete:
+        self.manifest = Manifest.parse(content, f"{url}/{DATASET}")
+        if not self.manifest.complete:
             raise InputError(f"shards {url!r} are not finished: {PREPARE_AGAIN}")
         self.shards = Shards(url)
-        self.url = url
-        note = about.total
-        self.made_by, self.class_names = about.made_by, about.class_names
-        self.passed_over = about.passed_over
-        self.broken, self.captioned, self.channels, self.notes = note.broken, note.captioned, note.channels, note.notes
-        self.cropped, self.most_cropped = note.cropped / max(1, note.counted), float(note.most_cropped)
+        self.url, self.stats = url, self.manifest.total
+        self.class_names, self.channels = self.manifest.class_names, self.stats.channels
         if missing := [name for name in (LATENT, ABOUT) if name not in self.shards.fields]:
             raise InputError(f"shards {url!r} hold no {missing[0]}: {PREPARE_AGAIN}")
         wrong = (self.labels < -1) | (self.labels >= len(self.class_names))
@@ -113,10 +106,10 @@ class LatentShards:
             InputError: names the first thing that differs.
         """
         for name, value in wanted.items():
-            if self.made_by.get(name) != value:
+            if (found := self.manifest.made_by.get(name)) != value:
                 raise InputError(
-                    f"shards {self.url!r} were made with {name.replace('_', ' ')} {self.made_by.get(name)!r}, this "
-                    f"recipe has {value!r}: prepare them again, or change the recipe"
+                    f"shards {self.url!r} were made with {name.replace('_', ' ')} {found!r}, this recipe has "
+                    f"{value!r}: prepare them again, or change the recipe"
                 )
 
     def __getitem__(self, number: int) -> Encoded:
@@ -143,117 +136,12 @@ class LatentShards:
         return Encoded(arrays[LATENT], captions, label, arrays.get(MIRRORED), text, arrays.get(FEATURES))
 
 
-@dataclass
-class Note:
-    """What one shard became.
-
-    Attributes:
-        broken: why examples were left out.
-        captioned: how many have a caption.
-        channels: of the latents; 0 where all examples were left out.
-        notes: how many examples needed what.
-        cropped: the share of each image that was cropped away, summed; and the most.
-        counted: of how many images that is.
-        digest: of the examples it was made from; empty where nobody could tell.
-    """
-
-    broken: list[str] = field(default_factory=list)
-    captioned: int = 0
-    channels: int = 0
-    notes: dict[str, int] = field(default_factory=dict)
-    cropped: float = 0.0
-    most_cropped: float = 0.0
-    counted: int = 0
-    digest: str = ""
-
-    @classmethod
-    def parse(cls, content: Any, name: str) -> "Note":
-        """Raises InputError where it is none."""
-        kinds = {name: type(value) for name, value in vars(cls()).items()}
-        if not isinstance(content, dict) or not all(
-            isinstance(content.get(key), (int, float) if kind is float else kind)
-            for key, kind in kinds.items()
-            if key in content
-        ):
-            raise InputError(f"{name} is damaged: {PREPARE_AGAIN}")
-        return cls(**{key: content[key] for key in kinds if key in content})
-
-    @classmethod
-    def sum(cls, notes: Sequence["Note"]) -> "Note":
-        """Of several shards."""
-        kinds: Counter[str] = Counter()
-        for note in notes:
-            kinds.update(note.notes)
-        return cls(
-            [reason for note in notes for reason in note.broken],
-            sum(note.captioned for note in notes),
-            max((note.channels for note in notes), default=0),
-            dict(kinds),
-            sum(note.cropped for note in notes),
-            max((note.most_cropped for note in notes), default=0.0),
-            sum(note.counted for note in notes),
-        )
-
-
-@dataclass
-class About:
-    """What `dataset.json` says of a prepared folder.
-
-    Attributes:
-        made_by: fingerprints of what made it, and how.
-        class_names: of the source.
-        complete: whether all shards are made.
-        notes: of each shard; None in older folders, which have `total` alone.
-        total: of all shards.
-        passed_over: what lies in the source and is not used.
-    """
-
-    made_by: dict[str, Any]
-    class_names: list[str]
-    complete: bool = False
-    notes: list[Note] | None = None
-    total: Note = field(default_factory=Note)
-    passed_over: PassedOver = field(default_factory=PassedOver)
-
-    @classmethod
-    def parse(cls, content: str, name: str) -> "About":
-        """Raises InputError where it is none."""
-        try:
-            said = parse_json(content, name)
-        except InputError as error:
-            raise InputError(f"{error}: {PREPARE_AGAIN}") from None
-        names, made_by, passed = said.get("class_names"), said.get("made_by"), said.get("passed_over", {})
-        fine = isinstance(names, list) and all(isinstance(each, str) for each in names)
-        fine = (
-            fine and isinstance(made_by, dict) and isinstance(said.get("complete"), bool) and isinstance(passed, dict)
-        )
-        fine = fine and all(
-            isinstance(each, list) and [type(part) for part in each] == [int, str] for each in passed.values()
-        )
-        if not fine or not isinstance(said.get("shards", []), list):
-            raise InputError(f"{name} is damaged: {PREPARE_AGAIN}")
-        notes = [Note.parse(each, name) for each in said["shards"]] if "shards" in said else None
-        total = Note.parse(said, name) if notes is None else Note.sum(notes)
-        over = PassedOver({kind: (count, first) for kind, (count, first) in passed.items()})
-        return cls(made_by, names, said["complete"], notes, total, over)
-
-    @property
-    def content(self) -> dict[str, Any]:
-        """As `dataset.json` holds it."""
-        said: dict[str, Any] = {"made_by": self.made_by, "class_names": self.class_names, "complete": self.complete}
-        if self.notes is not None:
-            total = Note.sum(self.notes)
-            said |= {name: value for name, value in vars(total).items() if name != "digest"}
-            said["shards"] = [vars(note) for note in self.notes]
-        return {**said, "passed_over": self.passed_over}
-
-
 def holds_latents(url: str) -> bool:
     """Whether a folder of shards was prepared, and is not one of images."""
     return read_beside(url, DATASET) is not None
 
 
-def describe(fields: Mapping[str, bytes]) -> tuple[int, tuple[int, int]]:
+def label_and_grid(fields: Mapping[str, bytes]) -> tuple[int, tuple[int, int]]:
     """The label and the grid of a record, from its content. Raises ValueError where that is damaged."""
     label, shape = parse_json(fields[ABOUT], ABOUT).get("label"), from_npy(fields[LATENT]).shape
     if not isinstance(label, int) or len(shape) != 3:
@@ -307,7 +195,7 @@ class LatentSet:
             raise InputError(
                 f"latents of {len(shapes)} shapes, {min(shapes)} to {max(shapes)}: set data.native, or prepare squares"
             )
-        if len(sets) > 1 and not all(each.captioned for each in sets):
+        if len(sets) > 1 and not all(each.stats.captioned for each in sets):
             raise InputError("sources without captions cannot be mixed: the labels of one are not those of another")
         self.sets, self.broken_limit = list(sets), broken_limit
         self.channels = depths.pop()
@@ -324,7 +212,7 @@ class LatentSet:
 
     @property
     def captioned(self) -> int:
-        return sum(each.captioned for each in self.sets)
+        return sum(each.stats.captioned for each in self.sets)
 
     @property
     def labels(self) -> list[Int[Tensor, " examples"]]:
@@ -339,7 +227,7 @@ class LatentSet:
     @property
     def left_out(self) -> list[str]:
         """Why examples were left out when the sets were made."""
-        return [reason for each in self.sets for reason in each.broken]
+        return [reason for each in self.sets for reason in each.stats.broken]
 
     def read(self, numbers: Sequence[int]) -> list[Encoded]:
         """These examples. One that cannot be read is noted in `broken`, and one of its neighbours stands in for it.

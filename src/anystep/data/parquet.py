@@ -10,9 +10,9 @@ from threading import Lock
 from typing import Any
 
 from anystep.data.captions import CAPTION_KEYS, caption_texts
-from anystep.data.example import MAX_CLASSES, BrokenExample, Example, PassedOver, digest_of, printable
+from anystep.data.example import MAX_CLASSES, BaseSource, BrokenExample, Example, digest_of, numbered_key, printable
 from anystep.data.folders import walk
-from anystep.data.images import read_picture
+from anystep.data.images import read_example
 from anystep.data.sizing import Size
 from anystep.errors import InputError, first_line
 from anystep.files import parse_json
@@ -20,7 +20,7 @@ from anystep.files import parse_json
 GROUPS = 4  # row groups kept decoded: readers of one batch are neighbours
 
 
-class ParquetSource:
+class ParquetSource(BaseSource):
     """All `.parquet` files below a folder, in the order of their names. The split is what the names begin with.
 
     Raises:
@@ -32,7 +32,8 @@ class ParquetSource:
             import pyarrow.parquet as parquet
         except ImportError:
             raise InputError("a Parquet source needs pyarrow: pip install 'anystep[data]'") from None
-        self.folder, self.size, self.passed_over = Path(folder), size, PassedOver()
+        super().__init__()
+        self.folder, self.size = Path(folder), size
         names = sorted(walk(self.folder, self.passed_over))
         every = [name for name in names if name.lower().endswith(".parquet")]
         chosen = [name for name in every if Path(name).name.startswith(split)] or every
@@ -121,7 +122,7 @@ class ParquetSource:
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    def __getitem__(self, index: int) -> Example:
+    def _read(self, index: int) -> Example:
         row = self._row(index)
         where = f"{self.folder}, row {index}"
         content = row[self._image]
@@ -137,12 +138,9 @@ class ParquetSource:
                 raise ValueError("its caption is empty")
         except ValueError as error:
             raise BrokenExample(f"{where}: {error}") from None
-        picture = read_picture(BytesIO(content), self.size, where)
-        return Example(f"{index:09d}", picture.image, captions, label, *picture[1:])
+        return read_example(BytesIO(content), self.size, numbered_key(index), captions, label, where)
 
     def _row(self, index: int) -> dict[str, Any]:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
         group = bisect.bisect_right(self._ends, index)
         first = self._ends[group - 1] if group else 0
         return self._rows(group)[index - first]

@@ -15,7 +15,7 @@ from PIL import Image
 
 from anystep.bounds import Count, check
 from anystep.data.art import PROPORTIONS, STYLES, Drawing, art_fingerprint, drawings, is_held_out, render, with_article
-from anystep.data.example import Example, digest_of
+from anystep.data.example import BaseSource, Example, digest_of
 from anystep.data.sizing import Fixed, ResolutionLimits, canvas, to_pair
 from anystep.errors import InputError
 
@@ -43,7 +43,7 @@ PAPERS = ((255, 255, 255), (244, 244, 244), (255, 248, 231), (232, 242, 252))
 NUMBERS = ("one", "two", "three", "four")
 # width and height in units of the base size
 CANVASES = ((1.0, 1.0), (1.5, 1.0), (1.0, 1.5), (2.0, 1.0), (1.0, 2.0))
-LEAST_SIDE, LARGEST_SIDE = 0.34, 0.62  # of a drawing, in units of the base size
+MIN_SIDE, MAX_SIDE = 0.34, 0.62  # of a drawing, in units of the base size
 
 
 @dataclass(frozen=True)
@@ -168,11 +168,11 @@ def _place(
 ) -> tuple[Thing, ...]:
     """Squares that do not overlap, smaller ones where larger ones do not fit."""
     for attempt in range(10_000):
-        most = LARGEST_SIDE + (LEAST_SIDE - LARGEST_SIDE) * min(1.0, attempt / 40) if len(wanted) > 1 else 0.8
-        least = max(0.3, LEAST_SIDE - 0.0002 * attempt)
+        max_side = MAX_SIDE + (MIN_SIDE - MAX_SIDE) * min(1.0, attempt / 40) if len(wanted) > 1 else 0.8
+        min_side = max(0.3, MIN_SIDE - 0.0002 * attempt)
         things = []
         for concept, colour in wanted:
-            side = round(base * rng.uniform(least, max(least, most)))
+            side = round(base * rng.uniform(min_side, max(min_side, max_side)))
             left, top = rng.randint(0, width - side), rng.randint(0, height - side)
             things.append(Thing(concept, rng.choice(STYLES), colour, left, top, side))
         if all(_apart(one, two) for place, one in enumerate(things) for two in things[:place]) and (
@@ -196,13 +196,14 @@ def _stands(one: Thing, relation: Relation, two: Thing) -> bool:
     return ahead >= (one.side + two.side) / 2 and ahead > 1.5 * across
 
 
-class SceneSource(Sequence[Example]):
+class SceneSource(BaseSource):
     """Scenes of all tasks in turn, each fixed by its number: what a model trains on.
 
     On square canvases of `size`; or, within limits, from 1:2 to 2:1 and 5:2, half of them on half of the area.
     """
 
     def __init__(self, size: Fixed | ResolutionLimits = 64, count: int = 20_000) -> None:
+        super().__init__()
         if (side := round(math.sqrt(size.area)) if isinstance(size, ResolutionLimits) else min(to_pair(size))) < 32:
             raise InputError(f"scenes of {side} pixels: expected at least 32")
         self.size, self._count = size, check("count", count, Count)
@@ -220,13 +221,9 @@ class SceneSource(Sequence[Example]):
         base = min(width, height)
         return draw_scene(task, rng, base, (width / base, height / base))
 
-    def __getitem__(self, index: int) -> Example:  # type: ignore[override]
-        if not 0 <= index < len(self):
-            raise IndexError(index)
+    def _read(self, index: int) -> Example:
         scene = self.scene(index)
         return Example(f"scene-{index:06d}", scene.picture(), (scene.prompt,))
 
     def stamp(self, index: int) -> str:
         return digest_of(art_fingerprint(), index)
-
-    digest = stamp

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import ConcatDataset
+from torch.utils.data import ConcatDataset, Subset
 
 from anystep.bounds import did_you_mean
 from anystep.data.art import ArtSource
@@ -40,45 +40,30 @@ POSSIBLE = (
 )
 
 
-class ConcatSource(Sequence[Example]):
+class ConcatSource(ConcatDataset[Example]):
     """Several sources end to end."""
 
     def __init__(self, sources: Sequence[Source]) -> None:
-        self._all: ConcatDataset[Example] = ConcatDataset(sources)  # type: ignore[arg-type]
+        super().__init__(sources)  # type: ignore[arg-type]
         self.class_names = sorted({name for source in sources for name in source.class_names})
         self.passed_over = PassedOver()
         for source in sources:
             self.passed_over.update_from(passed_over(source))
 
-    def __len__(self) -> int:
-        return len(self._all)
 
-    def __getitem__(self, index: int) -> Example:  # type: ignore[override]
-        return self._all[index]
-
-
-class SubsetSource(Sequence[Example]):
+class SubsetSource(Subset[Example]):
     """`count` examples of a source, spread evenly over it; all of them where there are no more."""
 
     def __init__(self, source: Source, count: int) -> None:
-        self._source, self.class_names = source, source.class_names
-        self.passed_over = passed_over(source)
-        self._numbers = [place * len(source) // count for place in range(count)] if count < len(source) else None
-
-    def __len__(self) -> int:
-        return len(self._source) if self._numbers is None else len(self._numbers)
-
-    def __getitem__(self, index: int) -> Example:  # type: ignore[override]
-        return self._source[self._number(index)]
-
-    def _number(self, index: int) -> int:
-        return index if self._numbers is None else self._numbers[index]
+        spread = range(len(source)) if count >= len(source) else [n * len(source) // count for n in range(count)]
+        super().__init__(source, spread)  # type: ignore[arg-type]
+        self.source, self.class_names, self.passed_over = source, source.class_names, passed_over(source)
 
     def stamp(self, index: int) -> str:
-        return self._source.stamp(self._number(index)) if isinstance(self._source, Traceable) else ""
+        return self.source.stamp(self.indices[index]) if isinstance(self.source, Traceable) else ""
 
     def digest(self, index: int) -> str:
-        return self._source.digest(self._number(index)) if isinstance(self._source, Traceable) else ""
+        return self.source.digest(self.indices[index]) if isinstance(self.source, Traceable) else ""
 
 
 def open_source(spec: str, size: Fixed | ResolutionLimits, **options: Any) -> Source:

@@ -28,17 +28,18 @@ def left_out(reasons: list[str]) -> list[str]:
 def summary(made: LatentShards, factor: int) -> list[str]:
     """Counts by shape in pixels, what was cropped, what images needed, and what was left out."""
     shapes = sorted(made.shapes.items(), key=lambda each: -each[1])
-    told = [f"{columns * factor}x{rows * factor} {count:,}" for (rows, columns), count in shapes[:SHOWN]]
+    sizes = [f"{columns * factor}x{rows * factor} {count:,}" for (rows, columns), count in shapes[:SHOWN]]
     more = f", and {len(shapes) - SHOWN} more shapes" if len(shapes) > SHOWN else ""
     lines = [
-        f"{len(made):,} examples in {len(made.shards.index.shards)} shards, {made.captioned:,} with captions, "
+        f"{len(made):,} examples in {len(made.shards.index.shards)} shards, {made.stats.captioned:,} with captions, "
         f"{len(made.class_names)} classes",
-        f"sizes: {', '.join(told)}{more}",
+        f"sizes: {', '.join(sizes)}{more}",
     ]
-    if made.cropped > 0:
-        lines.append(f"cropped: {made.cropped:.1%} of an image on average, {made.most_cropped:.1%} at most")
-    lines += [f"{what}: {count:,}" for what, count in sorted(made.notes.items(), key=lambda each: -each[1])]
-    return [*lines, *made.passed_over.lines, *left_out(made.broken)]
+    stats = made.stats
+    if stats.cropped > 0:
+        lines.append(f"cropped: {stats.mean_cropped:.1%} of an image on average, {stats.max_cropped:.1%} at most")
+    lines += [f"{what}: {count:,}" for what, count in sorted(stats.conversions.items(), key=lambda each: -each[1])]
+    return [*lines, *made.manifest.passed_over.lines, *left_out(stats.broken)]
 
 
 def picture_of_sizes(made: LatentShards, factor: int, path: Path) -> bool:
@@ -54,12 +55,12 @@ def picture_of_sizes(made: LatentShards, factor: int, path: Path) -> bool:
     from matplotlib import pyplot
 
     counts = {(columns * factor, rows * factor): count for (rows, columns), count in made.shapes.items()}
-    most, area = max(counts.values()), max(wide * high for wide, high in counts)
+    max_count, area = max(counts.values()), max(wide * high for wide, high in counts)
     figure, axes = pyplot.subplots(figsize=(6.4, 6.0), layout="constrained")
     wide = [size[0] for size in counts]
     high = [size[1] for size in counts]
     axes.scatter(
-        wide, high, s=[20 + 900 * count / most for count in counts.values()], alpha=0.55, color="#3b6ea5",
+        wide, high, s=[20 + 900 * count / max_count for count in counts.values()], alpha=0.55, color="#3b6ea5",
         edgecolor="white", zorder=3,
     )  # fmt: skip
     for (width, height), count in sorted(counts.items(), key=lambda each: -each[1])[:SHOWN]:

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from io import BytesIO
 
 from anystep.data.captions import caption_lines, caption_texts
-from anystep.data.example import BrokenExample, Example, PassedOver, digest_of, printable
+from anystep.data.example import BaseSource, BrokenExample, Example, digest_of, numbered_key, printable
 from anystep.data.folders import kind_of
-from anystep.data.images import image_suffixes, read_picture
+from anystep.data.images import image_suffixes, read_example
 from anystep.data.shard_index import UNKNOWN
 from anystep.data.shards import Shards
 from anystep.data.sizing import Size
@@ -18,19 +18,20 @@ from anystep.files import decode_text, parse_json
 PROBED = 16  # records that are looked at to see whether captions are in their `json`
 
 
-class WebDatasetSource:
+class WebDatasetSource(BaseSource):
     """Map-style: any example by its number. Raises `InputError` where there is no image in the tars.
 
     Classes are named by the lines of `classes.txt` beside the tars, else by their numbers.
     """
 
     def __init__(self, url: str, size: Size) -> None:
+        super().__init__()
         self.shards, self.size = Shards(url), size
         fields, index = self.shards.fields, self.shards.index
         self._images = [field for field in fields if f".{field}" in image_suffixes()]
         if not self._images:
             raise InputError(f"shards {url!r} hold no images, but {', '.join(fields) or 'nothing'}")
-        self.passed_over = PassedOver(self.shards.passed_over)
+        self.passed_over.update_from(self.shards.passed_over)
         for column, field in enumerate(fields):
             if field not in self._images and f".{field}" not in BESIDE:
                 count = int((index.sizes[:, column] != UNKNOWN).sum())
@@ -59,9 +60,7 @@ class WebDatasetSource:
     def __len__(self) -> int:
         return len(self.shards)
 
-    def __getitem__(self, index: int) -> Example:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
+    def _read(self, index: int) -> Example:
         where = self.shards.where(index)
         found = self.shards.read(index)
         content = next((found[field] for field in self._images if field in found), None)
@@ -79,8 +78,8 @@ class WebDatasetSource:
                 raise ValueError("no caption" if self._captioned else "no class")
         except ValueError as error:  # an InputError is one
             raise BrokenExample(f"{where}: {error}") from None
-        picture = read_picture(BytesIO(content), self.size, where)
-        return Example(f"{index:09d}", picture.image, captions, None if label == UNKNOWN else label, *picture[1:])
+        known = None if label == UNKNOWN else label
+        return read_example(BytesIO(content), self.size, numbered_key(index), captions, known, where)
 
     @staticmethod
     def _captions(found: dict[str, bytes]) -> tuple[str, ...]:

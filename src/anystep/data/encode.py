@@ -1,0 +1,191 @@
+"""Examples to the records of shards: read, encoded in batches of one size, and checked."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeGuard
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from anystep.data.encoders import Encoders
+from anystep.data.example import BrokenExample, Example, Source, Traceable, digest_of, numbered_key
+from anystep.data.images import to_tensor
+from anystep.data.latents import ABOUT, FEATURES, LATENT, MIRRORED, TEXT
+from anystep.data.manifest import ShardStats
+from anystep.data.npy import to_npy
+from anystep.data.shard_files import Record, write_shard
+from anystep.data.shard_layout import ShardLayout
+from anystep.data.sizing import cropped
+from anystep.ranks import Ranks
+
+READERS = 4  # threads that decode images while the codec works
+
+
+def encode_shards(
+    source: Source, layout: ShardLayout, encoders: Encoders, ranks: Ranks, on_progress: Callable[[int, int], None]
+) -> None:
+    """Make those shards of this process that are not there yet.
+
+    Args:
+        on_progress: told how many of how many examples are done in all processes, by the pace of this one.
+    """
+    done = 0
+
+    def progress(more: int) -> None:
+        on_progress(min(layout.examples, (done + more) * ranks.count), layout.examples)
+
+    for shard in range(ranks.rank, layout.count, ranks.count):
+        numbers = layout.numbers(shard)
+        if not layout.index(shard).exists():
+            encoding = ShardEncoding(source, encoders, numbers)
+            index = write_shard(layout.tar(shard), encoding.records(progress))
+            if not len(index.labels):  # a shard of broken examples alone
+                layout.tar(shard).unlink()
+            layout.save(shard, encoding.stats, encoding.stamp, index)
+        done += len(numbers)
+        progress(0)
+
+
+@dataclass
+class ShardEncoding:
+    """One shard in the making.
+
+    Attributes:
+        numbers: the examples of the source that it is of.
+        stats: what became of them.
+        stamp: of these examples; empty where the source cannot tell.
+    """
+
+    source: Source
+    encoders: Encoders
+    numbers: range
+    stats: ShardStats = field(default_factory=ShardStats)
+    stamp: str = ""
+
+    def records(self, on_more: Callable[[int], None]) -> Iterator[Record]:
+        """The records of the shard, a batch at a time, in the order of the source; then `stats` and `stamp` are whole.
+
+        Args:
+            on_more: told after each batch how many examples are done.
+        """
+        numbers, size, traces = self.numbers, self.encoders.batch, list[tuple[str, str]]()
+        with ThreadPoolExecutor(READERS) as pool:
+            batches = [numbers[start : start + size] for start in range(0, len(numbers), size)]
+            waiting = [pool.submit(self._read, number) for number in batches[0]] if batches else []
+            for place, batch in enumerate(batches):
+                read = [future.result() for future in waiting]
+                if place + 1 < len(batches):  # read while these are encoded
+                    waiting = [pool.submit(self._read, number) for number in batches[place + 1]]
+                traces += [trace for trace, _ in read]
+                examples = [
+                    (number, example)
+                    for number, (_, example) in zip(batch, read, strict=True)
+                    if self._is_usable(example)
+                ]
+                if examples:
+                    yield from self._encoded(examples)
+                on_more(batch[-1] + 1 - numbers.start)
+        stamps, digests = zip(*traces, strict=True)
+        if any(digests):
+            self.stats.digest, self.stamp = digest_of(*digests), digest_of(*stamps)
+
+    def _read(self, number: int) -> tuple[tuple[str, str], Example | str]:
+        """The stamp and the digest of an example; and the example, or why it cannot be read."""
+        source, trace = self.source, ("", "")
+        if isinstance(source, Traceable):  # first: what changes while it is read is seen the next time
+            trace = source.stamp(number), source.digest(number)
+        try:
+            return trace, source[number]
+        except BrokenExample as error:
+            return trace, str(error)
+
+    def _is_usable(self, example: Example | str) -> TypeGuard[Example]:
+        """Whether an example can be encoded; where it cannot, `stats` say why."""
+        classes = len(self.source.class_names)
+        if isinstance(example, str):
+            self.stats.broken.append(example)
+        elif example.label is not None and not 0 <= example.label < classes:
+            self.stats.broken.append(f"{example.key}: class {example.label}, expected 0 to {classes - 1}")
+        else:
+            return True
+        return False
+
+    @torch.no_grad()
+    def _encoded(self, examples: Sequence[tuple[int, Example]]) -> Iterator[Record]:
+        encoders, dtype = self.encoders, np.dtype(self.encoders.dtype)
+        arrays = self._arrays([example for _, example in examples])
+        captions = [caption for _, example in examples for caption in example.captions]
+        encoders.captions(captions)
+        unique = list(dict.fromkeys(captions))
+        states = dict(zip(unique, encoders.text(unique), strict=True)) if encoders.text is not None and unique else {}
+        for row, (number, example) in enumerate(examples):
+            fields: dict[str, bytes] = {}
+            label = -1 if example.label is None else example.label
+            about: dict[str, Any] = {"key": example.key, "captions": list(example.captions), "label": label}
+            try:
+                for name, column in arrays.items():
+                    fields[name] = to_npy(_as_dtype(column[row], dtype, name))
+                if encoders.text is not None:
+                    of_captions = [states[caption].float().cpu() for caption in example.captions]
+                    about["lengths"] = [len(each) for each in of_captions]
+                    fields[TEXT] = to_npy(_half(torch.cat(of_captions or [torch.zeros(0, 0)]).numpy()))
+            except ValueError as error:
+                self.stats.broken.append(f"{example.key}: {error}")
+                continue
+            channels, rows, columns = arrays[LATENT][row].shape
+            self._count(example, channels)
+            fields[ABOUT] = json.dumps(about, ensure_ascii=False).encode("utf-8", "backslashreplace")
+            yield Record(numbered_key(number), fields, label, (rows, columns))
+
+    def _arrays(self, examples: Sequence[Example]) -> dict[str, list[Any]]:
+        """What the encoders make of images, by the name of the field; images of one size are encoded together."""
+        encoders = self.encoders
+        makers: dict[str, Callable[[Tensor], Tensor]] = {LATENT: encoders.latent}
+        if encoders.mirror:
+            makers[MIRRORED] = lambda images: encoders.latent(images.flip(3))
+        if encoders.features is not None:
+            makers[FEATURES] = encoders.features
+        arrays: dict[str, list[Any]] = {name: [None] * len(examples) for name in makers}
+        for size in sorted({example.image.size for example in examples}):
+            rows = [row for row, example in enumerate(examples) if example.image.size == size]
+            images = torch.stack([to_tensor(examples[row].image) for row in rows])
+            for name, make in makers.items():
+                for row, array in zip(rows, make(images).float().cpu().numpy(), strict=True):
+                    arrays[name][row] = array
+        return arrays
+
+    def _count(self, example: Example, channels: int) -> None:
+        stats = self.stats
+        stats.channels = channels
+        stats.captioned += bool(example.captions)
+        for conversion in example.conversions:
+            stats.conversions[conversion] = stats.conversions.get(conversion, 0) + 1
+        if example.original is not None:
+            lost = cropped(example.original, example.image.size)
+            stats.cropped, stats.max_cropped = stats.cropped + lost, max(stats.max_cropped, lost)
+            stats.counted += 1
+
+
+def _as_dtype(array: np.ndarray, dtype: np.dtype[Any], name: str) -> np.ndarray:
+    """The array in the type that is stored. Raises ValueError where either holds what is not finite."""
+    if not np.isfinite(array).all():
+        raise ValueError(f"its {name} is not finite: the encoder cannot encode this image")
+    with np.errstate(over="ignore"):
+        stored = array.astype(dtype)
+    if not np.isfinite(stored).all():
+        raise ValueError(
+            f"its {name} reaches {np.abs(array).max():.3g}, too much for {dtype}: --dtype float32 keeps it"
+        )
+    return stored
+
+
+def _half(states: np.ndarray) -> np.ndarray:
+    """Token states in half precision, or as they are where that cannot hold them. Raises ValueError, not finite."""
+    if not np.isfinite(states).all():
+        raise ValueError("the states of its caption are not finite: the text encoder cannot encode it")
+    with np.errstate(over="ignore"):
+        half = states.astype(np.float16)
+    return half if np.isfinite(half).all() else states
