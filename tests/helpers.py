@@ -1,17 +1,20 @@
 """What tests of several modules make and compare."""
 
+import argparse
 import io
 import math
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from anystep.cli import main
 from anystep.data.encoders import Encoders
 from anystep.data.example import BrokenExample, Example
 from anystep.data.npy import to_npy
@@ -153,3 +156,26 @@ def convergence_order(steps: Sequence[float], errors: Sequence[float]) -> float:
     points = torch.tensor([[math.log(step), 1.0] for step in steps], dtype=torch.float64)
     logs = torch.tensor([[math.log(error)] for error in errors], dtype=torch.float64)
     return float(torch.linalg.lstsq(points, logs).solution[0, 0])
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    """The one line that a command refused with."""
+    try:
+        code: object = main([str(argument) for argument in arguments])
+    except SystemExit as stop:  # argparse
+        code = stop.code
+    captured = capsys.readouterr()
+    assert code == 2, captured.out
+    assert captured.err.count("\n") == 1, captured.err
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+def leaves(parser: argparse.ArgumentParser, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """The words of every command, and its parser."""
+    below = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if not below or not below[0].required:
+        yield words, parser
+    for action in below:
+        for name, each in action.choices.items():
+            yield from leaves(each, (*words, name))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import refused
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -347,3 +348,85 @@ def test_what_does_not_go_together_is_one_line(
     assert message in said
     assert said.count("\n") == 1
     assert not Path("never.png").exists()
+
+
+def test_generate_writes_a_sheet_and_prints_a_table(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, folder = tmp_path / "sheet.png", tmp_path / "each"
+    arguments = ["generate", "a whale", "a red apple", "--steps", "1", "2", "--model", str(tiny_model)]
+    assert main([*arguments, "--size", "24x16", "--out", str(out), "--separate", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert "NFE" in printed
+    assert f"wrote {out}" in printed
+    assert Image.open(out).width > 2 * 160
+    names = ["00-steps-001.png", "00-steps-002.png", "01-steps-001.png", "01-steps-002.png"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    assert Image.open(folder / names[0]).size == (24, 16)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["each", "sheet.png"]
+
+
+def test_generate_takes_a_seed_and_guidance(tiny_model: Path, tmp_path: Path) -> None:
+    def pixels(*options: str) -> bytes:
+        arguments = ["generate", "a whale", "--steps", "1", "--model", str(tiny_model), *options]
+        assert main([*arguments, "--out", str(tmp_path / "sheet.png"), "--separate", str(tmp_path)]) == 0
+        return Image.open(tmp_path / "00-steps-001.png").tobytes()
+
+    assert pixels("--seed", "3") == pixels("--seed", "3")
+    assert len({pixels("--seed", "3"), pixels("--seed", "4"), pixels("--seed", "3", "--guidance", "4")}) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a whale", "--model", "nowhere"], "unknown model 'nowhere'"),
+        ([""], "empty prompt"),
+        (["a whale", "  "], "empty prompt"),
+        (["xyzzy qwrt"], "does not know 'xyzzy qwrt': nearest are"),
+        (["a whale", "--steps", "0"], "--steps: '0': expected a whole number from 1"),
+        (["a whale", "--steps", "4", "-1"], "--steps: '-1'"),
+        (["a whale", "--steps", "ten"], "--steps: 'ten': expected a whole number"),
+        (["a whale", "--steps", "2.5"], "'2.5': expected a whole number"),
+        (["a whale", "--size", "18x16"], "size 18x16: both sides must be multiples of 4"),
+        (["a whale", "--size", "0x16"], "'0x16': expected WIDTHxHEIGHT"),
+        (["a whale", "--size", "large"], "'large': expected WIDTHxHEIGHT"),
+        (["a whale", "--seed", "x"], "--seed: 'x': expected a whole number from 0"),
+        (["a whale", "--guidance", "nan"], "--guidance: 'nan': expected a number"),
+        (["a whale", "--stochasticity", "2"], "--stochasticity: '2': expected a number from 0 to 1"),
+        (["a whale", "--guidance-interval", "1", "0"], "expected the lower time first"),
+        (["a whale", "--device", "abacus"], "device 'abacus' is not available"),
+        (["a whale", "--out", "/nowhere/x.png"], "there is no folder /nowhere"),
+        (["a whale", "--out", "x.txt"], "'.txt' is no image format"),
+        (["a whale", "--colour", "red"], "unknown arguments: --colour red"),
+        ([], "required: PROMPT"),
+    ],
+)
+def test_bad_generation_is_one_line(
+    tiny_model: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    model = [] if "--model" in arguments else ["--model", str(tiny_model)]
+    out = [] if "--out" in arguments else ["--out", "/dev/shm/never.png"]
+    assert message in refused(capsys, "generate", *arguments, *model, *out)
+
+
+def test_a_file_in_the_place_of_a_folder_is_one_line(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "taken").write_text("")
+    for option, path in (("--separate", tmp_path / "taken"), ("--out", tmp_path / "taken" / "x.png")):
+        assert "cannot write" in refused(capsys, "generate", "a whale", "--model", tiny_model, option, path)
+
+
+def test_a_summary_for_machines(generate: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate("a whale", "xyzzy qwrt", "--steps", "1", "2", "--separate", "x", "--json") == 2
+    told = json.loads(capsys.readouterr().out)
+    assert told["out"] == "anystep.png"
+    assert told["separate"] == ["x/00-steps-001.png", "x/00-steps-002.png"]
+    assert [(row["steps"], row["nfe"]) for row in told["steps"]] == [(1, 2), (2, 4)]
+    assert "xyzzy" in told["refused"][0]
+
+
+def test_a_prompts_file_may_be_standard_input(generate: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a whale\n\na tractor\n")))
+    assert generate("a red apple", "--prompts-file", "-", "--steps", "1", "--out", "a.png") == 0
+    assert settings("a.png")["prompts"] == ["a red apple", "a whale", "a tractor"]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from helpers import leaves
 
 from anystep.bounds import Seed, is_within
 from anystep.cli import build_parser, main, option_types
@@ -26,16 +27,6 @@ NUMBERS = [
 SIZES = ["0x16", "16x0", "-1x16", "16x16x16", "１６x16", "nanxnan", "16xinf", "9" * 5000 + "x1", LONG]
 NOBODY = "~nobody-of-that-name/x"
 PARSER = build_parser()
-
-
-def leaves(parser: argparse.ArgumentParser, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """The words of every command, and its parser."""
-    below = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-    if not below or not below[0].required:
-        yield words, parser
-    for action in below:
-        for name, each in action.choices.items():
-            yield from leaves(each, (*words, name))
 
 
 def options() -> Iterator[tuple[tuple[str, ...], argparse.Action]]:

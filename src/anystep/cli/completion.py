@@ -24,4 +24,4 @@ def complete(parser: Any) -> None:
     """Answer a shell, where one asks, and end the process."""
     import argcomplete
 
-    argcomplete.autocomplete(parser, always_complete_options="long")
+    argcomplete.autocomplete(parser, always_complete_options=False)

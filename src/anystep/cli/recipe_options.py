@@ -1,15 +1,17 @@
 """Commands that take a recipe: its name, and any of its values as `--section.key VALUE`."""
 
 import argparse
+import os
 import re
 from collections.abc import Sequence
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from anystep.cli.option_types import spec
 from anystep.cli.parser import OneLineParser
 from anystep.errors import InputError
-from anystep.training.recipes import find_recipe
+from anystep.training.recipes import command_of, find_recipe, recipe_names
 
 if TYPE_CHECKING:
     from anystep.training.recipe_fields import RecipeField
@@ -26,12 +28,8 @@ def add_recipe(parser: OneLineParser, kind: str) -> None:
     """The recipe, and all that its class says in the help."""
     command = parser.prog.split()[-1]
     example = {"train-codec": "codec-emoji"}.get(command, "emoji")
-    parser.add_argument(
-        "recipe",
-        type=spec,
-        metavar="RECIPE",
-        help=f"a name of `anystep recipes`, for example {example}, or a YAML file",
-    )
+    what = f"a name of `anystep recipes`, for example {example}, or a YAML file"
+    recipe = parser.add_argument("recipe", type=spec, metavar="RECIPE", help=what)
     parser.add_argument("--debug", action="store_true", help="the recipe's laptop size")
     parser.takes_overrides = True
     parser.epilog = (
@@ -54,6 +52,17 @@ def add_recipe(parser: OneLineParser, kind: str) -> None:
     parser.explain_overrides = explain
     parser.override_names = lambda: [field.name for field in fields()]
     parser.set_defaults(device_field=RECIPES[kind][1])
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what there is: names of recipes, and their values as options
+        setattr(recipe, "completer", partial(_recipes_and_files, command))  # noqa: B010  # argcomplete's own attribute
+        for field in fields():
+            parser.add_argument(f"--{field.name}", choices=field.choices)
+
+
+def _recipes_and_files(command: str, prefix: str, **_: Any) -> list[str]:
+    from argcomplete.completers import FilesCompleter
+
+    names = [name.removeprefix("compare/") for name in recipe_names() if command_of(name) == command]
+    return [*names, *FilesCompleter(["yaml"])(prefix)]
 
 
 def _as_option(field: "RecipeField") -> argparse.Action:

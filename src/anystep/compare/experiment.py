@@ -20,29 +20,23 @@ from anystep.training.section import Name, Section, explain
 
 
 class Comparison(Section):
-    """What a comparison file holds.
+    """What a comparison file holds."""
 
-    Attributes:
-        recipe: what all variants share; its `run.steps` and `run.seed` are set by the comparison.
-        variants: name -> what differs, in a recipe's sections. The first is compared with each other one. `seeds` among
-            them are those of the variant.
-        evaluations: network evaluations that every run spends, in samples, a backward pass counted as two.
-        seeds: every variant is trained with each that has no seeds of its own.
-        steps, samples, metrics, extractor: of the evaluation; without guidance unless `guidance` says so.
-        milestones: shares of the training, in hundredths, after which the average weights are measured too, at
-            `milestone_steps` with `milestone_samples` images. Runs keep a checkpoint for each.
-        plans: search the plan of each number of steps for every run, by the first of the metrics and on a half of the
-            real images that is not measured with, and measure with these; without it times are uniform.
-    """
-
+    # What all variants share; the comparison sets its run.steps and run.seed.
     recipe: Recipe = Recipe()
+    # What differs in each variant, by its name: a recipe's sections, or its own seeds; the first is compared with each.
     variants: dict[Name, dict[str, Any]] = Field(
         default_factory=lambda: {preset.label: {"objective": {"kind": kind}} for kind, preset in OBJECTIVES.items()}
     )
+    # Number of network evaluations that every run spends, in samples; a backward pass counts as two.
     evaluations: Count = 1_000_000
+    # Seeds that every variant without its own is trained with.
     seeds: tuple[Seed, ...] = Field((0,), min_length=1)
+    # Numbers of sampling steps at which the trained models are measured.
     steps: tuple[SamplingSteps, ...] = Field((1, 2, 4, 8, 16, 32, 64), min_length=1)
+    # Number of images that a model is measured with at each number of steps.
     samples: Count = 1000
+    # Metrics of the evaluation.
     metrics: tuple[Name, ...] = (
         "frechet_distance",
         "kernel_distance",
@@ -51,11 +45,17 @@ class Comparison(Section):
         "precision",
         "coverage",
     )
+    # Feature extractor of the evaluation, as in `anystep evaluate`.
     extractor: Name = "effnetlite0"
+    # Guidance scale of the evaluation (1: none).
     guidance: Guidance = 1.0
+    # Shares of the training, in hundredths, after which the average weights are measured too; checkpoints are kept.
     milestones: tuple[PositiveShare, ...] = ()
+    # Numbers of sampling steps at the milestones.
     milestone_steps: tuple[SamplingSteps, ...] = Field((1, 4, 64), min_length=1)
+    # Number of images at each milestone and number of steps.
     milestone_samples: Count = 500
+    # Search plans of steps for every run, on real images that are not measured with, and use them (false: uniform).
     plans: bool = False
 
     @model_validator(mode="after")

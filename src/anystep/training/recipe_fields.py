@@ -1,12 +1,11 @@
 """What a recipe may say: every value with its type, its default and a sentence.
 
 It is read from the source of the recipes' classes, since importing them imports PyTorch: help is told at once. The
-sentence of a value is the comment above it, or what its class says of it under `Attributes`.
+sentence of a value is the comment above it.
 """
 
 import ast
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -40,6 +39,12 @@ class RecipeField:
     type: str
     default: str
     sentence: str
+
+    @property
+    def choices(self) -> list[str] | None:
+        """All that it can be, where these are names."""
+        words = self.type.split("|")
+        return words if len(words) > 1 and all(word.islower() for word in words) else None
 
 
 def recipe_fields(module: str, kind: str, path: Path | None = None) -> list[RecipeField]:
@@ -126,23 +131,14 @@ def _fields(source: _Source, kind: str) -> dict[str, tuple[_Source, ast.AnnAssig
     for base in _names(*node.bases):
         if isinstance(where.value(base), ast.ClassDef):
             fields |= _fields(where, base)
-    attributes = dict(_attributes(ast.get_docstring(node) or ""))
     for each in node.body:
         if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name):
             name = each.target.id
             before = map(str.strip, where.lines[each.lineno - 2 :: -1])
             above = [line.lstrip("# ") for line in takewhile(lambda line: line.startswith("#"), before)]
-            sentence = " ".join(reversed(above)) or attributes.get(name, "")
-            fields[name] = (where, each, sentence or (fields[name][2] if name in fields else ""))
+            told = " ".join(reversed(above)) or (fields[name][2] if name in fields else "")
+            fields[name] = (where, each, told)
     return fields
-
-
-def _attributes(docstring: str) -> Iterator[tuple[str, str]]:
-    """What a docstring says of each name under `Attributes`."""
-    told = docstring.partition("Attributes:\n")[2]
-    for names, sentence in re.findall(r"^    (\w[\w, ]*): (.*(?:\n        .*)*)", told, re.MULTILINE):
-        for name in names.split(", "):
-            yield name, " ".join(sentence.split())
 
 
 def _names(*nodes: ast.AST) -> list[str]:
@@ -176,7 +172,8 @@ def _given(given: Given, name: str) -> Any:
 def _set_by_objective(source: _Source, prefix: str, given: Given) -> Mapping[str, Any]:
     """What the kind of an objective sets, as a recipe that says only that."""
     kind = _given(given, f"{prefix}kind")
-    where, presets = source.find("OBJECTIVES") or (source, None)
+    section, _ = source.find("ObjectiveConfig") or (source, None)
+    where, presets = section.find("OBJECTIVES") or (source, None)
     options: Any = {}
     if isinstance(presets, ast.Dict):
         for key, preset in zip(presets.keys, presets.values, strict=True):
