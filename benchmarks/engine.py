@@ -29,9 +29,11 @@ from anystep.training.assemble import prepare_data, prepare_network
 from anystep.training.batch_samplers import FixedShapeBatchSampler
 from anystep.training.config import Recipe
 from anystep.training.loader import PrefetchingLoader
+from anystep.training.objective import make_objective
 from anystep.training.optimizers import make_optimizers
 from anystep.training.recipe_files import load_recipe
-from anystep.training.train import choose_captions, encode_conditions, make_objective, train
+from anystep.training.step import choose_captions, encode_conditions
+from anystep.training.train import train
 
 ROOT = Path(__file__).parent.parent
 
@@ -41,8 +43,9 @@ class Bare:
 
     def __init__(self, recipe: Recipe, run: Path, device: torch.device) -> None:
         self.recipe, self.objective, self.device = recipe, make_objective(recipe), device
-        codec, self.data, self.conditioner = prepare_data(recipe, run, device)
-        self.network = prepare_network(recipe, codec, self.data, self.conditioner).to(device)
+        inputs = prepare_data(recipe, run, device)
+        self.data, self.conditioner = inputs.data, inputs.conditioner
+        self.network = prepare_network(inputs).to(device)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         self.optimizer = make_optimizers(self.network, recipe.optimizer, device)[0]
 

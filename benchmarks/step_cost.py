@@ -28,7 +28,7 @@ import torch
 from record import write_record
 from resident import held, peak
 
-from anystep.device import pick_device
+from anystep.device import pick_device, pick_precision
 from anystep.models.cost import ForwardFlops
 from anystep.models.presets import PRESETS, build_transformer
 from anystep.objective import Identity, TrainingBatch, derivative
@@ -36,7 +36,7 @@ from anystep.training.config import Recipe
 from anystep.training.objective import make_objective
 from anystep.training.optimizers import make_optimizers
 from anystep.training.recipe_files import load_recipe
-from anystep.training.train import peak_flops, pick_precision, utilisation
+from anystep.training.step_metrics import peak_flops, utilisation
 
 ROOT = Path(__file__).parent.parent
 PLAIN = "flow_matching"

@@ -31,6 +31,17 @@ def pick_device(name: str) -> torch.device:
     raise InputError(f"device {shown(name)} is not available: {reason}")
 
 
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """What blocks compute in: `auto` is bfloat16 on CUDA devices with units for it, else float32.
+
+    On CUDA, products of float32 matrices may use TF32 from now on.
+    """
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return torch.bfloat16 if name == "bfloat16" or (name == "auto" and fast) else torch.float32
+
+
 def execution_device(module: torch.nn.Module) -> torch.device:
     """Where a module computes: its weights may be elsewhere until a hook of accelerate brings them."""
     place = getattr(getattr(module, "_hf_hook", None), "execution_device", None)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anystep.training.ema import decay, dot, fit, gamma_to_length, length_to_gamma, snapshot_steps
+from anystep.training.ema import dot, fit, gamma_to_length, length_to_gamma, power_decay, snapshot_steps
 
 LENGTHS = st.floats(0.005, 0.25)
 
@@ -16,7 +16,7 @@ def averages(trajectory: np.ndarray, length: float) -> np.ndarray:
     """The power-function average after every step, by its recursion."""
     gamma, average, found = length_to_gamma(length), 0.0, []
     for step, value in enumerate(trajectory, 1):
-        beta = decay(gamma, step)
+        beta = power_decay(gamma, step)
         average = beta * average + (1 - beta) * value
         found.append(average)
     return np.array(found)
@@ -51,7 +51,7 @@ def test_the_recursion_gives_every_step_its_share_of_the_profile(length: float, 
 
 
 def test_the_first_average_is_the_weights_and_what_does_not_move_stays() -> None:
-    assert decay(length_to_gamma(0.1), 1) == 0.0
+    assert power_decay(length_to_gamma(0.1), 1) == 0.0
     np.testing.assert_allclose(averages(np.full(50, 3.0), 0.07), 3.0, rtol=1e-14)
 
 

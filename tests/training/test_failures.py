@@ -18,8 +18,10 @@ from anystep.training import train as module
 from anystep.training import train_codec as codec_module
 from anystep.training.checkpoint_files import checkpoint_steps
 from anystep.training.config import CodecRecipe, Recipe
+from anystep.training.ema import ExponentialAverages
 from anystep.training.guard import Guard
-from anystep.training.train import derivative_sums, train
+from anystep.training.step_metrics import StepMetrics, derivative_sums
+from anystep.training.train import train
 from anystep.training.train_codec import train_codec
 
 
@@ -64,15 +66,15 @@ def losses(run: Path) -> list[float]:
 def test_weights_that_are_not_finite_are_never_saved_and_end_the_run(
     captioned_folder: Path, tiny_codec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, poisoned: int, kept: Any
 ) -> None:
-    real, calls = module.average, []
+    real, calls = ExponentialAverages.update, []
 
-    def average(averages: Any, weights: list[torch.Tensor], decays: Any) -> None:
+    def update(self: ExponentialAverages, weights: list[torch.Tensor], step: int) -> None:
         calls.append(1)
         if len(calls) == poisoned:
             weights[0].data.fill_(torch.nan)
-        real(averages, weights, decays)
+        real(self, weights, step)
 
-    monkeypatch.setattr(module, "average", average)
+    monkeypatch.setattr(ExponentialAverages, "update", update)
     with pytest.raises(InputError, match=r"step 6: the weights are no longer finite: the run has diverged"):
         train(recipe(captioned_folder, tiny_codec), tmp_path)
     assert steps(tmp_path) == kept
@@ -100,13 +102,13 @@ def test_a_run_whose_last_steps_were_skipped_is_not_finished_and_is_not_when_it_
 def test_a_residual_that_is_not_finite_at_the_end_is_no_finish_and_null_in_the_log(
     captioned_folder: Path, tiny_codec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = module.gathered_samples
+    real = StepMetrics._record
 
-    def gathered(*arguments: Any) -> Any:
-        residual, *others = real(*arguments)
-        return torch.full_like(residual, torch.inf), *others
+    def record(self: StepMetrics, step: Any, samples: Any, *others: Any) -> Any:
+        residual, *times = samples
+        return real(self, step, (torch.full_like(residual, torch.inf), *times), *others)
 
-    monkeypatch.setattr(module, "gathered_samples", gathered)
+    monkeypatch.setattr(StepMetrics, "_record", record)
     with pytest.raises(InputError, match="the run has diverged"):
         train(recipe(captioned_folder, tiny_codec, run={"steps": 1}), tmp_path)
     assert '"residual": null' in (tmp_path / "metrics.jsonl").read_text()

@@ -248,7 +248,7 @@ def test_the_command_knows_the_devices_of_the_plan() -> None:
 
 
 def test_operations_of_a_forward_are_those_of_its_matrices_and_scale_with_the_steps_evaluations() -> None:
-    from anystep.training.train import utilisation
+    from anystep.training.step_metrics import utilisation
 
     for preset, options in (("c2i-test", {}), ("t2i-test", {"depth": 5, "patch_size": 2}), ("t2i-emoji", {})):
         cost = ForwardFlops.of(preset, **options)

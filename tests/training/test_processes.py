@@ -355,12 +355,13 @@ def test_what_processes_cannot_do_is_one_line(recipe: Path, tmp_path: Path, monk
     from anystep.errors import InputError
     from anystep.ranks import Ranks
     from anystep.training.batch_samplers import count_micro_batches
+    from anystep.training.config import DataConfig, RunConfig
     from anystep.training.parallel import check_parallel
 
     ranks = Ranks()
     ranks.count = 3
     with pytest.raises(InputError, match=r"batch_size 64 does not divide into 3 processes x 2 .*; 60 or 66 would"):
-        count_micro_batches(64, 2, 3)
+        count_micro_batches(DataConfig(), RunConfig(batch_size=64, accumulate=2), 3)
     with pytest.raises(InputError, match="3 processes would each train alone"):
         check_parallel("none", ranks)
     with pytest.raises(InputError, match="3 processes are no multiple of the 2 that share one copy"):

@@ -13,7 +13,8 @@ import yaml
 from anystep.errors import InputError
 from anystep.training.config import CodecRecipe, OptimizerConfig, Recipe, RunConfig
 from anystep.training.objective_config import ObjectiveConfig
-from anystep.training.run import Run, interruptible, latents_path, learning_rate, schedule_changes, step_generator
+from anystep.training.optimizers import learning_rate
+from anystep.training.run import Run, interruptible, latents_path, schedule_changes, step_generator
 
 
 def test_steps_draw_differently_and_repeatably() -> None:

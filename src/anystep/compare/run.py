@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,19 +11,16 @@ from typing import Any
 import torch
 
 from anystep.bounds import Threads, check
-from anystep.codecs import Codec
 from anystep.compare.experiment import ComparedRun, Comparison, variant_recipe
 from anystep.compare.measure import Measurement
 from anystep.compare.milestones import keeping
 from anystep.compare.training import train_all, train_run
-from anystep.conditioning import Conditioner
-from anystep.data.latents import LatentSet
 from anystep.device import pick_device
 from anystep.errors import InputError
 from anystep.evaluation.report import check_drawing
 from anystep.files import HOLDER, LOCK, check_names, check_settings, claimed, publishing, remove_parts, write_text
 from anystep.plain_yaml import dump_yaml, read_yaml
-from anystep.training.assemble import prepare_data, prepare_network, reads_captions
+from anystep.training.assemble import TrainingInputs, prepare_data, prepare_network, reads_captions
 from anystep.training.config import Recipe
 from anystep.training.objective import make_objective
 from anystep.training.run import FREE_TO_CHANGE, RUN, completed, flat, latents_path
@@ -95,9 +93,9 @@ def _prepare_runs(shared: Recipe, runs: Sequence[ComparedRun], out: Path, device
     for run in runs:
         with claimed(run.folder, RUN, (PLANNED,)):
             _check_settings(run.recipe, run.folder / PLANNED)
-    codec, data, conditioner = prepare_data(shared, out, device)
+    inputs = prepare_data(shared, out, device)
     for run in runs:
-        _check_variant(run.variant, run.recipe, shared, codec, data, conditioner)
+        _check_variant(run.variant, replace(inputs, recipe=run.recipe), shared)
         for place in range(len(shared.data.shares)):
             _link_folder(latents_path(out, place), latents_path(run.folder, place))
 
@@ -147,18 +145,15 @@ def _check_settings(recipe: Recipe, path: Path, of_data: bool = False) -> None:
     write_text(path, dump_yaml({"data": content["data"], "codec": recipe.model.codec} if of_data else content))
 
 
-def _check_variant(
-    name: str, recipe: Recipe, shared: Recipe, codec: Codec, data: LatentSet, conditioner: Conditioner
-) -> None:
+def _check_variant(name: str, inputs: TrainingInputs, shared: Recipe) -> None:
     """Raise `InputError` for a variant that could not be trained."""
+    recipe = inputs.recipe
     try:
         make_objective(recipe)
-        if len(data) < recipe.run.batch_size and not recipe.data.native:
-            raise InputError(f"{len(data)} samples are fewer than one batch of {recipe.run.batch_size}")
-        if reads_captions(recipe) == reads_captions(shared) and recipe.alignment is None:
-            bare = recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": None})})
+        inputs.check_batch()
+        if reads_captions(recipe.model) == reads_captions(shared.model) and recipe.alignment is None:
             with torch.device("meta"):  # its options fit together, which costs no memory to see
-                prepare_network(bare, codec, data, conditioner)
+                prepare_network(inputs)
     except InputError as error:
         raise InputError(f"variant {name!r}: {error}") from None
 

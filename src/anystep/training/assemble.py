@@ -1,11 +1,13 @@
 """What a recipe is put together from: codec, data, conditioner, network, and the pipeline that users load."""
 
+import copy
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.device_mesh import DeviceMesh
 
 from anystep.codecs import AutoencoderCodec, Codec, load_codec
 from anystep.conditioning import CachedTextEncoder, Conditioner, LabelEncoder, load_text_encoder
@@ -26,22 +28,43 @@ from anystep.pipelines.scheduler import TransitionScheduler
 from anystep.pipelines.transition import TransitionPipeline
 from anystep.ranks import Ranks
 from anystep.training.checkpoint_files import differing_tensors, read_average
-from anystep.training.config import Recipe
-from anystep.training.parallel import all_finite
+from anystep.training.config import ModelConfig, Recipe
+from anystep.training.parallel import all_finite, shard
 from anystep.training.run import latents_path
 
 KNOWN = 4  # rows of a sample grid where the recipe names none
 
 
-def prepare_data(
-    recipe: Recipe, out: Path, device: torch.device, ranks: Ranks | None = None
-) -> tuple[Codec, LatentSet, Conditioner]:
-    """The codec, the encoded examples and what encodes their captions or labels.
+@dataclass(frozen=True)
+class TrainingInputs:
+    """A recipe with everything that its network is trained on.
+
+    Attributes:
+        recipe: the recipe.
+        codec: the autoencoder of the images.
+        data: the encoded examples.
+        conditioner: what encodes their captions or labels.
+    """
+
+    recipe: Recipe
+    codec: Codec
+    data: LatentSet
+    conditioner: Conditioner
+
+    def check_batch(self) -> None:
+        """Raises `InputError` where there are fewer examples than a batch has."""
+        batch_size = self.recipe.run.batch_size
+        if len(self.data) < batch_size and not self.recipe.data.native:
+            raise InputError(f"{len(self.data)} samples are fewer than one batch of {batch_size}: lower run.batch_size")
+
+
+def prepare_data(recipe: Recipe, out: Path, device: torch.device, ranks: Ranks | None = None) -> TrainingInputs:
+    """Load or make what a recipe trains on.
 
     Sources that are not encoded yet are, into `out / "latents-N"`, by all processes together.
     """
     codec = load_codec(recipe.model.codec, device)
-    text = load_text_encoder(recipe.model.text_encoder) if reads_captions(recipe) else None
+    text = load_text_encoder(recipe.model.text_encoder) if reads_captions(recipe.model) else None
     cached = None if text is None else CachedTextEncoder(text, cache_folder() / "text.sqlite")
     if cached is not None:
         cached.fill([""])
@@ -73,32 +96,35 @@ def prepare_data(
             raise InputError(
                 f"model.preset {recipe.model.preset} is for classes, but the data has none: choose a t2i one"
             )
-        return codec, data, LabelEncoder(data.class_names)
+        return TrainingInputs(recipe, codec, data, LabelEncoder(data.class_names))
     if data.captioned < len(data):
         raise InputError(
             f"model.preset {recipe.model.preset} is for captions, but {len(data) - data.captioned} of {len(data)} "
             "samples have none: add captions, or choose a c2i preset"
         )
-    return codec, data, cached
+    return TrainingInputs(recipe, codec, data, cached)
 
 
-def reads_captions(recipe: Recipe) -> bool:
+def reads_captions(model: ModelConfig) -> bool:
     """Whether the preset is conditioned on text."""
-    if recipe.model.preset not in PRESETS:
-        raise InputError(f"model: unknown preset {recipe.model.preset!r}: choose one of {', '.join(PRESETS)}")
-    return "text_width" in PRESETS[recipe.model.preset]
+    if model.preset not in PRESETS:
+        raise InputError(f"model: unknown preset {model.preset!r}: choose one of {', '.join(PRESETS)}")
+    return "text_width" in PRESETS[model.preset]
 
 
-def prepare_network(
-    recipe: Recipe, codec: Codec, data: LatentSet, conditioner: Conditioner
-) -> TransitionTransformer2DModel:
-    """The preset, fitted to the codec and the condition."""
+def prepare_network(inputs: TrainingInputs, init_from: str | None = None) -> TransitionTransformer2DModel:
+    """The preset, fitted to the codec and the condition.
+
+    Args:
+        init_from: the model whose weights it starts with, such as `model.weights` of the recipe; random where None.
+    """
+    recipe, codec, data = inputs.recipe, inputs.codec, inputs.data
     options: dict[str, Any] = {"in_channels": codec.channels, "sample_size": recipe.data.size // codec.factor}
     if recipe.data.native:
         patch = preset_option(recipe.model.preset, recipe.model.options, "patch_size")
         options["rope_extent"] = max(int(grids.max()) for grids in data.grids) // patch
-    if isinstance(conditioner, CachedTextEncoder):
-        options |= {"text_width": conditioner.encoder.width, "num_classes": None}
+    if isinstance(inputs.conditioner, CachedTextEncoder):
+        options |= {"text_width": inputs.conditioner.encoder.width, "num_classes": None}
     else:
         options |= {"text_width": None, "num_classes": len(data.class_names)}
     if recipe.alignment is not None:
@@ -116,12 +142,12 @@ def prepare_network(
     multiple = codec.factor * network.config.patch_size
     if recipe.data.size % multiple:
         raise InputError(f"data.size {recipe.data.size}: must be a multiple of {multiple}")
-    if recipe.model.weights is not None:
-        begin_with(network, recipe.model.weights)
+    if init_from is not None:
+        load_weights(network, init_from)
     return network
 
 
-def begin_with(network: TransitionTransformer2DModel, model: str) -> None:
+def load_weights(network: TransitionTransformer2DModel, model: str) -> None:
     """Copy the weights of another model's transformer.
 
     Raises:
@@ -141,11 +167,27 @@ def shapes_in_pixels(data: LatentSet, factor: int) -> list[str]:
     return [f"{columns * factor}x{rows * factor}" for (rows, columns), _ in counts.most_common()]
 
 
-def as_pipeline(
-    recipe: Recipe, network: TransitionTransformer2DModel, codec: Codec, data: LatentSet
-) -> TransitionPipeline:
+def prepare_networks(
+    inputs: TrainingInputs, device: torch.device, mesh: DeviceMesh | None
+) -> tuple[TransitionTransformer2DModel, list[TransitionTransformer2DModel]]:
+    """The network of a new run, and a copy for each average of its weights, on the device and sharded over the mesh."""
+    recipe = inputs.recipe
+    network = prepare_network(inputs, recipe.model.weights).to(device)
+    kept = (*recipe.ema_decays, *recipe.ema_lengths)
+    averages = [copy.deepcopy(network).eval().requires_grad_(False) for _ in kept]
+    if recipe.model.gradient_checkpointing:
+        network.enable_gradient_checkpointing()
+    if recipe.run.compile:
+        network.compile_repeated_blocks()
+    for each in (network, *averages):
+        shard(each, mesh, trained=each is network)
+    return network, averages
+
+
+def as_pipeline(inputs: TrainingInputs, network: TransitionTransformer2DModel) -> TransitionPipeline:
     """The network as users will load it."""
-    text = reads_captions(recipe)
+    recipe, codec, data = inputs.recipe, inputs.codec, inputs.data
+    text = reads_captions(recipe.model)
     pipeline = TransitionPipeline(
         transformer=network,
         scheduler=TransitionScheduler(
@@ -165,14 +207,13 @@ def as_pipeline(
     return pipeline
 
 
-def sample_prompts(
-    recipe: Recipe, pipeline: TransitionPipeline, conditioner: Conditioner, data: LatentSet
-) -> list[str]:
+def sample_prompts(inputs: TrainingInputs, pipeline: TransitionPipeline) -> list[str]:
     """What sample grids show: what the recipe says, else the first of the data.
 
     Raises:
         InputError: one cannot be drawn.
     """
+    recipe, data, conditioner = inputs.recipe, inputs.data, inputs.conditioner
     if isinstance(conditioner, CachedTextEncoder):
         pipeline._conditioner = conditioner
     first = range(min(KNOWN, len(data)))
@@ -191,10 +232,10 @@ def sample_prompts(
     return prompts
 
 
-def sample_grid(recipe: Recipe, pipeline: TransitionPipeline, conditioner: Conditioner, data: LatentSet) -> Any:
+def sample_grid(inputs: TrainingInputs, pipeline: TransitionPipeline) -> Any:
     """Prompts down, step counts across, one noise for all."""
-    prompts = sample_prompts(recipe, pipeline, conditioner, data)
-    columns = [Model("run", pipeline).generate(prompts, steps) for steps in recipe.sample_steps]
+    prompts = sample_prompts(inputs, pipeline)
+    columns = [Model("run", pipeline).generate(prompts, steps) for steps in inputs.recipe.sample_steps]
     return contact_sheet(
         [[column.images[row] for column in columns] for row in range(len(prompts))],
         prompts,
@@ -202,19 +243,17 @@ def sample_grid(recipe: Recipe, pipeline: TransitionPipeline, conditioner: Condi
     )
 
 
-def export(run: Path, recipe: Recipe, codec: Codec, data: LatentSet, conditioner: Conditioner) -> None:
-    """The average of the newest checkpoint in diffusers' layout, in `run / "pipeline"`; written beside and moved there.
+def export(run: Path, inputs: TrainingInputs) -> None:
+    """Write the average of the newest checkpoint in diffusers' layout to `run / "pipeline"`, whole or not at all.
 
-    Read from the shards straight into a network in this process's memory, so no process ever gathers another's.
+    It is read from the shards straight into a network of this process, so that no process gathers those of others.
     """
-    network = prepare_network(
-        recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": None})}), codec, data, conditioner
-    )
+    network, conditioner = prepare_network(inputs), inputs.conditioner
     step = read_average(run / "checkpoints", network)
     if not all_finite([network], Ranks.single()):
         raise InputError(f"the weights of checkpoint step {step} are not finite: nothing is exported")
-    pipeline = as_pipeline(recipe, network.eval(), codec, data)
-    if isinstance(conditioner, CachedTextEncoder) and Path(recipe.model.text_encoder).exists():
+    pipeline = as_pipeline(inputs, network.eval())
+    if isinstance(conditioner, CachedTextEncoder) and Path(inputs.recipe.model.text_encoder).exists():
         encoder = conditioner.encoder  # a folder of this machine: what is moved elsewhere would not find it
         pipeline.register_modules(text_encoder=encoder.model, tokenizer=encoder.tokenizer)
         pipeline.register_to_config(text_encoder_name=None)

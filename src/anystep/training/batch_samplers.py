@@ -1,5 +1,6 @@
 """Which examples each step sees: a pure function of the seed and the step, whatever the number of processes."""
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from anystep.data.latents import LatentSet
 from anystep.errors import InputError
+from anystep.training.config import DataConfig, RunConfig
 
 
 @dataclass(frozen=True)
@@ -48,22 +51,6 @@ class BatchSampler(Protocol):
 def of_rank(micro_batches: Sequence[MicroBatch], rank: int, count: int) -> list[MicroBatch]:
     """The micro-batches of a step that process `rank` of `count` evaluates."""
     return list(micro_batches[rank::count])
-
-
-def count_micro_batches(batch_size: int, accumulate: int, processes: int) -> int:
-    """Number of micro-batches in a step of all processes, each of which divides its images into `accumulate`.
-
-    Raises:
-        InputError: the processes do not divide the batch; says what would.
-    """
-    count = processes * accumulate
-    if batch_size % count:
-        fits = sorted({max(1, batch_size // count) * count, -(-batch_size // count) * count})
-        raise InputError(
-            f"run.batch_size {batch_size} does not divide into {processes} processes x {accumulate} micro-batches; "
-            f"{' or '.join(map(str, fits))} would"
-        )
-    return count
 
 
 class FixedShapeBatchSampler:
@@ -199,6 +186,46 @@ class TokenBudgetBatchSampler:
             order = torch.cat(pieces)
         shuffled = torch.randperm(len(bounds), generator=rng).tolist()
         return order, [bounds[number] for number in shuffled]
+
+
+def count_micro_batches(data: DataConfig, run: RunConfig, processes: int) -> int:
+    """Number of micro-batches in a step of all processes together.
+
+    Raises:
+        InputError: the processes do not divide the step; says what would.
+    """
+    if data.native:
+        if run.micro_batches % processes:
+            fits = -(-run.micro_batches // processes) * processes
+            raise InputError(f"run.micro_batches {run.micro_batches}: {processes} processes need a multiple, as {fits}")
+        return run.micro_batches
+    count = processes * run.accumulate
+    if run.batch_size % count:
+        sizes = sorted({max(1, run.batch_size // count) * count, -(-run.batch_size // count) * count})
+        raise InputError(
+            f"run.batch_size {run.batch_size} does not divide into {processes} processes x {run.accumulate} "
+            f"micro-batches; {' or '.join(map(str, sizes))} would"
+        )
+    return count
+
+
+def make_batch_sampler(
+    config: DataConfig, run: RunConfig, data: LatentSet, micro_batches: int, patch: int
+) -> BatchSampler:
+    """The batch sampler of a recipe.
+
+    Args:
+        micro_batches: number of micro-batches in a step, from `count_micro_batches`.
+        patch: latent pixels along one side of a token.
+    """
+    shares = list(config.shares.values())
+    if not config.native:
+        members = [class_members(labels) for labels in data.labels] if config.balanced else None
+        return FixedShapeBatchSampler(data.sizes, shares, run.batch_size, micro_batches, run.seed, members)
+    # at least the tokens of so many squares of data.size
+    squares = max(1, run.batch_size // micro_batches) * math.prod(data.shape[1:]) // patch**2
+    tokens = run.tokens_per_micro_batch or squares
+    return TokenBudgetBatchSampler(data.grids, shares, tokens, patch, micro_batches, run.seed, run.packed)
 
 
 def batch_indices(count: int, batch_size: int, seed: int, step: int) -> list[int]:

@@ -1,17 +1,55 @@
-"""Power-function averages of weights, and averages of any length rebuilt from snapshots of them after training.
+"""Moving averages of the weights: exponential ones, power-function ones, and averages rebuilt from the latter.
 
-EDM2 (Karras et al. 2023, arXiv 2312.02696, section 3). In the average at step t the weights of step s have the share
+Exponential averages forget at one rate. Power-function averages are those of EDM2 (Karras et al. 2023, arXiv
+2312.02696, section 3). In the average at step t the weights of step s have the share
 p(s) = (gamma + 1) s^gamma / t^(gamma + 1) on [0, t]: it stretches with the run and forgets the beginning. Its length is
 the standard deviation of p over t, which gamma determines. Profiles of two lengths, kept at several steps, nearly span
 those of other lengths; least squares finds how much of each to take, which does not depend on the network at all.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
+import torch
 from jaxtyping import Float64
+from torch import Tensor, nn
 
 Numbers = Float64[np.ndarray, " profiles"]
 
 SMALLEST = 1e-12  # of the singular values that count, against the largest
+
+
+@torch.no_grad()
+def update_ema(averages: Sequence[Sequence[Tensor]], weights: Sequence[Tensor], decays: Sequence[float]) -> None:
+    """average <- decay average + (1 - decay) weights, for each average of the same weights.
+
+    Averages that are sharded as the weights are need no communication.
+    """
+    for average, decay in zip(averages, decays, strict=True):
+        torch._foreach_lerp_(list(average), list(weights), 1 - decay)
+
+
+def warmed_up(decay: float, step: int) -> float:
+    """The decay at the update after `step` others: less at the beginning, so that the random start is forgotten."""
+    return min(decay, (1 + step) / (10 + step))
+
+
+class ExponentialAverages:
+    """Networks that hold exponential moving averages of the weights of another.
+
+    Args:
+        networks: one for each decay, which start as copies of the network and are sharded as it is.
+        decays: the decay of each once it has warmed up.
+    """
+
+    def __init__(self, networks: Sequence[nn.Module], decays: Sequence[float]) -> None:
+        self.decays = decays
+        # listed once: walking through a network takes as long as averaging it
+        self._weights = [list(each.parameters()) for each in networks]
+
+    def update(self, weights: Sequence[Tensor], step: int) -> None:
+        """Take in the weights of a step that moved them, 0 being the first."""
+        update_ema(self._weights, weights, [warmed_up(decay, step) for decay in self.decays])
 
 
 def length_to_gamma(length: float) -> float:
@@ -25,7 +63,7 @@ def gamma_to_length(gamma: float) -> float:
     return float((gamma + 1) ** 0.5 / ((gamma + 2) * (gamma + 3) ** 0.5))
 
 
-def decay(gamma: float, step: int) -> float:
+def power_decay(gamma: float, step: int) -> float:
     """beta_t = (1 - 1/t)^(gamma + 1): average <- beta average + (1 - beta) weights has the profile at every step.
 
     Args:

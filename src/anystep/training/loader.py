@@ -62,8 +62,8 @@ class PrefetchingLoader:
         mirror: bool = False,
         fresh: bool = False,
     ) -> None:
-        self.data, self.sampler, self.ranks = data, sampler, ranks
-        self._patch, self._seed, self._mirror, self._fresh = patch, seed, mirror, fresh
+        self.data, self.sampler, self.ranks, self.patch = data, sampler, ranks, patch
+        self._seed, self._mirror, self._fresh = seed, mirror, fresh
         self._reader = ThreadPoolExecutor(1)
         self._next: tuple[int, Future[list[LoadedMicroBatch]]] | None = None
         self._shared = 0  # unreadable examples that all processes know of
@@ -109,9 +109,9 @@ class PrefetchingLoader:
         packing, join = None, torch.stack
         x, z, fresh = latents, draws.z, draws.fresh
         if chosen.packed:
-            packed, packing = pack(latents, self._patch)
-            x, z, join = [packed], [pack(draws.z, self._patch)[0]], torch.cat
-            fresh = [pack(draws.fresh, self._patch)[0]] if draws.fresh else []
+            packed, packing = pack(latents, self.patch)
+            x, z, join = [packed], [pack(draws.z, self.patch)[0]], torch.cat
+            fresh = [pack(draws.fresh, self.patch)[0]] if draws.fresh else []
         return LoadedMicroBatch(
             chosen,
             examples,

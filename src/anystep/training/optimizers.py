@@ -1,4 +1,6 @@
-"""Optimizers by name, from torch.optim."""
+"""Optimizers by name, from torch.optim, and the learning-rate schedule."""
+
+import math
 
 import torch
 from torch import nn
@@ -41,3 +43,11 @@ def make_optimizers(network: nn.Module, config: OptimizerConfig, device: torch.d
         matrices, lr=config.learning_rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
     )
     return [muon, adamw]
+
+
+def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
+    """Linear warm-up, then a cosine to `final` of the peak."""
+    if step < config.warmup:
+        return config.learning_rate * (step + 1) / config.warmup
+    progress = min(1.0, (step - config.warmup) / max(1, steps - config.warmup))
+    return config.learning_rate * (config.final + (1 - config.final) * (1 + math.cos(math.pi * progress)) / 2)

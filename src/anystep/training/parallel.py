@@ -36,7 +36,7 @@ def local_processes() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
-def mesh(kind: Parallel, ranks: Ranks, device: torch.device, shard_size: int | None = None) -> DeviceMesh | None:
+def make_mesh(kind: Parallel, ranks: Ranks, device: torch.device, shard_size: int | None = None) -> DeviceMesh | None:
     """What weights are sharded over, or None where every process keeps them whole."""
     if ranks.count == 1 or kind not in ("fsdp", "hsdp"):
         return None
@@ -46,7 +46,7 @@ def mesh(kind: Parallel, ranks: Ranks, device: torch.device, shard_size: int | N
     return init_device_mesh(device.type, (ranks.count // size, size), mesh_dim_names=("replicate", "shard"))
 
 
-def shard(network: nn.Module, over: DeviceMesh | None, trained: bool = True) -> None:
+def shard(network: nn.Module, mesh: DeviceMesh | None, trained: bool = True) -> None:
     """Shard a network's blocks and then the rest, in place.
 
     Weights are gathered as they are stored, in float32, and autocast chooses what to compute in: FSDP's own mixed
@@ -55,11 +55,11 @@ def shard(network: nn.Module, over: DeviceMesh | None, trained: bool = True) -> 
     Args:
         trained: whether a backward pass follows its forwards, which shards again what they have gathered.
     """
-    if over is None:
+    if mesh is None:
         return
     for block in network.all_blocks:  # type: ignore[union-attr]
-        fully_shard(block, mesh=over)
-    fully_shard(network, mesh=over, reshard_after_forward=None if trained else True)
+        fully_shard(block, mesh=mesh)
+    fully_shard(network, mesh=mesh, reshard_after_forward=None if trained else True)
     network.synchronised_forwards = True  # type: ignore[assignment]
 
 
@@ -82,8 +82,8 @@ def sync_gradients(wrapped: nn.Module, now: bool) -> None:
         wrapped.require_backward_grad_sync = now
 
 
-def whole(value: Tensor) -> Tensor:
-    """A scalar that may be spread over processes, as each of them needs it."""
+def full_tensor(value: Tensor) -> Tensor:
+    """A scalar that may be sharded over processes, as each of them needs it."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
@@ -106,16 +106,6 @@ def local_weights(network: nn.Module) -> list[Tensor]:
 
 
 @torch.no_grad()
-def average(averages: Sequence[Sequence[Tensor]], weights: Sequence[Tensor], decays: Sequence[float]) -> None:
-    """Moving averages of the weights, average <- decay average + (1 - decay) weights, tensor by tensor.
-
-    Shard by shard where they are sharded: no process talks to another.
-    """
-    for each, decay in zip(averages, decays, strict=True):
-        torch._foreach_lerp_(list(each), list(weights), 1 - decay)
-
-
-@torch.no_grad()
 def average_gradients(module: nn.Module, ranks: Ranks) -> None:
     """Gradients of a small module that every process keeps whole become their mean over the processes."""
     for parameter in module.parameters():
@@ -124,8 +114,8 @@ def average_gradients(module: nn.Module, ranks: Ranks) -> None:
 
 
 @contextmanager
-def gathered(network: nn.Module) -> Iterator[bool]:
-    """The network whole in every process for a while, to draw with; tells whether all must draw together."""
+def unsharded(network: nn.Module) -> Iterator[bool]:
+    """The network unsharded in every process for a while, to draw with; yields whether all must draw together."""
     sharded = [module for module in network.modules() if isinstance(module, FSDPModule)]
     for module in sharded:
         module.unshard()

@@ -6,7 +6,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from copy import deepcopy
 from pathlib import Path
@@ -34,8 +34,9 @@ from anystep.files import (
 from anystep.plain_yaml import read_yaml
 from anystep.ranks import Ranks
 from anystep.training.checkpoint_files import checkpoint_steps, recorded_recipe
-from anystep.training.config import CodecRecipe, OptimizerConfig, Recipe, RunConfig
+from anystep.training.config import CodecRecipe, Recipe, RunConfig
 from anystep.training.old_names import current_recipe
+from anystep.training.optimizers import learning_rate
 from anystep.training.recipe_files import dump
 from anystep.training.section import Section
 from anystep.training.trackers import Tracker, open_tracker
@@ -59,14 +60,6 @@ FREE_TO_CHANGE = re.compile(
 def latents_path(folder: Path, place: int | str) -> Path:
     """Where a run folder keeps its data encoded, a folder a source."""
     return folder / f"latents-{place}"
-
-
-def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
-    """Linear warm-up, then a cosine to `final` of the peak."""
-    if step < config.warmup:
-        return config.learning_rate * (step + 1) / config.warmup
-    progress = min(1.0, (step - config.warmup) / max(1, steps - config.warmup))
-    return config.learning_rate * (config.final + (1 - config.final) * (1 + math.cos(math.pi * progress)) / 2)
 
 
 def schedule_changes(before: Recipe | CodecRecipe | None, now: Recipe | CodecRecipe, step: int) -> str:
@@ -250,7 +243,7 @@ def flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{key}", value
 
 
-def prepare(config: RunConfig) -> torch.device:
+def set_up_device(config: RunConfig) -> torch.device:
     """Apply seed and thread settings; returns the device."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -327,3 +320,19 @@ class Progress:
             if not self._quiet and not self._console.is_terminal:
                 left = (self._steps - step) / max(self._rate, 1e-9)
                 say(f"{step}/{self._steps}  {text}  {left / 60:.1f} min left")
+
+
+@contextmanager
+def profiling(steps: int, folder: Path, ranks: Ranks) -> Iterator[Callable[[], None]]:
+    """To be called after every step; the first `steps` after one of warm-up go into a trace, a file a process."""
+    if not steps:
+        yield lambda: None
+        return
+    from torch.profiler import ProfilerActivity, profile, schedule, tensorboard_trace_handler
+
+    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+    trace = tensorboard_trace_handler(str(folder), f"rank-{ranks.rank}")
+    with profile(
+        activities=kinds, schedule=schedule(wait=0, warmup=1, active=steps, repeat=1), on_trace_ready=trace
+    ) as on:
+        yield on.step

@@ -22,8 +22,7 @@ from anystep.ranks import Ranks
 from anystep.training.checkpoint_files import MANIFEST, checkpoint_steps, read_saved
 from anystep.training.checkpoints import Checkpoints
 from anystep.training.config import Recipe
-from anystep.training.ema import decay, fit, length_to_gamma, snapshot_steps
-from anystep.training.parallel import average
+from anystep.training.ema import fit, length_to_gamma, power_decay, snapshot_steps, update_ema
 
 FOLDER = "averages"  # of a run
 LENGTHS = "lengths"  # in a manifest
@@ -54,7 +53,7 @@ class PowerAverages:
 
     def update(self, weights: Sequence[Tensor], step: int) -> None:
         """After every step, 1 being the first, one that moved nothing too: the profile is one over steps."""
-        average(self._weights, weights, [decay(gamma, step) for gamma in self._gammas])
+        update_ema(self._weights, weights, [power_decay(gamma, step) for gamma in self._gammas])
 
     def due(self, step: int) -> bool:
         """Whether a snapshot is to be kept after this step."""

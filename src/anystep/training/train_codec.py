@@ -21,14 +21,14 @@ from anystep.training.batch_samplers import mixed_indices
 from anystep.training.checkpoints import Checkpoints
 from anystep.training.config import CodecRecipe, GuardConfig
 from anystep.training.guard import LOST, Guard, diverged
+from anystep.training.optimizers import learning_rate
 from anystep.training.parallel import all_finite
 from anystep.training.run import (
     Progress,
     Run,
     interruptible,
-    learning_rate,
-    prepare,
     schedule_changes,
+    set_up_device,
     step_generator,
 )
 from anystep.training.trainer_state import TrainingTensors
@@ -98,7 +98,7 @@ def train_codec(recipe: CodecRecipe, out: Path) -> dict[str, Any]:
     """Train, resume or refine; `out/codec` holds the result in diffusers' layout. Returns the last log record."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise InputError("train-codec runs in one process: start it without torchrun")
-    device = prepare(recipe.run)
+    device = set_up_device(recipe.run)
     if recipe.data.native:
         raise InputError("data.native: a codec is trained on squares; it encodes and decodes any shape")
     sources = recipe.data.open()
