@@ -380,3 +380,57 @@ def test_every_row_of_a_batch_is_seen_by_one_process() -> None:
         assert [len(part.examples) for part in parts] == [4, 4]
         seen += [part.first_sample + row for part in parts for row in range(4)]
     assert sorted(seen) == list(range(48, 72))
+
+
+# notes how many collectives there were before each step; the second process is told to stop in the sixth
+COUNTED = """
+import json, pathlib, signal
+import torch.distributed as dist
+import torch.distributed.distributed_c10d as c10d
+from anystep.training.loader import PrefetchingLoader
+
+calls, steps = [], []
+
+def counted(name, real):
+    return lambda *arguments, **options: (calls.append(name), real(*arguments, **options))[1]
+
+kinds = ("all_", "barrier", "broadcast", "_broadcast", "gather", "reduce", "scatter", "send", "recv")
+for module in (dist, c10d):
+    for name in dir(module):
+        if name.startswith(kinds) and callable(getattr(module, name)):
+            setattr(module, name, counted(name, getattr(module, name)))
+
+def take(self, position, real=PrefetchingLoader.take):
+    steps.append(list(calls))
+    calls.clear()
+    if position == 5 and os.environ["RANK"] == "1" and not found.exists():
+        os.kill(os.getpid(), signal.SIGTERM)
+    found.with_suffix("." + os.environ["RANK"]).write_text(json.dumps(steps))
+    return real(self, position)
+
+found = pathlib.Path(sys.argv[sys.argv.index("--out") + 1]).with_suffix(".stopped")
+PrefetchingLoader.take = take
+"""
+
+
+def test_a_step_that_is_not_logged_has_no_collective_and_a_signal_to_one_process_stops_all_after_the_same_step(
+    recipe: Path, tmp_path: Path
+) -> None:
+    from anystep.cli import main
+
+    longer = ["--run.steps", "8", "--run.log_every", "7", "--run.checkpoint_every", "8", "--run.sample_every", "0"]
+    longer += ["--ema_snapshots", "1"]
+    assert main(["train", str(recipe), "--out", str(tmp_path / "alone"), *longer]) == 0
+    run = tmp_path / "run"
+    train(2, recipe, run, *longer, first=COUNTED)
+    for rank in range(2):
+        before = json.loads((tmp_path / f"run.{rank}").read_text())
+        assert before[0]  # of setting up: the calls are counted
+        assert before[1:] == [[]] * 5
+    assert losses(run) == pytest.approx(losses(tmp_path / "alone")[:5], rel=1e-5)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000005"]
+    (tmp_path / "run.stopped").touch()
+    train(2, recipe, run, *longer, first=COUNTED)
+    before = json.loads((tmp_path / "run.0").read_text())
+    assert [bool(calls) for calls in before] == [True, False, True]  # the seventh step is logged, before the eighth
+    assert losses(run) == pytest.approx(losses(tmp_path / "alone"), rel=1e-5)
