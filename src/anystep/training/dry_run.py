@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from anystep.device import PlannedDevice, planned_device
+from anystep.device import PlannedDevice, pick_precision, planned_device
 from anystep.errors import InputError
 from anystep.models.presets import PRESETS
 from anystep.pipelines.plan import Blueprint
+from anystep.training.batch_samplers import count_micro_batches
 from anystep.training.config import Recipe
 from anystep.training.objective import make_objective
 from anystep.training.plan import check_memory, describe
-from anystep.training.train import parts_of, pick_precision
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class DryRun:
             InputError: the recipe cannot be trained, or its batch does not divide into so many processes.
         """
         make_objective(recipe)
-        parts_of(recipe, devices)
+        count_micro_batches(recipe.data, recipe.run, devices)
         device = planned_device(on, recipe.run.device, utilisation)
         if device.device is not None:
             precision = pick_precision(recipe.run.precision, device.device)
