@@ -15,8 +15,8 @@ import anystep
 from anystep.codecs import load_codec
 from anystep.conditioning import load_text_encoder
 from anystep.errors import InputError
-from anystep.evaluation.pretrained import pretrained
 from anystep.pipelines.plan import Blueprint
+from anystep.pretrained import pretrained
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 Damage = Callable[[Path], None]

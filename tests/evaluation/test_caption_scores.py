@@ -10,7 +10,7 @@ from torch import Tensor
 from anystep.conditioning import load_text_encoder
 from anystep.errors import InputError
 from anystep.evaluation import caption_scores as alignment
-from anystep.evaluation.caption_scores import AlignmentHeads, CLIPScore, mean_states, train_alignment
+from anystep.evaluation.caption_scores import AlignmentHeads, CLIPScore, train_alignment
 from anystep.evaluation.extractors.registry import load_extractor
 
 
@@ -44,7 +44,7 @@ def test_a_score_is_the_cosine_of_image_and_caption() -> None:
     torch.manual_seed(0)
     heads = AlignmentHeads(6, 384, 5).eval()
     features, captions = torch.randn(2, 6), ["a whale", "a red apple"]
-    states = mean_states(load_text_encoder(), captions)
+    states = load_text_encoder().mean_states(captions)
     expected = 100 * torch.cosine_similarity(heads.image(features), heads.text(states))
     images = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
     torch.testing.assert_close(heads(images, features, captions), expected)

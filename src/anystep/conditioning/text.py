@@ -13,7 +13,7 @@ from torch import Tensor
 from anystep.device import execution_device
 from anystep.errors import InputError
 from anystep.fingerprint import encoder_digest, tokenizer_digest
-from anystep.model_folder import check_part
+from anystep.pretrained import loading, pretrained_encoder
 from anystep.weights import BUILTIN, shipped
 
 MAX_LENGTH = 256
@@ -55,6 +55,12 @@ class TextEncoder:
         states = self.model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
         mask = tokens.attention_mask.bool()
         return states, None if bool(mask.all()) else mask
+
+    def mean_states(self, prompts: Sequence[str]) -> Float[Tensor, "batch width"]:
+        """The mean state of the tokens of each caption."""
+        states, mask = self(prompts)
+        weight = torch.ones(states.shape[:2], device=states.device) if mask is None else mask.float()
+        return (states * weight[..., None]).sum(1) / weight.sum(1, keepdim=True)
 
     def cut_off(self, prompt: str) -> str:
         """The end of a prompt that is not read, because it has more than `max_length` tokens; empty where all is."""
@@ -108,25 +114,13 @@ def load_text_encoder(name_or_path: str | Path = BUILTIN) -> TextEncoder:
     name = str(name_or_path)
     if name == BUILTIN:
         return _builtin()
-    if Path(name).is_dir():
-        check_part(Path(name))
-    try:
+    with loading("text encoder", name):
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         kind = T5EncoderModel if config.model_type in ("t5", "umt5") else AutoModel
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        model, loading = kind.from_pretrained(
-            name, output_loading_info=True, trust_remote_code=False, use_safetensors=True
-        )
-        encoder = TextEncoder(tokenizer, model, name)
-    except Exception as error:  # transformers, tokenizers and safetensors raise many kinds; all mean it is not usable
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"no text encoder at {name!r}: {reason}") from error
-    # transformers draws missing weights at random, and makes a tokenizer of special tokens from nothing
-    missing = sorted(key for key in loading["missing_keys"] if not key.startswith("pooler."))
-    if missing:
-        raise InputError(f"no text encoder at {name!r}: {len(missing)} weights are missing, the first {missing[0]}")
-    if len(tokenizer) <= len(tokenizer.all_special_tokens) + 1:
-        raise InputError(f"no text encoder at {name!r}: its tokenizer has no words; are its files there?")
+        encoder = TextEncoder(tokenizer, pretrained_encoder(kind, name, r"^pooler\."), name)
+        if len(tokenizer) <= len(tokenizer.all_special_tokens) + 1:  # transformers makes those of nothing
+            raise InputError("its tokenizer has no words; are its files there?")
     return encoder
 
 

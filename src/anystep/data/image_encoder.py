@@ -5,7 +5,6 @@ They are made once, when data are prepared, and read with the latents: no encode
 
 import inspect
 import os
-import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,9 @@ import torch.nn.functional as functional
 from jaxtyping import Float
 from torch import Tensor
 
-from anystep.errors import InputError, first_line
+from anystep.errors import InputError
 from anystep.fingerprint import encoder_digest
-from anystep.model_folder import check_part
+from anystep.pretrained import loading, pretrained_encoder
 
 RADIO = "radio:"
 RADIO_REPOSITORY = "NVlabs/RADIO"
@@ -81,12 +80,7 @@ def load_image_encoder(spec: str) -> ImageEncoder:
     Raises:
         InputError: nothing there, not such a model, code that is not allowed, or what `anystep.model_folder` refuses.
     """
-    try:
-        return _radio(spec.removeprefix(RADIO)) if spec.startswith(RADIO) else _transformers(spec)
-    except InputError:
-        raise
-    except Exception as error:  # transformers, torch.hub and what they run raise many kinds; all mean it is not usable
-        raise InputError(f"no image encoder at {spec!r}: {first_line(error)}") from error
+    return _radio(spec.removeprefix(RADIO)) if spec.startswith(RADIO) else _transformers(spec)
 
 
 def _radio(version: str) -> ImageEncoder:
@@ -96,26 +90,21 @@ def _radio(version: str) -> ImageEncoder:
         raise InputError(
             f"image encoder '{RADIO}{version}' runs Python code from {source}: if you trust it, set {ALLOW_CODE}=1"
         )
-    if local:
-        model = torch.hub.load(version, "radio_model", source="local")
-    else:
-        model = torch.hub.load(RADIO_REPOSITORY, "radio_model", version=version, progress=False, skip_validation=True)
-    return ImageEncoder(model, f"{RADIO}{version}", int(model.patch_size))
+    with loading("image encoder", f"{RADIO}{version}"):
+        if local:
+            model = torch.hub.load(version, "radio_model", source="local")
+        else:
+            options = {"version": version, "progress": False, "skip_validation": True}
+            model = torch.hub.load(RADIO_REPOSITORY, "radio_model", **options)
+        return ImageEncoder(model, f"{RADIO}{version}", int(model.patch_size))
 
 
 def _transformers(name: str) -> ImageEncoder:
     from transformers import AutoImageProcessor, AutoModel
 
-    if Path(name).is_dir():
-        check_part(Path(name))
-    model, loading = AutoModel.from_pretrained(
-        name, output_loading_info=True, trust_remote_code=False, use_safetensors=True
-    )
+    with loading("image encoder", name):
+        model = pretrained_encoder(AutoModel, name, r"pooler\.|^text_")
     model = getattr(model, "vision_model", model)  # of SigLIP and CLIP
-    # what is missing is drawn at random
-    missing = sorted(key for key in loading["missing_keys"] if not re.search(r"pooler\.|^text_", key))
-    if missing:
-        raise InputError(f"no image encoder at {name!r}: {len(missing)} weights are missing, the first {missing[0]}")
     patch = getattr(model.config, "patch_size", None)
     if not isinstance(patch, int):
         raise InputError(f"image encoder {name!r} is a {type(model).__name__}, which has no patches")

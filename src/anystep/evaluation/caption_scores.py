@@ -1,27 +1,25 @@
 """How well an image fits its caption: with a CLIP model, or offline with a pair of small heads."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from anystep.codecs import to_uint8
 from anystep.conditioning import TextEncoder, load_text_encoder
 from anystep.data.art import ArtSource
-from anystep.data.images import to_tensor
+from anystep.data.images import to_pixels
 from anystep.errors import InputError
-from anystep.evaluation.collect import Images
 from anystep.evaluation.extractors.registry import FeatureExtractor, extract, load_extractor
-from anystep.evaluation.finite import check_finite, check_finite_weights
-from anystep.evaluation.pretrained import pretrained
-from anystep.files import write_tensors
+from anystep.evaluation.finite import check_finite
+from anystep.evaluation.metrics.base import Images
+from anystep.evaluation.small_networks import load_network, save_half
 from anystep.fingerprint import weights_digest
+from anystep.pretrained import pretrained
 from anystep.weights import BUILTIN, shipped
 
 
@@ -115,42 +113,27 @@ class AlignmentHeads(nn.Module):
                 "use the extractor that they were trained on"
             )
         self.encoder = self.encoder or load_text_encoder()
-        texts = self.embed_captions(mean_states(self.encoder, captions))
+        texts = self.embed_captions(self.encoder.mean_states(captions))
         return 100 * (self.embed_images(features.cpu()) * texts).sum(-1)
 
     def save(self, path: Path) -> None:
         """Weights in half precision, and the held-out recall beside them."""
         assert self.recall is not None
-        recall = {name: str(value) for name, value in vars(self.recall).items()}
-        write_tensors(path, {name: value.half().contiguous() for name, value in self.state_dict().items()}, recall)
+        save_half(self, path, {name: str(value) for name, value in vars(self.recall).items()})
 
     @classmethod
     def load(cls, spec: str | Path = BUILTIN) -> "AlignmentHeads":
         """`builtin` (for EfficientNet-Lite0), or a file. Raises InputError: a missing or damaged one."""
         path = shipped("alignment.safetensors") if spec == BUILTIN else Path(spec)
-        if not path.is_file():
-            raise InputError(f"no alignment heads at {str(path)!r}: `anystep train-alignment --out {path}` makes them")
-        try:
-            with safe_open(path, "pt") as file:
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                metadata = file.metadata()
+
+        def build(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> AlignmentHeads:
             heads = cls(state["image.weight"].shape[1], state["text.weight"].shape[1], len(state["text.weight"]))
-            heads.load_state_dict({name: value.float() for name, value in state.items()})
             heads.recall = Recall(float(metadata["at_1"]), float(metadata["at_5"]), int(metadata["captions"]))
             if not 0 <= heads.recall.at_1 <= heads.recall.at_5 <= 1:
                 raise ValueError(f"a recall of {heads.recall.at_1} and {heads.recall.at_5}")
-        except Exception as error:  # safetensors and torch raise many kinds; all mean it is not such a file
-            raise InputError(f"{path}: no alignment heads: {str(error).splitlines()[0]}") from None
-        check_finite_weights(heads, str(path))
-        return heads.eval()
+            return heads
 
-
-@torch.no_grad()
-def mean_states(encoder: TextEncoder, captions: Sequence[str]) -> Float[Tensor, "batch width"]:
-    """The mean state of each caption's tokens."""
-    states, mask = encoder(captions)
-    weight = torch.ones(states.shape[:2]) if mask is None else mask.float()
-    return (states * weight[..., None]).sum(1) / weight.sum(1, keepdim=True)
+        return load_network(path, "alignment heads", "anystep train-alignment", build)
 
 
 def train_alignment(
@@ -171,10 +154,10 @@ def train_alignment(
         features = []
         for start in range(0, len(chosen), 64):
             examples = [source[index] for index in chosen[start : start + 64]]
-            features.append(extract(extractor, [to_uint8(torch.stack([to_tensor(each.image) for each in examples]))]))
+            features.append(extract(extractor, [torch.stack([to_pixels(each.image) for each in examples])]))
             on_progress(min(start + 64, len(chosen)), len(chosen))
         captions = [source[index].captions[0] for index in chosen]
-        states = torch.cat([mean_states(encoder, captions[s : s + 64]) for s in range(0, len(captions), 64)])
+        states = torch.cat([encoder.mean_states(captions[s : s + 64]) for s in range(0, len(captions), 64)])
         check_finite(torch.cat(features), f"extractor {extractor.name}", chosen)
         return torch.cat(features), states, captions
 

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -40,8 +39,8 @@ def unknown(pipeline: TransitionPipeline, prompts: Sequence[str]) -> list[str | 
         if _words(prompt) & known or not prompt.strip():
             continue
         if meanings is None:
-            meanings = _mean_states(pipeline.conditioner, list(concepts))
-        similarity = meanings @ _mean_states(pipeline.conditioner, [prompt])[0]
+            meanings = normalize(pipeline.conditioner.mean_states(concepts), dim=-1)
+        similarity = meanings @ normalize(pipeline.conditioner.mean_states([prompt]), dim=-1)[0]
         if similarity.max() < UNRELATED:
             near = ", ".join(repr(concepts[index]) for index in similarity.topk(min(3, len(concepts))).indices)
             said[-1] = (
@@ -52,9 +51,3 @@ def unknown(pipeline: TransitionPipeline, prompts: Sequence[str]) -> list[str | 
 
 def _words(text: str) -> set[str]:
     return {word for word in re.findall(r"[a-z]+", text.lower()) if len(word) > 2} - {"the", "and", "with", "face"}
-
-
-def _mean_states(encoder: TextEncoder, texts: list[str]) -> Tensor:
-    states, mask = encoder(texts)
-    weight = torch.ones(states.shape[:2], device=states.device) if mask is None else mask.float()
-    return normalize((states * weight[..., None]).sum(1) / weight.sum(1, keepdim=True), dim=-1)

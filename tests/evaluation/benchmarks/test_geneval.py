@@ -11,9 +11,9 @@ import transformers
 from PIL import Image
 from torch import Tensor
 
+from anystep import pretrained
 from anystep.cli import main
 from anystep.errors import InputError
-from anystep.evaluation import pretrained
 from anystep.evaluation.benchmarks import geneval
 from anystep.evaluation.benchmarks.detections import (
     COLOURS,

@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 
 from anystep.errors import InputError
 from anystep.evaluation.benchmarks.detections import COLOURS, Detection
-from anystep.evaluation.pretrained import pretrained
+from anystep.pretrained import pretrained
 
 # GenEval's names of COCO's classes, where detectors call them otherwise: COCO's own, and those of Pascal VOC
 GENEVAL_NAMES = {

@@ -1,22 +1,20 @@
 """A small detector of the drawings of scenes: class, box and colour of each (centre points, arXiv 1904.07850)."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as functional
 from jaxtyping import Float
 from PIL import Image, ImageFilter
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from anystep.data.images import to_tensor
 from anystep.data.scenes import CANVASES, COLOURS, TASKS, Scene, concepts, draw_scene
 from anystep.errors import InputError
 from anystep.evaluation.benchmarks.detections import Detection
-from anystep.evaluation.finite import check_finite_weights
-from anystep.files import write_tensors
+from anystep.evaluation.small_networks import load_network, save_half
 from anystep.weights import BUILTIN, shipped
 
 STRIDE = 4
@@ -80,30 +78,18 @@ class SceneDetector(nn.Module):
 
     def save(self, path: Path) -> None:
         """Half-precision weights and the classes."""
-        state = {
-            name: value.half() if value.is_floating_point() else value for name, value in self.state_dict().items()
-        }
-        write_tensors(path, state, {"classes": "\n".join(self.classes)})
+        save_half(self, path, {"classes": "\n".join(self.classes)})
 
     @classmethod
     def load(cls, spec: str | Path = BUILTIN) -> "SceneDetector":
         """`builtin`, or a file of `anystep train-scene-detector`. Raises InputError: a missing or damaged one."""
         path = shipped("scenes.safetensors") if spec == BUILTIN else Path(spec)
-        if not path.is_file():
-            raise InputError(
-                f"no scene detector at {str(path)!r}: `anystep train-scene-detector --out {path}` makes it"
-            )
-        try:
-            with safe_open(path, "pt") as file:
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                classes = file.metadata()["classes"].split("\n")
+
+        def build(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> SceneDetector:
             depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
-            detector = cls(classes, state["heat.weight"].shape[1], depth)
-            detector.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
-        except Exception as error:  # safetensors and torch raise many kinds; all mean it is not such a file
-            raise InputError(f"{path}: no scene detector: {str(error).splitlines()[0]}") from None
-        check_finite_weights(detector, str(path))
-        return detector.eval()
+            return cls(metadata["classes"].split("\n"), state["heat.weight"].shape[1], depth)
+
+        return load_network(path, "scene detector", "anystep train-scene-detector", build)
 
 
 def _overlap(one: Sequence[float], two: Sequence[float]) -> float:

@@ -1,22 +1,20 @@
 """Features of a small classifier of the data itself, for images that ImageNet features say little about."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from jaxtyping import Int, UInt8
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from anystep.codecs import to_uint8
 from anystep.data.example import BrokenExample, Source
-from anystep.data.images import to_tensor
+from anystep.data.images import to_pixels
 from anystep.data.sources import open_source
 from anystep.device import memory_of
 from anystep.errors import InputError
-from anystep.evaluation.finite import check_finite_weights
-from anystep.files import check_regular, write_tensors
+from anystep.evaluation.small_networks import load_network
+from anystep.files import write_tensors
 
 WIDTH = 128
 MADE_BY = "anystep train-classifier"
@@ -102,20 +100,13 @@ def save_classifier(network: SmallClassifier, path: Path) -> None:
 
 def load_classifier(path: Path) -> SmallClassifier:
     """What `save_classifier` has written. Raises `InputError`: something else, or damaged."""
-    check_regular(path)
-    try:
-        with safe_open(path, "pt") as file:
-            if (file.metadata() or {}).get("made_by") != MADE_BY:
-                raise InputError(f"{path}: not made by {MADE_BY}")
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        network = SmallClassifier(len(state["head.bias"]))
-        network.load_state_dict(state)
-    except InputError:
-        raise
-    except Exception as error:  # safetensors and torch raise many kinds; all mean it is not such a file
-        raise InputError(f"{path}: no classifier: {str(error).splitlines()[0]}") from None
-    check_finite_weights(network, str(path))
-    return network.eval()
+
+    def build(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> SmallClassifier:
+        if metadata.get("made_by") != MADE_BY:
+            raise InputError(f"{path}: not made by {MADE_BY}")
+        return SmallClassifier(len(state["head.bias"]))
+
+    return load_network(path, "classifier", MADE_BY, build)
 
 
 def _read(source: Source, size: int) -> tuple[UInt8[Tensor, "count 3 height width"], Int[Tensor, " count"]]:
@@ -137,7 +128,7 @@ def _read(source: Source, size: int) -> tuple[UInt8[Tensor, "count 3 height widt
             continue
         if example.label is None or not 0 <= example.label < len(source.class_names):
             raise InputError(f"{example.key}: label {example.label}, of {len(source.class_names)} classes")
-        images.append(to_uint8(to_tensor(example.image)[None])[0])
+        images.append(to_pixels(example.image))
         labels.append(example.label)
     if not images:
         raise InputError("none of the images can be read")

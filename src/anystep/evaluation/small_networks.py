@@ -1,0 +1,49 @@
+"""Small networks of our own, in safetensors files."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from anystep.errors import InputError, first_line
+from anystep.evaluation.finite import check_finite_weights
+from anystep.files import write_tensors
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def save_half(network: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write the weights in half precision, and the metadata beside them."""
+    state = network.state_dict().items()
+    half = {name: value.half().contiguous() if value.is_floating_point() else value for name, value in state}
+    write_tensors(path, half, metadata)
+
+
+def load_network(
+    path: Path, what: str, command: str, build: Callable[[Mapping[str, Tensor], Mapping[str, str]], Network]
+) -> Network:
+    """The network in a file, in single precision.
+
+    Args:
+        what: the file holds, for errors.
+        command: makes such files.
+        build: makes the network that has these weights and metadata, without loading them.
+
+    Raises:
+        InputError: a missing or damaged file, or one of something else.
+    """
+    if not path.is_file():
+        raise InputError(f"no {what} at {str(path)!r}: `{command} --out {path}` makes one")
+    try:
+        with safe_open(path, "pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            network = build(state, file.metadata() or {})
+        network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+    except InputError:
+        raise
+    except Exception as error:  # safetensors and torch raise many kinds; all mean it is not such a file
+        raise InputError(f"{path}: no {what}: {first_line(error)}") from None
+    check_finite_weights(network, str(path))
+    return network.eval()
