@@ -172,3 +172,42 @@ def pooled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         warnings.simplefilter("ignore")
         torch.jit.script(Pooled()).save(str(path))
     return path
+
+
+RADIO = """
+import torch
+from torch import nn
+dependencies = ["torch"]
+class Model(nn.Module):
+    patch_size = 2
+    def __init__(self):
+        super().__init__()
+        self.cut = nn.Conv2d(3, 5, 2, 2)
+    def forward(self, x):
+        found = self.cut(x).flatten(2).transpose(1, 2)
+        return found.mean(1), found
+def radio_model(version=None, **options):
+    torch.manual_seed(0)
+    return Model()
+"""
+
+
+@pytest.fixture(scope="session")
+def image_encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The folders of a random DINOv2, one with registers, a SigLIP and a RADIO checkout."""
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    siglip = {**sizes, "intermediate_size": 32}
+    text = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    made = {
+        "dinov2": transformers.Dinov2Model(transformers.Dinov2Config(**sizes)),
+        "registers": transformers.Dinov2WithRegistersModel(transformers.Dinov2WithRegistersConfig(**sizes)),
+        "siglip": transformers.SiglipModel(transformers.SiglipConfig(text_config=text, vision_config=siglip)),
+    }
+    folders = {name: tmp_path_factory.mktemp(name) for name in [*made, "radio"]}
+    for name, model in made.items():
+        model.save_pretrained(folders[name])
+    (folders["radio"] / "hubconf.py").write_text(RADIO)
+    return folders

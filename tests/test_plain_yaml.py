@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anystep.errors import InputError
-from anystep.plain_yaml import LIMIT, dump_yaml, parse_yaml, read_yaml
+from anystep.plain_yaml import MAX_LENGTH, dump_yaml, parse_yaml, read_yaml
 
 ODD = ["1e2", "010", "yes", "~", "", "null", "1:30", "2024-01-01", "<<", ".5", "0x10", ".inf", "=", "+5"]
 SCALARS = st.one_of(
@@ -62,7 +62,7 @@ BOMB = "\n".join(
         ("a: \x00", "special characters are not allowed"),
         ("a: " + "9" * 5000, "thousands of digits"),
         ("a: [", "line 1"),
-        (" " * (LIMIT + 1), "more than the 131,072 that are read"),
+        (" " * (MAX_LENGTH + 1), "more than the 131,072 that are read"),
     ],
 )
 def test_what_is_not_plain_or_not_bounded_is_refused(text: str, message: str) -> None:

@@ -16,9 +16,9 @@ from anystep.bounds import shown
 from anystep.errors import InputError
 from anystep.files import read_text
 
-LIMIT = 128 * 1024  # characters of a file: seconds of reading
-DEEPEST = 40  # sections in sections
-MOST = 20_000  # values, each alias counted as what it stands for
+MAX_LENGTH = 128 * 1024  # characters of a file: seconds of reading
+MAX_DEPTH = 40  # sections in sections
+MAX_VALUES = 20_000  # values, each alias counted as what it stands for
 RESOLVERS = [
     ("null", r"null|Null|NULL|~|", ["n", "N", "~", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -40,7 +40,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         self.depth += 1
-        if self.depth > DEEPEST:
+        if self.depth > MAX_DEPTH:
             raise yaml.composer.ComposerError(None, None, "nested too deeply", self.peek_event().start_mark)
         if tag := getattr(self.peek_event(), "tag", None):
             raise yaml.composer.ComposerError(
@@ -97,13 +97,13 @@ def _size(node: Any, known: dict[int, int | None]) -> int:
         parts = [part for pair in node.value for part in pair] if pairs else node.value
         size = 1 + sum(_size(part, known) for part in parts)
         known[id(node)] = size
-    if size > MOST:
-        raise yaml.composer.ComposerError(None, None, f"it stands for more than {MOST} values", None)
+    if size > MAX_VALUES:
+        raise yaml.composer.ComposerError(None, None, f"it stands for more than {MAX_VALUES} values", None)
     return size
 
 
 @contextmanager
-def _told(name: str) -> Iterator[None]:
+def _one_line_errors(name: str) -> Iterator[None]:
     try:
         yield
     except RecursionError:
@@ -122,9 +122,9 @@ def parse_yaml(text: str, name: str) -> Any:
     Raises:
         InputError: no YAML, a key given twice, a tag that is not plain, too deep, or more than a recipe can need.
     """
-    if len(text) > LIMIT:
-        raise InputError(f"{name}: {len(text):,} characters, more than the {LIMIT:,} that are read")
-    with _told(name):
+    if len(text) > MAX_LENGTH:
+        raise InputError(f"{name}: {len(text):,} characters, more than the {MAX_LENGTH:,} that are read")
+    with _one_line_errors(name):
         loader = _Loader(text)
         try:
             return loader.get_single_data()
@@ -136,7 +136,7 @@ def read_yaml(path: Path, kind: str = "recipe") -> dict[str, Any]:
     """The mapping that a file holds, `{}` where it is empty. Raises `InputError` as `parse_yaml` and `read_text` do."""
     name = f"{kind} {shown(str(path))}"
     try:
-        text = read_text(path, 4 * LIMIT)
+        text = read_text(path, 4 * MAX_LENGTH)
     except InputError as error:
         raise InputError(str(error).replace("cannot read ", f"cannot read {kind} ", 1)) from None
     content = parse_yaml(text, name)

@@ -9,7 +9,7 @@ from helpers import save_image
 from PIL import Image, ImageCms
 
 from anystep.data.example import BrokenExample
-from anystep.data.images import read_image, read_picture
+from anystep.data.images import read_example, read_image
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -38,7 +38,7 @@ def test_colour_profiles_are_applied_and_damaged_ones_are_no_reason(tmp_path: Pa
         ("d.png", b"?" * 200, RED, ("a colour profile that cannot be used",)),
     ):
         Image.new("RGB", (16, 16), RED).save(tmp_path / name, icc_profile=icc)
-        picture = read_picture(tmp_path / name, None)
+        picture = read_example(tmp_path / name, None, "")
         np.testing.assert_allclose(picture.image.getpixel((4, 4)), expected, atol=6)
         assert picture.conversions == note
     clear = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
@@ -48,12 +48,12 @@ def test_colour_profiles_are_applied_and_damaged_ones_are_no_reason(tmp_path: Pa
     np.testing.assert_allclose(found.getpixel((0, 0)), BLUE, atol=6)
     assert found.getpixel((2, 2)) == WHITE
     Image.new("L", (4, 4), 99).save(tmp_path / "f.png", icc_profile=plain)  # of another kind than the pixels
-    assert read_picture(tmp_path / "f.png", None).image.getpixel((0, 0)) == (99, 99, 99)
+    assert read_example(tmp_path / "f.png", None, "").image.getpixel((0, 0)) == (99, 99, 99)
 
 
 def test_a_damaged_orientation_is_none(tmp_path: Path) -> None:
     Image.new("RGB", (8, 6), RED).save(tmp_path / "a.png", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff\0\0")
-    assert read_picture(tmp_path / "a.png", 4).conversions == ()
+    assert read_example(tmp_path / "a.png", 4, "").conversions == ()
 
 
 @pytest.mark.parametrize(("width", "height"), [(90, 30), (30, 90), (6, 2), (12, 12)])

@@ -6,10 +6,12 @@ from pathlib import Path
 import fsspec
 import pytest
 import torch
-from helpers import png_bytes, save_picture_tars, save_shards, save_tar
+from helpers import encoders, png_bytes, save_picture_tars, save_shards, save_tar
 
 from anystep.data.example import BrokenExample
+from anystep.data.folders import ImageFolderSource
 from anystep.data.npy import from_npy
+from anystep.data.prepare import prepare
 from anystep.data.shard_index import INDEX
 from anystep.data.shards import Shards
 from anystep.data.sources import open_source
@@ -86,3 +88,25 @@ def test_an_index_that_leads_outside_is_not_used(tmp_path: Path, table: str) -> 
     (tmp_path / "dataset.json").write_text("{}")
     with pytest.raises(InputError, match=r"is damaged: its? .*: run the same `anystep data prepare` again"):
         Shards(str(tmp_path))
+
+
+def test_readers_do_not_wait_for_each_other_and_close_what_they_opened(captioned_folder: Path, tmp_path: Path) -> None:
+    prepare(ImageFolderSource(captioned_folder, 8), tmp_path / "out", encoders(), shard_size=2)
+    shards = Shards(str(tmp_path / "out"))
+    real, held = os.pread, []
+
+    def pread(*arguments: int) -> bytes:
+        held.append(shards._lock.locked())
+        return real(*arguments)
+
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "pread", pread)
+        patch.setattr("anystep.data.shards.OPEN_FILES", 2)
+        for number in range(8):
+            shards.read(number)
+    assert held
+    assert not any(held)
+    assert len(os.listdir("/proc/self/fd")) == before + 2
+    shards._files.clear()
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -176,9 +176,8 @@ def _as_dtype(array: np.ndarray, dtype: np.dtype[Any], name: str) -> np.ndarray:
     with np.errstate(over="ignore"):
         stored = array.astype(dtype)
     if not np.isfinite(stored).all():
-        raise ValueError(
-            f"its {name} reaches {np.abs(array).max():.3g}, too much for {dtype}: --dtype float32 keeps it"
-        )
+        largest = f"{np.abs(array).max():.3g}"
+        raise ValueError(f"its {name} reaches {largest}, too much for {dtype}: --dtype float32 keeps it")
     return stored
 
 

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -18,7 +18,7 @@ from anystep.files import MARKER, NO_MORE_FILES, check_regular, decode_text, rea
 SOFTWARE = ExifTags.Base.Software
 METADATA = "metadata.jsonl"
 CAPTION_LIMIT = 2**20  # bytes of the captions of one image
-FEW = 1000  # images without a caption that are opened to see whether they are sheets of ours
+MAX_OPENED = 1000  # images without a caption that are opened to see whether they are sheets of ours
 SHEET = "anystep data show"  # what a contact sheet says of itself, so that it is not taken for data
 # Images that Pillow alone does not read, and what does.
 READ_BY_OTHERS = {
@@ -101,34 +101,26 @@ def kind_of(name: str) -> str:
     return f"{suffix} images, which {reader}" if reader else f"{suffix or 'other'} files"
 
 
-def _pass_over(names: Collection[str], passed: PassedOver) -> None:
-    """Count files that are not used."""
-    for name in names:
-        passed.add(kind_of(name), name)
-
-
 def find_images(
     folder: Path, passed: PassedOver | None = None, entered: set[tuple[int, int] | None] | None = None
 ) -> list[str]:
     """Relative POSIX paths of all images below `folder`, sorted; what else is there is counted in `passed`."""
     passed = PassedOver() if passed is None else passed
     files = sorted(walk(folder, passed, entered))
-    _pass_over([name for name in files if not is_image(name)], passed)
-    return _some([name for name in files if is_image(name)], folder, passed)
+    for name in files:
+        if not is_image(name):
+            passed.add(kind_of(name), name)
+    return _images_among(files, folder, passed)
 
 
-def _some(names: list[str], folder: Path, passed: PassedOver) -> list[str]:
-    if not names:
+def _images_among(files: list[str], folder: Path, passed: PassedOver) -> list[str]:
+    images = [name for name in files if is_image(name)]
+    if not images:
         held = f"; {passed.lines[0]}" if passed else ""
         raise InputError(
             f"{folder}: no image in it or below it; .png, .jpg, .webp and all else Pillow reads would do{held}"
         )
-    return names
-
-
-def listing(names: Sequence[str]) -> str:
-    """`a.png`, or `a.png and 2 more`."""
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+    return images
 
 
 def _stem(name: str) -> str:
@@ -207,12 +199,14 @@ class ImageFolderSource(_FolderSource):
     def __init__(self, folder: str | Path, size: Size) -> None:
         super().__init__(folder, size)
         files = sorted(walk(self.folder, self.passed_over))
-        names = _some([name for name in files if is_image(name)], self.folder, self.passed_over)
+        names = _images_among(files, self.folder, self.passed_over)
         texts = {_stem(name): name for name in reversed(files) if PurePosixPath(name).suffix.lower() == ".txt"}
         metadata = self.folder / METADATA
         captions, wrong = read_metadata(metadata) if METADATA in files else ({}, {})
         known = {*names, *texts.values(), METADATA}
-        _pass_over([name for name in files if name not in known], self.passed_over)
+        for name in files:
+            if name not in known:
+                self.passed_over.add(kind_of(name), name)
         for stem in sorted(texts.keys() - {_stem(name) for name in names}):
             self.passed_over.add("captions without an image that can be read", texts[stem])
         for name in sorted((captions.keys() | wrong.keys()) - set(names)):
@@ -233,14 +227,15 @@ class ImageFolderSource(_FolderSource):
     def _with_captions(self, names: list[str]) -> list[str]:
         """Those that have one, or a wrong one; sheets of ours have none and are no data. Raises `InputError`."""
         missing = [name for name in names if name not in self.captions and name not in self.wrong]
-        sheets = {name for name in missing[:FEW] if _is_sheet(self.folder / name)}
+        sheets = {name for name in missing[:MAX_OPENED] if _is_sheet(self.folder / name)}
         for name in sorted(sheets):
             self.passed_over.add("contact sheets that anystep drew", name)
         names = [name for name in names if name not in sheets]
         missing = [name for name in missing if name not in sheets]
         if missing:
+            more = f" and {len(missing) - 1} more" * (len(missing) > 1)
             raise InputError(
-                f"{self.folder}: no caption for {listing(missing)}; write "
+                f"{self.folder}: no caption for {missing[0]}{more}; write "
                 f"{PurePosixPath(missing[0]).with_suffix('.txt')} (one caption a line) or a row with file_name and "
                 f"text in {METADATA}"
             )

@@ -5,7 +5,7 @@ from contextlib import suppress
 from functools import cache, lru_cache
 from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,7 +53,7 @@ def is_image(name: str) -> bool:
 
 
 def _orientation(image: Image.Image) -> int:
-    """By the EXIF tag; 1, upright, where that is damaged."""
+    """The EXIF orientation of an image; 1, upright, where the tag is damaged."""
     try:
         found = image.getexif().get(ORIENTATION, 1)
     except Exception:  # readers of EXIF meet damage with exceptions of every type
@@ -63,7 +63,7 @@ def _orientation(image: Image.Image) -> int:
 
 @lru_cache(maxsize=64)
 def _to_srgb(profile: bytes, mode: str) -> tuple[Any, str]:
-    """What turns an image of a colour profile and a mode into sRGB, and what is said of it; None where nothing has to.
+    """The transform from a colour profile and a mode to sRGB, and its name; None where nothing has to be done.
 
     The profile is judged by what it does and not by its name, which may be anything.
     """
@@ -124,14 +124,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-class Picture(NamedTuple):
-    """An image as it is used, its width and height before, and what was done to it."""
-
-    image: Image.Image
-    original: tuple[int, int]
-    conversions: tuple[str, ...]
-
-
 def conversions(image: Image.Image) -> tuple[str, ...]:
     """What has to be done to an opened image to make it 8-bit sRGB, upright and opaque."""
     found = []
@@ -143,15 +135,22 @@ def conversions(image: Image.Image) -> tuple[str, ...]:
         found.append("16 bits to 8")
     if image.mode == "CMYK":
         found.append("CMYK to RGB")
-    if said := _profile(image)[1]:
-        found.append(said)
+    if done := _profile(image)[1]:
+        found.append(done)
     if image.has_transparency_data:
         found.append("transparency on white")
     return tuple(found)
 
 
-def read_picture(file: Path | BytesIO, size: Size, name: str = "") -> Picture:
-    """The RGB image in a file, given its size. Raises `BrokenExample`, which calls it `name`."""
+def read_example(
+    file: Path | BytesIO,
+    size: Size,
+    key: str,
+    captions: tuple[str, ...] = (),
+    label: int | None = None,
+    name: str = "",
+) -> Example:
+    """The example whose image is in a file, as sRGB of a size. Raises `BrokenExample`, which calls the file `name`."""
     name = name or str(file)
     image_suffixes()  # registers plugins
     try:
@@ -164,7 +163,8 @@ def read_picture(file: Path | BytesIO, size: Size, name: str = "") -> Picture:
             if size is not None:  # a large JPEG decodes much faster at 1/2, 1/4 or 1/8 of its size
                 wanted = goal[::-1] if turned else goal
                 image.draft(None, (2 * wanted[0], 2 * wanted[1]))
-            return Picture(resize_and_crop(to_rgb(image), goal), original, done)
+            picture = resize_and_crop(to_rgb(image), goal)
+            return Example(key, picture, captions, label, original, done)
     except UnidentifiedImageError:
         raise BrokenExample(f"{name}: not an image that Pillow can read") from None
     except Exception as error:  # decoders meet damage with exceptions of every type
@@ -174,17 +174,9 @@ def read_picture(file: Path | BytesIO, size: Size, name: str = "") -> Picture:
         raise BrokenExample(f"{name}: {reason}") from error
 
 
-def read_example(
-    file: Path | BytesIO, size: Size, key: str, captions: tuple[str, ...], label: int | None, name: str = ""
-) -> Example:
-    """The example whose image is in a file. Raises `BrokenExample`, which calls it `name`."""
-    picture = read_picture(file, size, name)
-    return Example(key, picture.image, captions, label, picture.original, picture.conversions)
-
-
 def read_image(file: Path | BytesIO, size: Size, name: str = "") -> Image.Image:
-    """`read_picture`'s image."""
-    return read_picture(file, size, name).image
+    """The RGB image in a file, given its size. Raises `BrokenExample`, which calls the file `name`."""
+    return read_example(file, size, "", name=name).image
 
 
 def to_tensor(image: Image.Image) -> Float[Tensor, "3 height width"]:

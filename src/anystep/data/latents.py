@@ -117,8 +117,7 @@ class LatentShards:
         found = self.shards.read(number)
         try:
             about = parse_json(decode_text(found[ABOUT], ABOUT), ABOUT)
-            said = about.get("captions")
-            captions = checked_captions(said) if said != [] else ()
+            captions = checked_captions(about.get("captions")) if about.get("captions") != [] else ()
             arrays = {name: _tensor(found[name], name) for name in (LATENT, MIRRORED, FEATURES) if name in found}
             label, shape = about.get("label"), arrays[LATENT].shape
             if label != int(self.labels[number]):

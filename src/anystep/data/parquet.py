@@ -103,12 +103,14 @@ class ParquetSource(BaseSource):
         """Of the classes, from what Hugging Face writes into the schema; else as many numbers as the labels need."""
         import pyarrow.compute as compute
 
-        said = (schema.metadata or {}).get(b"huggingface", b"{}")
+        found = (schema.metadata or {}).get(b"huggingface", b"{}")
         for key in ("info", "features", self._label, "names"):
-            said = parse_json(said, f"{self._paths[0]}, what Hugging Face notes") if isinstance(said, bytes) else said
-            said = said.get(key) if isinstance(said, dict) else None
-        if isinstance(said, list) and said and all(isinstance(name, str) for name in said):
-            return [printable(name) for name in said]
+            found = (
+                parse_json(found, f"{self._paths[0]}, what Hugging Face notes") if isinstance(found, bytes) else found
+            )
+            found = found.get(key) if isinstance(found, dict) else None
+        if isinstance(found, list) and found and all(isinstance(name, str) for name in found):
+            return [printable(name) for name in found]
         largest = -1
         for path, file in zip(self._paths, self._files, strict=True):
             try:

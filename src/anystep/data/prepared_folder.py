@@ -1,6 +1,7 @@
 """A folder of shards before and after they are encoded: what is whole and unchanged in it stays, the rest is made."""
 
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Any
 
 from anystep.data.example import Source, Traceable, digest_of
@@ -195,11 +196,6 @@ class PreparedFolder:
 
 
 def _listing(numbers: Sequence[int]) -> str:
-    """`0-2, 5`."""
-    spans: list[list[int]] = []
-    for number in numbers:
-        if spans and number == spans[-1][1] + 1:
-            spans[-1][1] = number
-        else:
-            spans.append([number, number])
-    return ", ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in spans)
+    """Ascending numbers as `0-2, 5`."""
+    runs = [[number for _, number in run] for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])]
+    return ", ".join(f"{run[0]}" if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

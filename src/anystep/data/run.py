@@ -9,17 +9,15 @@ from anystep.conditioning import load_text_encoder
 from anystep.console import progress_bar
 from anystep.data.encoders import make_encoders
 from anystep.data.image_encoder import load_image_encoder
-from anystep.data.prepare import KIND, prepare
+from anystep.data.prepare import KIND, SHARD_SIZE, prepare
 from anystep.data.sizing import ResolutionLimits
 from anystep.data.sources import open_source
 from anystep.data.summary import picture_of_sizes, summary
-from anystep.data.tar_folder import DATASET
+from anystep.data.tar_folder import DATASET, SIZES
 from anystep.device import pick_device
 from anystep.errors import InputError
 from anystep.files import check_claim
 from anystep.ranks import Ranks
-
-SIZES = "sizes.png"
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class Request:
     patch_size: int = 1
     mirror: bool = False
     dtype: str = "float16"
-    shard_size: int = 1000
+    shard_size: int = SHARD_SIZE
     device: str = "auto"
 
     def sizing(self, codec: Codec) -> int | ResolutionLimits:

@@ -177,8 +177,8 @@ def _index_of_others(folder: TarFolder) -> Index:
 
 def _cached_path(folder: TarFolder) -> Path:
     """Where an index is kept that cannot lie beside its tars."""
-    said = f"{folder.filesystem.unstrip_protocol(folder.root)} {json.dumps([folder.tars, folder.times])}"
-    return cache_folder() / "indexes" / f"{text_digest(printable(said))}.safetensors"
+    content = f"{folder.filesystem.unstrip_protocol(folder.root)} {json.dumps([folder.tars, folder.times])}"
+    return cache_folder() / "indexes" / f"{text_digest(printable(content))}.safetensors"
 
 
 def _fetch(folder: TarFolder, path: Path) -> None:

@@ -12,13 +12,13 @@ from anystep.errors import InputError
 
 @dataclass(frozen=True)
 class ResolutionLimits:
-    """Of images that keep their shape.
+    """What images that keep their shape are resized and cropped to.
 
     Attributes:
-        multiple: of which both sides are multiples, in pixels: those of a token of the network.
-        area: the most pixels.
-        side: the most along one side.
-        aspect: of the longer side to the shorter, the most.
+        multiple: both sides are multiples of it: the pixels along one side of a token of the network.
+        area: the largest number of pixels.
+        side: the largest number of pixels along one side.
+        aspect: the largest ratio of the longer side to the shorter.
     """
 
     multiple: int
@@ -28,7 +28,7 @@ class ResolutionLimits:
 
     @classmethod
     def within(cls, multiple: int, size: int, longest: int | None, aspect: float) -> "ResolutionLimits":
-        """Of the area of a `size x size` square; the longest side is by default what area and aspect allow."""
+        """Limits of the area of a `size x size` square; `longest` is by default what area and aspect allow."""
         return cls(multiple, size**2, longest or round(size * math.sqrt(aspect)), aspect)
 
     def __str__(self) -> str:
@@ -94,7 +94,7 @@ def to_pair(size: Fixed) -> tuple[int, int]:
 
 
 def resize_and_crop(image: Image.Image, goal: tuple[int, int]) -> Image.Image:
-    """Scaled until it covers the goal, then cropped at the centre; as it is where it has that size."""
+    """The image scaled until it covers the goal, then cropped at the centre; one of that size as it is."""
     return image if image.size == goal else ImageOps.fit(image, goal, Image.Resampling.LANCZOS)
 
 
@@ -113,10 +113,10 @@ def check_memory(size: Fixed) -> None:
 
 
 def canvas(proportion: tuple[float, float], size: Fixed | ResolutionLimits, share: float = 1.0) -> tuple[int, int]:
-    """Width and height for a picture that is drawn: of these proportions, where sizes may differ.
+    """Width and height of a picture that is drawn: with these proportions, where sizes may differ.
 
     Args:
-        share: of the most area.
+        share: the part of the largest area that the picture covers.
     """
     if not isinstance(size, ResolutionLimits):
         return to_pair(size)

@@ -91,14 +91,14 @@ def group(entries: Iterable[Entry], passed: PassedOver) -> list[dict[str, Entry]
         for entry in members:
             if entry.name.name.count(".") > 1:
                 dotted.setdefault(entry.name.stem, []).append(entry)
-        told = any(entry.name.suffix.lower() in BESIDE for entry in plain)
+        described = any(entry.name.suffix.lower() in BESIDE for entry in plain)
         found: dict[str, list[tuple[str, Entry]]] = {"": [(_extension(entry, 1), entry) for entry in plain]}
         for stem, those in dotted.items():
             suffixes = {entry.name.suffix.lower() for entry in those}
             pictured = bool(suffixes & image_suffixes())
-            own = pictured and (not told or bool(suffixes & BESIDE))
-            mine = [(_extension(entry, entry.name.name.count(".") if own else 1), entry) for entry in those]
-            found.setdefault(stem if own else "", []).extend(mine)
+            own = pictured and (not described or bool(suffixes & BESIDE))
+            fields = [(_extension(entry, entry.name.name.count(".") if own else 1), entry) for entry in those]
+            found.setdefault(stem if own else "", []).extend(fields)
             if pictured and not own:
                 passed.add("images in tars that belong to another: the first dot ends a name", str(those[0].name))
         for fields in found.values():

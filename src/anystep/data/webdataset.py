@@ -68,9 +68,9 @@ class WebDatasetSource(BaseSource):
             raise BrokenExample(f"{where}: no image, but {', '.join(found) or 'nothing'}")
         label = int(self.shards.index.labels[index])
         if label < UNKNOWN:
-            said = found.get("cls", b"")[:20].decode("utf-8", "replace").strip()
+            text = found.get("cls", b"")[:20].decode("utf-8", "replace").strip()
             raise BrokenExample(
-                f"{where}: cls {said!r} is not the number of a class, counted from 0; {CLASSES} is where names go"
+                f"{where}: cls {text!r} is not the number of a class, counted from 0; {CLASSES} is where names go"
             )
         try:
             captions = self._captions(found)

@@ -8,24 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from helpers import folder_bytes
-from PIL import Image
+from helpers import folder_bytes, save_image
 from torch import Tensor
 
 from anystep.data.encoders import Encoders
 from anystep.data.folders import ClassFolderSource, ImageFolderSource
 from anystep.data.latents import LatentShards
 from anystep.data.prepare import prepare
-from anystep.data.shards import Shards
 from anystep.errors import InputError
 from anystep.files import MARKER, claimed
 
 
 def put(folder: Path, name: str, level: int, caption: str = "a thing") -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (8, 8), (level, 0, 0)).save(folder / f"{name}.png")
-    (folder / f"{name}.txt").write_text(caption)
+    save_image(folder / f"{name}.png", caption, (8, 8), (level, 0, 0))
 
 
 @pytest.fixture
@@ -240,68 +235,6 @@ def test_nothing_readable_leaves_nothing_and_can_be_mended(pictures: Path, tmp_p
     for path in kept.glob("*.png"):
         shutil.copy(path, pictures)
     assert made(pictures, tmp_path / "out")[0] == 8
-
-
-@pytest.mark.parametrize(
-    ("value", "dtype", "reason"),
-    [
-        (1e5, "float16", r"its latent\.npy reaches 1e\+05, too much for float16: --dtype float32 keeps it"),
-        (float("inf"), "float32", r"its latent\.npy is not finite"),
-        (float("nan"), "float16", r"its latent\.npy is not finite"),
-        (1e5, "float32", None),
-    ],
-)
-def test_latents_that_are_not_finite_are_left_out(
-    pictures: Path, tmp_path: Path, value: float, dtype: str, reason: str | None
-) -> None:
-    def encode(images: Tensor) -> Tensor:
-        latents = images[:, :, ::4, ::4].clone()
-        latents[images[:, 0, 0, 0] > -0.6, 0, 0, 0] = value
-        return latents
-
-    encoders = Encoders(encode, {}, dtype=dtype)
-    shards = prepare(ImageFolderSource(pictures, 8), tmp_path / "out", encoders)
-    assert len(shards) + len(shards.stats.broken) == 8
-    assert all(torch.isfinite(shards[number].latent).all() for number in range(len(shards)))
-    if reason is None:
-        assert len(shards) == 8
-    else:
-        import re
-
-        assert shards.stats.broken
-        assert all(re.search(reason, broken) for broken in shards.stats.broken)
-
-
-def test_states_that_half_precision_cannot_hold_are_kept_whole(pictures: Path, tmp_path: Path) -> None:
-    def text(captions: Any) -> list[Tensor]:
-        return [torch.full((2, 3), {"3": 1e5, "4": float("nan")}.get(each[-1], 1.5)) for each in captions]
-
-    shards = prepare(ImageFolderSource(pictures, 8), tmp_path / "out", Encoders(Counting(), {}, text=text))
-    assert shards.stats.broken == ["4.png: the states of its caption are not finite: the text encoder cannot encode it"]
-    states = [shards[number].text for number in range(7)]
-    assert [float(each[0].max()) for each in states if each is not None] == [1.5, 1.5, 1.5, 1e5, 1.5, 1.5, 1.5]
-
-
-def test_readers_do_not_wait_for_each_other_and_close_what_they_opened(pictures: Path, tmp_path: Path) -> None:
-    made(pictures, tmp_path / "out")
-    shards = Shards(str(tmp_path / "out"))
-    real, held = os.pread, []
-
-    def pread(*arguments: int) -> bytes:
-        held.append(shards._lock.locked())
-        return real(*arguments)
-
-    before = len(os.listdir("/proc/self/fd"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "pread", pread)
-        patch.setattr("anystep.data.shards.OPEN_FILES", 2)
-        for number in range(8):
-            shards.read(number)
-    assert held
-    assert not any(held)
-    assert len(os.listdir("/proc/self/fd")) == before + 2
-    shards._files.clear()
-    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_shards_beyond_the_end_of_the_source_go_also_where_the_description_is_damaged(
