@@ -25,9 +25,9 @@ OptionalCount = Annotated[int, Ge(0), Le(10**9)]
 SamplingSteps = Annotated[int, Ge(1), Le(10_000)]
 """Network evaluations of one image, unguided."""
 Seed = Annotated[int, Ge(0), Le(2**62 - 1)]
-"""Of noise; images of a batch are numbered on from it."""
+"""The seed of an image's noise; images of a batch are numbered on from it."""
 Side = Annotated[int, Ge(1), Le(2**20)]
-"""Of an image, in pixels."""
+"""One side of an image, in pixels."""
 Width = Annotated[int, Ge(1), Le(65_536)]
 """Channels of a layer of a network."""
 Depth = Annotated[int, Ge(0), Le(1000)]
@@ -39,9 +39,9 @@ OptionalWidth = Annotated[int, Ge(0), Le(65_536)]
 Patch = Annotated[int, Ge(1), Le(256)]
 """Latent pixels along one side of a token."""
 Ratio = Annotated[float, Gt(0), Le(64)]
-"""Of a hidden width to the width outside."""
+"""A hidden width over the width outside."""
 Frequency = Annotated[float, Gt(0), Le(10_000)]
-"""Of a sinusoid, in radians per unit of time."""
+"""The frequency of a sinusoid, in radians per unit of time."""
 KeyGrid = Annotated[int, Ge(2), Le(2**20)]
 """Tokens along the longer side that give keys and values."""
 Images = Annotated[int, Ge(1), Le(10_000)]
@@ -56,9 +56,9 @@ PositiveShare = Annotated[float, Gt(0), Le(1)]
 InnerShare = Annotated[float, Ge(0.001), Le(0.99)]
 """A part of a whole that leaves something on both sides."""
 TimeShift = Annotated[float, Ge(0.01), Le(100)]
-"""Of the times of a plan."""
+"""The shift of the times of a plan."""
 Time = Annotated[float, Ge(0), Le(10**5)]
-"""Of a transport."""
+"""A time of a transport."""
 Aspect = Annotated[float, Ge(1), Le(1000)]
 """The longer side over the shorter one."""
 LearningRate = Annotated[float, Gt(0), Le(1000)]
@@ -66,11 +66,11 @@ Coefficient = Annotated[float, Ge(0), Le(10**6)]
 """A weight of a term, or a factor."""
 PositiveCoefficient = Annotated[float, Gt(0), Le(10**6)]
 Decay = Annotated[float, Ge(0), Lt(1)]
-"""Of a moving average."""
+"""The decay of a moving average."""
 AverageLength = Annotated[float, Ge(0.005), Le(0.25)]
-"""Of a power-function average: the standard deviation of its profile, as a part of the run until then."""
+"""The length of a power-function average: the standard deviation of its profile, as a part of the run until then."""
 Real = Annotated[float, Ge(-(10**6)), Le(10**6)]
-"""Any number that arithmetic in 32 bits bears."""
+"""Any number that 32-bit arithmetic holds."""
 
 
 def expectation(kind: Any) -> str:
@@ -151,24 +151,24 @@ def cut(text: str, longest: int = 60) -> str:
     return text if len(text) <= longest else f"{text[:half]}…{text[-half:]}"
 
 
-LONGEST_NAME = 1000  # characters of the name of a model, a source or a file
-LONGEST_TEXT = 100_000  # of a prompt
+MAX_NAME = 1000  # characters of the name of a model, a source or a file
+MAX_TEXT = 100_000  # of a prompt
 
 
 def check_name(value: str) -> str:
     """What a model, a source or the like is called; empty, too long or not printable, it is an `InputError`."""
-    if not value or len(value) > LONGEST_NAME or any(unicodedata.category(each) == "Cc" for each in value):
+    if not value or len(value) > MAX_NAME or any(unicodedata.category(each) == "Cc" for each in value):
         raise InputError(
-            f"{shown(value)}: expected a name or path of 1 to {LONGEST_NAME} characters, without control characters"
+            f"{shown(value)}: expected a name or path of 1 to {MAX_NAME} characters, without control characters"
         )
     return value
 
 
 def check_text(value: str) -> str:
     """Free text, such as a prompt: lines and tabs are part of it, other control characters are an `InputError`."""
-    if len(value) > LONGEST_TEXT or any(unicodedata.category(each) == "Cc" and each not in "\n\r\t" for each in value):
+    if len(value) > MAX_TEXT or any(unicodedata.category(each) == "Cc" and each not in "\n\r\t" for each in value):
         raise InputError(
-            f"{shown(value)}: expected text of at most {LONGEST_TEXT:,} characters, without control characters"
+            f"{shown(value)}: expected text of at most {MAX_TEXT:,} characters, without control characters"
         )
     return value
 

@@ -9,7 +9,7 @@ from torch import nn
 
 
 def weights_digest(network: nn.Module, ignored: str | None = None) -> str:
-    """Of all tensors of a network and their names, but for those whose names begin with `ignored`."""
+    """A digest of all tensors of a network and their names, but for those whose names begin with `ignored`."""
     digest = hashlib.sha256()
     for name, tensor in network.state_dict().items():
         if ignored is not None and name.startswith(ignored):
@@ -20,28 +20,28 @@ def weights_digest(network: nn.Module, ignored: str | None = None) -> str:
 
 
 def encoder_digest(model: Any, *beside: Any) -> str:
-    """Of all that the last hidden states of a model of transformers depend on, and of what is said beside it.
+    """A digest of all that the last hidden states of a model of transformers depend on, and of `beside`.
 
     Neither the name of its folder nor the release of transformers that wrote it counts, nor a pooler, which comes after
     those states and is drawn at random where a file has none.
     """
     config = getattr(model, "config", None)
-    said = {} if config is None else json.loads(config.to_json_string())
-    said = {key: value for key, value in said.items() if not key.startswith("_") and key != "transformers_version"}
-    text = json.dumps([weights_digest(model, "pooler."), said, *beside], sort_keys=True, default=str)
+    settings = {} if config is None else json.loads(config.to_json_string())
+    settings = {name: value for name, value in settings.items() if name[:1] != "_" and name != "transformers_version"}
+    text = json.dumps([weights_digest(model, "pooler."), settings, *beside], sort_keys=True, default=str)
     return text_digest(text)
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """Of all that decides how a tokenizer of transformers cuts text."""
+    """A digest of all that decides how a tokenizer of transformers cuts text."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        said: Any = [type(tokenizer).__name__, tokenizer.get_vocab(), tokenizer.special_tokens_map]
+        settings: Any = [type(tokenizer).__name__, tokenizer.get_vocab(), tokenizer.special_tokens_map]
     else:  # how it pads and cuts is remembered from its last call
-        said = {
+        settings = {
             key: value for key, value in json.loads(backend.to_str()).items() if key not in ("padding", "truncation")
         }
-    return text_digest(json.dumps(said, sort_keys=True, default=str))
+    return text_digest(json.dumps(settings, sort_keys=True, default=str))
 
 
 def text_digest(text: str) -> str:

@@ -120,7 +120,7 @@ def render(drawing: Drawing, side: int) -> Image.Image:
 
 
 def _rasterised(drawing: Drawing, side: int) -> bytes:
-    """As the content of a PNG file."""
+    """The drawing as the content of a PNG file."""
     import resvg_py
 
     svg = (

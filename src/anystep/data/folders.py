@@ -225,7 +225,7 @@ class ImageFolderSource(_FolderSource):
         self._twins = {stem for stem, count in stems.items() if count > 1}
 
     def _with_captions(self, names: list[str]) -> list[str]:
-        """Those that have one, or a wrong one; sheets of ours have none and are no data. Raises `InputError`."""
+        """The images that have a caption, right or wrong; contact sheets of ours are left out. Raises `InputError`."""
         missing = [name for name in names if name not in self.captions and name not in self.wrong]
         sheets = {name for name in missing[:MAX_OPENED] if _is_sheet(self.folder / name)}
         for name in sorted(sheets):

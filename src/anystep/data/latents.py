@@ -215,12 +215,12 @@ class LatentSet:
 
     @property
     def labels(self) -> list[Int[Tensor, " examples"]]:
-        """Of the examples of each set."""
+        """The labels of each set."""
         return [each.labels for each in self.sets]
 
     @property
     def grids(self) -> list[Int[Tensor, "examples 2"]]:
-        """Rows and columns of the latents of each set."""
+        """Rows and columns of the latents, set by set."""
         return [each.grids for each in self.sets]
 
     @property

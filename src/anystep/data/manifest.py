@@ -52,12 +52,12 @@ class ShardStats:
 
     @property
     def content(self) -> dict[str, Any]:
-        """As files hold it."""
+        """The stats as files hold them."""
         return {STORED_AS.get(name, name): value for name, value in vars(self).items()}
 
     @classmethod
     def total(cls, shards: Sequence["ShardStats"]) -> "ShardStats":
-        """Of several shards together."""
+        """The stats of several shards together."""
         conversions: Counter[str] = Counter()
         for shard in shards:
             conversions.update(shard.conversions)
@@ -70,11 +70,6 @@ class ShardStats:
             max((shard.max_cropped for shard in shards), default=0.0),
             sum(shard.counted for shard in shards),
         )
-
-    @property
-    def mean_cropped(self) -> float:
-        """The share of an image that was cropped away, on average."""
-        return self.cropped / max(1, self.counted)
 
 
 @dataclass
@@ -120,7 +115,7 @@ class Manifest:
 
     @property
     def content(self) -> dict[str, Any]:
-        """As `dataset.json` holds it."""
+        """The manifest as `dataset.json` holds it."""
         held: dict[str, Any] = {"made_by": self.made_by, "class_names": self.class_names, "complete": self.complete}
         if self.shards is not None:
             total = ShardStats.total(self.shards).content

@@ -100,7 +100,7 @@ class ParquetSource(BaseSource):
                 raise InputError(f"{path}: column {name} holds {kind}, expected {expected}")
 
     def _names(self, schema: Any) -> list[str]:
-        """Of the classes, from what Hugging Face writes into the schema; else as many numbers as the labels need."""
+        """Names of the classes, which Hugging Face writes into the schema; else as many numbers as the labels need."""
         import pyarrow.compute as compute
 
         found = (schema.metadata or {}).get(b"huggingface", b"{}")

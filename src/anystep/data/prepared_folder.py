@@ -128,7 +128,7 @@ class PreparedFolder:
         return index if path.is_file() and size == path.stat().st_size else None
 
     def _check_parts(self, as_many: bool) -> None:
-        """Of shards that are whole in an unfinished folder, forget those that have changed.
+        """Forget those shards of an unfinished folder that are not whole, or that have changed.
 
         Args:
             as_many: whether the source has as many examples as it had.
@@ -168,13 +168,13 @@ class PreparedFolder:
         return found
 
     def _write_stamps(self) -> None:
-        """Only where they differ: a second look at a folder changes nothing in it."""
+        """Write the stamps only where they differ: a second look at a folder changes nothing in it."""
         stamps = {str(shard): stamp for shard, stamp in sorted(self._stamps.items()) if stamp}
         if stamps != self._read_stamps():
             write_json(self._folder / STAMPS, stamps)
 
     def finish(self) -> None:
-        """The index of all shards, and what the folder holds; what was kept to go on with is removed."""
+        """Write the index of all shards and the manifest; what was kept to go on with is removed."""
         layout, stats = self._layout, list[ShardStats]()
         for shard in range(layout.count):
             of_shard, self._stamps[shard] = layout.load_stats(shard)

@@ -78,7 +78,7 @@ class Scene:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """As a line of GenEval's `evaluation_metadata.jsonl`."""
+        """The scene as a line of GenEval's `evaluation_metadata.jsonl`."""
         content = {"tag": self.task, "include": list(self.include), "prompt": self.prompt}
         return {**content, "exclude": list(self.exclude)} if self.exclude else content
 
@@ -93,7 +93,7 @@ class Scene:
 
 @cache
 def concepts() -> tuple[str, ...]:
-    """Those of `CONCEPTS` that both styles draw and that training may see."""
+    """The names among `CONCEPTS` that both styles draw and that training may see."""
     known = [{drawing.name for drawing in drawings() if drawing.style == style} for style in STYLES]
     return tuple(name for name in CONCEPTS if all(name in names for names in known) and not is_held_out(name))
 

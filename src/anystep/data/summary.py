@@ -37,7 +37,8 @@ def summary(made: LatentShards, factor: int) -> list[str]:
     ]
     stats = made.stats
     if stats.cropped > 0:
-        lines.append(f"cropped: {stats.mean_cropped:.1%} of an image on average, {stats.max_cropped:.1%} at most")
+        mean = stats.cropped / max(1, stats.counted)
+        lines.append(f"cropped: {mean:.1%} of an image on average, {stats.max_cropped:.1%} at most")
     lines += [f"{what}: {count:,}" for what, count in sorted(stats.conversions.items(), key=lambda each: -each[1])]
     return [*lines, *made.manifest.passed_over.lines, *left_out(stats.broken)]
 

@@ -151,15 +151,9 @@ def scan(folder: TarFolder) -> Index:
             raise InputError(f"{path}: cannot be read: {first_line(error)}") from None
         found += [(place, record) for record in group(entries, passed)]
     columns = sorted({extension for _, fields in found for extension in fields})
-    rows = [
-        IndexRow(
-            [
-                (fields[name].offset, fields[name].size, UNKNOWN) if name in fields else (0, UNKNOWN, UNKNOWN)
-                for name in columns
-            ],
-            _label(fields),
-            shard=place,
-        )
-        for place, fields in found
-    ]
+    rows = []
+    for place, fields in found:
+        held = [fields.get(name) for name in columns]
+        places = [(0, UNKNOWN, UNKNOWN) if each is None else (each.offset, each.size, UNKNOWN) for each in held]
+        rows.append(IndexRow(places, _label(fields), shard=place))
     return replace(Index.from_rows(folder.tars, columns, rows), times=dict(folder.times), passed_over=passed)
