@@ -23,7 +23,7 @@ from resident import GIVEN_BACK, forget_peak, held, peak
 from anystep.device import pick_device
 from anystep.files import replacing
 from anystep.models.presets import build_transformer
-from anystep.pipelines.plan import Blueprint, plan_generation
+from anystep.pipelines.plan import ModelSpec, plan_generation
 
 ROOT = Path(__file__).parent.parent
 SIDES = (8, 16, 32, 64, 128)
@@ -75,7 +75,7 @@ def main() -> None:
             found, tight = (measured(command, more) for more in ({}, GIVEN_BACK))
             found["bytes"] = tight["bytes"]
             plan = plan_generation(
-                Blueprint.of("builtin"), 8 * side, 8 * side, 1, key_grid=key_grid, caption_tokens=WORDS
+                ModelSpec.of("builtin"), 8 * side, 8 * side, 1, key_grid=key_grid, caption_tokens=WORDS
             )
             row = {"tokens": side**2, "key_grid": key_grid, **found, "planned": plan.sampling_bytes}
             row["flops"] = plan.evaluation_flops

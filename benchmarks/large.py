@@ -23,7 +23,7 @@ from anystep.codecs import to_uint8
 from anystep.codecs.tiling import decode_tiled
 from anystep.device import pick_device
 from anystep.models.transformer import TransitionTransformer2DModel
-from anystep.pipelines.plan import Blueprint, plan_generation
+from anystep.pipelines.plan import ModelSpec, plan_generation
 from anystep.sampling import guided, noise, sample
 from anystep.transport import OTFlowMatching
 
@@ -35,15 +35,15 @@ class Drawing:
     """A network and a codec without training, and what their phases take."""
 
     def __init__(self, model: str, device: torch.device) -> None:
-        self.blueprint, self.device = Blueprint.of(model), device
-        self.network = TransitionTransformer2DModel.from_config(self.blueprint.network).eval().to(device)
-        self.codec = self.blueprint.make_codec()
+        self.spec, self.device = ModelSpec.of(model), device
+        self.network = TransitionTransformer2DModel.from_config(self.spec.network).eval().to(device)
+        self.codec = self.spec.make_codec()
         if self.codec is not None:
             self.codec.autoencoder.to(device)
         self.rows: dict[str, dict[str, float]] = {}
 
     def latents(self, width: int, height: int, steps: int) -> torch.Tensor:
-        shape = (self.blueprint.channels, height // self.blueprint.factor, width // self.blueprint.factor)
+        shape = (self.spec.channels, height // self.spec.factor, width // self.spec.factor)
         config = self.network.config
         condition = (
             torch.zeros(1, dtype=torch.long) if config.text_width is None else torch.randn(1, WORDS, config.text_width)

@@ -15,7 +15,7 @@ import anystep
 from anystep.codecs import load_codec
 from anystep.conditioning import load_text_encoder
 from anystep.errors import InputError
-from anystep.pipelines.plan import Blueprint
+from anystep.pipelines.plan import ModelSpec
 from anystep.pretrained import pretrained
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -135,7 +135,7 @@ def test_a_plan_is_made_of_sizes_that_are_meant(tiny_model: Path, tmp_path: Path
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     changed("transformer/config.json", depth=10**9, more=3)(folder)
     with pytest.raises(InputError, match="depth 1000000000: expected"):
-        Blueprint.of(str(folder))
+        ModelSpec.of(str(folder))
 
 
 def test_codecs_and_text_encoders_are_looked_through_too(

@@ -161,6 +161,11 @@ def is_guided(scale: float) -> bool:
     return scale > 1.0
 
 
+def evaluations_per_step(guided: bool, embedded: bool) -> int:
+    """Network evaluations of one image in a step: two where guided by a network that is not told the scale."""
+    return 1 + (guided and not embedded)
+
+
 def guided(
     network: Any,
     transport: Transport,

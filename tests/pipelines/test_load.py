@@ -15,7 +15,6 @@ import anystep
 from anystep.errors import InputError
 from anystep.pipelines.describe import describe
 from anystep.pipelines.load import Model, find, load
-from anystep.pipelines.step_sheet import any_step_sheet
 from anystep.pipelines.vocabulary import check_known
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -165,24 +164,11 @@ def test_damaged_models_are_one_line_that_names_them(tiny_model: Path, tmp_path:
     assert str(folder) in str(caught.value)
 
 
-def test_a_sheet_has_prompts_down_and_steps_across(model: Model) -> None:
-    drawn = []
-    sheet = any_step_sheet(
-        model, ["a whale", "a tractor"], [1, 3], 2, on_image=lambda cell, *place: drawn.append(place)
-    )
-    assert drawn == [(0, 0), (1, 0)] * 2
-    assert [(steps, nfe) for steps, nfe, _ in sheet.costs()] == [(1, 2), (3, 6)]
-    assert all(ms > 0 for _, _, ms in sheet.costs())
-    assert sheet.columns[1][0].images[0].tobytes() == model("a whale", steps=3, seed=2)[0].tobytes()
-    picture = sheet.picture()
-    assert picture.width > 2 * 160
-    assert picture.height > 2 * 160
-
-
 def test_description_holds_what_info_prints(model: Model) -> None:
     facts = describe(model)
     assert facts["transformer_parameters"] == sum(p.numel() for p in model.pipeline.transformer.parameters())
     assert facts["trained_shapes"] == ["16x16"]
+    assert facts["folder"] == model.name
     assert (facts["size_multiple"], facts["tokens_at_base"], facts["transport"]) == (4, 16, "ot_fm")
     assert facts["concepts"] == ["red apple", "whale", "tractor"]
     json.dumps(facts)

@@ -1,5 +1,7 @@
 """Plans of images: exact counts, memory against what tensors really take, and a refusal that says what would fit."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -9,26 +11,33 @@ from anystep.data_sheets import DEVICES
 from anystep.errors import InputError
 from anystep.models.cost import LivingStorages
 from anystep.models.presets import PRESETS, build_transformer
-from anystep.pipelines.plan import Blueprint, check_fits, plan_generation
+from anystep.pipelines.load import load
+from anystep.pipelines.plan import ModelSpec, check_fits, plan_generation
 
 
 def test_parameters_are_those_of_the_model() -> None:
-    plan = plan_generation(Blueprint.of("t2i-xl"), 1024, 1024, 8)
+    plan = plan_generation(ModelSpec.of("t2i-xl"), 1024, 1024, 8)
     assert (plan.parameters, plan.tokens, plan.evaluations) == (864_978_080, 1024, 8)
     assert 300e6 < plan.codec_parameters < 340e6  # DC-AE f32 is published with 323M
-    builtin = plan_generation(Blueprint.of("builtin"), 128, 64, 4, guided=True)
+    builtin = plan_generation(ModelSpec.of("builtin"), 128, 64, 4, guided=True)
     assert (builtin.parameters, builtin.tokens, builtin.evaluations) == (6_365_536, 128, 8)
+
+
+def test_a_loaded_model_is_planned_as_its_folder(tiny_model: Path) -> None:
+    loaded, named = ModelSpec.of(load(tiny_model)), ModelSpec.of(str(tiny_model))
+    assert (loaded.network, loaded.factor, loaded.multiple) == (named.network, named.factor, named.multiple)
+    assert plan_generation(loaded, 16, 16, 2) == plan_generation(named, 16, 16, 2)
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_has_a_plan(name: str) -> None:
-    model = Blueprint.of(name)
+    model = ModelSpec.of(name)
     side = int(model.network["sample_size"]) * model.factor
     assert plan_generation(model, side, side, 1).flops > 0
 
 
 def test_attention_is_counted_and_grows_with_the_square_of_the_tokens_and_memory_with_the_tokens() -> None:
-    model = Blueprint.of("builtin")
+    model = ModelSpec.of("builtin")
     small, large = (plan_generation(model, side, side, 1, caption_tokens=8) for side in (512, 1024))
     assert large.tokens == 4 * small.tokens
     assert small.attention_flops == 4 * small.tokens**2 * 192 * 7 + 4 * small.tokens * 8 * 192 * 7
@@ -40,7 +49,7 @@ def test_attention_is_counted_and_grows_with_the_square_of_the_tokens_and_memory
 
 def test_memory_is_that_of_real_tensors() -> None:
     """Of a forward and of decoding in tiles, within 15 %."""
-    model = Blueprint.of("builtin")
+    model = ModelSpec.of("builtin")
     plan = plan_generation(model, 1280, 192, 1, caption_tokens=8)
     network = build_transformer("t2i-emoji").eval()
     x, t, text = torch.randn(1, 32, 24, 160), torch.rand(1), torch.randn(1, 8, 384)
@@ -65,14 +74,14 @@ def test_thousands_of_tiles_are_planned_as_one(monkeypatch: pytest.MonkeyPatch) 
         return decode(codec, latents)
 
     monkeypatch.setattr(AutoencoderCodec, "decode", counted)
-    model = Blueprint.of("builtin")
+    model = ModelSpec.of("builtin")
     small, large = (plan_generation(model, side, side, 1, key_grid=8, caption_tokens=8) for side in (8192, 65_536))
     assert large.decode_bytes == pytest.approx(64 * small.decode_bytes, rel=0.1)
     assert large.decode_flops == pytest.approx(64 * small.decode_flops, rel=0.1)
 
 
 def test_what_does_not_fit_is_refused_with_the_number_and_what_would() -> None:
-    model = Blueprint.of("builtin")
+    model = ModelSpec.of("builtin")
     whole = plan_generation(model, 1024, 512, 2).peak_bytes
     assert check_fits(model, 1024, 512, 2, 1.01 * whole).peak_bytes == whole
     message = r"size 1024x512 takes 0\.\d\d GB, there are 0\.\d\d GB: \d+x\d+ would fit"

@@ -19,7 +19,7 @@ from anystep.cli.output import print_facts, print_json
 from anystep.errors import InputError
 
 if TYPE_CHECKING:
-    from anystep.pipelines.plan import Blueprint
+    from anystep.pipelines.plan import ModelSpec
 
 
 def add(commands: Commands) -> None:
@@ -42,11 +42,11 @@ def add(commands: Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from anystep.pipelines.plan import Blueprint
+    from anystep.pipelines.plan import ModelSpec
 
     if options.on is not None and options.device is not None:
         raise InputError(f"--device {options.device}: is one of this machine, which --on {options.on} is not")
-    model = Blueprint.of(options.model)
+    model = ModelSpec.of(options.model)
     side = int(model.network["sample_size"]) * model.factor
     width, height = options.size or (side, side)
     if options.train:
@@ -71,7 +71,7 @@ def plan_training(options: argparse.Namespace, width: int, height: int) -> None:
         print_facts(planned.describe())
 
 
-def plan_image(options: argparse.Namespace, model: "Blueprint", width: int, height: int) -> None:
+def plan_image(options: argparse.Namespace, model: "ModelSpec", width: int, height: int) -> None:
     import torch
 
     from anystep.device import planned_device

@@ -5,6 +5,7 @@ Images are float tensors in [-1, 1]; latents are what the transformer sees.
 
 import logging
 import math
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -59,6 +60,12 @@ class IdentityCodec:
         return latents.expand(-1, 3, -1, -1)
 
 
+def downsampling_factor(config: Mapping[str, Any]) -> int:
+    """Image pixels per latent pixel along one side, of the config of an AutoencoderDC or AutoencoderKL."""
+    blocks = config.get("encoder_block_out_channels") or config["block_out_channels"]
+    return int(2 ** (len(blocks) - 1))
+
+
 class AutoencoderCodec:
     """A diffusers `AutoencoderDC` or `AutoencoderKL` with its latents brought to zero mean and unit variance.
 
@@ -70,8 +77,7 @@ class AutoencoderCodec:
         config: Any = autoencoder.config
         self.autoencoder: Any = autoencoder
         self.channels = int(config.latent_channels)
-        blocks = config.get("encoder_block_out_channels") or config["block_out_channels"]
-        self.factor = int(2 ** (len(blocks) - 1))
+        self.factor = downsampling_factor(config)
         try:
             if config.get("latents_mean") is not None:
                 mean, std = ([float(each) for each in config[name]] for name in ("latents_mean", "latents_std"))

@@ -2,11 +2,10 @@
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from anystep.fingerprint import text_digest, weights_digest
-from anystep.pipelines.load import Model, find
+from anystep.pipelines.load import Model
 from anystep.pipelines.saved import EARLIER_VAE
 
 
@@ -14,11 +13,11 @@ def describe(model: Model) -> dict[str, Any]:
     """Sizes, transport, trained shapes and licence, as plain values."""
     pipeline = model.pipeline
     transformer, scheduler, codec = pipeline.transformer, pipeline.scheduler, pipeline.latent_codec
-    folder = Path(find(model.name))
+    folder = pipeline.config.get("_name_or_path")
     base = pipeline.base_size
     return {
         "model": model.name,
-        "folder": str(folder) if folder.exists() else None,
+        "folder": folder,
         "license": pipeline.config.license,
         "transformer_parameters": sum(p.numel() for p in transformer.parameters()),
         "codec_parameters": sum(p.numel() for p in pipeline.vae.parameters()) if pipeline.vae is not None else 0,

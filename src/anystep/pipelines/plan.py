@@ -5,6 +5,7 @@ beside their weights; the text encoder and the libraries' own code are not.
 """
 
 import math
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from anystep.bounds import check_options, nearest
 from anystep.codecs import AutoencoderCodec, to_uint8
+from anystep.codecs.codec import downsampling_factor
 from anystep.codecs.tiling import TILE, Cut
 from anystep.device import memory_of
 from anystep.errors import InputError
@@ -27,7 +29,8 @@ from anystep.models.presets import PRESETS, depths_of
 from anystep.models.transformer import TransitionTransformer2DModel
 from anystep.pipelines.load import Model, find
 from anystep.pipelines.saved import EARLIER_VAE
-from anystep.sampling import is_guided
+from anystep.sampling import evaluations_per_step, is_guided
+from anystep.weights import BUILTIN
 
 # the published autoencoders, without their weights
 DC_AE_F32: dict[str, Any] = {
@@ -57,7 +60,7 @@ PUBLISHED = {
 
 
 @dataclass(frozen=True)
-class Blueprint:
+class ModelSpec:
     """What a model is made of, without weights.
 
     Attributes:
@@ -71,16 +74,22 @@ class Blueprint:
     codec: dict[str, Any] | None
 
     @classmethod
-    def of(cls, model: str) -> "Blueprint":
-        """Of a preset, `builtin`, a run, a pipeline's folder or a hub id; only configs are read.
+    def of(cls, model: str | Model) -> "ModelSpec":
+        """The spec of a loaded model, a preset, `builtin`, a run, a pipeline's folder or a hub id.
+
+        Only configs are read.
 
         Raises:
             InputError: none of these.
         """
+        if isinstance(model, Model):
+            vae = model.pipeline.vae
+            codec = None if vae is None else {**vae.config, "_class_name": type(vae).__name__}
+            return cls(model.name, _network_options(model.pipeline.transformer.config), codec)
         if model in PRESETS and model != BUILTIN_PRESET:
             return cls(model, PRESETS[model], PUBLISHED.get(model))
         try:
-            where = find("builtin" if model == BUILTIN_PRESET else model)
+            where = find(BUILTIN if model == BUILTIN_PRESET else model)
         except InputError as error:
             raise InputError(f"{error}, or a preset{nearest(model, PRESETS)}") from None
         if Path(where).is_dir():
@@ -95,9 +104,7 @@ class Blueprint:
                 codec = codec or AutoencoderDC.load_config(where, subfolder=folder)
         if codec is not None:
             check_sizes(codec, f"the codec of {model!r}")
-        known = signature(TransitionTransformer2DModel.__init__).parameters
-        network = {key: value for key, value in network.items() if key in known}
-        return cls(model, check_options("transformer", TransitionTransformer2DModel.__init__, network), codec)
+        return cls(model, _network_options(network), codec)
 
     @property
     def channels(self) -> int:
@@ -109,10 +116,7 @@ class Blueprint:
 
     @cached_property
     def factor(self) -> int:
-        if self.codec is None:
-            return 1
-        blocks = self.codec.get("encoder_block_out_channels") or self.codec["block_out_channels"]
-        return int(2 ** (len(blocks) - 1))
+        return 1 if self.codec is None else downsampling_factor(self.codec)
 
     @property
     def multiple(self) -> int:
@@ -129,9 +133,15 @@ class Blueprint:
         return codec
 
 
+def _network_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    known = signature(TransitionTransformer2DModel.__init__).parameters
+    options = {key: value for key, value in config.items() if key in known}
+    return check_options("transformer", TransitionTransformer2DModel.__init__, options)
+
+
 @dataclass(frozen=True)
 class GenerationPlan:
-    """Of one image.
+    """What one image takes.
 
     Attributes:
         parameters, codec_parameters: numbers of weights.
@@ -166,7 +176,7 @@ class GenerationPlan:
 
 
 def plan_generation(
-    model: Blueprint,
+    model: ModelSpec,
     width: int,
     height: int,
     steps: int,
@@ -188,7 +198,7 @@ def plan_generation(
     if width % model.multiple or height % model.multiple or min(width, height) < 1:
         raise InputError(f"size {width}x{height}: both sides must be multiples of {model.multiple}")
     rows, columns = height // model.factor, width // model.factor
-    guided = guided and not model.network.get("guidance_embed")
+    evaluations = evaluations_per_step(guided, bool(model.network.get("guidance_embed")))
     options = {"text_width": None, "num_classes": None, **model.network}  # whatever a preset says
     shape = (1, rows, columns, caption_tokens, precision)
     peaks = []
@@ -201,11 +211,11 @@ def plan_generation(
     flops, attention = extended("t2i-test", options, measure)
     # noise, latents, prediction, and while they are combined two more
     latents = 5 * 4 * model.channels * rows * columns
-    if guided:
+    if evaluations == 2:
         latents += 4 * model.channels * rows * columns
     hidden = int(model.network["hidden_size"])
     blocks = sum(depths_of("t2i-test", options))  # each with keys and values of its own
-    text = 0 if model.network.get("text_width") is None else (1 + guided) * 2 * blocks * caption_tokens * hidden * 4
+    text = 0 if model.network.get("text_width") is None else evaluations * 2 * blocks * caption_tokens * hidden * 4
     size = 2 if precision in (torch.bfloat16, torch.float16) else 4
     decode_flops, decode_bytes, codec_parameters = _decoding(model, rows, columns, size)
     parameters = count_parameters("t2i-test", **options)
@@ -214,7 +224,7 @@ def plan_generation(
         codec_parameters=codec_parameters,
         weight_bytes=size * (parameters + codec_parameters),
         tokens=rows * columns // model.patch**2,
-        evaluations=steps * (1 + guided),
+        evaluations=steps * evaluations,
         evaluation_flops=flops,
         attention_flops=attention,
         decode_flops=decode_flops,
@@ -223,7 +233,7 @@ def plan_generation(
     )
 
 
-def _decoding(model: Blueprint, rows: int, columns: int, size: int) -> tuple[int, int, int]:
+def _decoding(model: ModelSpec, rows: int, columns: int, size: int) -> tuple[int, int, int]:
     """Operations and most bytes of decoding one latent to pixels of 8 bits, and the weights of the codec.
 
     `size` is that of a number inside the codec; what is gathered and rounded has 32 bits.
@@ -250,7 +260,7 @@ def _decoding(model: Blueprint, rows: int, columns: int, size: int) -> tuple[int
     return tiles * int(counter.get_total_flops()), most, sum(weight.numel() for weight in weights)
 
 
-def check_fits(model: Blueprint, width: int, height: int, steps: int, memory: float, **options: Any) -> GenerationPlan:
+def check_fits(model: ModelSpec, width: int, height: int, steps: int, memory: float, **options: Any) -> GenerationPlan:
     """The plan, if it fits.
 
     Raises:
@@ -277,10 +287,10 @@ def check_room(model: Model, width: int, height: int, scale: float | None, key_g
     if width * height <= 1024 * 1024:
         return
     memory, guided = memory_of(model.pipeline.device), is_guided(model.pipeline.resolve_guidance(scale))
-    check_fits(Blueprint.of(model.name), width, height, 1, memory, guided=guided, key_grid=key_grid)
+    check_fits(ModelSpec.of(model), width, height, 1, memory, guided=guided, key_grid=key_grid)
 
 
-def _scaled(model: Blueprint, width: int, height: int, share: float) -> tuple[int, int]:
+def _scaled(model: ModelSpec, width: int, height: int, share: float) -> tuple[int, int]:
     """Sides of that share of the area, as multiples."""
     along = math.sqrt(share)
     across, down = (int(side * along / model.multiple) * model.multiple for side in (width, height))

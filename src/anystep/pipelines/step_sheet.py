@@ -32,9 +32,7 @@ class AnyStepSheet:
     def labels(self) -> list[str]:
         """Of each step count; where a plan makes fewer steps it says how many."""
         firsts = [cells[0] for cells in self.columns]
-        return [
-            f"{steps_label(first.asked)}{f', {first.steps} made' * (first.steps < first.asked)}" for first in firsts
-        ]
+        return [steps_label(each.asked) + f", {each.steps} made" * (each.steps < each.asked) for each in firsts]
 
     def picture(self) -> Image.Image:
         """The labelled sheet, or one image alone as it is."""
@@ -104,17 +102,21 @@ def models_sheet(
     steps: Sequence[int],
     seeds: int | Sequence[int],
     prompt_label: Callable[[Any], str] = str,
+    costs: bool = False,
     **options: Any,
 ) -> Image.Image:
     """A sheet of several models: for each a row a prompt, numbers of steps across, and one seed along a row.
 
     Args:
         models: each with what stands before its prompts.
+        costs: whether network evaluations stand below the numbers of steps.
         options: those of `Model.generate`.
     """
-    rows, labels = [], []
+    rows, labels, columns = [], [], [steps_label(count) for count in steps]
     for name, model in models:
-        columns = [model.generate(list(prompts), count, seeds, **options).images for count in steps]
-        rows += [list(row) for row in zip(*columns, strict=True)]
+        made = [model.generate(list(prompts), count, seeds, **options) for count in steps]
+        rows += [list(row) for row in zip(*(each.images for each in made), strict=True)]
         labels += [f"{name}{prompt_label(prompt)}" for prompt in prompts]
-    return contact_sheet(rows, labels, [steps_label(count) for count in steps])
+        if costs:
+            columns = [f"{steps_label(each.asked)}\n{each.nfe} NFE" for each in made]
+    return contact_sheet(rows, labels, columns)

@@ -23,22 +23,21 @@ from anystep.data.images import to_rgb, to_tensor
 from anystep.data.sizing import resize_and_crop
 from anystep.errors import InputError
 from anystep.models.transformer import TransitionTransformer2DModel
+from anystep.pipelines import inputs
 from anystep.pipelines.calls import Call, CallState
-from anystep.pipelines.inputs import (
-    CALLBACK_TENSORS,
-    CallOptions,
-    check_finite,
-    check_generator,
-    check_image,
-    check_latents,
-    check_prompts,
-    check_settings,
-    check_size,
-    listed,
-)
+from anystep.pipelines.inputs import CallOptions, listed
 from anystep.pipelines.saved import SavedPipeline
 from anystep.pipelines.scheduler import Planning, TransitionScheduler
-from anystep.sampling import StepPlan, drawn_seeds, guided, initial_sample, is_guided, noise, sample
+from anystep.sampling import (
+    StepPlan,
+    drawn_seeds,
+    evaluations_per_step,
+    guided,
+    initial_sample,
+    is_guided,
+    noise,
+    sample,
+)
 
 MAX_WARNINGS = 5  # about prompts that are cut, of one pipeline
 log = logging.getLogger(__name__)
@@ -73,7 +72,7 @@ class TransitionPipeline(CallState, SavedPipeline):
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
     _optional_components = ["vae", "text_encoder", "tokenizer"]
-    _callback_tensor_inputs = CALLBACK_TENSORS
+    _callback_tensor_inputs = inputs.CALLBACK_TENSORS
 
     def __init__(
         self,
@@ -98,7 +97,7 @@ class TransitionPipeline(CallState, SavedPipeline):
             text_encoder_name=text_encoder_name, class_names=class_names, concepts=concepts,
             guidance_scale=guidance_scale, license=license, sampling=sampling, trained_shapes=trained_shapes,
         )  # fmt: skip
-        check_settings(self.config)
+        inputs.check_settings(self.config)
         self._conditioner: Conditioner | None = None
         self._warned: set[str] = set()
 
@@ -172,7 +171,7 @@ class TransitionPipeline(CallState, SavedPipeline):
 
     def evaluations_per_step(self, scale: Any = None) -> int:
         """Network evaluations of one image in a step of that guidance scale, the model's own for None."""
-        return 1 + (is_guided(self.resolve_guidance(scale)) and not self.guidance_embedded)
+        return evaluations_per_step(is_guided(self.resolve_guidance(scale)), self.guidance_embedded)
 
     @property
     def do_classifier_free_guidance(self) -> bool:
@@ -197,9 +196,9 @@ class TransitionPipeline(CallState, SavedPipeline):
     def check_inputs(self, prompts: Sequence[Any], height: Any, width: Any, steps: Any, output_type: Any) -> None:
         """Raises InputError in one line for what this model cannot generate."""
         config, codec = self.transformer.config, self.latent_codec
-        check_prompts(prompts, reads_text=config.num_classes is None)
+        inputs.check_prompts(prompts, reads_text=config.num_classes is None)
         check("steps", steps, bounds.SamplingSteps)
-        check_size(height, width, self.size_multiple)
+        inputs.check_size(height, width, self.size_multiple)
         channels = config.in_channels
         if codec.channels != channels or (self.vae is None and channels not in (1, 3) and output_type != "latent"):
             other = "there is no codec" if self.vae is None else f"the codec's have {codec.channels}"
@@ -222,7 +221,7 @@ class TransitionPipeline(CallState, SavedPipeline):
         Raises:
             InputError: no image, or one whose pixels cannot be read as RGB.
         """
-        check_image(image)
+        inputs.check_image(image)
         try:
             pixels = to_tensor(resize_and_crop(to_rgb(image), (width, height)))
         except (OSError, ValueError, SyntaxError) as error:  # of a file that PIL opens lazily
@@ -248,13 +247,13 @@ class TransitionPipeline(CallState, SavedPipeline):
     ) -> Tensor:
         """Noise of that shape: `latents` as they are, else one CPU generator a seed, else diffusers' generators."""
         if latents is not None:
-            check_latents(latents, shape)
+            inputs.check_latents(latents, shape)
             return latents.to(device, torch.float32)
         if seeds is not None:
             if len(seeds) != shape[0]:
                 raise InputError(f"{len(seeds)} seeds for {shape[0]} images: expected one each")
             return noise(shape[1:], seeds).to(device)
-        check_generator(generator, shape[0])
+        inputs.check_generator(generator, shape[0])
         return randn_tensor(tuple(shape), generator=generator, device=torch.device(device), dtype=torch.float32)
 
     @torch.no_grad()
@@ -360,7 +359,7 @@ class TransitionPipeline(CallState, SavedPipeline):
                 velocity_below=planned.velocity_below, memory=planned.memory, seeds=options.seeds,
                 callback=self._step_callback(call, options, timesteps, condition[0], progress),
             )  # fmt: skip
-        check_finite(sampled.sample, f"the model, in {planned.steps} steps with guidance {guidance:g},")
+        inputs.check_finite(sampled.sample, f"the model, in {planned.steps} steps with guidance {guidance:g},")
 
         # 7. Decode
         images = self._decode(sampled.sample, output_type)
@@ -376,7 +375,7 @@ class TransitionPipeline(CallState, SavedPipeline):
         if output_type == "latent":
             return latents
         decoded = decode_tiled(self.latent_codec, latents)
-        check_finite(decoded, "the codec")
+        inputs.check_finite(decoded, "the codec")
         pixels = to_uint8(decoded)
         if output_type == "pil":
             return [Image.fromarray(each) for each in pixels.permute(0, 2, 3, 1).cpu().numpy()]

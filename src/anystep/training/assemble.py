@@ -11,7 +11,6 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from anystep.codecs import AutoencoderCodec, Codec, load_codec
 from anystep.conditioning import CachedTextEncoder, Conditioner, LabelEncoder, load_text_encoder
-from anystep.contact_sheet import contact_sheet
 from anystep.data.cache import cache_folder
 from anystep.data.encoders import make_encoders
 from anystep.data.image_encoder import load_image_encoder
@@ -25,6 +24,7 @@ from anystep.models.transformer import TransitionTransformer2DModel
 from anystep.objective.presets import OBJECTIVES
 from anystep.pipelines.load import Model, load
 from anystep.pipelines.scheduler import TransitionScheduler
+from anystep.pipelines.step_sheet import models_sheet
 from anystep.pipelines.transition import TransitionPipeline
 from anystep.ranks import Ranks
 from anystep.training.checkpoint_files import differing_tensors, read_average
@@ -235,12 +235,7 @@ def sample_prompts(inputs: TrainingInputs, pipeline: TransitionPipeline) -> list
 def sample_grid(inputs: TrainingInputs, pipeline: TransitionPipeline) -> Any:
     """Prompts down, step counts across, one noise for all."""
     prompts = sample_prompts(inputs, pipeline)
-    columns = [Model("run", pipeline).generate(prompts, steps) for steps in inputs.recipe.sample_steps]
-    return contact_sheet(
-        [[column.images[row] for column in columns] for row in range(len(prompts))],
-        prompts,
-        [f"{column.steps} step{'s' * (column.steps > 1)}\n{column.nfe} NFE" for column in columns],
-    )
+    return models_sheet([("", Model("run", pipeline))], prompts, inputs.recipe.sample_steps, 0, costs=True)
 
 
 def export(run: Path, inputs: TrainingInputs) -> None:

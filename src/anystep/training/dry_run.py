@@ -9,7 +9,7 @@ import torch
 from anystep.device import PlannedDevice, pick_precision, planned_device
 from anystep.errors import InputError
 from anystep.models.presets import PRESETS
-from anystep.pipelines.plan import Blueprint
+from anystep.pipelines.plan import ModelSpec
 from anystep.training.batch_samplers import count_micro_batches
 from anystep.training.config import Recipe
 from anystep.training.objective import make_objective
@@ -79,7 +79,7 @@ def preset_recipe(
     """
     if preset not in PRESETS:
         raise InputError(f"--train --model {preset!r}: expected a preset, one of {', '.join(PRESETS)}")
-    model = Blueprint.of(preset)
+    model = ModelSpec.of(preset)
     side = max(1, round(math.sqrt(width * height) / model.multiple)) * model.patch  # in latent pixels
     return Recipe.model_validate(
         {
