@@ -211,3 +211,22 @@ def image_encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         model.save_pretrained(folders[name])
     (folders["radio"] / "hubconf.py").write_text(RADIO)
     return folders
+
+
+@pytest.fixture(scope="session")
+def fashion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two hundred and forty images of ten classes of stripes, in the layout of Fashion-MNIST."""
+    import gzip
+
+    import numpy as np
+
+    folder = tmp_path_factory.mktemp("fashion")
+    generator = np.random.default_rng(0)
+    for prefix, count in (("train", 240), ("t10k", 40)):
+        labels = np.arange(count, dtype=np.uint8) % 10
+        rows = (np.arange(28)[None, :, None] * (labels[:, None, None] + 1) // 7) % 2
+        images = (rows * 200 + generator.integers(0, 50, (count, 28, 28))).astype(np.uint8)
+        for name, array in ((f"{prefix}-images-idx3-ubyte.gz", images), (f"{prefix}-labels-idx1-ubyte.gz", labels)):
+            header = bytes((0, 0, 8, array.ndim)) + b"".join(side.to_bytes(4, "big") for side in array.shape)
+            (folder / name).write_bytes(gzip.compress(header + array.tobytes()))
+    return folder

@@ -1,7 +1,6 @@
 """Evaluations: the same bits from one process and two, from one go and two, and every bad input in one line."""
 
 import json
-import math
 import os
 import shutil
 import subprocess
@@ -18,11 +17,6 @@ from torch import Tensor, nn
 
 from anystep.cli import main
 from anystep.evaluation import collect as collecting
-from anystep.evaluation.collect import Cost, collect
-from anystep.evaluation.extractors.registry import load_extractor
-from anystep.evaluation.image_folders import list_folders, parse_folder
-from anystep.evaluation.report import curve
-from anystep.evaluation.settings import Evaluation, MeasurementSettings
 from anystep.files import claimed
 
 SMALL = ["--steps", "1", "2", "--samples", "60", "--metrics", "kernel_distance", "precision"]
@@ -215,60 +209,6 @@ def test_what_was_made_is_not_taken_for_something_else(
     assert figure() == before
 
 
-def pooled_evaluation(pooled: Path, out: Path, **settings: Any) -> Evaluation:
-    return Evaluation(
-        MeasurementSettings(out=out, samples=60, **settings), load_extractor(str(pooled), "cpu", True), []
-    )
-
-
-def test_a_chunk_that_was_cut_off_is_made_again_and_missing_images_too(pooled: Path, tmp_path: Path) -> None:
-    def make(chunk: range) -> tuple[torch.Tensor, Cost]:
-        return torch.full((len(chunk), 3, 8, 8), 7, dtype=torch.uint8), Cost()
-
-    seen, _ = collect(pooled_evaluation(pooled, tmp_path), "seven", tmp_path, 60, make)
-    chunk = tmp_path / "00001.safetensors"
-    chunk.write_bytes(chunk.read_bytes()[:-20])
-    assert not (tmp_path / "images").exists()
-    again, _ = collect(pooled_evaluation(pooled, tmp_path, keep_images=True), "seven", tmp_path, 60, make)
-    assert torch.equal(seen.features, again.features)
-    assert len(list((tmp_path / "images").iterdir())) == 60
-
-
-def test_curves_of_many_models_and_figures_that_are_none_are_drawn(tmp_path: Path) -> None:
-    def figure(value: float, half: float = 0.5) -> dict[str, float]:
-        return {"value": value, "low": value - half, "high": value + half}
-
-    def model(number: int) -> dict[str, Any]:
-        values = (10 / (1 + step) + number if number else math.nan for step in range(3))
-        points = [
-            {"nfe": 2**step, "steps": 2**step, "metrics": {"distance": figure(value, 20.0), "sharpness": figure(0.9)}}
-            for step, value in enumerate(values)
-        ]
-        moved = [{"from": n, "to": 2 * n, "features": figure(0.3)} for n in (1, 2)]
-        return {"name": f"model {number}", "points": points, "movement": moved}
-
-    report = {
-        "models": [model(number) for number in range(12)],
-        "better": {"distance": "lower", "sharpness": "nearest 1"},
-        "controls": {"real": {"distance": figure(3.0), "sharpness": figure(1.0)}},
-    }
-    curve(report, tmp_path / "curve.png")
-    with Image.open(tmp_path / "curve.png") as drawn:
-        assert drawn.width > drawn.height > 300
-
-
-def test_grey_chunks_and_coloured_ones_make_one_set(pooled: Path, tmp_path: Path) -> None:
-    def make(chunk: range) -> tuple[torch.Tensor, Cost]:
-        images = torch.full((len(chunk), 3, 8, 8), 7, dtype=torch.uint8)
-        images[:, 0] += chunk.start
-        return images, Cost()
-
-    seen, _ = collect(pooled_evaluation(pooled, tmp_path), "grey", tmp_path, 60, make)
-    assert seen.pixels is not None
-    assert seen.pixels.shape == (60, 3, 64)
-    assert seen.pixels[[0, 50]].amax(2).tolist() == [[7, 7, 7], [57, 7, 7]]
-
-
 def test_folders_of_several_models_make_a_line_each(
     finished: Path, pooled: Path, colours: Path, tmp_path: Path
 ) -> None:
@@ -292,24 +232,6 @@ def test_folders_of_several_models_make_a_line_each(
     # the same images twice are no gain
     assert all("gets better" not in monotone["verdict"] for monotone in theirs["monotone"].values())
     assert not (tmp_path / "sheet.png").exists()
-
-
-def test_a_chunk_is_made_once_and_by_one_process(pooled: Path, tmp_path: Path) -> None:
-    asked: list[range] = []
-
-    def make(chunk: range) -> tuple[torch.Tensor, Cost]:
-        asked.append(chunk)
-        return torch.full((len(chunk), 3, 8, 8), chunk.start, dtype=torch.uint8), Cost(3, 0.5, 7.0)
-
-    evaluation = pooled_evaluation(pooled, tmp_path)
-    seen, costs = collect(evaluation, "grey", tmp_path, 120, make)
-    assert asked == [range(50), range(50, 100), range(100, 120)]
-    assert costs == [Cost(3, 0.5, 7.0)] * 3
-    assert seen.features.shape == (120, 48)
-    assert seen.logits is None
-    again, _ = collect(evaluation, "grey", tmp_path, 120, make)
-    assert len(asked) == 3
-    assert torch.equal(again.features, seen.features)
 
 
 def test_bad_evaluations_are_one_line(
@@ -368,18 +290,6 @@ def test_bad_evaluations_are_one_line(
     command = [word for word in command if word != "--allow-code"]
     assert "--allow-code" in line()
     assert not (tmp_path / "report").exists()
-
-
-def test_folders_of_several_formats_are_noted(colours: Path, tmp_path: Path) -> None:
-    for form in ("png", "jpg"):
-        (tmp_path / form).mkdir()
-        Image.open(colours / "000.png").save(tmp_path / form / f"0.{form}")
-    listed, notes = list_folders([parse_folder(f"1={tmp_path / 'png'}"), parse_folder(f"2={tmp_path / 'jpg'}")], 1)
-    assert [(each.names, each.size) for each in listed] == [(["0.png"], (16, 16)), (["0.jpg"], (16, 16))]
-    assert notes == [
-        f"Images were kept in several formats (PNG in {tmp_path / 'png'}, JPEG in {tmp_path / 'jpg'}): "
-        "compression alone changes figures."
-    ]
 
 
 def test_a_report_is_not_written_among_what_others_have_made(
