@@ -7,6 +7,7 @@ option whose kind the table does not know fails.
 import argparse
 import os
 from collections.abc import Iterator
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -161,3 +162,26 @@ def test_overrides_and_what_they_meet(
     before = everything(folder)
     assert message in refused(capsys, words)
     assert everything(folder) == before
+
+
+def test_defaults_are_those_of_the_library() -> None:
+    """Said in the help, which does not import what runs, and by the record that is run."""
+    from anystep.data.run import Request as Preparation
+    from anystep.evaluation.benchmarks.run import BenchmarkRequest
+    from anystep.evaluation.run import Request as Evaluation
+    from anystep.evaluation.step_plans import PlanRequest
+    from anystep.pipelines.generate import Request as Generation
+
+    records = {
+        ("generate",): Generation, ("evaluate",): Evaluation, ("plan-steps",): PlanRequest,
+        ("benchmark", "dpg"): BenchmarkRequest, ("data", "prepare"): Preparation,
+    }  # fmt: skip
+    compared = 0
+    for words, parser in leaves(PARSER):
+        for field in fields(records[words]) if words in records else ():
+            given = next((action for action in parser._actions if action.dest == field.name), None)
+            if given is not None and field.default is not MISSING and not given.required and field.name != "prompts":
+                default = list(field.default) if isinstance(field.default, tuple) else field.default
+                assert given.default == default or (given.dest == "model" and not given.default), (words, field.name)
+                compared += 1
+    assert compared > 50

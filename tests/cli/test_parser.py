@@ -32,6 +32,7 @@ def test_bad_usage_is_one_line(capsys: pytest.CaptureFixture[str], arguments: li
         (["train", "emoji", "--dryrun", "1"], "--dry-run"),
         (["genrate", "a whale"], "generate"),
         (["plan", "--on", "H10"], "H100"),
+        (["plan", "--model", "t2i-xxl"], "t2i-xl"),
         (["generate", "--prompt", "a whale"], "PROMPT"),
         (["generate", "a whale", "--cfg", "3"], "--guidance"),
         (["generate", "a whale", "--ckpt_name", "x"], "--model"),

@@ -3,25 +3,15 @@
 import argparse
 
 from anystep.bounds import AverageLength, Count, parse
+from anystep.cli import options as common
 from anystep.cli.option_types import input_folder, spec
-from anystep.cli.options import (
-    Commands,
-    add_batch,
-    add_device,
-    add_extractor,
-    add_guidance,
-    add_out_folder,
-    add_seed,
-    add_steps,
-    refuse_without,
-)
 from anystep.errors import InputError
 
 CHOOSING = "with --choose: "
 MEASURING = ("steps", "samples", "data", "extractor", "allow_code", "guidance", "seed", "batch", "device")
 
 
-def add(commands: Commands) -> None:
+def add(commands: common.Commands) -> None:
     parser = commands.add_parser("average", help="a model of any average of a run's weights, and which length is best")
     parser.add_argument("folder", type=input_folder, metavar="RUN", help="of a run trained with ema_lengths")
     lengths = parser.add_mutually_exclusive_group(required=True)
@@ -31,24 +21,24 @@ def add(commands: Commands) -> None:
     lengths.add_argument(
         "--choose", type=parse(AverageLength), nargs="+", metavar="LENGTH", help="measure these, and take the best"
     )
-    add_out_folder(parser, "the model's folder")
+    common.add_out_folder(parser, "the model's folder")
     parser.add_argument("--step", type=parse(Count), help="the snapshot that it ends at (default: the last)")
     parser.add_argument("--data", type=spec, help=f"{CHOOSING}images to compare with, not those of training")
-    add_steps(parser, None, f"{CHOOSING}step counts to measure (default: 1 4 32)")
+    common.add_steps(parser, None, f"{CHOOSING}step counts to measure (default: 1 4 32)")
     parser.add_argument(
         "--samples", type=parse(Count), help=f"{CHOOSING}images a length and step count (default: 1000)"
     )
-    add_extractor(parser, CHOOSING, default=None)
-    add_guidance(parser, CHOOSING)
-    add_seed(parser, CHOOSING, default=None)
-    add_batch(parser, CHOOSING, default=None)
-    add_device(parser, CHOOSING, default=None)
+    common.add_extractor(parser, CHOOSING, default=None)
+    common.add_guidance(parser, CHOOSING)
+    common.add_seed(parser, CHOOSING, default=None)
+    common.add_batch(parser, CHOOSING, default=None)
+    common.add_device(parser, CHOOSING, default=None)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
     if options.choose is None:
-        refuse_without(options, "--choose", *MEASURING)
+        common.refuse_without(options, "--choose", *MEASURING)
         from anystep.average import write_average
 
         made = write_average(options.folder, options.length, options.out, options.step)

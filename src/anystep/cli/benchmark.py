@@ -3,22 +3,8 @@
 import argparse
 
 from anystep.bounds import Count, parse
+from anystep.cli import options as common
 from anystep.cli.option_types import input_file, input_folder, spec
-from anystep.cli.options import (
-    Commands,
-    add_batch,
-    add_extractor,
-    add_guidance,
-    add_json,
-    add_model,
-    add_out_folder,
-    add_plan,
-    add_seed,
-    add_size,
-    add_steps,
-    add_threads,
-    as_fields,
-)
 from anystep.cli.output import is_main, print_file
 from anystep.cli.parser import OneLineParser
 
@@ -32,7 +18,7 @@ OWN_OPTIONS = {
 }
 
 
-def add(commands: Commands) -> None:
+def add(commands: common.Commands) -> None:
     parser = commands.add_parser("benchmark", help="GenEval, DPG-Bench, MJHQ-30K, ImageNet samples, scenes")
     kinds = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK", parser_class=OneLineParser)
     scenes = kinds.add_parser("scenes", help="GenEval's tasks in the built-in art; needs nothing else")
@@ -54,7 +40,7 @@ def add(commands: Commands) -> None:
     mjhq = kinds.add_parser("mjhq", help="FID and CLIP score on high-quality images")
     mjhq.add_argument("--metadata", type=input_file, required=True, help="meta_data.json")
     mjhq.add_argument("--real", type=input_folder, help="folder of CATEGORY/ID.jpg; only draw without")
-    add_extractor(mjhq)
+    common.add_extractor(mjhq)
     mjhq.add_argument("--clip", type=spec, help="CLIP model for the CLIP score, by id or folder")
     mjhq.add_argument("--count", type=parse(Count), help="the first so many prompts (default: all)")
     imagenet = kinds.add_parser("imagenet", help="samples in the .npz that ADM's evaluator reads")
@@ -66,21 +52,21 @@ def add(commands: Commands) -> None:
 
 def add_common(parser: argparse.ArgumentParser, drawn_only: bool, sized: bool) -> None:
     """What every benchmark has; `--images` unless it draws only, and `--size` where it does not say it itself."""
-    add_model(parser)
-    add_steps(parser, [1, 2, 4, 8])
-    add_out_folder(parser)
+    common.add_model(parser)
+    common.add_steps(parser, [1, 2, 4, 8])
+    common.add_out_folder(parser)
     if not drawn_only:
         parser.add_argument(
             "--images", type=input_folder, help="score this folder, made elsewhere, and generate nothing"
         )
     if sized:
-        add_size(parser)
-    add_guidance(parser)
-    add_plan(parser)
-    add_seed(parser)
-    add_batch(parser, default=8)
-    add_threads(parser)
-    add_json(parser)
+        common.add_size(parser)
+    common.add_guidance(parser)
+    common.add_plan(parser)
+    common.add_seed(parser)
+    common.add_batch(parser, default=8)
+    common.add_threads(parser)
+    common.add_json(parser)
     parser.set_defaults(run=run)
 
 
@@ -88,7 +74,7 @@ def run(options: argparse.Namespace) -> None:
     from anystep.evaluation.benchmarks import run
     from anystep.evaluation.benchmarks.scores import table
 
-    request = run.BenchmarkRequest(**as_fields(options, run.BenchmarkRequest))
+    request = run.BenchmarkRequest(**common.as_fields(options, run.BenchmarkRequest))
     own = (getattr(options, name) for name in OWN_OPTIONS[options.benchmark])
     found = getattr(run, f"run_{options.benchmark}")(request, *own)
     if options.json:

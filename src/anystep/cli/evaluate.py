@@ -3,27 +3,12 @@
 import argparse
 
 from anystep.bounds import Count, parse
+from anystep.cli import options as common
 from anystep.cli.option_types import input_file, output_file, spec
-from anystep.cli.options import (
-    Commands,
-    add_batch,
-    add_data,
-    add_device,
-    add_extractor,
-    add_guidance,
-    add_json,
-    add_out_folder,
-    add_plan,
-    add_seed,
-    add_size,
-    add_steps,
-    add_threads,
-    as_fields,
-)
 from anystep.cli.output import print_file
 
 
-def add(commands: Commands) -> None:
+def add(commands: common.Commands) -> None:
     parser = commands.add_parser("evaluate", help="measure quality against network evaluations")
     parser.add_argument("--model", type=spec, nargs="+", default=[], help="default: builtin, unless --images is given")
     parser.add_argument(
@@ -34,12 +19,12 @@ def add(commands: Commands) -> None:
         metavar="[NAME@]STEPS[:NFE]=FOLDER",
         help="images made elsewhere, a folder each, with the name of their model",
     )
-    add_steps(parser, [1, 2, 4, 8, 16, 32])
+    common.add_steps(parser, [1, 2, 4, 8, 16, 32])
     parser.add_argument("--samples", type=parse(Count), default=2000, help="images a step count (default: 2000)")
-    add_out_folder(parser, "the report's folder; the same command resumes")
-    add_data(parser)
+    common.add_out_folder(parser, "the report's folder; the same command resumes")
+    common.add_data(parser)
     parser.add_argument("--metrics", type=spec, nargs="+", help="default: all that the extractor and the data allow")
-    add_extractor(parser)
+    common.add_extractor(parser)
     parser.add_argument("--reference", type=input_file, metavar="NPZ", help="mu and sigma for the Frechet distance")
     parser.add_argument(
         "--save-reference", type=output_file, metavar="NPZ", help="write mu and sigma of the real images"
@@ -50,22 +35,22 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--clip-score", type=spec, metavar="MODEL", help="a CLIP model of transformers, by id or folder"
     )
-    add_size(parser)
-    add_guidance(parser)
-    add_plan(parser)
-    add_seed(parser)
+    common.add_size(parser)
+    common.add_guidance(parser)
+    common.add_plan(parser)
+    common.add_seed(parser)
     parser.add_argument("--keep-images", action="store_true", help="also write every image as a PNG file")
-    add_batch(parser)
-    add_threads(parser)
-    add_device(parser)
-    add_json(parser)
+    common.add_batch(parser)
+    common.add_threads(parser)
+    common.add_device(parser)
+    common.add_json(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
     from anystep.evaluation.run import Request, evaluate_models
 
-    figures = evaluate_models(Request(**as_fields(options, Request)))
+    figures = evaluate_models(Request(**common.as_fields(options, Request)))
     if not figures:  # one of several processes speaks
         return
     if options.json:

@@ -7,18 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anystep.bounds import Count, PositiveShare, Seed, Share, Time, TimeShift, cut, parse
+from anystep.cli import options as common
 from anystep.cli.option_types import STANDARD_INPUT, input_file, input_text, output_file, output_folder, text
-from anystep.cli.options import (
-    Commands,
-    add_guidance,
-    add_json,
-    add_key_grid,
-    add_model,
-    add_plan,
-    add_size,
-    add_steps,
-    as_fields,
-)
 from anystep.cli.output import complain, print_json, say_loading, warn
 from anystep.errors import InputError
 from anystep.files import make_folder
@@ -30,7 +20,7 @@ if TYPE_CHECKING:
 DEFAULT_OUT = Path("anystep.png")
 
 
-def add(commands: Commands) -> None:
+def add(commands: common.Commands) -> None:
     parser = commands.add_parser("generate", help="draw prompts at several step counts, side by side")
     parser.add_argument(
         "prompts",
@@ -48,25 +38,25 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--like", type=input_file, metavar="IMAGE", help="as this image of anystep was drawn, but for what is given"
     )
-    add_steps(parser, None, "step counts (default: 1 2 4 8)")
+    common.add_steps(parser, None, "step counts (default: 1 2 4 8)")
     parser.add_argument(
         "--out", type=output_file, help="the sheet, or a single image (default: anystep.png, or the next free name)"
     )
     parser.add_argument(
         "--separate", type=output_folder, metavar="FOLDER", help="also write every image to its own file"
     )
-    add_size(parser)
+    common.add_size(parser)
     parser.add_argument("--image", type=input_file, help="start from this image instead of noise alone")
     parser.add_argument("--strength", type=parse(PositiveShare), help="how far back to begin, with --image (0.6)")
     parser.add_argument(
         "--rope-scaling", choices=("plain", "interpolation", "ntk", "by_parts", "yarn"),
         help="what becomes of positions beyond those of training (default: the model's)",
     )  # fmt: skip
-    add_key_grid(parser)
+    common.add_key_grid(parser)
     parser.add_argument("--seed", type=seed_or_random, help="of the noise, or random (default: 0)")
     parser.add_argument("--count", type=parse(Count), help="images of each prompt, with seeds from --seed on (1)")
     parser.add_argument("--seeds", type=parse(Seed), nargs="+", help="an image of each prompt with each of them")
-    add_guidance(parser)
+    common.add_guidance(parser)
     parser.add_argument(
         "--guidance-interval", type=parse(Time), nargs=2, metavar=("LOW", "HIGH"), help="guide inside it only"
     )
@@ -76,10 +66,10 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--shift", type=parse(TimeShift), help="of the times, above 1 towards noise (default: the plan's)"
     )
-    add_plan(parser)
+    common.add_plan(parser)
     parser.add_argument("--force", action="store_true", help="draw prompts that the model does not know")
-    add_model(parser)
-    add_json(parser)
+    common.add_model(parser)
+    common.add_json(parser)
     parser.set_defaults(run=run, model=None)
 
 
@@ -105,7 +95,7 @@ def run(options: argparse.Namespace) -> int:
     check_writable(options.out or DEFAULT_OUT)
     if options.separate is not None:
         make_folder(options.separate)
-    drawn = generate(Request(**{**as_fields(options, Request), "prompts": prompts}), warn)
+    drawn = generate(Request(**{**common.as_fields(options, Request), "prompts": prompts}), warn)
     out = options.out or free_name(DEFAULT_OUT)
     save_image(drawn.sheet.picture(), out, drawn.texts)
     if options.json:

@@ -5,16 +5,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from anystep.bounds import BatchSize, SamplingSteps, parse
+from anystep.cli import options as common
 from anystep.cli.option_types import spec
-from anystep.cli.options import (
-    Commands,
-    add_device,
-    add_json,
-    add_key_grid,
-    add_planned_devices,
-    add_size,
-    refuse_without,
-)
 from anystep.cli.output import print_facts, print_json
 from anystep.errors import InputError
 
@@ -22,22 +14,22 @@ if TYPE_CHECKING:
     from anystep.pipelines.plan import ModelSpec
 
 
-def add(commands: Commands) -> None:
+def add(commands: common.Commands) -> None:
     parser = commands.add_parser("plan", help="what an image, or training, takes before it is begun")
     parser.add_argument("--model", type=spec, default="builtin", help="a preset, builtin, a folder, a run or a hub id")
-    add_size(parser)
+    common.add_size(parser)
     parser.add_argument("--steps", type=parse(SamplingSteps), help="of an image (default: 4)")
     parser.add_argument(
         "--guided", action="store_true", help="two evaluations a step, unless the network is told the scale"
     )
-    add_key_grid(parser)
-    add_planned_devices(parser, only_count="training: ")
-    add_device(parser, "of this machine: ", default=None)
+    common.add_key_grid(parser)
+    common.add_planned_devices(parser, only_count="training: ")
+    common.add_device(parser, "of this machine: ", default=None)
     parser.add_argument("--train", action="store_true", help="plan training of a preset, on squares of as many pixels")
     parser.add_argument("--batch", type=parse(BatchSize), help="training: images a step (default: 256)")
     parser.add_argument("--parallel", choices=("none", "ddp", "fsdp", "hsdp"), help="training (default: ddp)")
     parser.add_argument("--checkpointing", action="store_true", help="training: compute blocks again")
-    add_json(parser)
+    common.add_json(parser)
     parser.set_defaults(run=run)
 
 
@@ -50,10 +42,10 @@ def run(options: argparse.Namespace) -> None:
     side = int(model.network["sample_size"]) * model.factor
     width, height = options.size or (side, side)
     if options.train:
-        refuse_without(options, "a plan of an image", "steps", "guided", "key_grid")
+        common.refuse_without(options, "a plan of an image", "steps", "guided", "key_grid")
         plan_training(options, width, height)
     else:
-        refuse_without(options, "--train", "batch", "devices", "parallel", "checkpointing")
+        common.refuse_without(options, "--train", "batch", "devices", "parallel", "checkpointing")
         plan_image(options, model, width, height)
 
 
