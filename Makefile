@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 PYTEST := $(PYTHON) -m pytest -n 2 --jaxtyping-packages=anystep,beartype.beartype
 
-.PHONY: demo test test-all lint bench clean
+.PHONY: demo test test-all lint docs bench clean
 
 demo: $(STAMP)
 	$(VENV)/bin/anystep generate "a red apple" "a whale" "a smiling face with sunglasses" \
@@ -25,6 +25,10 @@ lint: $(STAMP)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+# pages and the reference from docstrings, into site/; a broken link fails
+docs: $(VENV)/.docs
+	$(VENV)/bin/zensical build --strict
+
 bench: $(STAMP)
 	$(PYTHON) benchmarks/step_cost.py
 	$(PYTHON) benchmarks/network_speed.py
@@ -39,5 +43,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
+$(VENV)/.docs: $(STAMP)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .hypothesis
