@@ -217,7 +217,7 @@ def test_the_derivative_is_measured_over_all_micro_batches() -> None:
         zero = torch.zeros(())
         return LossRecord(
             loss=zero, denoising=zero, residual=t, weighted_residual=t, t=t, r=torch.zeros_like(t),
-            derivative_norm=torch.tensor(norm), alignment=zero, nonfinite=[], evaluations=1,
+            derivative_norm=torch.tensor(norm), alignment=zero, evaluations=1,
             derivative_noise=None if noise is None else torch.tensor(noise),
         )  # fmt: skip
 

@@ -34,7 +34,6 @@ class LossRecord:
         t, r: (batch,) the times that were used.
         derivative_norm: root mean square of df/dt over the samples with t > r; 0 without any.
         alignment: the representation-alignment loss before its coefficient; 0 without one.
-        nonfinite: indices of the samples that were left out.
         evaluations: network evaluations spent, in samples, those without gradient counted too; a branch that is
             evaluated beside another counts as the part of the network that it is.
         derivative_noise: the distance between df/dt and the estimate of `probe`, relative to df/dt; None without one.
@@ -48,9 +47,13 @@ class LossRecord:
     r: Tensor
     derivative_norm: Tensor
     alignment: Tensor
-    nonfinite: list[int] = field(default_factory=list)
     evaluations: int | float = 0
     derivative_noise: Tensor | None = None
+
+    @property
+    def nonfinite(self) -> list[int]:
+        """Indices of the samples that were left out; asking for them waits for the device."""
+        return self.residual.isnan().nonzero().squeeze(1).tolist()
 
 
 @dataclass(frozen=True)
@@ -201,7 +204,6 @@ class TransitionObjective:
             r=batch.r,
             derivative_norm=targets.derivative_norm,
             alignment=alignment.detach(),
-            nonfinite=(~valid).nonzero().squeeze(1).tolist(),
             evaluations=evaluations,
             derivative_noise=targets.derivative_noise,
         )

@@ -3,10 +3,16 @@
 import math
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import median
 
+from torch import nn
+
 from anystep.errors import InputError
+from anystep.ranks import Ranks
 from anystep.training.config import GuardConfig
+from anystep.training.parallel import all_finite
+from anystep.training.trainer_state import TrainerState
 
 REMEMBERED = 100  # gradient norms that a new one is compared with
 LEAST = 20  # of them, before anything counts as a spike
@@ -14,7 +20,7 @@ LOST = 3  # skipped steps in a row at the end of a run that mean that it has div
 
 
 class Guard:
-    """Fed the gradient norm of every step, the same in every process, so that all decide alike.
+    """It is given the gradient norm of every step, the same in every process, so that all decide alike.
 
     Attributes:
         skipped: steps whose loss or gradient was not finite, in all.
@@ -25,6 +31,18 @@ class Guard:
     def __init__(self, config: GuardConfig, skipped: int = 0, spikes: int = 0, row: int = 0) -> None:
         self.config, self.skipped, self.spikes, self.row = config, skipped, spikes, row
         self._norms: deque[float] = deque(maxlen=REMEMBERED)
+
+    @classmethod
+    def of(cls, config: GuardConfig, state: TrainerState) -> "Guard":
+        """One that goes on from where a run is."""
+        return cls(config, state.skipped, state.spikes, state.skipped_in_a_row)
+
+    def state(self, before: TrainerState, step: int, finite: bool) -> TrainerState:
+        """Where the run is after a step; it has diverged if the step's residual or loss is not finite."""
+        return replace(
+            before, step=step, skipped=self.skipped, skipped_in_a_row=self.row, spikes=self.spikes,
+            diverged=self.row >= LOST or not finite,
+        )  # fmt: skip
 
     def accepts(self, step: int, norm: float, samples: Sequence[int]) -> bool:
         """Whether the step may be taken.
@@ -67,7 +85,13 @@ def diverged(step: int, what: str, rate: float) -> InputError:
     )
 
 
-def listed(samples: Sequence[int], most: int = 8) -> str:
+def check_finite(networks: Sequence[nn.Module], ranks: Ranks, step: int, rate: float) -> None:
+    """Raises `InputError` in all processes where a weight of these networks is not finite after `step`."""
+    if not all_finite(networks, ranks):
+        raise diverged(step, "the weights are", rate)
+
+
+def listed(samples: Sequence[int], shown: int = 8) -> str:
     """Numbers of samples, the first of many."""
-    more = f" and {len(samples) - most} more" if len(samples) > most else ""
-    return f"{list(samples[:most])}{more}"
+    more = f" and {len(samples) - shown} more" if len(samples) > shown else ""
+    return f"{list(samples[:shown])}{more}"

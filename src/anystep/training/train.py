@@ -34,12 +34,11 @@ from anystep.training.batch_samplers import count_micro_batches, make_batch_samp
 from anystep.training.checkpoints import Checkpoints
 from anystep.training.config import Recipe
 from anystep.training.ema import ExponentialAverages
-from anystep.training.guard import LOST, Guard, diverged, listed
+from anystep.training.guard import Guard, check_finite, diverged, listed
 from anystep.training.loader import PrefetchingLoader
 from anystep.training.objective import make_objective
 from anystep.training.optimizers import learning_rate, make_adam, make_optimizers
 from anystep.training.parallel import (
-    all_finite,
     all_zero,
     average_gradients,
     check_parallel,
@@ -109,7 +108,7 @@ class Trainer:
         saved, kept = recipe.model_dump(mode="json"), (config.keep, config.keep_every)
         self.checkpoints = Checkpoints(run.folder / "checkpoints", run.ranks, *kept, saved)
         self.state = state = TrainerState.of(self.checkpoints.load(self.tensors))
-        self.guard = Guard(recipe.guard, state.skipped, state.spikes, state.skipped_in_a_row)
+        self.guard = Guard.of(recipe.guard, state)
         self.weights = list(network.parameters())
         exponential = len(recipe.ema_decays)
         self.ema = ExponentialAverages(averages[:exponential], recipe.ema_decays)
@@ -205,8 +204,7 @@ class Trainer:
         if not math.isfinite(norm):
             residual, _, _ = gathered_samples(losses.losses, self.ranks, self.metrics.capacity)
             named = self.metrics.nonfinite(position, residual) or self.loader.examples(position)
-            if not all_finite([self.network], self.ranks):
-                raise diverged(step + 1, "the weights are", self.rate)
+            check_finite([self.network], self.ranks, step + 1, self.rate)
         if self.guard.accepts(step + 1, norm, named):
             if self.normaliser is not None:
                 average_gradients(self.normaliser, self.ranks)
@@ -276,16 +274,12 @@ class Trainer:
         """
         config, ranks, averages = self.recipe.run, self.ranks, self.averages
         saving, due = last or step % config.checkpoint_every == 0, self.powers.due(step)
-        if (saving or due) and not all_finite([self.network, *averages], ranks):
-            raise diverged(step, "the weights are", self.rate)
+        if saving or due:
+            check_finite([self.network, *averages], ranks, step, self.rate)
         if due:
             self.powers.save(step)
         if saving:
-            guard = self.guard
-            self.state = replace(
-                self.state, step=step, skipped=guard.skipped, skipped_in_a_row=guard.row, spikes=guard.spikes,
-                diverged=guard.row >= LOST or not self.metrics.any_finite,
-            )  # fmt: skip
+            self.state = self.guard.state(self.state, step, self.metrics.any_finite)
             self.checkpoints.save(step, self.tensors, asdict(self.state))
         if config.sample_every and (step % config.sample_every == 0 or last):
             with unsharded(averages[0]) as together:

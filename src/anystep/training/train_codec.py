@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,8 @@ from anystep.files import publishing
 from anystep.training.batch_samplers import mixed_indices
 from anystep.training.checkpoints import Checkpoints
 from anystep.training.config import CodecRecipe, GuardConfig
-from anystep.training.guard import LOST, Guard, diverged
+from anystep.training.guard import Guard, check_finite, diverged
 from anystep.training.optimizers import learning_rate
-from anystep.training.parallel import all_finite
 from anystep.training.run import (
     Progress,
     Run,
@@ -31,7 +31,7 @@ from anystep.training.run import (
     set_up_device,
     step_generator,
 )
-from anystep.training.trainer_state import TrainingTensors
+from anystep.training.trainer_state import TrainerState, TrainingTensors
 
 MEASURED = 256  # images on which PSNR and latent statistics are taken
 
@@ -94,21 +94,12 @@ def normalise(autoencoder: AutoencoderDC, images: Tensor) -> None:
     )
 
 
-def train_codec(recipe: CodecRecipe, out: Path) -> dict[str, Any]:
-    """Train, resume or refine; `out/codec` holds the result in diffusers' layout. Returns the last log record."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise InputError("train-codec runs in one process: start it without torchrun")
-    device = set_up_device(recipe.run)
-    if recipe.data.native:
-        raise InputError("data.native: a codec is trained on squares; it encodes and decodes any shape")
-    sources = recipe.data.open()
-    # judged on what training does not see, where the data has such a part
-    held_out = ConcatSource(recipe.data.model_copy(update={"split": "held_out"}).open())
-    if not sum(map(len, sources)) or not len(held_out):
-        raise InputError(f"data.source {recipe.data.source!r} holds no images")
-    spread = torch.linspace(0, len(held_out) - 1, min(MEASURED, len(held_out))).long().tolist()
-    judged = load_images(held_out, spread, {}).to(device)
+def start_autoencoder(recipe: CodecRecipe, device: torch.device) -> AutoencoderDC:
+    """A new autoencoder, or the one to refine with its encoder frozen.
 
+    Raises:
+        InputError: what is to be refined is no autoencoder, or images are no multiple of what a latent pixel covers.
+    """
     if recipe.refine is None:
         autoencoder = build_autoencoder(recipe).to(device)
     else:
@@ -120,88 +111,121 @@ def train_codec(recipe: CodecRecipe, out: Path) -> dict[str, Any]:
     factor = AutoencoderCodec(autoencoder).factor
     if recipe.data.size % factor:
         raise InputError(f"data.size {recipe.data.size}: must be a multiple of {factor}")
+    return autoencoder
+
+
+def spread_images(source: Source, count: int, broken: dict[int, str]) -> Tensor:
+    """So many images, spread evenly over the source."""
+    return load_images(source, torch.linspace(0, len(source) - 1, min(count, len(source))).long().tolist(), broken)
+
+
+def reconstruction_loss(
+    autoencoder: AutoencoderDC, images: Tensor, noise: tuple[float, float], generator: torch.Generator
+) -> Tensor:
+    """L1 plus twice the squared error of images decoded from latents with noise.
+
+    Args:
+        noise: range of the noise, relative to the standard deviation of the latents; drawn for each image.
+    """
+    latents, (low, high) = autoencoder.encode(images).latent, noise
+    spread = latents.detach().std((0, 2, 3), keepdim=True)
+    added = torch.randn(latents.shape, generator=generator).to(latents)
+    level = (low + (high - low) * torch.rand(len(latents), 1, 1, 1, generator=generator)).to(latents)
+    decoded = autoencoder.decode(latents + level * spread * added).sample
+    return (decoded - images).abs().mean() + 2 * (decoded - images).square().mean()
+
+
+def train_codec(recipe: CodecRecipe, out: Path) -> dict[str, Any]:
+    """Train, resume or refine; `out/codec` holds the result in diffusers' layout. Returns the last log record."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise InputError("train-codec runs in one process: start it without torchrun")
+    device = set_up_device(recipe.run)
+    if recipe.data.native:
+        raise InputError("data.native: a codec is trained on squares; it encodes and decodes any shape")
+    sources = recipe.data.open()
+    # measured on what training does not see, where the data has such a part
+    held_out = ConcatSource(recipe.data.model_copy(update={"split": "held_out"}).open())
+    if not sum(map(len, sources)) or not len(held_out):
+        raise InputError(f"data.source {recipe.data.source!r} holds no images")
+    measured, broken = spread_images(held_out, MEASURED, {}).to(device), dict[int, str]()
+    autoencoder = start_autoencoder(recipe, device)
     with Run(out, recipe) as run:
-        return _train(run, autoencoder, sources, judged)
+        record = _train(run, recipe, autoencoder, sources, measured, broken)
+        if recipe.refine is None:
+            normalise(autoencoder, spread_images(ConcatSource(sources), 8 * MEASURED, broken).to(device))
+        with publishing(out / "codec") as part:
+            autoencoder.save_pretrained(part)
+    for reason in broken.values():
+        say(f"skipped {reason}")
+    return record
 
 
-def _train(run: Run, autoencoder: AutoencoderDC, sources: Sequence[Source], judged: Tensor) -> dict[str, Any]:
-    recipe, out, device = run.recipe, run.folder, judged.device
-    assert isinstance(recipe, CodecRecipe)
-    source, shares, config = ConcatSource(sources), list(recipe.data.shares.values()), recipe.optimizer
-    broken: dict[int, str] = {}
+def _train(
+    run: Run,
+    recipe: CodecRecipe,
+    autoencoder: AutoencoderDC,
+    sources: Sequence[Source],
+    measured: Tensor,
+    broken: dict[int, str],
+) -> dict[str, Any]:
+    """Make the steps that are left, or those until a signal; unreadable images are noted in `broken`.
+
+    Raises:
+        InputError: the run has diverged.
+    """
+    config, optimizing, device = recipe.run, recipe.optimizer, measured.device
+    source, sizes, shares = ConcatSource(sources), [len(each) for each in sources], list(recipe.data.shares.values())
     trained = [parameter for parameter in autoencoder.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
-        trained, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
+        trained, lr=optimizing.learning_rate, betas=optimizing.betas, weight_decay=optimizing.weight_decay
     )
-    state = TrainingTensors(autoencoder, [], [optimizer])
-    keep, saved = (recipe.run.keep, recipe.run.keep_every), recipe.model_dump(mode="json")
-    checkpoints = Checkpoints(out / "checkpoints", run.ranks, *keep, saved)
-    facts: dict[str, Any] = {"step": 0, "skipped": 0, "skipped_in_a_row": 0, "diverged": False}
-    facts = {name: value for name, value in {**facts, **(checkpoints.load(state) or {})}.items() if name in facts}
-    start = facts["step"]
+    tensors, saved = TrainingTensors(autoencoder, [], [optimizer]), recipe.model_dump(mode="json")
+    checkpoints = Checkpoints(run.folder / "checkpoints", run.ranks, config.keep, config.keep_every, saved)
+    state = TrainerState.of(checkpoints.load(tensors))
+    start = state.step
+    record: dict[str, Any] = {"step": start}
     run.cut_log(start)
     if changes := schedule_changes(run.before, recipe, start):
         say(changes, error=True)
-    guard = Guard(GuardConfig(), facts["skipped"], row=facts["skipped_in_a_row"])
-    rate = learning_rate(config, start, recipe.run.steps)
+    guard, rate = Guard.of(GuardConfig(), state), learning_rate(optimizing, start, config.steps)
 
-    record: dict[str, Any] = {"step": start}
-    with interruptible() as interrupted, Progress(recipe.run.steps, start) as progress, checkpoints:
-        for step in range(start, recipe.run.steps):
-            rate = learning_rate(config, step, recipe.run.steps)
+    with interruptible() as interrupted, Progress(config.steps, start) as progress, checkpoints:
+        for step in range(start + 1, config.steps + 1):
+            # --- evaluate ---------------------------------------------------------------------------------------------
+            rate = learning_rate(optimizing, step - 1, config.steps)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            generator = step_generator(recipe.run.seed, step)
-            sizes = [len(each) for each in sources]
-            chosen = mixed_indices(sizes, shares, recipe.run.batch_size, recipe.run.seed, step)
+            generator = step_generator(config.seed, step - 1)
+            chosen = mixed_indices(sizes, shares, config.batch_size, config.seed, step - 1)
             images = load_images(source, chosen, broken)
             mirrored = torch.rand(len(images), generator=generator) < 0.5
             images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images).to(device)
-
-            latents = autoencoder.encode(images).latent
-            spread_of = latents.detach().std((0, 2, 3), keepdim=True)
-            noise = torch.randn(latents.shape, generator=generator).to(latents)
-            low, high = recipe.codec.noise
-            level = (low + (high - low) * torch.rand(len(latents), 1, 1, 1, generator=generator)).to(latents)
-            decoded = autoencoder.decode(latents + level * spread_of * noise).sample
-            loss = (decoded - images).abs().mean() + 2 * (decoded - images).square().mean()
+            loss = reconstruction_loss(autoencoder, images, recipe.codec.noise, generator)
             optimizer.zero_grad()
             loss.backward()
-            norm = nn.utils.clip_grad_norm_(trained, config.clip).item()
-            if not math.isfinite(norm) and not all_finite([autoencoder], run.ranks):
-                raise diverged(step + 1, "the weights are", rate)
-            if guard.accepts(step + 1, norm, chosen):
+            norm = nn.utils.clip_grad_norm_(trained, optimizing.clip).item()
+
+            # --- update -----------------------------------------------------------------------------------------------
+            if not math.isfinite(norm):
+                check_finite([autoencoder], run.ranks, step, rate)
+            if guard.accepts(step, norm, chosen):
                 optimizer.step()
 
-            done, last = step + 1, step + 1 == recipe.run.steps or bool(interrupted)
-            shown = None
-            if done % recipe.run.log_every == 0 or last:
-                record = {
-                    "step": done,
-                    "loss": loss.item(),
-                    "psnr": measure(autoencoder, judged),
-                    "broken": len(broken),
-                }
+            # --- log --------------------------------------------------------------------------------------------------
+            last, shown = step == config.steps or bool(interrupted), None
+            if step % config.log_every == 0 or last:
+                shown = {"loss": loss.item(), "PSNR": measure(autoencoder, measured)}
+                record = {"step": step, "loss": shown["loss"], "psnr": shown["PSNR"], "broken": len(broken)}
                 run.log({**record, "learning_rate": rate, "gradient_norm": norm, "skipped_steps": guard.skipped})
-                shown = {"loss": record["loss"], "PSNR": record["psnr"]}
-            progress.update(done, shown)
-            facts = {
-                "step": done, "skipped": guard.skipped, "skipped_in_a_row": guard.row,
-                "diverged": guard.row >= LOST or not bool(loss.isfinite()),
-            }  # fmt: skip
-            if done % recipe.run.checkpoint_every == 0 or last:
-                if not all_finite([autoencoder], run.ranks):
-                    raise diverged(done, "the weights are", rate)
-                checkpoints.save(done, state, facts)
+            progress.update(step, shown)
+
+            # --- save -------------------------------------------------------------------------------------------------
+            state = guard.state(state, step, finite=bool(loss.isfinite()))
+            if step % config.checkpoint_every == 0 or last:
+                check_finite([autoencoder], run.ranks, step, rate)
+                checkpoints.save(step, tensors, asdict(state))
             if last:
                 break
-    if facts["diverged"]:
-        raise diverged(facts["step"], "loss and gradient are", rate)
-    if recipe.refine is None:
-        spread = torch.linspace(0, len(source) - 1, min(8 * MEASURED, len(source))).long().tolist()
-        normalise(autoencoder, load_images(source, spread, broken).to(device))
-    with publishing(out / "codec") as part:
-        autoencoder.save_pretrained(part)
-    for reason in broken.values():
-        say(f"skipped {reason}")
+    if state.diverged:
+        raise diverged(state.step, "loss and gradient are", rate)
     return record
