@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import json
 import math
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,10 @@ from anystep.data.shard_index import INDEX, Index
 from anystep.data.shards import Shards
 from anystep.models import TransitionTransformer2DModel, build_transformer
 from anystep.objective import TransitionPoints
+from anystep.ranks import Ranks
+from anystep.training.checkpoint_files import MANIFEST
+from anystep.training.checkpoints import Checkpoints
+from anystep.training.trainer_state import TrainingTensors
 from anystep.transport import Transport
 
 RED = (255, 0, 0)
@@ -179,3 +184,41 @@ def leaves(parser: argparse.ArgumentParser, words: tuple[str, ...] = ()) -> Iter
     for action in below:
         for name, each in action.choices.items():
             yield from leaves(each, (*words, name))
+
+
+def training_tensors(seed: int, trained: bool = True) -> TrainingTensors:
+    """A small network that has made a step, its average and its optimizer."""
+    torch.manual_seed(seed)
+    network, average = nn.Linear(3, 2), nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(network.parameters())
+    if trained:
+        network(torch.randn(4, 3)).sum().backward()
+        optimizer.step()
+    return TrainingTensors(network, [average], [optimizer])
+
+
+def saved_checkpoints(folder: Path, steps: tuple[int, ...] = (1, 2), **options: int) -> Checkpoints:
+    """Checkpoints of these steps, each of `training_tensors` of its step."""
+    checkpoints = Checkpoints(folder, Ranks(), **options)
+    for step in steps:
+        checkpoints.save(step, training_tensors(step), {"data_offset": step})
+    checkpoints.finish()
+    return checkpoints
+
+
+def write_recipe(folder: Path, text: str) -> Path:
+    """A recipe file."""
+    path = folder / "recipe.yaml"
+    path.write_text(text)
+    return path
+
+
+def losses(run: Path) -> list[float]:
+    """The loss of every step in the log of a run."""
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def manifest_with(folder: Path, **changes: object) -> None:
+    """Change what the manifest of step 2 says."""
+    path = folder / "step-00000002" / MANIFEST
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))

@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anystep.errors import InputError
-from anystep.training.batch_samplers import TokenBudgetBatchSampler, apportion, batch_indices, mixed_indices
+from anystep.training.batch_samplers import (
+    TokenBudgetBatchSampler,
+    apportion,
+    batch_indices,
+    count_micro_batches,
+    mixed_indices,
+)
+from anystep.training.config import DataConfig, RunConfig
 
 
 @given(count=st.integers(1, 40), batch=st.integers(1, 17), seed=st.integers(0, 5))
@@ -132,3 +139,24 @@ def test_what_cannot_be_shared_out_is_one_line() -> None:
         TokenBudgetBatchSampler([grids(50, 0)], [1.0], 8, 1, 1, 0)
     with pytest.raises(InputError, match=r"run\.micro_batches 1: expected at least one for each of 2 sources"):
         TokenBudgetBatchSampler([grids(50, 0), grids(50, 0)], [0.5, 0.5], 16, 1, 1, 0)
+
+
+def test_every_row_of_a_batch_is_seen_by_one_process() -> None:
+    from anystep.ranks import Ranks
+    from anystep.training.batch_samplers import FixedShapeBatchSampler, of_rank
+
+    batches, seen = FixedShapeBatchSampler([100], [1.0], 24, 6, 0), []
+    for rank in range(3):
+        ranks = Ranks()
+        ranks.count, ranks.rank = 3, rank
+        parts = of_rank(batches.step(2), rank, 3)
+        assert [len(part.examples) for part in parts] == [4, 4]
+        seen += [part.first_sample + row for part in parts for row in range(4)]
+    assert sorted(seen) == list(range(48, 72))
+
+
+def test_a_step_that_processes_cannot_share_is_one_line() -> None:
+    with pytest.raises(InputError, match=r"batch_size 64 does not divide into 3 processes x 2 .*; 60 or 66 would"):
+        count_micro_batches(DataConfig(), RunConfig(batch_size=64, accumulate=2), 3)
+    with pytest.raises(InputError, match=r"run\.micro_batches 4: 3 processes need a multiple, as 6"):
+        count_micro_batches(DataConfig(native=True), RunConfig(micro_batches=4), 3)

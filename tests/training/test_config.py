@@ -3,35 +3,13 @@
 from pathlib import Path
 
 import pytest
+from helpers import write_recipe
 
 from anystep.errors import InputError
 from anystep.objective.presets import OBJECTIVES
 from anystep.training.config import CodecRecipe, Recipe
 from anystep.training.objective_config import ObjectiveConfig
 from anystep.training.recipe_files import dump, load_recipe
-
-EMOJI = Path(__file__).parent.parent.parent / "configs" / "emoji.yaml"
-
-
-def write(folder: Path, text: str) -> Path:
-    path = folder / "recipe.yaml"
-    path.write_text(text)
-    return path
-
-
-def test_what_is_dumped_loads_again(tmp_path: Path) -> None:
-    recipe = load_recipe(EMOJI, Recipe, ["--run.steps", "7"])
-    assert load_recipe(write(tmp_path, dump(recipe)), Recipe) == recipe
-
-
-@pytest.mark.parametrize("words", [["--run.steps", "5", "--optimizer.betas", "[0.8, 0.9]"],
-                                   ["--run.steps=5", "--optimizer.betas=[0.8, 0.9]"]])  # fmt: skip
-def test_the_command_line_overrides_the_file_and_its_debug_size(tmp_path: Path, words: list[str]) -> None:
-    path = write(tmp_path, "run: {steps: 9, batch_size: 3}\ndebug: {run: {steps: 2}}\n")
-    recipe = load_recipe(path, Recipe, words, debug=True)
-    assert (recipe.run.steps, recipe.run.batch_size, recipe.optimizer.betas) == (5, 3, (0.8, 0.9))
-    assert load_recipe(path, Recipe, debug=True).run.steps == 2
-    assert load_recipe(path, Recipe).run.steps == 9
 
 
 @pytest.mark.parametrize(
@@ -87,13 +65,13 @@ def test_the_command_line_overrides_the_file_and_its_debug_size(tmp_path: Path, 
 )
 def test_mistakes_are_one_line(tmp_path: Path, text: str, words: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
-        load_recipe(write(tmp_path, text), Recipe, words)
+        load_recipe(write_recipe(tmp_path, text), Recipe, words)
     assert "\n" not in str(caught.value)
 
 
 def test_values_whose_meaning_is_clear_are_taken(tmp_path: Path) -> None:
     recipe = load_recipe(
-        write(tmp_path, "model: {preset: t2i-test, options: {hidden_size: 1e2, depth: 3}}\ndata: {mirror: yes}"),
+        write_recipe(tmp_path, "model: {preset: t2i-test, options: {hidden_size: 1e2, depth: 3}}\ndata: {mirror: yes}"),
         Recipe,
         [
             "--sample_prompts",
@@ -109,37 +87,6 @@ def test_values_whose_meaning_is_clear_are_taken(tmp_path: Path) -> None:
     assert recipe.model.options == {"hidden_size": 100, "depth": 3}
     assert (recipe.sample_prompts, recipe.data.source, recipe.data.mirror) == (("0", "1"), "2024", True)
     assert (recipe.run.steps, recipe.optimizer.learning_rate) == (100, 1e-4)
-
-
-def test_a_missing_recipe_or_debug_size_is_said(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"cannot read recipe .*none.yaml"):
-        load_recipe(tmp_path / "none.yaml", Recipe)
-    with pytest.raises(InputError, match="no debug section"):
-        load_recipe(write(tmp_path, "run: {steps: 3}"), Recipe, debug=True)
-
-
-def test_a_recipe_says_only_what_it_changes_of_its_base(tmp_path: Path) -> None:
-    (tmp_path / "near.yaml").write_text("base: emoji\nrun: {steps: 9}\ndebug: {run: {steps: 3}}\n")
-    path = write(tmp_path, "base: near.yaml\nobjective: {kind: any_step}\n")
-    recipe, emoji = load_recipe(path, Recipe, ["--run.seed", "4"]), load_recipe(EMOJI, Recipe)
-    assert (recipe.run.steps, recipe.run.seed, recipe.run.batch_size) == (9, 4, emoji.run.batch_size)
-    assert recipe.objective == ObjectiveConfig.model_validate({"kind": "any_step", "diffusion_phase": 0.4})
-    assert (recipe.data, recipe.optimizer, recipe.ema_decay) == (emoji.data, emoji.optimizer, emoji.ema_decay)
-    small = load_recipe(path, Recipe, debug=True)
-    assert (small.run.steps, small.model.preset) == (3, "t2i-test")  # sections of both `debug`
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("base: recipe.yaml\n", r"base 'recipe.yaml' leads back to itself"),
-        ("base: emojy\n", "did you mean emoji"),
-        ("base: [emoji]\n", "expected a recipe's name"),
-    ],
-)
-def test_a_base_that_cannot_be_read_is_said(tmp_path: Path, text: str, said: str) -> None:
-    with pytest.raises(InputError, match=said):
-        load_recipe(write(tmp_path, text), Recipe)
 
 
 def test_another_kind_of_objective_keeps_what_was_given_and_nothing_else(tmp_path: Path) -> None:
@@ -160,14 +107,3 @@ def test_what_is_given_of_a_section_leaves_the_rest_as_its_recipe_has_it() -> No
         whole, given = kind(), kind.model_validate({"run": {"steps": 7}, "optimizer": {"warmup": 3}})
         assert given.run == whole.run.model_copy(update={"steps": 7})
         assert given.optimizer == whole.optimizer.model_copy(update={"warmup": 3})
-
-
-def test_earlier_keys_are_read_and_later_ones_win_over_them(tmp_path: Path) -> None:
-    path = tmp_path / "recipe.yaml"
-    path.write_text("data: {native: true}\nrun: {parts: 4, tokens_per_part: 512}\n")
-    run = load_recipe(path, Recipe, ["--run.micro_batches", "2"]).run
-    assert (run.micro_batches, run.tokens_per_micro_batch) == (2, 512)
-    assert load_recipe(path, Recipe, ["--run.parts", "3"]).run.micro_batches == 3
-    path.write_text("data: {native: true}\nrun: {parts: 4, micro_batches: 4}\n")
-    with pytest.raises(InputError, match=r"unknown key run\.parts"):
-        load_recipe(path, Recipe)

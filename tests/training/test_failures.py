@@ -1,6 +1,5 @@
 """What goes wrong in the middle of a run is said, ends with good weights, and loses nothing."""
 
-import json
 import resource
 import shutil
 import sys
@@ -11,18 +10,17 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import losses
 
 import anystep
 from anystep.errors import InputError
 from anystep.training import train as module
-from anystep.training import train_codec as codec_module
 from anystep.training.checkpoint_files import checkpoint_steps
-from anystep.training.config import CodecRecipe, Recipe
+from anystep.training.config import Recipe
 from anystep.training.ema import ExponentialAverages
 from anystep.training.guard import Guard
-from anystep.training.step_metrics import StepMetrics, derivative_sums
+from anystep.training.step_metrics import StepMetrics
 from anystep.training.train import train
-from anystep.training.train_codec import train_codec
 
 
 def recipe(source: Path, codec: Path | str, **changes: Any) -> Recipe:
@@ -39,27 +37,8 @@ def recipe(source: Path, codec: Path | str, **changes: Any) -> Recipe:
     )
 
 
-def codec_recipe(source: Path, **run: Any) -> CodecRecipe:
-    return CodecRecipe.model_validate(
-        {
-            "data": {"source": str(source), "size": 16},
-            "codec": {
-                "latent_channels": 4,
-                "widths": [8, 8, 16],
-                "encoder_depths": [0, 1, 1],
-                "decoder_depths": [0, 1, 1],
-            },
-            "run": {"steps": 6, "batch_size": 4, "log_every": 1, "checkpoint_every": 2, "sample_every": 0, **run},
-        }
-    )
-
-
 def steps(run: Path) -> list[int]:
     return checkpoint_steps(run / "checkpoints")
-
-
-def losses(run: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize(("poisoned", "kept"), [(5, [2, 4]), (6, [2, 4])])
@@ -112,33 +91,6 @@ def test_a_residual_that_is_not_finite_at_the_end_is_no_finish_and_null_in_the_l
     with pytest.raises(InputError, match="the run has diverged"):
         train(recipe(captioned_folder, tiny_codec, run={"steps": 1}), tmp_path)
     assert '"residual": null' in (tmp_path / "metrics.jsonl").read_text()
-
-
-def test_a_codec_that_diverged_is_not_published(
-    captioned_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    train_codec(codec_recipe(captioned_folder, steps=2), tmp_path)
-    before = {path: path.read_bytes() for path in (tmp_path / "codec").iterdir()}
-    monkeypatch.setattr(codec_module.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(torch.inf))
-    with pytest.raises(InputError, match="step 6: loss and gradient are no longer finite"):
-        train_codec(codec_recipe(captioned_folder), tmp_path)
-    assert {path: path.read_bytes() for path in (tmp_path / "codec").iterdir()} == before
-
-
-def test_a_codec_is_not_trained_by_several_processes(
-    captioned_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="one process"):
-        train_codec(codec_recipe(captioned_folder), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-def test_what_others_put_into_a_published_folder_stays(captioned_folder: Path, tmp_path: Path) -> None:
-    train_codec(codec_recipe(captioned_folder, steps=1), tmp_path)
-    (tmp_path / "codec" / "README.md").write_text("mine")
-    train_codec(codec_recipe(captioned_folder, steps=2), tmp_path)
-    assert (tmp_path / "codec" / "README.md").read_text() == "mine"
 
 
 def test_what_cannot_be_drawn_is_said_before_the_first_step_and_may_be_mended(
@@ -207,22 +159,6 @@ def test_a_spike_before_the_first_checkpoint_says_that_there_is_none(
     monkeypatch.setattr(Guard, "spiked", lambda self, norm: True)
     train(recipe(captioned_folder, tiny_codec, run={"steps": 1}, guard={"rollbacks": 1}), tmp_path)
     assert "there is no checkpoint to go back to" in capsys.readouterr().err
-
-
-def test_the_derivative_is_measured_over_all_micro_batches() -> None:
-    from anystep.objective import LossRecord
-
-    def part(intervals: list[float], norm: float, noise: float | None) -> LossRecord:
-        t = torch.tensor(intervals)
-        zero = torch.zeros(())
-        return LossRecord(
-            loss=zero, denoising=zero, residual=t, weighted_residual=t, t=t, r=torch.zeros_like(t),
-            derivative_norm=torch.tensor(norm), alignment=zero, evaluations=1,
-            derivative_noise=None if noise is None else torch.tensor(noise),
-        )  # fmt: skip
-
-    parts = [part([0.0, 0.5], 2.0, 0.5), part([0.5, 0.5, 0.5], 4.0, 0.25), part([0.0], 0.0, None)]
-    assert derivative_sums(parts) == [1 * 4.0 + 3 * 16.0, 4.0, 1 * 0.5 + 3 * 0.25, 4.0]
 
 
 def test_a_text_encoder_of_this_machine_goes_with_the_model(

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+from helpers import losses
 
 import anystep
 from anystep.cli import main
@@ -28,10 +29,6 @@ def content(source: Path | str, codec: Path, **run: Any) -> dict[str, Any]:
         "condition_dropout": 0.3,
         "sample_steps": [1],
     }  # fmt: skip
-
-
-def losses(run: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("packed", [False, True])

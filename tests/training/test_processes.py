@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from helpers import losses
 
 from anystep.pipelines.load import load
 from anystep.ranks import STORE_A_LIFE
@@ -69,10 +70,6 @@ def train(processes: int, recipe: Path, out: Path, *options: str, **how: Any) ->
     done = launch(processes, recipe, out, *options, **how)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout + done.stderr
-
-
-def losses(run: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def averages(run: Path) -> list[dict[str, torch.Tensor]]:
@@ -349,37 +346,6 @@ def test_alignment_that_ends_in_the_run_has_the_losses_of_one_process(recipe: Pa
     for kind in ("ddp", "fsdp"):
         train(2, recipe, tmp_path / kind, "--parallel", kind, "--alignment", aligned)
         assert losses(tmp_path / kind) == pytest.approx(losses(tmp_path / "alone"), rel=1e-5)
-
-
-def test_what_processes_cannot_do_is_one_line(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from anystep.errors import InputError
-    from anystep.ranks import Ranks
-    from anystep.training.batch_samplers import count_micro_batches
-    from anystep.training.config import DataConfig, RunConfig
-    from anystep.training.parallel import check_parallel
-
-    ranks = Ranks()
-    ranks.count = 3
-    with pytest.raises(InputError, match=r"batch_size 64 does not divide into 3 processes x 2 .*; 60 or 66 would"):
-        count_micro_batches(DataConfig(), RunConfig(batch_size=64, accumulate=2), 3)
-    with pytest.raises(InputError, match="3 processes would each train alone"):
-        check_parallel("none", ranks)
-    with pytest.raises(InputError, match="3 processes are no multiple of the 2 that share one copy"):
-        check_parallel("hsdp", ranks, 2)
-
-
-def test_every_row_of_a_batch_is_seen_by_one_process() -> None:
-    from anystep.ranks import Ranks
-    from anystep.training.batch_samplers import FixedShapeBatchSampler, of_rank
-
-    batches, seen = FixedShapeBatchSampler([100], [1.0], 24, 6, 0), []
-    for rank in range(3):
-        ranks = Ranks()
-        ranks.count, ranks.rank = 3, rank
-        parts = of_rank(batches.step(2), rank, 3)
-        assert [len(part.examples) for part in parts] == [4, 4]
-        seen += [part.first_sample + row for part in parts for row in range(4)]
-    assert sorted(seen) == list(range(48, 72))
 
 
 # notes how many collectives there were before each step; the second process is told to stop in the sixth

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ import yaml
 from anystep.errors import InputError
 from anystep.training.config import CodecRecipe, OptimizerConfig, Recipe, RunConfig
 from anystep.training.objective_config import ObjectiveConfig
-from anystep.training.optimizers import learning_rate
 from anystep.training.run import Run, interruptible, latents_path, schedule_changes, step_generator
 
 
@@ -21,15 +19,6 @@ def test_steps_draw_differently_and_repeatably() -> None:
     one, again, other = (torch.rand(3, generator=step_generator(0, step)) for step in (5, 5, 6))
     assert torch.equal(one, again)
     assert not torch.equal(one, other)
-
-
-def test_the_learning_rate_warms_up_and_decays_to_its_share() -> None:
-    config = OptimizerConfig(learning_rate=1.0, warmup=10, final=0.1)
-    rates = [learning_rate(config, step, 110) for step in range(111)]
-    assert rates[0] == pytest.approx(0.1)
-    assert rates[9] == rates[10] == 1.0
-    assert all(later <= earlier for earlier, later in pairwise(rates[10:]))
-    assert rates[110] == pytest.approx(0.1)
 
 
 def recipe(**options: int) -> Recipe:

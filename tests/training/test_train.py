@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from helpers import losses
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
@@ -19,10 +20,9 @@ from anystep.errors import InputError
 from anystep.models.transformer import TransitionTransformer2DModel
 from anystep.training import train as module
 from anystep.training.batch_samplers import FixedShapeBatchSampler, MicroBatch
-from anystep.training.config import CodecRecipe, Recipe
+from anystep.training.config import Recipe
 from anystep.training.ema import length_to_gamma
 from anystep.training.train import train
-from anystep.training.train_codec import train_codec
 
 
 def recipe(source: Path, codec: Path | str, objective: dict[str, Any] | None = None, **run: Any) -> Recipe:
@@ -54,10 +54,6 @@ def weights(run: Path, folder: str = "checkpoints", place: int = -1) -> dict[str
     }
     dcp.load(state, storage_reader=reader, no_dist=True)
     return state
-
-
-def losses(run: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 @contextmanager
@@ -364,35 +360,6 @@ def test_classes_from_idx_files_train_in_pixels_and_are_drawn_by_name(tmp_path: 
     assert model(["7", "0"], steps=1)[0].size == (8, 8)
     with pytest.raises(InputError, match="unknown class 'cat'"):
         model("cat")
-
-
-def test_a_codec_trains_resumes_and_is_refined_without_moving_its_latents(
-    captioned_folder: Path, tmp_path: Path
-) -> None:
-    config = {
-        "data": {"source": str(captioned_folder), "size": 16},
-        "codec": {"latent_channels": 4, "widths": [8, 8, 16], "encoder_depths": [0, 1, 1], "decoder_depths": [0, 1, 1]},
-        "run": {"steps": 4, "batch_size": 4, "log_every": 2, "checkpoint_every": 2, "sample_every": 0},
-    }
-    first = train_codec(CodecRecipe.model_validate(config), tmp_path / "codec")
-    assert first["step"] == 4
-    assert first["psnr"] > 0
-    config["run"] |= {"steps": 6}  # type: ignore[operator]
-    assert train_codec(CodecRecipe.model_validate(config), tmp_path / "codec")["step"] == 6
-    refined = CodecRecipe.model_validate({**config, "refine": str(tmp_path / "codec" / "codec")})
-    train_codec(refined, tmp_path / "refined")
-    before, after = (
-        load_file(tmp_path / run / "codec" / "diffusion_pytorch_model.safetensors") for run in ("codec", "refined")
-    )
-    for name, tensor in before.items():
-        same = torch.equal(tensor, after[name])
-        assert same if name.startswith("encoder") else True, name
-    assert any(not torch.equal(tensor, after[name]) for name, tensor in before.items() if name.startswith("decoder"))
-    statistics = [
-        json.loads((tmp_path / run / "codec" / "config.json").read_text())["latents_std"]
-        for run in ("codec", "refined")
-    ]
-    assert statistics[0] == statistics[1]
 
 
 def test_captioned_classes_train_a_class_model_whose_grid_is_drawn_by_name(tmp_path: Path, monkeypatch: Any) -> None:

@@ -1,0 +1,85 @@
+"""Training a codec: resume, refinement, and what goes wrong."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from anystep.errors import InputError
+from anystep.training import train_codec as codec_module
+from anystep.training.config import CodecRecipe
+from anystep.training.train_codec import train_codec
+
+
+def test_a_codec_trains_resumes_and_is_refined_without_moving_its_latents(
+    captioned_folder: Path, tmp_path: Path
+) -> None:
+    config = {
+        "data": {"source": str(captioned_folder), "size": 16},
+        "codec": {"latent_channels": 4, "widths": [8, 8, 16], "encoder_depths": [0, 1, 1], "decoder_depths": [0, 1, 1]},
+        "run": {"steps": 4, "batch_size": 4, "log_every": 2, "checkpoint_every": 2, "sample_every": 0},
+    }
+    first = train_codec(CodecRecipe.model_validate(config), tmp_path / "codec")
+    assert first["step"] == 4
+    assert first["psnr"] > 0
+    config["run"] |= {"steps": 6}  # type: ignore[operator]
+    assert train_codec(CodecRecipe.model_validate(config), tmp_path / "codec")["step"] == 6
+    refined = CodecRecipe.model_validate({**config, "refine": str(tmp_path / "codec" / "codec")})
+    train_codec(refined, tmp_path / "refined")
+    before, after = (
+        load_file(tmp_path / run / "codec" / "diffusion_pytorch_model.safetensors") for run in ("codec", "refined")
+    )
+    for name, tensor in before.items():
+        same = torch.equal(tensor, after[name])
+        assert same if name.startswith("encoder") else True, name
+    assert any(not torch.equal(tensor, after[name]) for name, tensor in before.items() if name.startswith("decoder"))
+    statistics = [
+        json.loads((tmp_path / run / "codec" / "config.json").read_text())["latents_std"]
+        for run in ("codec", "refined")
+    ]
+    assert statistics[0] == statistics[1]
+
+
+def codec_recipe(source: Path, **run: Any) -> CodecRecipe:
+    return CodecRecipe.model_validate(
+        {
+            "data": {"source": str(source), "size": 16},
+            "codec": {
+                "latent_channels": 4,
+                "widths": [8, 8, 16],
+                "encoder_depths": [0, 1, 1],
+                "decoder_depths": [0, 1, 1],
+            },
+            "run": {"steps": 6, "batch_size": 4, "log_every": 1, "checkpoint_every": 2, "sample_every": 0, **run},
+        }
+    )
+
+
+def test_a_codec_that_diverged_is_not_published(
+    captioned_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_codec(codec_recipe(captioned_folder, steps=2), tmp_path)
+    before = {path: path.read_bytes() for path in (tmp_path / "codec").iterdir()}
+    monkeypatch.setattr(codec_module.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(torch.inf))
+    with pytest.raises(InputError, match="step 6: loss and gradient are no longer finite"):
+        train_codec(codec_recipe(captioned_folder), tmp_path)
+    assert {path: path.read_bytes() for path in (tmp_path / "codec").iterdir()} == before
+
+
+def test_a_codec_is_not_trained_by_several_processes(
+    captioned_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="one process"):
+        train_codec(codec_recipe(captioned_folder), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_others_put_into_a_published_folder_stays(captioned_folder: Path, tmp_path: Path) -> None:
+    train_codec(codec_recipe(captioned_folder, steps=1), tmp_path)
+    (tmp_path / "codec" / "README.md").write_text("mine")
+    train_codec(codec_recipe(captioned_folder, steps=2), tmp_path)
+    assert (tmp_path / "codec" / "README.md").read_text() == "mine"
