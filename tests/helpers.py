@@ -222,3 +222,19 @@ def manifest_with(folder: Path, **changes: object) -> None:
     """Change what the manifest of step 2 says."""
     path = folder / "step-00000002" / MANIFEST
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+PROMPTS = ["a red apple", "a whale on a blue background", "a tractor"]
+
+
+def draw_latents(pipeline: Any, prompts: Any = PROMPTS, steps: int = 2, **options: Any) -> torch.Tensor:
+    if not options.keys() & {"generator", "latents"}:
+        count = (1 if isinstance(prompts, str) else len(prompts)) * options.get("num_images_per_prompt", 1)
+        options = {"seeds": list(range(count)), **options}
+    images = pipeline(prompts, num_inference_steps=steps, **{"output_type": "latent", **options}).images
+    assert isinstance(images, torch.Tensor)
+    return images
+
+
+def assert_latents_close(one: torch.Tensor, other: torch.Tensor) -> None:
+    torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4)

@@ -73,9 +73,6 @@ def schedule(
     return transport.shift(transport.t_min + (transport.t_max - transport.t_min) * u, shift).float()
 
 
-UNSAID = ("steps", "memory")  # of a plan's numbers, in words
-
-
 def steps_label(steps: int) -> str:
     """A number of steps in words: `1 step`, `4 steps`."""
     return f"{steps} step{'s' * (steps > 1)}"
@@ -89,9 +86,7 @@ class StepPlan:
         steps: transitions made, each one evaluation, or two where guided. It may be less than the budget.
         shift: of the uniform times (`Transport.shift`), beside the model's own.
         tail: where the last step begins, as a share of the time range, with all others alike; None: all are.
-        stochasticity: of `sample`.
-        velocity_below: of `sample`.
-        memory: of `sample`.
+        stochasticity, velocity_below, memory: as `sample` takes them.
 
     Raises:
         InputError: a value that is none of its kind, in one line.
@@ -110,22 +105,26 @@ class StepPlan:
 
     @classmethod
     def parse(cls, name: str, fields: Any) -> "StepPlan":
-        """From plain values, such as those of a file. Raises `InputError` that begins with the `name`."""
+        """Read a plan from plain values, such as those of a file. Raises `InputError` that begins with the `name`."""
         if not isinstance(fields, Mapping) or "steps" not in fields:
             raise InputError(f"{name} {bounds.shown(fields)}: expected the fields of a plan, `steps` among them")
         return cls(**bounds.check_options(name, cls, fields))
 
     def plain(self) -> dict[str, Any]:
-        """What `parse` reads: the fields that are not as they are by default."""
+        """The fields that differ from their defaults, as `parse` reads them."""
         return {name: value for name, value in asdict(self).items() if value != getattr(StepPlan, name, None)}
 
     def __str__(self) -> str:
-        """In words, what is as by default left out: `8 steps, tail 0.25, memory`."""
-        words = [f"{name.replace('_', ' ')} {value:g}" for name, value in self.plain().items() if name not in UNSAID]
+        """The plan in words, without defaults: `8 steps, tail 0.25, memory`."""
+        words = [
+            f"{name.replace('_', ' ')} {value:g}"
+            for name, value in self.plain().items()
+            if name not in ("steps", "memory")
+        ]
         return ", ".join([steps_label(self.steps), *words, *["memory"] * self.memory])
 
     def times(self, transport: Transport, shift: float = 1.0, strength: float = 1.0) -> Float[Tensor, " times"]:
-        """`schedule` of this plan, with a further shift."""
+        """The `schedule` of this plan, with a further shift."""
         return schedule(transport, self.steps, shift * self.shift, strength, self.tail)
 
 

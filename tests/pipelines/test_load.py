@@ -13,9 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import anystep
 from anystep.errors import InputError
-from anystep.pipelines.describe import describe
 from anystep.pipelines.load import Model, find, load
-from anystep.pipelines.vocabulary import check_known
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -162,33 +160,6 @@ def test_damaged_models_are_one_line_that_names_them(tiny_model: Path, tmp_path:
         load(folder)
     assert "\n" not in str(caught.value)
     assert str(folder) in str(caught.value)
-
-
-def test_description_holds_what_info_prints(model: Model) -> None:
-    facts = describe(model)
-    assert facts["transformer_parameters"] == sum(p.numel() for p in model.pipeline.transformer.parameters())
-    assert facts["trained_shapes"] == ["16x16"]
-    assert facts["folder"] == model.name
-    assert (facts["size_multiple"], facts["tokens_at_base"], facts["transport"]) == (4, 16, "ot_fm")
-    assert facts["concepts"] == ["red apple", "whale", "tractor"]
-    json.dumps(facts)
-
-
-@pytest.mark.parametrize("prompt", ["a whale", "two apples and a red tractor", "a shark", "fruit", "WHALE!"])
-def test_known_words_and_near_meanings_pass(model: Model, prompt: str) -> None:
-    check_known(model.pipeline, [prompt])
-
-
-@pytest.mark.parametrize("prompt", ["xyzzy qwrt", "jurisprudence"])
-def test_a_prompt_of_unknown_words_is_answered_with_the_nearest_known(model: Model, prompt: str) -> None:
-    with pytest.raises(InputError, match=rf"does not know '{prompt}': nearest are '.*'; `anystep info`"):
-        check_known(model.pipeline, ["a whale", prompt])
-
-
-def test_a_model_without_a_list_of_concepts_takes_every_prompt(tiny_model: Path) -> None:
-    model = load(tiny_model)
-    model.pipeline.register_to_config(concepts=None)
-    check_known(model.pipeline, ["jurisprudence"])
 
 
 def test_a_mistyped_folder_that_reads_like_a_hub_id_is_told_as_no_folder(

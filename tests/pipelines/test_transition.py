@@ -1,18 +1,16 @@
 """The pipeline: what a prompt, a seed and a size mean, and what is refused."""
 
 import inspect
-import json
-import shutil
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from helpers import PROMPTS
+from helpers import assert_latents_close as close
+from helpers import draw_latents as draw
 from PIL import Image
 from torch import Tensor
 
@@ -20,31 +18,8 @@ import anystep
 from anystep import TransitionPipeline, TransitionScheduler
 from anystep.errors import InputError
 from anystep.models import build_transformer
-from anystep.pipelines.describe import model_digest
 from anystep.pipelines.load import Model
 from anystep.sampling import StepPlan
-
-PROMPTS = ["a red apple", "a whale on a blue background", "a tractor"]
-
-
-@pytest.fixture(scope="module")
-def pipeline(tiny_model: Path) -> TransitionPipeline:
-    loaded: TransitionPipeline = TransitionPipeline.from_pretrained(tiny_model)
-    loaded.set_progress_bar_config(disable=True)
-    return loaded
-
-
-def draw(pipeline: TransitionPipeline, prompts: Any = PROMPTS, steps: int = 2, **options: Any) -> torch.Tensor:
-    if not options.keys() & {"generator", "latents"}:
-        count = (1 if isinstance(prompts, str) else len(prompts)) * options.get("num_images_per_prompt", 1)
-        options = {"seeds": list(range(count)), **options}
-    images = pipeline(prompts, num_inference_steps=steps, **{"output_type": "latent", **options}).images
-    assert isinstance(images, torch.Tensor)
-    return images
-
-
-def close(one: torch.Tensor, other: torch.Tensor) -> None:
-    torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4)
 
 
 def test_a_batch_is_its_images_one_by_one(pipeline: TransitionPipeline) -> None:
@@ -252,99 +227,6 @@ def test_a_network_of_velocities_is_asked_for_nothing_else_whatever_its_plan(pla
     assert consistency.plan(4).stochasticity == consistency.plan(1).stochasticity == 0.0
 
 
-def test_a_callback_sees_every_step_and_may_change_and_stop_it(pipeline: TransitionPipeline) -> None:
-    seen: list[tuple[int, float]] = []
-
-    def watch(pipe: TransitionPipeline, step: int, timestep: float, tensors: dict[str, Any]) -> dict[str, Any]:
-        seen.append((step, float(timestep)))
-        assert tensors["latents"].shape == (3, 4, 4, 4)
-        return {}
-
-    kept = draw(pipeline, steps=4, callback_on_step_end=watch)
-    assert [step for step, _ in seen] == [0, 1, 2, 3]
-    assert [time for _, time in seen] == pytest.approx([1000, 750, 500, 250], abs=1e-3)  # where a step begins
-    close(kept, draw(pipeline, steps=4))
-    zeroed = draw(
-        pipeline, steps=4, callback_on_step_end=lambda p, i, t, k: {"latents": torch.zeros_like(k["latents"])}
-    )
-    assert not zeroed.any()
-
-    def stop(pipe: TransitionPipeline, step: int, timestep: float, tensors: dict[str, Any]) -> dict[str, Any]:
-        pipe._interrupt = step == 1
-        return {}
-
-    output = pipeline(PROMPTS, num_inference_steps=4, seeds=[0, 1, 2], guidance_scale=1.0, callback_on_step_end=stop)
-    assert output.nfe == 2
-    assert pipeline.interrupt
-    assert pipeline(PROMPTS[0], num_inference_steps=3, seeds=[0], guidance_scale=1.0).nfe == 3
-
-
-def test_what_is_seen_by_a_callback_is_what_it_asked_for(pipeline: TransitionPipeline) -> None:
-    for asked in ([], ["latents"], ["latents", "prompt_embeds"]):
-        seen: list[set[str]] = []
-        draw(
-            pipeline,
-            callback_on_step_end=lambda p, i, t, tensors: seen.append(set(tensors)),  # noqa: B023
-            callback_on_step_end_tensor_inputs=asked,
-        )
-        assert seen == [set(asked)] * 2
-    with pytest.raises(InputError, match="a callback returned"):
-        draw(pipeline, callback_on_step_end=lambda p, i, t, k: {"latents": torch.zeros(1)})
-
-
-def test_a_callback_of_diffusers_ends_guidance_early(pipeline: TransitionPipeline) -> None:
-    from diffusers.callbacks import SDCFGCutoffCallback
-
-    cutoff = SDCFGCutoffCallback(cutoff_step_ratio=0.5)
-    output = pipeline(
-        PROMPTS[0], num_inference_steps=4, seeds=[0], guidance_scale=3.0, callback_on_step_end=cutoff, output_type="pt"
-    )
-    assert output.nfe == 2 * 3 + 1  # the step after which it acts is the third
-    assert pipeline.num_timesteps == 4
-    assert pipeline(PROMPTS[0], num_inference_steps=4, seeds=[0], guidance_scale=3.0).nfe == 8
-
-
-def test_calls_of_two_threads_do_not_meet(pipeline: TransitionPipeline) -> None:
-    settings: list[dict[str, Any]] = [
-        {"rope_scaling": "yarn", "guidance_scale": 3.0, "steps": 3},
-        {"key_grid": 2, "guidance_scale": 1.0, "steps": 5},
-        {"steps": 4, "stochasticity": 1.0},
-    ]
-    for each in settings:
-        each |= {"height": 32, "width": 16}
-    alone = [draw(pipeline, **each) for each in settings]
-    assert not torch.equal(alone[0], draw(pipeline, steps=3, guidance_scale=3.0, height=32, width=16))
-    with ThreadPoolExecutor(len(settings)) as pool:
-        for _ in range(3):
-            for together, expected in zip(pool.map(lambda each: draw(pipeline, **each), settings), alone, strict=True):
-                assert torch.equal(together, expected)
-
-
-def test_a_callback_stops_its_own_call_alone(pipeline: TransitionPipeline) -> None:
-    inside, go_on = Event(), Event()
-
-    def wait(pipe: TransitionPipeline, step: int, timestep: float, tensors: dict[str, Any]) -> None:
-        inside.set()
-        assert go_on.wait(60)
-
-    def stop(pipe: TransitionPipeline, step: int, timestep: float, tensors: dict[str, Any]) -> None:
-        pipe.interrupt = True
-
-    words: dict[str, Any] = {"num_inference_steps": 3, "seeds": [0], "guidance_scale": 1.0}
-    with ThreadPoolExecutor(1) as pool:
-        slow = pool.submit(pipeline, PROMPTS[0], callback_on_step_end=wait, **words)
-        assert inside.wait(60)
-        assert pipeline(PROMPTS[0], callback_on_step_end=stop, **words).nfe == 1
-        go_on.set()
-        assert slow.result().nfe == 3
-        inside.clear(), go_on.clear()
-        slow = pool.submit(pipeline, PROMPTS[0], callback_on_step_end=wait, **words)
-        assert inside.wait(60)
-        pipeline.interrupt = True  # of a thread that draws nothing: a server that shuts down
-        go_on.set()
-        assert slow.result().nfe == 1
-
-
 def test_numbers_of_numpy_are_numbers(pipeline: TransitionPipeline) -> None:
     expected = draw(pipeline, PROMPTS[:2], seeds=[3, 4], height=16, width=32)
     call = torch.no_grad()(inspect.unwrap(TransitionPipeline.__call__))  # without the type checks of the tests
@@ -441,24 +323,6 @@ def test_an_image_is_read_as_the_command_line_reads_it(tiny_model: Path) -> None
     assert not torch.equal(both[0], one[0])
 
 
-def test_an_adapter_keeps_a_pipeline_from_being_saved_until_it_is_merged(tiny_model: Path, tmp_path: Path) -> None:
-    from peft import LoraConfig
-
-    pipeline = anystep.load(tiny_model).pipeline
-    network = pipeline.transformer
-    network.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
-    expected = draw(pipeline)
-    for part in (pipeline, network):
-        with pytest.raises(InputError, match=r"carries the adapter 'default'.*fuse_lora\(\).*save_lora_adapter"):
-            part.save_pretrained(tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-    network.save_lora_adapter(tmp_path / "adapter")
-    network.fuse_lora()
-    network.unload_lora()
-    pipeline.save_pretrained(tmp_path / "out")
-    torch.testing.assert_close(draw(anystep.load(tmp_path / "out").pipeline), expected, atol=1e-4, rtol=1e-4)
-
-
 def test_offloaded_parts_are_brought_before_captions_are_encoded_and_latents_decoded(tiny_model: Path) -> None:
     """The meta device stands for an accelerator: what is brought there has no numbers, and nothing else fits it."""
     from accelerate import cpu_offload_with_hook
@@ -474,47 +338,6 @@ def test_offloaded_parts_are_brought_before_captions_are_encoded_and_latents_dec
     assert codec.encode(torch.empty(1, 3, 16, 16, device="meta")).device == device
 
 
-def test_saved_and_loaded_it_draws_the_same(pipeline: TransitionPipeline, tmp_path: Path) -> None:
-    pipeline.save_pretrained(tmp_path)
-    again = TransitionPipeline.from_pretrained(tmp_path)
-    again.set_progress_bar_config(disable=True)
-    assert torch.equal(draw(again), draw(pipeline))
-    assert dict(again.config)["concepts"] == ["red apple", "whale", "tractor"]
-
-
-def test_the_folder_is_of_diffusers_layout(tiny_model: Path) -> None:
-    index = json.loads((tiny_model / "model_index.json").read_text())
-    assert index["_class_name"] == "TransitionPipeline"
-    assert index["transformer"] == ["anystep", "TransitionTransformer2DModel"]
-    assert index["scheduler"] == ["anystep", "TransitionScheduler"]
-    assert index["vae"] == ["diffusers", "AutoencoderDC"]
-    assert {"transformer", "scheduler", "vae"} <= {path.name for path in tiny_model.iterdir()}
-    parts = DiffusionPipeline.load_config(tiny_model)
-    assert parts["text_encoder_name"] == "builtin"
-
-
-def test_a_model_whose_vae_was_saved_as_codec_loads_as_before(
-    pipeline: TransitionPipeline, tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    earlier = shutil.copytree(tiny_model, tmp_path / "earlier")
-    (earlier / "vae").rename(earlier / "codec")
-    index = json.loads((earlier / "model_index.json").read_text())
-    index["codec"] = index.pop("vae")
-    (earlier / "model_index.json").write_text(json.dumps(index))
-    model = anystep.load(earlier)
-    assert model_digest(model) == model_digest(Model("today", pipeline))
-    assert torch.equal(draw(model.pipeline), draw(pipeline))
-    assert not model.pipeline.vae.training
-    dtypes: dict[str, Any] = {"vae": torch.bfloat16, "default": torch.float32}
-    for dtype in (torch.bfloat16, dtypes):
-        loaded = TransitionPipeline.from_pretrained(earlier, dtype=dtype)
-        assert loaded.vae.dtype == torch.bfloat16
-    assert TransitionPipeline.from_pretrained(earlier, vae=pipeline.vae).vae is pipeline.vae
-    model.pipeline.save_pretrained(tmp_path / "again")
-    assert json.loads((tmp_path / "again" / "model_index.json").read_text())["vae"] == ["diffusers", "AutoencoderDC"]
-    assert not caplog.records
-
-
 def test_the_vae_is_tiled_and_sliced_where_users_of_diffusers_ask_for_it(tiny_model: Path) -> None:
     pipeline = anystep.load(tiny_model).pipeline
     words: dict[str, Any] = {"seeds": [0, 1, 2], "num_inference_steps": 1, "output_type": "pt"}
@@ -525,27 +348,6 @@ def test_the_vae_is_tiled_and_sliced_where_users_of_diffusers_ask_for_it(tiny_mo
     tiled = pipeline(PROMPTS, **words).images
     assert tiled.shape == whole.shape
     assert not torch.equal(tiled, whole)
-
-
-def test_text_encoders_of_transformers_are_saved_inside(
-    tiny_model: Path, tiny_text_models: dict[str, Path], tmp_path: Path
-) -> None:
-    import transformers
-
-    parts = TransitionPipeline.from_pretrained(tiny_model)
-    torch.manual_seed(0)
-    pipeline = TransitionPipeline(
-        transformer=build_transformer("t2i-test", sample_size=4, text_width=16),
-        scheduler=parts.scheduler,
-        vae=parts.vae,
-        text_encoder=transformers.BertModel.from_pretrained(tiny_text_models["bert"]),
-        tokenizer=transformers.AutoTokenizer.from_pretrained(tiny_text_models["bert"]),
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline.save_pretrained(tmp_path)
-    again = TransitionPipeline.from_pretrained(tmp_path)
-    again.set_progress_bar_config(disable=True)
-    assert torch.equal(draw(again), draw(pipeline))
 
 
 def test_class_conditional_pixels(tmp_path: Path) -> None:
@@ -562,66 +364,6 @@ def test_class_conditional_pixels(tmp_path: Path) -> None:
     assert again("dog", seeds=[0]).images[0].size == (8, 8)
     with pytest.raises(InputError, match="unknown class 'cow'"):
         again("cow", seeds=[0])
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"prompt": " "}, "empty prompt"),
-        ({"prompt": 3}, "prompt 3: expected text"),
-        ({"prompt": None}, "prompt None: expected text"),
-        ({"prompt": ["a whale", b"a whale"]}, "prompt b'a whale'"),
-        ({"prompt": {"a whale": 1}}, "expected a prompt, or a list"),
-        ({"prompt": "caf\udce9"}, "not text"),
-        ({"num_images_per_prompt": 0}, "num_images_per_prompt 0: expected a whole number from 1"),
-        ({"num_images_per_prompt": 10**9}, "num_images_per_prompt 1000000000"),
-        ({"num_inference_steps": 2.0}, "steps 2.0"),
-        ({"num_inference_steps": 10**20}, "steps 100000000000000000000"),
-        ({"height": 64.0}, "height 64.0"),
-        ({"height": 0}, "height 0"),
-        ({"height": "64"}, "height '64'"),
-        ({"seeds": 5}, "seeds 5: expected whole numbers, one an image"),
-        ({"seeds": [None]}, "seed None"),
-        ({"seeds": "5"}, "seeds '5'"),
-        ({"generator": 5, "seeds": None}, "generator 5"),
-        ({"latents": np.zeros((1, 4, 4, 4))}, "latents 'ndarray'"),
-        ({"latents": torch.full((1, 4, 4, 4), float("nan"))}, "latents: expected finite"),
-        ({"guidance_scale": "2"}, "guidance_scale '2'"),
-        ({"guidance_interval": 0.5}, "guidance_interval 0.5"),
-        ({"guidance_interval": ("a", "b")}, "guidance_interval"),
-        ({"strength": "half", "image": Image.new("RGB", (16, 16))}, "strength 'half'"),
-        ({"image": np.zeros((16, 16, 3))}, "image 'ndarray': expected a PIL image"),
-        ({"image": "a.png"}, "image 'str'"),
-        ({"image": Image.new("F", (16, 16))}, "image: cannot be read: floating-point"),
-        ({"image": [Image.new("RGB", (16, 16))] * 3}, "3 images to start from: expected one"),
-        ({"rope_scaling": ["yarn"]}, "rope_scaling"),
-        ({"key_grid": 2.5}, "key_grid 2.5"),
-        ({"callback_on_step_end": 5}, "callback_on_step_end 5"),
-        ({"prompt": []}, "no prompt"),
-        ({"num_inference_steps": 0}, "steps 0: expected a whole number from 1 to 10000"),
-        ({"num_inference_steps": True}, "steps True"),
-        ({"height": 18}, "size 16x18: both sides must be multiples of 4"),
-        ({"width": -8}, "width -8: expected a whole number from 1"),
-        ({"output_type": "jpg"}, "output_type 'jpg'"),
-        ({"seeds": [1, 2]}, "2 seeds for 1 images"),
-        ({"seeds": [2**70]}, "seed 1180591620717411303424: expected"),
-        ({"generator": [torch.Generator()] * 2, "seeds": None}, "2 generators for 1 images"),
-        ({"latents": torch.zeros(1, 4, 5, 5)}, r"latents of shape \(1, 4, 5, 5\)"),
-        ({"guidance_scale": float("nan")}, "guidance_scale nan: expected a number from 0"),
-        ({"guidance_scale": -0.5}, "guidance_scale -0.5: expected a number from 0"),
-        ({"guidance_interval": (0.8, 0.2)}, "guidance_interval"),
-        ({"stochasticity": 1.5}, "stochasticity 1.5"),
-        ({"shift": 0}, "shift 0: expected a number from 0.01"),
-        ({"plan": "even"}, "plan 'even': expected a StepPlan, model or uniform"),
-        ({"plan": StepPlan(9)}, r"plan {'steps': 9}: expected at most the 4 steps"),
-        ({"callback_on_step_end_tensor_inputs": ["noise"]}, "unknown callback tensors"),
-    ],
-)
-def test_what_cannot_be_drawn_is_one_line(pipeline: TransitionPipeline, options: dict[str, Any], message: str) -> None:
-    call = inspect.unwrap(TransitionPipeline.__call__)  # without the type checks of the tests
-    with pytest.raises(InputError, match=message) as caught:
-        call(pipeline, **{"prompt": "a whale", "seeds": [0], **options})
-    assert "\n" not in str(caught.value)
 
 
 def test_an_image_is_started_from_at_any_time_and_in_any_number_of_steps(tiny_model: Path) -> None:
@@ -665,10 +407,3 @@ def test_what_a_call_asks_of_the_network_ends_with_it(tiny_model: Path) -> None:
     for bad in ({"rope_scaling": "none"}, {"key_grid": 1}):
         with pytest.raises(InputError, match="expected"):
             model("a whale", size=(64, 32), **bad)
-
-
-def test_a_pipeline_is_shown_in_one_line_that_errors_of_python_can_carry(pipeline: TransitionPipeline) -> None:
-    assert "concepts=<3>" in repr(pipeline)
-    with pytest.raises(TypeError) as told:
-        pipeline("a whale", colour="red")
-    assert len(str(told.value)) < 1000

@@ -1,4 +1,4 @@
-"""What there is to know about a model and the machine."""
+"""Facts about a loaded model, and the digest that tells it from others."""
 
 import json
 from collections.abc import Mapping

@@ -35,9 +35,9 @@ class Generated:
     """Images, those of a prompt beside each other, with the seed of each and with what they cost.
 
     Attributes:
-        steps, nfe: transitions made and network evaluations spent.
-        asked: steps that were asked for: a plan may make fewer.
-        plan: what they were spent on.
+        steps, nfe: transitions made and network evaluations spent on each image.
+        asked: steps that were asked for; a plan may make fewer.
+        plan: the plan that the steps followed.
     """
 
     images: list[Image.Image]
@@ -61,7 +61,7 @@ class Model:
         self.name, self.pipeline = name, pipeline
 
     def __call__(self, prompt: Prompts, steps: Whole = 4, seed: Seeds = 0, **options: Any) -> list[Image.Image]:
-        """`generate`'s images."""
+        """The images of `generate`."""
         return self.generate(prompt, steps, seed, **options).images
 
     def generate(
@@ -74,13 +74,13 @@ class Model:
         num_images_per_prompt: Whole = 1,
         **options: Any,
     ) -> Generated:
-        """Images of the prompts.
+        """Generate images of the prompts.
 
         Args:
             prompt: a caption or class, or several.
             seed: one for all prompts, or one for each image.
-            size: (width, height) in pixels.
-            guidance: scale; none at 1 and below, the model's default when None.
+            size: (width, height) in pixels; the training size when None.
+            guidance: guidance scale; 1 and below mean unguided, None the model's default.
             num_images_per_prompt: with one seed, the further images of a prompt have the seeds after it.
             options: further arguments of `TransitionPipeline.__call__`, such as `plan`.
 
@@ -140,7 +140,7 @@ def load(model: str | Path = BUILTIN, device: str | torch.device = "auto", dtype
     Args:
         model: `builtin`, the folder of a pipeline or of a training run, or a hub id.
         device: `auto` is CUDA, else MPS, else the CPU.
-        dtype: of the transformer's blocks and the codec; times, modulation and head stay in float32.
+        dtype: precision of the transformer's blocks and the codec; times, modulation and head stay in float32.
 
     Raises:
         InputError: unknown model, damaged weights, or a device that is not there.

@@ -124,7 +124,7 @@ class ModelSpec:
         return self.factor * self.patch
 
     def make_codec(self) -> AutoencoderCodec | None:
-        """In whatever mode tensors are made: without data in a fake one."""
+        """Make the codec, with tensors of the current mode: without data in a fake one."""
         if self.codec is None:
             return None
         kind = AutoencoderKL if self.codec["_class_name"] == "AutoencoderKL" else AutoencoderDC
@@ -144,15 +144,15 @@ class GenerationPlan:
     """What one image takes.
 
     Attributes:
-        parameters, codec_parameters: numbers of weights.
-        weight_bytes: of both.
-        tokens: of the transformer.
-        evaluations: of the network.
+        parameters, codec_parameters: numbers of weights of the transformer and of the codec.
+        weight_bytes: memory of all weights.
+        tokens: length of the transformer's sequence.
+        evaluations: network evaluations (NFE).
         evaluation_flops, attention_flops: operations of one evaluation; those of them that grow with the square of the
             tokens (or with the tokens times those that they attend to).
-        decode_flops: of the decoder.
-        sampling_bytes: most that is held beside the weights while the latent is made.
-        decode_bytes: most that is held beside the weights while it is decoded.
+        decode_flops: operations of the decoder.
+        sampling_bytes: peak memory beside the weights while the latent is made.
+        decode_bytes: peak memory beside the weights while it is decoded.
     """
 
     parameters: int
@@ -261,7 +261,7 @@ def _decoding(model: ModelSpec, rows: int, columns: int, size: int) -> tuple[int
 
 
 def check_fits(model: ModelSpec, width: int, height: int, steps: int, memory: float, **options: Any) -> GenerationPlan:
-    """The plan, if it fits.
+    """Return the plan of an image if it fits into the memory.
 
     Raises:
         InputError: it does not; says how much it takes, and the largest image of its shape that would fit.
@@ -291,14 +291,14 @@ def check_room(model: Model, width: int, height: int, scale: float | None, key_g
 
 
 def _scaled(model: ModelSpec, width: int, height: int, share: float) -> tuple[int, int]:
-    """Sides of that share of the area, as multiples."""
+    """The sides of an image of that share of the area, as multiples."""
     along = math.sqrt(share)
     across, down = (int(side * along / model.multiple) * model.multiple for side in (width, height))
     return across, down
 
 
 def describe(plan: GenerationPlan, memory: float, rate: float) -> dict[str, str]:
-    """In words.
+    """Describe a plan, by name and in words.
 
     Args:
         memory: bytes there are.

@@ -18,7 +18,7 @@ from anystep.sampling import StepPlan, resolution_shift
 from anystep.transport import make_transport
 
 Planning = Literal["model", "uniform"]
-MOST_PLANS = 1000
+MAX_PLANS = 1000
 
 
 @dataclass
@@ -29,14 +29,14 @@ class TransitionSchedulerOutput(BaseOutput):
 
 
 class TransitionScheduler(SchedulerMixin, ConfigMixin):
-    """Times and transitions of a transport, with the calls of `FlowMapEulerDiscreteScheduler`.
+    """Times and transitions of a transport, with the methods of `FlowMapEulerDiscreteScheduler`.
 
     For `ot_fm` the two are interchangeable; this one also serves the other transports and a time for every sample.
     A timestep is `num_train_timesteps` times t.
 
     Args:
-        transport, transport_options: of `make_transport`.
-        shift: of the schedule, at the base size and below.
+        transport, transport_options: name and options of the transport, as `make_transport` takes them.
+        shift: shift of the schedule at the base size and below.
         base_size: side in pixels of the training base; larger areas shift the schedule further. None: no area does.
         plans: a dict: by a number of steps, the fields of the `anystep.sampling.StepPlan` that is best for it (`anystep
             plan-steps`). None: all times are uniform.
@@ -69,7 +69,7 @@ class TransitionScheduler(SchedulerMixin, ConfigMixin):
         self.set_timesteps(steps, plan="uniform")
 
     def plan(self, budget: int, plan: Any = None) -> StepPlan | None:
-        """How a budget is spent: by a StepPlan that is given, or by default as the model's plans have it.
+        """The plan of a budget of steps: a StepPlan that is given, or by default the model's own plan.
 
         None stands for uniform times: the budget has no plan, or `plan` is `uniform`.
 
@@ -99,7 +99,7 @@ class TransitionScheduler(SchedulerMixin, ConfigMixin):
         strength: float = 1.0,
         plan: Planning | None = None,
     ) -> Tensor:
-        """Decreasing times t for an image of `height` x `width` pixels, from that share of them on.
+        """Decreasing times t for an image of `height` x `width` pixels, beginning at the share `strength` of them.
 
         Args:
             steps: a plan, or a number of steps that is planned as `plan` says.
@@ -118,7 +118,7 @@ class TransitionScheduler(SchedulerMixin, ConfigMixin):
         width: int | None = None,
         plan: Planning | None = None,
     ) -> None:
-        """The times of so many steps as they are planned: there may be fewer, where more are no better."""
+        """Set the times of so many steps as they are planned; a plan may make fewer steps."""
         steps = bounds.check("num_inference_steps", num_inference_steps, bounds.SamplingSteps)
         self.sigmas = self.times(steps, height, width, plan=plan)
         self.timesteps = (self.sigmas[:-1] * self.config.num_train_timesteps).to(device)
@@ -130,15 +130,15 @@ class TransitionScheduler(SchedulerMixin, ConfigMixin):
     def step(
         self, model_output: Tensor, timestep: Any, sample: Tensor, r_timestep: Any = None, return_dict: bool = True
     ) -> TransitionSchedulerOutput | tuple[Tensor]:
-        """The transition from `timestep` to `r_timestep`: numbers, or tensors with one time a sample.
+        """Carry a sample from `timestep` to `r_timestep`: numbers, or tensors with one time a sample.
 
-        Without `r_timestep`, to the next time of the schedule below `timestep`.
+        Without `r_timestep` it is carried to the next time of the schedule below `timestep`.
         """
         if r_timestep is None:
             times = self.sigmas * self.config.num_train_timesteps
-            now = torch.as_tensor(timestep, dtype=torch.float32).cpu().reshape(-1)
+            current = torch.as_tensor(timestep, dtype=torch.float32).cpu().reshape(-1)
             # relative, as float32 is: times of edm and ve reach 100,000
-            r_timestep = times[(times[:-1, None] >= now * (1 - 1e-6)).sum(0)]
+            r_timestep = times[(times[:-1, None] >= current * (1 - 1e-6)).sum(0)]
         t, r = (
             (torch.as_tensor(time, dtype=torch.float32, device=sample.device) / self.config.num_train_timesteps)
             .reshape(-1)
@@ -150,12 +150,12 @@ class TransitionScheduler(SchedulerMixin, ConfigMixin):
 
 
 def parse_plans(plans: Any) -> dict[int, StepPlan]:
-    """Plans by their budgets, from plain values.
+    """Read plans by their budgets from plain values.
 
     Raises:
         InputError: one line that names the budget, the field and what was expected.
     """
-    if not isinstance(plans, Mapping | None) or len(plans or ()) > MOST_PLANS:
+    if not isinstance(plans, Mapping | None) or len(plans or ()) > MAX_PLANS:
         raise InputError(f"plans {bounds.shown(plans)}: expected the fields of a plan by numbers of steps")
     parsed = {}
     for key, fields in (plans or {}).items():
@@ -169,7 +169,7 @@ def parse_plans(plans: Any) -> dict[int, StepPlan]:
 
 
 def plain_plans(plans: Mapping[int, StepPlan]) -> dict[str, dict[str, Any]]:
-    """As JSON has them, and `parse_plans` reads them."""
+    """The plain values of plans, as JSON holds them and `parse_plans` reads them."""
     return {str(budget): plan.plain() for budget, plan in plans.items()}
 
 

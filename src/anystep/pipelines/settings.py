@@ -26,11 +26,11 @@ Prompt = Annotated[str, Len(1, 100_000)]
 
 
 class Settings(BaseModel):
-    """Of an image, or of a sheet of them. None stands for the model's own.
+    """How an image, or a sheet of them, was made. None stands for the model's own setting.
 
     Attributes:
-        format: of this record.
-        version: of anystep.
+        format: version of this record.
+        version: version of anystep.
         model, model_digest: its name, and what tells its weights and configuration from all others.
         prompts, seeds, steps: every prompt is drawn with every seed at every number of steps.
         nfe: network evaluations at each of the step counts.
