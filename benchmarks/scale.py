@@ -3,7 +3,7 @@
     python benchmarks/scale.py                 # writes docs/scale.md and benchmarks/results/scale.json
 
 The tables come from `anystep.training.plan`: memory from the network run on tensors without data, traffic from rings
-over the links of the device's data sheet. A batch hides its traffic when computing takes at least as long.
+over the links of the device's data sheet. A batch hides its communication when computing takes at least as long.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from anystep.data_sheets import DEVICES
 from anystep.device import flops_of
 from anystep.files import write_text
 from anystep.training.config import Recipe
-from anystep.training.plan import HOP_BETWEEN, HOP_INSIDE, LINK_REACHED, Budget, budget, traffic
+from anystep.training.plan import HOP_BETWEEN, HOP_INSIDE, LINK_EFFICIENCY, Budget, budget, communication
 from anystep.training.recipe_files import load_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -56,7 +56,7 @@ def row(name: str, parallel: str, devices: int, activations: tuple[float, float]
     state: Budget = budget(recipe, devices, torch.bfloat16)
     fixed, each = activations
     fitting = int((kind.memory - state.state_bytes - fixed) // each)
-    moved = traffic(recipe, devices)
+    moved = communication(recipe, devices)
     computing = flops / (UTILISATION * kind.flops)
     seconds = moved.seconds(kind)
     hiding = max(1, -int(-seconds // computing))
@@ -181,7 +181,7 @@ def page(rows: list[dict[str, Any]], check: dict[str, Any]) -> str:
             memory=kind.memory / 1e9,
             link=kind.link / 1e9,
             network=kind.network / 1e9,
-            reached=LINK_REACHED,
+            reached=LINK_EFFICIENCY,
             inside=1e6 * HOP_INSIDE,
             between=1e6 * HOP_BETWEEN,
             utilisation=UTILISATION,

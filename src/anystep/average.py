@@ -19,8 +19,8 @@ from anystep.ranks import Ranks
 from anystep.training.snapshots import Rebuilt, Snapshots
 
 REPORT = "lengths"  # folder of the comparison, in the run's
-FACTS = "average.json"  # in a model's folder: what it is the average of
-LEAST = 1e-12  # a distance that rounding may take below zero has a logarithm
+ABOUT = "average.json"  # in a model's folder: what it is the average of
+MIN_DISTANCE = 1e-12  # a distance that rounding may take below zero has a logarithm
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Distances:
 
     @property
     def score(self) -> float:
-        return sum(math.log(max(each, LEAST)) for each in self.at.values()) / len(self.at)
+        return sum(math.log(max(each, MIN_DISTANCE)) for each in self.at.values()) / len(self.at)
 
 
 def write_average(run: Path, length: float, out: Path, step: int | None = None) -> Rebuilt:
@@ -81,8 +81,8 @@ def choose_length(
     found = sorted(measured, key=lambda each: each.score)
     best = next(place for place, plan in enumerate(plans) if plan.length == found[0].length)
     chosen = {f"{each.length:g}": {str(steps): distance for steps, distance in each.at.items()} for each in found}
-    facts = {"distance": _named(figures["better"])[0], "data": asked.data, "chosen from": chosen}
-    _write(models[best].pipeline.to("cpu"), out, plans[best], facts)
+    about = {"distance": _named(figures["better"])[0], "data": asked.data, "chosen from": chosen}
+    _write(models[best].pipeline.to("cpu"), out, plans[best], about)
     return found
 
 
@@ -152,10 +152,10 @@ def _named(metrics: Mapping[str, Any]) -> tuple[str, Any]:
     return next((name, value) for name, value in metrics.items() if name.startswith(FrechetDistance.name))
 
 
-def _write(pipeline: TransitionPipeline, out: Path, plan: Rebuilt, facts: Mapping[str, Any] | None = None) -> None:
+def _write(pipeline: TransitionPipeline, out: Path, plan: Rebuilt, about: Mapping[str, Any] | None = None) -> None:
     if not Ranks().is_main:
         return
     made_of = {"length": plan.length, "step": plan.step, "snapshots": len(plan.weights), "misfit": plan.misfit}
     with publishing(out) as part:
         pipeline.save_pretrained(part)
-        write_json(part / FACTS, {**made_of, **(facts or {})})
+        write_json(part / ABOUT, {**made_of, **(about or {})})

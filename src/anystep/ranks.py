@@ -31,11 +31,11 @@ def _life() -> str:
 
     Its agents on several machines count lives differently, so there each life needs a store of its own.
     """
-    told = os.environ.get
-    if told("GROUP_WORLD_SIZE", "1") == "1":
-        return told("TORCHELASTIC_RESTART_COUNT", "0")
-    mortal = told("TORCHELASTIC_MAX_RESTARTS", "0") != "0" and told("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    if mortal and told("RANK") == "0":
+    variable = os.environ.get
+    if variable("GROUP_WORLD_SIZE", "1") == "1":
+        return variable("TORCHELASTIC_RESTART_COUNT", "0")
+    mortal = variable("TORCHELASTIC_MAX_RESTARTS", "0") != "0" and variable("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if mortal and variable("RANK") == "0":
         print(f"workers that die cannot come back on several machines without {STORE_A_LIFE}=1", file=sys.stderr)
     return ""
 
@@ -88,9 +88,9 @@ class Ranks:
         """What each process has to say, in their order."""
         if self.count == 1:
             return [what]
-        told: list[Any] = [None] * self.count
-        dist.all_gather_object(told, what, group=self.host_group)
-        return told
+        found: list[Any] = [None] * self.count
+        dist.all_gather_object(found, what, group=self.host_group)
+        return found
 
     def gather(self, values: Tensor) -> Tensor:
         """The values of all processes, in the order of the batch."""

@@ -10,7 +10,7 @@ import pytest
 from anystep.errors import InputError
 from anystep.training import train as module
 from anystep.training.config import GuardConfig, Recipe
-from anystep.training.guard import LEAST, Guard
+from anystep.training.guard import MIN_NORMS, Guard
 from anystep.training.train import train
 
 
@@ -32,7 +32,7 @@ def test_steps_that_are_not_finite_are_counted_and_some_in_a_row_end_the_run() -
 def test_a_norm_that_stands_out_is_a_spike_and_not_remembered() -> None:
     guard = Guard(GuardConfig(spike=10.0))
     assert not guard.spiked(1e6)  # nothing to compare with yet
-    for _ in range(2 * LEAST):
+    for _ in range(2 * MIN_NORMS):
         assert not guard.spiked(1.0)
     assert not guard.spiked(9.0)
     for _ in range(100):

@@ -15,13 +15,13 @@ from anystep.objective import TrainingBatch
 from anystep.training.config import Recipe
 from anystep.training.objective import make_objective
 from anystep.training.plan import (
-    Traffic,
+    Communication,
     budget,
     check_fits,
     check_memory,
+    communication,
     evaluations_per_sample,
     recipe_evaluations,
-    traffic,
 )
 from anystep.training.recipe_files import load_recipe
 
@@ -131,26 +131,26 @@ def plan(parallel: str, **objective: Any) -> Recipe:
     return Recipe.model_validate({"model": {"preset": "t2i-xl"}, "parallel": parallel, "objective": objective})
 
 
-def test_traffic_is_that_of_rings() -> None:
+def test_communication_is_that_of_rings() -> None:
     size = 4 * 864_978_080
-    assert traffic(plan("ddp"), 1) == Traffic()
-    ddp = traffic(plan("ddp"), 8)
+    assert communication(plan("ddp"), 1) == Communication()
+    ddp = communication(plan("ddp"), 8)
     assert ddp.inside == pytest.approx(2 * size * 7 / 8)
     assert ddp.between == 0
     # forward, derivative, backward; and the gradients
-    fsdp = traffic(plan("fsdp"), 64)
+    fsdp = communication(plan("fsdp"), 64)
     assert fsdp.inside == pytest.approx(4 * size * 63 / 64)
     assert fsdp.between == pytest.approx(4 * size * 7 / 8 / 8)
-    assert traffic(plan("fsdp", diffusion_share=1.0), 64).inside == pytest.approx(3 * size * 63 / 64)
+    assert communication(plan("fsdp", diffusion_share=1.0), 64).inside == pytest.approx(3 * size * 63 / 64)
     # whole inside a machine; between machines an eighth of the gradients, twice
-    hsdp = traffic(plan("hsdp"), 64)
+    hsdp = communication(plan("hsdp"), 64)
     assert hsdp.inside == pytest.approx(4 * size * 7 / 8)
     assert hsdp.between == pytest.approx(2 * size / 8 * 7 / 8)
     h100 = DEVICES["H100"]
     waiting = 2e-6 * hsdp.hops_inside + 5e-6 * hsdp.hops_between
     assert hsdp.seconds(h100, 1.0) == pytest.approx(hsdp.inside / 450e9 + waiting)
     with pytest.raises(InputError, match="network between machines of these devices is not known"):
-        traffic(plan("ddp"), 16).seconds(DEVICES["4090"])
+        communication(plan("ddp"), 16).seconds(DEVICES["4090"])
 
 
 def test_what_cannot_fit_is_refused_with_the_number_and_what_would(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_native_parts_are_counted_as_squares_of_as_many_tokens() -> None:
         load_recipe(CONFIGS / "scenes-native.yaml", Recipe, ["--run.micro_batches", parts, "--parallel", "fsdp"], True)
         for parts in ("8", "16")
     ]
-    once, twice = (traffic(recipe, 8).inside for recipe in sharded)
+    once, twice = (communication(recipe, 8).inside for recipe in sharded)
     assert 1.5 < twice / once < 2  # each part gathers the weights again, and gradients are scattered once
 
 

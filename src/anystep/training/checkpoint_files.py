@@ -26,7 +26,7 @@ from anystep.training.trainer_state import COUNTS
 MANIFEST = "manifest.json"
 NAME = re.compile(r"step-(\d{8,18})")
 STEP = "step"  # the tensor that says of which step the others are
-MOST_STEPS = 10**12  # that a manifest may count
+MAX_STEPS = 10**12  # that a manifest may count
 SHOWN = 5  # of the tensors that differ, in a message
 
 
@@ -54,15 +54,15 @@ def recorded_recipe(folder: Path) -> dict[str, Any] | None:
 def read_manifest(folder: Path, step: int) -> dict[str, Any]:
     """Raises Damaged where it is not what `Checkpoints` writes, or names files that are not the folder's own."""
     try:
-        facts = current_manifest(read_json(folder / MANIFEST))
+        manifest = current_manifest(read_json(folder / MANIFEST))
     except InputError as error:
         raise Damaged(str(error)) from None
-    counts = [facts.get(name, 0) for name in COUNTS]
-    if any(type(count) is not int or not 0 <= count <= MOST_STEPS for count in counts):
+    counts = [manifest.get(name, 0) for name in COUNTS]
+    if any(type(count) is not int or not 0 <= count <= MAX_STEPS for count in counts):
         raise Damaged(f"{MANIFEST} counts what is no number")
-    if facts.get(STEP) != step:
-        raise Damaged(f"{MANIFEST} is of step {facts.get(STEP)}")
-    files = facts.get("files")
+    if manifest.get(STEP) != step:
+        raise Damaged(f"{MANIFEST} is of step {manifest.get(STEP)}")
+    files = manifest.get("files")
     if not isinstance(files, dict) or METADATA not in files:
         raise Damaged(f"{MANIFEST} names no files")
     for name in files:
@@ -70,10 +70,10 @@ def read_manifest(folder: Path, step: int) -> dict[str, Any]:
             raise Damaged(f"{MANIFEST} names {name!r}, which is not in the folder")
         if not stat.S_ISREG((folder / name).lstat().st_mode):
             raise Damaged(f"{name} is a link or no file")
-    return facts
+    return manifest
 
 
-def check_step(folder: Path, metadata: Metadata, facts: Mapping[str, Any]) -> None:
+def check_step(folder: Path, metadata: Metadata, manifest: Mapping[str, Any]) -> None:
     """Raises Damaged where the tensors are those of another step than the manifest says."""
     entries = metadata.state_dict_metadata
     # what was saved before there was a tensor of that name has the optimizers' own counts
@@ -89,13 +89,13 @@ def check_step(folder: Path, metadata: Metadata, facts: Mapping[str, Any]) -> No
         return
     try:
         load_tensors(counts, folder, metadata, no_dist=True)
-        told = max(int(count) for count in counts.values())
+        found = max(int(count) for count in counts.values())
     except (Exception, CheckpointException) as error:
         raise Damaged(f"its tensors cannot be read: {cause_of(error)}") from None
-    step = facts[STEP]
-    skipping = names != [STEP] and (facts.get("skipped") or facts.get("rollbacks"))
-    if told > step or (told != step and not skipping):
-        raise Damaged(f"its tensors are of step {told}")
+    step = manifest[STEP]
+    skipping = names != [STEP] and (manifest.get("skipped") or manifest.get("rollbacks"))
+    if found > step or (found != step and not skipping):
+        raise Damaged(f"its tensors are of step {found}")
 
 
 def load_tensors(
@@ -136,11 +136,11 @@ def differing_tensors(there: Mapping[str, Tensor | Size], here: Mapping[str, Ten
         for network in (there, here)
     )
     different = [name for name in sorted({*first, *second}) if first.get(name) != second.get(name)]
-    told = [
+    found = [
         f"{name} ({first.get(name, 'none')} there and {second.get(name, 'none')} here)" for name in different[:SHOWN]
     ]
     more = f" and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
-    return ", ".join(told) + more
+    return ", ".join(found) + more
 
 
 def read_average(folder: Path, network: nn.Module, place: int = 0, step: int | None = None) -> int:
@@ -172,25 +172,25 @@ def read_average(folder: Path, network: nn.Module, place: int = 0, step: int | N
 def read_saved(folder: Path, step: int, tensors: dict[str, Any], what: str = "checkpoint") -> dict[str, Any]:
     """Read what `Checkpoints` saved at a step into these tensors, in this process alone, its files verified first.
 
-    Returns the facts that were saved with it.
+    Returns its manifest.
 
     Raises:
         InputError: it is damaged, or does not hold these tensors.
     """
     saved = folder / f"step-{step:08d}"
     try:
-        facts = read_manifest(saved, step)
-        for name, expected in sorted(facts["files"].items()):
+        manifest = read_manifest(saved, step)
+        for name, expected in sorted(manifest["files"].items()):
             if digest(saved / name) != expected:
                 raise Damaged(f"{name} is not what {MANIFEST} says")
-        metadata = read_metadata(saved, facts["files"])
-        check_step(saved, metadata, facts)
+        metadata = read_metadata(saved, manifest["files"])
+        check_step(saved, metadata, manifest)
         load_tensors(tensors, saved, metadata, no_dist=True)
     except InputError:
         raise
     except (Exception, CheckpointException) as error:
         raise InputError(f"{what} {str(saved)!r} is damaged, or of another network: {cause_of(error)}") from None
-    return facts
+    return manifest
 
 
 def digest(path: Path) -> list[Any]:

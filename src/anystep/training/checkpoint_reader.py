@@ -32,8 +32,8 @@ from anystep.errors import InputError
 from anystep.files import read_bytes
 
 METADATA = ".metadata"
-LARGEST = 2**62  # of a number: sizes, offsets
-MOST_AXES = 64  # of a tensor
+MAX_NUMBER = 2**62  # of a number: sizes, offsets
+MAX_AXES = 64  # of a tensor
 # what the writer's pickles are made of; none that names a global by text alone, counts its own memory or calls outside
 INSTRUCTIONS = (
     "PROTO", "FRAME", "STOP", "MARK", "MEMOIZE", "BINGET", "LONG_BINGET", "NONE", "NEWTRUE", "NEWFALSE", "BININT",
@@ -62,7 +62,7 @@ class _Unpickler(pickle.Unpickler):
         super().__init__(io.BytesIO(content))
         # made for this reading, so that what it sets on them is gone with it
         self._records = {
-            each: type(each[1], (), {"__setstate__": lambda self, state: setattr(self, "said", state)})
+            each: type(each[1], (), {"__setstate__": lambda self, state: setattr(self, "fields", state)})
             for each in RECORDS
         }
 
@@ -107,10 +107,10 @@ def read_metadata(folder: Path, files: Mapping[str, Any]) -> Metadata:
 
 
 def _metadata(found: Any, files: Mapping[str, Any]) -> Metadata:
-    said = _said(found, "Metadata")
+    fields = _fields(found, "Metadata")
     seen: set[int] = set()
-    entries = {_text(name): _entry(each, seen) for name, each in _kind(dict, said["state_dict_metadata"]).items()}
-    places = {_index(each): _place(info, files) for each, info in _kind(dict, said["storage_data"]).items()}
+    entries = {_text(name): _entry(each, seen) for name, each in _kind(dict, fields["state_dict_metadata"]).items()}
+    places = {_index(each): _place(info, files) for each, info in _kind(dict, fields["storage_data"]).items()}
     return Metadata(state_dict_metadata=entries, storage_data=places, storage_meta=StorageMeta())
 
 
@@ -118,43 +118,43 @@ def _entry(found: Any, seen: set[int]) -> TensorStorageMetadata | BytesStorageMe
     """Of one tensor or value; `seen` are the lists of chunks so far: one that is used again makes much of a little."""
     if type(found).__name__ == "BytesStorageMetadata":
         return BytesStorageMetadata()
-    said = _said(found, "TensorStorageMetadata")
-    properties = vars(said["properties"]).get("said")
+    fields = _fields(found, "TensorStorageMetadata")
+    properties = vars(fields["properties"]).get("fields")
     dtype = _kind(torch.dtype, _kind(tuple, properties)[0])
-    if id(said["chunks"]) in seen:
+    if id(fields["chunks"]) in seen:
         raise _Refused("one list of chunks for several tensors")
-    seen.add(id(said["chunks"]))
-    chunks = [_said(each, "ChunkStorageMetadata") for each in _kind(list, said["chunks"])]
+    seen.add(id(fields["chunks"]))
+    chunks = [_fields(each, "ChunkStorageMetadata") for each in _kind(list, fields["chunks"])]
     return TensorStorageMetadata(
         TensorProperties(dtype=dtype),
-        _sizes(said["size"]),
+        _sizes(fields["size"]),
         [ChunkStorageMetadata(_sizes(each["offsets"]), _sizes(each["sizes"])) for each in chunks],
     )
 
 
 def _index(found: Any) -> MetadataIndex:
-    said = _said(found, "MetadataIndex")
-    offset, index = said.get("offset"), said.get("index")
+    fields = _fields(found, "MetadataIndex")
+    offset, index = fields.get("offset"), fields.get("index")
     return MetadataIndex(
-        _text(said["fqn"]), None if offset is None else _sizes(offset), None if index is None else _whole(index)
+        _text(fields["fqn"]), None if offset is None else _sizes(offset), None if index is None else _natural(index)
     )
 
 
 def _place(found: Any, files: Mapping[str, Any]) -> _StorageInfo:
-    said = _said(found, "_StorageInfo")
-    name = _text(said["relative_path"])
+    fields = _fields(found, "_StorageInfo")
+    name = _text(fields["relative_path"])
     if name not in files:
         raise _Refused(f"a tensor in {name!r}, which the manifest does not name")
-    if said.get("transform_descriptors"):
+    if fields.get("transform_descriptors"):
         raise _Refused("a tensor in a transformed file")
-    return _StorageInfo(name, _whole(said["offset"]), _whole(said["length"]))
+    return _StorageInfo(name, _natural(fields["offset"]), _natural(fields["length"]))
 
 
-def _said(found: Any, kind: str) -> dict[Any, Any]:
+def _fields(found: Any, kind: str) -> dict[Any, Any]:
     """The fields of a stand-in."""
     if type(found).__name__ != kind:
         raise _Refused(f"{type(found).__name__} in place of {kind}")
-    return _kind(dict, vars(found).get("said", {}))
+    return _kind(dict, vars(found).get("fields", {}))
 
 
 def _kind(kind: type, value: Any) -> Any:
@@ -167,16 +167,16 @@ def _text(value: Any) -> str:
     return str(_kind(str, value))
 
 
-def _whole(value: Any) -> int:
-    if not 0 <= _kind(int, value) < LARGEST:
+def _natural(value: Any) -> int:
+    if not 0 <= _kind(int, value) < MAX_NUMBER:
         raise _Refused(f"the size or offset {value}")
     return int(value)
 
 
 def _sizes(values: Any) -> torch.Size:
-    if not isinstance(values, list | tuple) or len(values) > MOST_AXES:
+    if not isinstance(values, list | tuple) or len(values) > MAX_AXES:
         raise _Refused(f"{type(values).__name__} in place of sizes")
-    return torch.Size([_whole(each) for each in values])
+    return torch.Size([_natural(each) for each in values])
 
 
 class SafeReader(dcp.FileSystemReader):

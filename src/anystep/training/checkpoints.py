@@ -59,7 +59,7 @@ class Checkpoints:
     Args:
         folder: of the checkpoints.
         ranks: the processes that save and load together.
-        keep: how many of the newest to keep; None keeps all. The newest whose facts do not say `diverged` is kept
+        keep: how many of the newest to keep; None keeps all. The newest whose manifest does not say `diverged` is kept
             whatever it is.
         keep_every: checkpoints at multiples of this step are kept for good; 0 keeps none.
         recipe: kept in every manifest.
@@ -103,11 +103,11 @@ class Checkpoints:
         """Of the whole checkpoints, oldest first."""
         return checkpoint_steps(self.folder)
 
-    def save(self, step: int, state: Tensors, facts: Mapping[str, Any]) -> None:
+    def save(self, step: int, state: Tensors, manifest: Mapping[str, Any]) -> None:
         """Copy the tensors and write them while training goes on; the one before is finished first.
 
         Args:
-            facts: plain values to keep with them, such as the position in the data.
+            manifest: plain values to keep with the tensors, such as the position in the data.
         """
         self.finish()
         part = self._part(step)
@@ -122,7 +122,7 @@ class Checkpoints:
                 {**state.state_dict(), STEP: torch.tensor(step)}, checkpoint_id=part, no_dist=self.ranks.count == 1,
                 process_group=self._group,
             )  # fmt: skip
-        self._saving = step, {**facts, "step": step, **self._recipe, "versions": environment()}, future
+        self._saving = step, {**manifest, "step": step, **self._recipe, "versions": environment()}, future
 
     def finish(self, together: bool = True) -> None:
         """Wait for the checkpoint that is being written, verify it, give it its name, and drop old ones.
@@ -136,24 +136,24 @@ class Checkpoints:
         """
         if self._saving is None:
             return
-        step, facts, future = self._saving
+        step, manifest, future = self._saving
         ranks = self.ranks if together else Ranks.single()
-        self._saving, part, problem, mine = None, self._part(step), "", {}
+        self._saving, part, problem, digests = None, self._part(step), "", {}
         try:
             future.result()  # once it is there, all processes have written theirs
             if together or self.ranks.is_main:
-                mine = {path.name: digest(path) for path in _share(part, ranks)}
+                digests = {path.name: digest(path) for path in _share(part, ranks)}
         except (Exception, CheckpointException) as error:  # the latter is no Exception, and wraps those of all ranks
             problem = cause_of(error)
-        told = ranks.all_gather_object((problem, mine))
-        problems = [each for each, _ in told if each]
+        gathered = ranks.all_gather_object((problem, digests))
+        problems = [each for each, _ in gathered if each]
 
         def name() -> None:
             if problems:
                 shutil.rmtree(part, ignore_errors=True)
                 return
-            files = {name: found for _, some in told for name, found in sorted(some.items())}
-            write_json(part / MANIFEST, {**facts, "files": files})
+            files = {name: found for _, some in gathered for name, found in sorted(some.items())}
+            write_json(part / MANIFEST, {**manifest, "files": files})
             shutil.rmtree(self._whole(step), ignore_errors=True)
             part.replace(self._whole(step))
             if self.keep is None:
@@ -188,7 +188,7 @@ class Checkpoints:
         return None
 
     def load(self, state: TrainingTensors) -> dict[str, Any] | None:
-        """Read the newest whole checkpoint into `state`, and return its facts; None where none was ever made.
+        """Read the newest whole checkpoint into `state`, and return its manifest; None where none was ever made.
 
         A damaged one is named and the one before used.
 
@@ -202,16 +202,16 @@ class Checkpoints:
             if isinstance(found, str):
                 damaged.append(f"checkpoint {folder.name} is damaged ({found})")
                 continue
-            facts, metadata = found
+            manifest, metadata = found
             if self.ranks.is_main:
                 for each in damaged:
                     say(f"{each}, going on from {folder.name}", error=True)
-                if told := _other_versions(facts):
+                if versions := _other_versions(manifest):
                     say(
-                        f"checkpoint {folder.name} was made with {told}: the numbers may come out otherwise", error=True
+                        f"checkpoint {folder.name} was made with {versions}: numbers may come out otherwise", error=True
                     )
             self._read(folder, metadata, state)
-            return facts
+            return manifest
         if damaged:
             raise InputError(
                 f"{damaged[0]}, and no other is whole: nothing was changed; to begin anew choose another --out, or "
@@ -249,21 +249,21 @@ class Checkpoints:
         """
         problem, refusal, found = "", "", None
         try:
-            facts = read_manifest(folder, step)
-            for place, (name, expected) in enumerate(sorted(facts["files"].items())):
+            manifest = read_manifest(folder, step)
+            for place, (name, expected) in enumerate(sorted(manifest["files"].items())):
                 if place % self.ranks.count == self.ranks.rank and digest(folder / name) != expected:
                     raise Damaged(f"{name} is not what {MANIFEST} says")
-            metadata = read_metadata(folder, facts["files"])
-            check_step(folder, metadata, facts)
-            found = facts, metadata
+            metadata = read_metadata(folder, manifest["files"])
+            check_step(folder, metadata, manifest)
+            found = manifest, metadata
         except (Damaged, OSError) as error:
             problem = str(error)
         except InputError as error:
             refusal = str(error)
-        told = self.ranks.all_gather_object((problem, refusal))
-        if problems := [each for each, _ in told if each]:
+        gathered = self.ranks.all_gather_object((problem, refusal))
+        if problems := [each for each, _ in gathered if each]:
             return problems[0]
-        if refusals := [each for _, each in told if each]:
+        if refusals := [each for _, each in gathered if each]:
             raise InputError(refusals[0])
         assert found is not None
         return found
@@ -284,9 +284,9 @@ def _share(part: Path, ranks: Ranks) -> list[Path]:
     ]
 
 
-def _other_versions(facts: Mapping[str, Any]) -> str:
+def _other_versions(manifest: Mapping[str, Any]) -> str:
     """The versions that a checkpoint was made with, where they are others than these."""
-    there, here = facts.get("versions"), environment()
+    there, here = manifest.get("versions"), environment()
     if not isinstance(there, dict):
         return "versions that it does not name"
     names = [name for name in ("anystep", "torch") if there.get(name) != here[name]]

@@ -349,12 +349,12 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _guidance_goes_together(self) -> "Recipe":
-        conditioned, told = self.objective.guidance_condition is not None, self.model.options.get("guidance_embed")
-        if conditioned and not told:
+        conditioned, embedded = self.objective.guidance_condition is not None, self.model.options.get("guidance_embed")
+        if conditioned and not embedded:
             raise ValueError(
-                "objective.guidance_condition needs a network that is told it: model.options.guidance_embed"
+                "objective.guidance_condition needs a network that is given the scale: model.options.guidance_embed"
             )
-        if told and not conditioned:
+        if embedded and not conditioned:
             raise ValueError("model.options.guidance_embed is learned by objective.guidance_condition, which is null")
         asks_null = "guidance_condition" if conditioned else "target self_evaluation"
         empty = self.condition_dropout and self.model.options.get("class_dropout_prob", 1)

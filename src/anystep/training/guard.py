@@ -14,8 +14,8 @@ from anystep.training.config import GuardConfig
 from anystep.training.parallel import all_finite
 from anystep.training.trainer_state import TrainerState
 
-REMEMBERED = 100  # gradient norms that a new one is compared with
-LEAST = 20  # of them, before anything counts as a spike
+MAX_NORMS = 100  # gradient norms that a new one is compared with
+MIN_NORMS = 20  # of them, before anything counts as a spike
 LOST = 3  # skipped steps in a row at the end of a run that mean that it has diverged
 
 
@@ -30,7 +30,7 @@ class Guard:
 
     def __init__(self, config: GuardConfig, skipped: int = 0, spikes: int = 0, row: int = 0) -> None:
         self.config, self.skipped, self.spikes, self.row = config, skipped, spikes, row
-        self._norms: deque[float] = deque(maxlen=REMEMBERED)
+        self._norms: deque[float] = deque(maxlen=MAX_NORMS)
 
     @classmethod
     def of(cls, config: GuardConfig, state: TrainerState) -> "Guard":
@@ -65,7 +65,7 @@ class Guard:
 
     def spiked(self, norm: float) -> bool:
         """Whether a finite gradient norm stands out from those before it, with which it is then remembered."""
-        usual = median(self._norms) if len(self._norms) >= LEAST else math.inf
+        usual = median(self._norms) if len(self._norms) >= MIN_NORMS else math.inf
         if norm > self.config.spike * usual:
             self.spikes += 1
             return True

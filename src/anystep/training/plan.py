@@ -14,16 +14,16 @@ from anystep.errors import InputError
 from anystep.models.cost import count_parameters, network_cost
 from anystep.models.presets import depths_of, preset_option
 from anystep.objective import GuidanceCondition, TimeDraws, target_cost
-from anystep.training.config import ModelConfig, Recipe
+from anystep.training.config import ModelConfig, Recipe, RunConfig
 from anystep.training.objective import make_objective, make_target, make_velocity
 from anystep.training.objective_config import ObjectiveConfig
 from anystep.training.snapshots import KEPT_AS
 
 # a backward pass is counted as two forward ones
 TRAINING_COST = 3
-CAPTION_TOKENS = 256  # a caption's most
+CAPTION_TOKENS = 256  # of the longest caption
 PER_MACHINE = 8  # devices of a machine, where nobody says
-LINK_REACHED = 0.7  # of a link's data sheet, by large messages
+LINK_EFFICIENCY = 0.7  # of a link's data sheet, by large messages
 HOP_INSIDE, HOP_BETWEEN = 2e-6, 5e-6  # seconds from one device to the next
 BUCKET = 25 * 2**20  # bytes of gradients that go together
 WORTH_A_LOOK = 0.05  # of the memory: runs whose weights and moments take less are not planned before they start
@@ -37,11 +37,11 @@ def evaluations_per_sample(config: ObjectiveConfig, model: ModelConfig | None = 
         guided: the share of samples whose target is guided, where any is.
     """
     velocity = None if model is None else make_velocity(config, model)
-    beside = 0 if velocity is None else TRAINING_COST * velocity.cost  # the velocity's branch, forward and backward
+    branch = 0 if velocity is None else TRAINING_COST * velocity.cost  # the velocity's, forward and backward
     moving = (1 - config.diffusion_phase) * (1 - config.diffusion_share)
     target = target_cost(make_target(config), velocity, config.ema_teacher)
     guides = config.guidance is not None or config.guidance_condition is not None
-    return TRAINING_COST + moving * (target + beside) + (2 * guided if guides else 0)
+    return TRAINING_COST + moving * (target + branch) + (2 * guided if guides else 0)
 
 
 def recipe_evaluations(recipe: Recipe) -> float:
@@ -58,18 +58,18 @@ def recipe_evaluations(recipe: Recipe) -> float:
 
 @dataclass(frozen=True)
 class Budget:
-    """Of one run.
+    """What one run takes.
 
     Attributes:
-        parameters: of the network.
-        tokens_per_image: positions of the transformer.
-        images_at_once: that one device holds; native ones are counted as squares of the most area.
-        tokens_per_step: of all devices and parts.
-        flops_per_step: of all devices together, on average over the run.
+        parameters: number of weights of the network.
+        tokens_per_image: number of positions of the transformer.
+        images_at_once: number of images in a micro-batch; native ones are counted as squares of the largest area.
+        tokens_per_step: number of tokens in a step of all devices.
+        flops_per_step: operations of a step of all devices together, on average over the run.
         state_bytes: weights, gradients, moments and averages on one device.
-        activation_bytes: the most that a step holds beside them.
-        checkpoint_bytes: of one checkpoint.
-        snapshot_bytes: of one snapshot of averages, in halves of the precision.
+        activation_bytes: the peak of a step in addition to them.
+        checkpoint_bytes: size of one checkpoint.
+        snapshot_bytes: size of one snapshot of averages, in half precision.
     """
 
     parameters: int
@@ -91,33 +91,29 @@ class Budget:
         return self.tokens_per_step / self.tokens_per_image
 
 
-def latent_side(recipe: Recipe) -> int:
-    """Of the latents of square images of `data.size`.
-
-    Where the codec cannot be asked because it is not on this machine, the preset's size is believed.
-    """
+def latent_side(size: int, model: ModelConfig) -> int:
+    """Side of the latents of square images of `size` pixels; that of the preset if the codec is not on this machine."""
     try:
-        return recipe.data.size // load_codec(recipe.model.codec).factor
+        return size // load_codec(model.codec).factor
     except InputError:
-        return preset_option(recipe.model.preset, recipe.model.options, "sample_size")
+        return preset_option(model.preset, model.options, "sample_size")
 
 
-def tokens_of_step(recipe: Recipe, processes: int, tokens: int) -> tuple[int, int]:
-    """Tokens that one device holds at a time, and those of a whole step, of squares of so many tokens each."""
-    run = recipe.run
-    if not recipe.data.native:
+def tokens_of_step(run: RunConfig, native: bool, processes: int, tokens: int) -> tuple[int, int]:
+    """Tokens of a micro-batch, and those of a whole step, of squares of so many tokens each."""
+    if not native:
         return tokens * max(1, run.batch_size // (processes * run.accumulate)), tokens * run.batch_size
-    part = run.tokens_per_micro_batch or tokens * max(1, run.batch_size // run.micro_batches)
-    return part, part * run.micro_batches
+    micro_batch = run.tokens_per_micro_batch or tokens * max(1, run.batch_size // run.micro_batches)
+    return micro_batch, micro_batch * run.micro_batches
 
 
 def weight_copies(recipe: Recipe) -> int:
-    """Numbers kept for each weight: itself, its gradient, two moments, and its averages."""
+    """Number of values kept for each weight: itself, its gradient, two moments, and its averages."""
     return 4 + len(recipe.ema_decays) + len(recipe.ema_lengths)
 
 
 def shard_count(recipe: Recipe, processes: int) -> int:
-    """Over how many devices one copy of the weights is spread."""
+    """Number of devices over which one copy of the weights is sharded."""
     spread = {"fsdp": processes, "hsdp": recipe.run.shard_size or min(PER_MACHINE, processes)}
     return spread.get(recipe.parallel, 1)
 
@@ -131,9 +127,9 @@ def budget(
         InputError: an unknown preset or option.
     """
     options = dict(recipe.model.options)
-    side = latent_side(recipe)
+    side = latent_side(recipe.data.size, recipe.model)
     tokens = (side // preset_option(recipe.model.preset, options, "patch_size")) ** 2
-    at_once, of_step = tokens_of_step(recipe, processes, tokens)
+    at_once, of_step = tokens_of_step(recipe.run, recipe.data.native, processes, tokens)
     micro = -(-at_once // tokens)
     try:
         cost = network_cost(
@@ -168,7 +164,7 @@ def budget(
 
 
 @dataclass(frozen=True)
-class Traffic:
+class Communication:
     """What one device sends in a step, in rings over all devices that share something.
 
     Attributes:
@@ -182,28 +178,31 @@ class Traffic:
     hops_inside: int = 0
     hops_between: int = 0
 
-    def __add__(self, other: "Traffic") -> "Traffic":
-        return Traffic(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
+    def __add__(self, other: "Communication") -> "Communication":
+        return Communication(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
 
-    def seconds(self, kind: DeviceKind, reached: float = LINK_REACHED) -> float:
-        """How long it takes where nothing else is sent; links reach that share of their data sheet.
+    def seconds(self, kind: DeviceKind, efficiency: float = LINK_EFFICIENCY) -> float:
+        """Seconds that it takes where nothing else is sent.
+
+        Args:
+            efficiency: share of the rate in their data sheet that links reach.
 
         Raises:
             InputError: a kind whose machines are not connected.
         """
         if self.between and kind.network is None:
             raise InputError("the network between machines of these devices is not known: plan with one machine")
-        moving = max(self.inside / kind.link, self.between / (kind.network or 1.0)) / reached
-        return moving + HOP_INSIDE * self.hops_inside + HOP_BETWEEN * self.hops_between
+        longest = max(self.inside / kind.link, self.between / (kind.network or 1.0)) / efficiency
+        return longest + HOP_INSIDE * self.hops_inside + HOP_BETWEEN * self.hops_between
 
 
-def gather_traffic(size: float, devices: int, machines: int, messages: int) -> Traffic:
+def all_gather(size: float, devices: int, machines: int, messages: int) -> Communication:
     """Every one of `devices` gets all `size` bytes, of which each has its part; or adds them up and keeps its part.
 
     A ring passes through every device of a machine before it leaves it, and there are as many rings as adapters.
     """
     each = devices // machines
-    return Traffic(
+    return Communication(
         inside=size * (devices - 1) / devices if each > 1 else 0.0,
         between=size * (machines - 1) / machines / each,
         hops_inside=messages * (devices - machines),
@@ -211,29 +210,29 @@ def gather_traffic(size: float, devices: int, machines: int, messages: int) -> T
     )
 
 
-def traffic(recipe: Recipe, processes: int, per_machine: int = PER_MACHINE) -> Traffic:
+def communication(recipe: Recipe, processes: int, per_machine: int = PER_MACHINE) -> Communication:
     """Of a training step: gradients of 32 bits are added up, and where weights are sharded they are gathered again for
     every forward and for the backward pass.
     """
     if processes == 1:
-        return Traffic()
+        return Communication()
     size = 4.0 * count_parameters(recipe.model.preset, **recipe.model.options)
     machines = -(-processes // per_machine)
     if recipe.parallel not in ("fsdp", "hsdp"):
         buckets = ceil(size / BUCKET)
-        once = gather_traffic(size, processes, machines, 1)
+        once = all_gather(size, processes, machines, 1)
         # scattered and gathered; buckets follow each other through the ring without waiting
-        return once + once + Traffic(hops_between=buckets)
+        return once + once + Communication(hops_between=buckets)
     depth = sum(depths_of(recipe.model.preset, recipe.model.options))  # all are gathered in every forward
     shared = shard_count(recipe, processes)
-    one = gather_traffic(size, shared, max(1, shared // per_machine), depth)
+    one = all_gather(size, shared, max(1, shared // per_machine), depth)
     guides = recipe.objective.guidance is not None or recipe.objective.guidance_condition is not None
     forwards = 1 + (recipe.objective.diffusion_share < 1) + 2 * guides
     rounds = max(1, recipe.run.micro_batches // processes) if recipe.data.native else recipe.run.accumulate
     gathered = rounds * (forwards + 1)  # once more for the backward pass
     total = sum([one] * gathered, start=one)  # and the gradients, of which each device keeps its part
     if (copies := processes // shared) > 1:
-        part = gather_traffic(size / shared, copies, min(copies, machines), depth)
+        part = all_gather(size / shared, copies, min(copies, machines), depth)
         total = total + part + part
     return total
 
@@ -263,15 +262,15 @@ def check_fits(recipe: Recipe, out: Path, processes: int, device: torch.device, 
 
 
 def check_memory(recipe: Recipe, processes: int, memory: float, precision: torch.dtype) -> Budget:
-    """The budget, if it fits.
+    """The budget of a recipe, if it fits into the memory of a device.
 
     Raises:
         InputError: it does not; names the largest batch that would.
     """
-    whole = budget(recipe, processes, precision)
-    if whole.device_bytes > memory:
-        fitting = int((memory - whole.state_bytes) / (whole.activation_bytes / whole.images_at_once))
-        tokens = fitting * whole.tokens_per_image
+    found = budget(recipe, processes, precision)
+    if found.device_bytes > memory:
+        fitting = int((memory - found.state_bytes) / (found.activation_bytes / found.images_at_once))
+        tokens = fitting * found.tokens_per_image
         more = f"lower run.tokens_per_micro_batch to {tokens}" if recipe.data.native else "raise run.accumulate"
         hint = (
             f"{fitting} images at a time would fit: {more}"
@@ -279,10 +278,10 @@ def check_memory(recipe: Recipe, processes: int, memory: float, precision: torch
             else "the weights and what is kept for each do not fit: parallel fsdp on more devices, or a smaller preset"
         )
         raise InputError(
-            f"a step takes {whole.device_bytes / 1e9:.1f} GB on each device ({whole.state_bytes / 1e9:.1f} GB for "
+            f"a step takes {found.device_bytes / 1e9:.1f} GB on each device ({found.state_bytes / 1e9:.1f} GB for "
             f"weights, gradients, moments and averages), there are {memory / 1e9:.1f} GB; {hint}"
         )
-    return whole
+    return found
 
 
 def describe(
@@ -304,9 +303,9 @@ def describe(
     rate = processes * flops / plan.flops_per_step
     sent = {}
     if kind is not None and processes > 1:
-        moved = traffic(recipe, processes)
-        told = f"{moved.inside / 1e9:.2f} GB a step from each device, {moved.between / 1e9:.2f} GB between machines"
-        sent = {"communication": f"{told}: {moved.seconds(kind):.3g} s beside {1 / rate:.3g} s of computing"}
+        moved = communication(recipe, processes)
+        volume = f"{moved.inside / 1e9:.2f} GB a step from each device, {moved.between / 1e9:.2f} GB between machines"
+        sent = {"communication": f"{volume}: {moved.seconds(kind):.3g} s beside {1 / rate:.3g} s of computing"}
     days, kept = recipe.run.steps / rate / 86_400, bool(recipe.ema_lengths)
     return {
         "parameters": f"{plan.parameters:,}",

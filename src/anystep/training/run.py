@@ -67,18 +67,18 @@ def schedule_changes(before: Recipe | CodecRecipe | None, now: Recipe | CodecRec
     if before is None or before.run.steps == now.run.steps:
         return ""
     old, new = (learning_rate(each.optimizer, step, each.run.steps) for each in (before, now))
-    told = [f"the learning rate goes on at {new:.3g} instead of {old:.3g}"] if old != new else []
+    changes = [f"the learning rate goes on at {new:.3g} instead of {old:.3g}"] if old != new else []
     if isinstance(before, Recipe) and isinstance(now, Recipe):
         phases = {"plain diffusion": [each.objective.diffusion_phase for each in (before, now)]}
         if before.alignment is not None and now.alignment is not None and now.alignment.until < 1:
             phases["alignment"] = [each.alignment.until for each in (before, now) if each.alignment is not None]
-        told += [
+        changes += [
             f"{name} ends at step {math.ceil(shares[1] * now.run.steps)} instead of "
             f"{math.ceil(shares[0] * before.run.steps)}"
             for name, shares in phases.items()
             if shares[1] and step < max(shares[0] * before.run.steps, shares[1] * now.run.steps)
         ]
-    return f"run.steps {now.run.steps} instead of {before.run.steps}: {', '.join(told)}" if told else ""
+    return f"run.steps {now.run.steps} instead of {before.run.steps}: {', '.join(changes)}" if changes else ""
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:

@@ -55,20 +55,20 @@ def _kinds(annotation: Any) -> list[Any]:
 
 def explain(kind: type[BaseModel], error: ValidationError) -> str:
     """What is wrong with a recipe, as a line: field, value, and what was expected, once a field."""
-    told: dict[str, str] = {}
+    problems: dict[str, str] = {}
     for each in error.errors():
         where, annotation, known = _place(kind, each["loc"])
         message = each["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
         if each["type"] == "extra_forbidden":
-            told[where] = f"unknown key {cut(where)}{nearest(str(each['loc'][-1]), known)}"
+            problems[where] = f"unknown key {cut(where)}{nearest(str(each['loc'][-1]), known)}"
         elif each["type"] == "value_error" and isinstance(each["input"], dict | BaseModel):
-            told[where] = f"{cut(where)}: {message}" if where and where not in message else message
+            problems[where] = f"{cut(where)}: {message}" if where and where not in message else message
         else:
             if expected := [expectation(kind) for kind in _bounded(annotation)]:
                 message = f"expected {' or '.join(expected)}"
             got = "" if message.startswith(shown(each["input"])) else f", got {shown(each['input'])}"
-            told.setdefault(where, f"{cut(where)}: {message[:1].lower()}{message[1:]}{got}")
-    lines = list(told.values())
+            problems.setdefault(where, f"{cut(where)}: {message[:1].lower()}{message[1:]}{got}")
+    lines = list(problems.values())
     return "; ".join(lines[:2]) + (f"; and {len(lines) - 2} more" if len(lines) > 2 else "")
 
 
@@ -92,7 +92,7 @@ def _place(kind: type[BaseModel], path: Sequence[str | int]) -> tuple[str, Any, 
         names.append(str(part))
         if isinstance(single, type) and issubclass(single, BaseModel):
             known = list(single.model_fields)
-            annotation = _whole(single.model_fields[part]) if part in single.model_fields else None
+            annotation = _annotated(single.model_fields[part]) if part in single.model_fields else None
         elif get_origin(single) is tuple:
             inner = get_args(single)
             annotation = inner[0] if inner[-1] is ... or not isinstance(part, int) else inner[min(part, len(inner) - 1)]
@@ -103,7 +103,7 @@ def _place(kind: type[BaseModel], path: Sequence[str | int]) -> tuple[str, Any, 
     return ".".join(names), annotation, known
 
 
-def _whole(field: FieldInfo) -> Any:
+def _annotated(field: FieldInfo) -> Any:
     return Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
 
 

@@ -123,10 +123,10 @@ class Snapshots:
                 "--ema_lengths '[0.05, 0.1]'"
             )
         manifest = run / FOLDER / f"step-{steps[-1]:08d}" / MANIFEST
-        said = read_json(manifest).get(LENGTHS)
-        if not isinstance(said, list) or not said:
+        lengths = read_json(manifest).get(LENGTHS)
+        if not isinstance(lengths, list) or not lengths:
             raise InputError(f"{str(manifest)!r} is damaged: it names no lengths")
-        return cls(run, tuple(check(f"{manifest}: length", each, AverageLength) for each in said), tuple(steps))
+        return cls(run, tuple(check(f"{manifest}: length", each, AverageLength) for each in lengths), tuple(steps))
 
     def plan(self, lengths: Sequence[float], step: int | None = None) -> list[Rebuilt]:
         """The weights of averages of these lengths at a snapshot's step, the last when None.

@@ -54,7 +54,7 @@ from anystep.training.step import StepEvaluator
 from anystep.training.step_metrics import StepLosses, StepMetrics, gathered_samples, peak_flops
 from anystep.training.trainer_state import TrainerState, TrainingTensors
 
-SHOWN = ("residual", "residual_short", "residual_long")  # beside the progress
+SHOWN = ("residual", "residual_short", "residual_long")  # in the line of progress
 
 
 def train(recipe: Recipe, out: Path) -> dict[str, Any]:
@@ -98,9 +98,11 @@ class Trainer:
         self.network, self.averages = network, averages = prepare_networks(inputs, device, mesh)
         self.normaliser = objective.weighting.normaliser
         optimizers = make_optimizers(network, recipe.optimizer, device)
-        beside = [] if self.normaliser is None else make_adam(self.normaliser.to(device), recipe.optimizer)
-        self.optimizers = [*optimizers, *beside]
-        self.tensors = TrainingTensors(network, averages, optimizers, self.normaliser, beside)
+        normaliser_optimizers = (
+            [] if self.normaliser is None else make_adam(self.normaliser.to(device), recipe.optimizer)
+        )
+        self.optimizers = [*optimizers, *normaliser_optimizers]
+        self.tensors = TrainingTensors(network, averages, optimizers, self.normaliser, normaliser_optimizers)
         until = 0.0 if recipe.alignment is None else recipe.alignment.until
         wrapped = wrap(network, run.ranks, find_unused=0 < until < 1)
 
@@ -247,7 +249,7 @@ class Trainer:
         self.powers.cut(step)
 
     def figures(self, step: int, norm: float, seconds: float) -> dict[str, Any]:
-        """What is logged of a step beside its losses."""
+        """What is logged of a step in addition to its losses."""
         return {
             "step": step,
             "gradient_norm": norm,

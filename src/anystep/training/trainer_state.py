@@ -50,7 +50,7 @@ class TrainingTensors:
     """The tensors of a run: network, EMA networks and optimizers, sharded or not, by the names of the plain network.
 
     Args:
-        normaliser, beside: what the loss has learned of residuals, whole in every process, and its own optimizers.
+        normaliser, normaliser_optimizers: what the loss has learned of residuals, replicated in every process.
     """
 
     def __init__(
@@ -59,10 +59,10 @@ class TrainingTensors:
         averages: Sequence[nn.Module],
         optimizers: Sequence[Optimizer],
         normaliser: nn.Module | None = None,
-        beside: Sequence[Optimizer] = (),
+        normaliser_optimizers: Sequence[Optimizer] = (),
     ) -> None:
         self.network, self.averages, self.optimizers = network, averages, optimizers
-        self.normaliser, self.beside = normaliser, beside
+        self.normaliser, self.normaliser_optimizers = normaliser, normaliser_optimizers
 
     def state_dict(self) -> dict[str, Any]:
         network, optimizer = get_state_dict(self.network, self.optimizers)
@@ -70,8 +70,8 @@ class TrainingTensors:
         state |= {f"ema-{place}": get_model_state_dict(each) for place, each in enumerate(self.averages)}
         if self.normaliser is not None:
             state["normaliser"] = get_model_state_dict(self.normaliser)
-        if self.normaliser is not None and self.beside:
-            state["normaliser-optimizer"] = get_optimizer_state_dict(self.normaliser, self.beside)
+        if self.normaliser is not None and self.normaliser_optimizers:
+            state["normaliser-optimizer"] = get_optimizer_state_dict(self.normaliser, self.normaliser_optimizers)
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -82,5 +82,5 @@ class TrainingTensors:
             set_model_state_dict(each, state[f"ema-{place}"])
         if self.normaliser is not None:
             set_model_state_dict(self.normaliser, state["normaliser"])
-        if self.normaliser is not None and self.beside:
-            set_optimizer_state_dict(self.normaliser, self.beside, state["normaliser-optimizer"])
+        if self.normaliser is not None and self.normaliser_optimizers:
+            set_optimizer_state_dict(self.normaliser, self.normaliser_optimizers, state["normaliser-optimizer"])
