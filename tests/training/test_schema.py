@@ -85,7 +85,7 @@ def line(kind: type[BaseModel], path: Path, place: str, value: Any) -> str | Non
     content: Any = value
     for part in reversed(place.split(".")):
         content = {part: content}
-    with patch("anystep.training.recipe_files.read_yaml", lambda path: content):  # writing and reading it takes longer
+    with patch("anystep.plain_yaml.read_yaml", lambda path: content):  # writing and reading it takes longer
         try:
             load_recipe(path, kind)  # type: ignore[type-var]
         except InputError as error:
