@@ -44,7 +44,7 @@ from anystep.training.recipe_files import dump, load_recipe
         ("objective: {guidance: {w: 1}}", [], "objective.guidance.w"),
         ("objective: {guidance_condition: {w_max: 1}}", [], "w_max: expected a number above 1 to 100, got 1"),
         ("objective: {guidance_condition: {interval: [0.8, 0.3]}}", [], "expected the lower time first"),
-        ("objective: {guidance_condition: {}}", [], "needs a network that is given the scale: model.options.guidance_embed"),
+        ("objective: {guidance_condition: {}}", [], "given the scale: model.options.guidance_embed"),
         ("objective: {guidance_condition: {}, guidance: {}}", [], "both guide the target: set one of them"),
         ("objective: {kind: self_evaluation, guidance: {}}", [], "compares the condition with none itself"),
         (
