@@ -1,6 +1,7 @@
-"""Two-dimensional rotary position embedding (RoFormer, arXiv 2104.09864, on an image grid), and how it is stretched."""
+"""Two-dimensional rotary position embedding (RoPE, arXiv 2104.09864, on an image grid), also for longer axes."""
 
 import math
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 import torch
@@ -9,25 +10,25 @@ from torch import Tensor
 
 RotaryGrid = Literal["row_major", "reference"]
 RotaryScaling = Literal["plain", "interpolation", "ntk", "by_parts", "yarn"]
-Turns = Float[Tensor, "tokens half_head 2"]  # cosine and sine of each angle
+CosSin = Float[Tensor, "tokens half_head 2"]  # cosine and sine of each angle
 BASE = 10_000.0
-# of NTK-by-parts: pairs that turn less often than SLOW over the trained extent are interpolated, those that turn more
-# often than FAST left alone (YaRN, arXiv 2309.00071, section 3.2)
-SLOW, FAST = 1.0, 32.0
+# of NTK-by-parts: pairs of channels with fewer than ALPHA turns over the trained extent are interpolated, those with
+# more than BETA turns are unchanged (YaRN, arXiv 2309.00071, section 3.2)
+ALPHA, BETA = 1.0, 32.0
 
 
-class Rotary(NamedTuple):
-    """How queries and keys are turned: an angle for each pair of channels, and how much louder queries are, if so."""
+class RopeAngles(NamedTuple):
+    """The rotation of each pair of channels at each token of a grid, and the factor on queries where YaRN sets one."""
 
     angles: Float[Tensor, "tokens half_head"]
-    sharpness: Float[Tensor, " tokens"] | None = None
+    attention_factor: Float[Tensor, " tokens"] | None = None
 
 
-class Turning(NamedTuple):
-    """What every block turns by: queries of self-attention, which may be louder, and all others."""
+class Rope(NamedTuple):
+    """Cosines and sines that blocks rotate by: those of self-attention's queries times the factor, and all others."""
 
-    queries: Turns
-    others: Turns
+    queries: CosSin
+    unscaled: CosSin
 
 
 def positions(height: int, width: int, grid: RotaryGrid) -> Int[Tensor, "tokens 2"]:
@@ -42,83 +43,86 @@ def positions(height: int, width: int, grid: RotaryGrid) -> Int[Tensor, "tokens 
 
 
 def frequencies(pairs: int, scaling: RotaryScaling = "plain", stretch: float = 1.0) -> Float[Tensor, " pairs"]:
-    """Radians a position, of each pair of channels along one axis: base^(-i / pairs), and what is done for long axes.
+    """Radians per position of each pair of channels along one axis: base^(-i / pairs), or scaled for longer axes.
 
     Args:
-        scaling: `plain` leaves them. `interpolation` divides all by the stretch (arXiv 2306.15595). `ntk` raises the
-            base so that the slowest is divided by it and the fastest not. `by_parts` interpolates pairs that never
-            turned once in training, leaves those that turned often, and mixes between (arXiv 2309.00071, section
-            3.2); `yarn` does so and sharpens attention.
-        stretch: length of the axis over the trained one; 1 and below change nothing.
+        scaling: `plain` changes nothing. `interpolation` divides all by the stretch (arXiv 2306.15595). `ntk` raises
+            the base so that the slowest is divided by it and the fastest unchanged. `by_parts` (NTK-by-parts,
+            `ntk_by_parts`) interpolates pairs with less than a turn in training, leaves those with many, and mixes
+            between; `yarn` does the same and sharpens attention.
+        stretch: length of the axis relative to the trained one; 1 and below change nothing.
     """
-    own: Tensor = BASE ** (-torch.arange(pairs, dtype=torch.float32) / pairs)
+    plain: Tensor = BASE ** (-torch.arange(pairs, dtype=torch.float32) / pairs)
     if scaling == "plain" or stretch <= 1:
-        return own
+        return plain
     if scaling == "interpolation":
-        return own / stretch
+        return plain / stretch
     if scaling == "ntk":  # base * s^(d / (d - 2)), where d = 2 pairs
         raised = BASE * stretch ** (pairs / max(1, pairs - 1))
         return raised ** (-torch.arange(pairs, dtype=torch.float32) / pairs)
-    raise ValueError(f"{scaling} depends on the trained extent: use frequencies_by_parts")
+    raise ValueError(f"{scaling} depends on the trained extent: use ntk_by_parts")
 
 
-def frequencies_by_parts(pairs: int, stretch: float, extent: int) -> Float[Tensor, " pairs"]:
-    """NTK-by-parts (arXiv 2309.00071, definition 1) of an axis that had `extent` positions in training."""
-    own = frequencies(pairs)
+def ntk_by_parts(pairs: int, stretch: float, extent: int) -> Float[Tensor, " pairs"]:
+    """NTK-by-parts frequencies (arXiv 2309.00071, definition 1) of an axis with `extent` positions in training."""
+    plain = frequencies(pairs)
     if stretch <= 1:
-        return own
-    turns = extent * own / (2 * math.pi)
-    kept = ((turns - SLOW) / (FAST - SLOW)).clamp(0, 1)
-    return (1 - kept) * own / stretch + kept * own
+        return plain
+    turns = extent * plain / (2 * math.pi)
+    unchanged = ((turns - ALPHA) / (BETA - ALPHA)).clamp(0, 1)
+    return (1 - unchanged) * plain / stretch + unchanged * plain
 
 
-def rotary(
+def rope_angles(
     height: int,
     width: int,
     head_dim: int,
     grid: RotaryGrid,
     scaling: RotaryScaling = "plain",
     extent: int | None = None,
-) -> Rotary:
-    """Of a `height x width` grid of tokens: the first half of the head turns with the first coordinate.
+) -> RopeAngles:
+    """The angles of a `height x width` grid of tokens: the first half of the head rotates with the first coordinate.
 
     Args:
-        scaling: of axes that are longer than `extent`, each by its own stretch.
+        scaling: what is done for axes that are longer than `extent`, each by its own stretch.
         extent: tokens along one side in training.
     """
     pairs, places = head_dim // 4, positions(height, width, grid)
-    turned, largest = [], 1.0
-    long = (width, height) if grid == "row_major" else (height, width)  # positions of each axis
-    for axis, length in zip(places.unbind(1), long, strict=True):
+    angles, largest = [], 1.0
+    lengths = (width, height) if grid == "row_major" else (height, width)  # number of positions of each axis
+    for axis, length in zip(places.unbind(1), lengths, strict=True):
         stretch = 1.0 if extent is None else max(1.0, length / extent)
         largest = max(largest, stretch)
         if scaling in ("by_parts", "yarn"):
-            rates = frequencies_by_parts(pairs, stretch, extent or 1)
+            rates = ntk_by_parts(pairs, stretch, extent or 1)
         else:
             rates = frequencies(pairs, scaling, stretch)
-        turned.append(axis.float()[:, None] * rates)
-    sharpness = None
+        angles.append(axis.float()[:, None] * rates)
+    factor = None
     if scaling == "yarn" and largest > 1:  # sqrt(1/t) = 0.1 ln s + 1 on queries and on keys (eq. 22); here on queries
-        sharpness = torch.full((len(places),), (0.1 * math.log(largest) + 1) ** 2)
-    return Rotary(torch.cat(turned, dim=1), sharpness)
+        factor = torch.full((len(places),), (0.1 * math.log(largest) + 1) ** 2)
+    return RopeAngles(torch.cat(angles, dim=1), factor)
 
 
-def joined(parts: list[Rotary], device: torch.device) -> Turning:
-    """Of several grids end to end."""
-    angles = torch.cat([part.angles for part in parts])
-    turns = torch.stack([angles.cos(), angles.sin()], dim=-1).to(device)
-    if all(part.sharpness is None for part in parts):
-        return Turning(turns, turns)
-    sharpness = [torch.ones(len(part.angles)) if part.sharpness is None else part.sharpness for part in parts]
-    return Turning(turns * torch.cat(sharpness).to(device)[:, None, None], turns)
+def rope(grids: Iterable[RopeAngles], device: torch.device) -> Rope:
+    """The cosines and sines of the tokens of several grids, one grid after another."""
+    grids = list(grids)
+    angles = torch.cat([grid.angles for grid in grids])
+    unscaled = torch.stack([angles.cos(), angles.sin()], dim=-1).to(device)
+    if all(grid.attention_factor is None for grid in grids):
+        return Rope(unscaled, unscaled)
+    factors = [
+        torch.ones(len(grid.angles)) if grid.attention_factor is None else grid.attention_factor for grid in grids
+    ]
+    return Rope(unscaled * torch.cat(factors).to(device)[:, None, None], unscaled)
 
 
 def rotate(
-    x: Float[Tensor, "batch tokens heads head_dim"], turns: Turns
+    x: Float[Tensor, "batch tokens heads head_dim"], cos_sin: CosSin
 ) -> Float[Tensor, "batch tokens heads head_dim"]:
-    """Turn each interleaved pair (x_2i, x_2i+1), in float32: a product of complex numbers."""
-    pairs, turns = x.float().unflatten(-1, (-1, 2)), turns[:, None]
+    """Rotate each interleaved pair of channels (x_2i, x_2i+1), in float32: a product of complex numbers."""
+    pairs, cos_sin = x.float().unflatten(-1, (-1, 2)), cos_sin[:, None]
     if not torch.compiler.is_compiling():  # one pass over memory
-        return torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(turns)).flatten(-2).to(x.dtype)
-    (even, odd), (cos, sin) = pairs.unbind(-1), turns.unbind(-1)  # which the compiler makes one pass of
+        return torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(cos_sin)).flatten(-2).to(x.dtype)
+    (even, odd), (cos, sin) = pairs.unbind(-1), cos_sin.unbind(-1)  # which the compiler makes one pass of
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x.dtype)

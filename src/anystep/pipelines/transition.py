@@ -299,7 +299,8 @@ class TransitionPipeline(CallState, SavedPipeline):
                 `uniform` times, or a plan of yours.
             rope_scaling: what becomes of positions beyond those of training (`anystep.models.rotary.frequencies`);
                 the model's own when None.
-            key_grid: tokens along the longer side that are attended to (`anystep.models.key_grid`); all when None.
+            key_grid: tokens along the longer side that are attended to, all when None
+                (`anystep.models.kv_downsampling`).
             image: to start from, or one for each prompt or each image; scaled until it covers `height` x `width`, and
                 cropped. Several seeds, or `num_images_per_prompt`, give variations of it.
             strength: the share of the times to go through from there, above 0 and at most 1, which leaves nothing of

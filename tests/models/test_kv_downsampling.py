@@ -1,23 +1,21 @@
-"""Keys of some tokens: which they are, and that nothing else changes."""
+"""Downsampled keys and values: which tokens give them, and that nothing else changes."""
 
 import math
 from itertools import pairwise
-from typing import Any
 
 import pytest
 import torch
+from helpers import lively
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anystep.models.key_grid import kept_tokens
-from anystep.models.presets import build_transformer
-from anystep.models.rotary import joined
-from anystep.models.transformer import TransitionTransformer2DModel
+from anystep.models.kv_downsampling import kv_tokens
+from anystep.models.rotary import rope
 
 
 @given(rows=st.integers(1, 60), columns=st.integers(1, 60), side=st.integers(2, 20))
-def test_kept_tokens_lie_evenly_over_the_grid(rows: int, columns: int, side: int) -> None:
-    kept = kept_tokens(rows, columns, side)
+def test_kv_tokens_lie_evenly_over_the_grid(rows: int, columns: int, side: int) -> None:
+    kept = kv_tokens(rows, columns, side)
     if kept is None:
         assert max(rows, columns) <= side
         return
@@ -31,47 +29,37 @@ def test_kept_tokens_lie_evenly_over_the_grid(rows: int, columns: int, side: int
         assert max(places[0], length - 1 - places[-1]) <= stride / 2
 
 
-def network(**options: Any) -> TransitionTransformer2DModel:
-    """One whose gates are open."""
-    torch.manual_seed(0)
-    made = build_transformer("c2i-test", **options)
-    for parameter in made.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.1)
-    return made
-
-
-def test_a_token_hears_itself_and_the_kept_ones() -> None:
-    made = network(patch_size=1, depth=1)
+def test_a_token_attends_to_itself_and_the_kept_ones() -> None:
+    made = lively("c2i-test", patch_size=1, depth=1)
     x = torch.randn(1, 4, 6, 4, requires_grad=True)
     out = made(x, torch.tensor([0.5]), torch.tensor([0.2]), torch.tensor([1]), key_grid=3)
     out[0, :, 0, 0].sum().backward()
-    heard = x.grad.abs().sum((0, 1)) > 0  # type: ignore[union-attr]
+    attended = x.grad.abs().sum((0, 1)) > 0  # type: ignore[union-attr]
     expected = torch.zeros(6, 4, dtype=torch.bool)
     expected[1::2, 1::2] = True
     expected[0, 0] = True
-    assert torch.equal(heard, expected)
+    assert torch.equal(attended, expected)
 
 
 def test_keys_stay_where_they_are() -> None:
     """Attention to the kept tokens of all is attention to all of them with the others masked."""
-    made = network(patch_size=1, depth=1)
+    made = lively("c2i-test", patch_size=1, depth=1)
     attention = made.blocks[0].attn
     x, interval = torch.randn(2, 24, made.config.hidden_size), torch.randn(2, made.config.hidden_size)
-    turn, kept = joined([made.rotary(6, 4)], x.device), kept_tokens(6, 4, 3)
+    rotation, kept = rope([made.rope_angles(6, 4)], x.device), kv_tokens(6, 4, 3)
     mask = torch.zeros(2, 24, dtype=torch.bool)
     mask[:, kept] = True
     processor = attention.processor
     with torch.no_grad():
-        few = attention(x, interval, turn, None, kept)
+        few = attention(x, interval, rotation, None, kept)
         attention.processor = lambda q, k, v: processor(q, k, v, mask)
-        masked = attention(x, interval, turn)
+        masked = attention(x, interval, rotation)
     torch.testing.assert_close(few, masked, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (4, 8)])
 def test_a_grid_as_large_as_the_image_changes_nothing(size: tuple[int, int]) -> None:
-    made = network()
+    made = lively("c2i-test")
     x, t, label = torch.randn(2, 4, *size), torch.rand(2), torch.tensor([1, 2])
     with torch.no_grad():
         whole = made(x, t, t / 2, label)
