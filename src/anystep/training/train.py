@@ -172,11 +172,12 @@ class Trainer:
                 # --- log ----------------------------------------------------------------------------------------------
                 last = step == config.steps or (ranks.count == 1 and bool(interrupted))
                 saving, shown = last or step % config.checkpoint_every == 0, last or step % config.log_every == 0
+                binned = step == config.steps or step % config.log_every == 0  # not where somebody happened to stop it
                 logging = shown or saving or self.metrics.full
                 if logging:
                     self.loader.share_unreadable()
                 losses = replace(losses, waited=losses.waited + waited)
-                self.metrics.add(position, losses, self.figures(step, norm, time.perf_counter() - begin), shown)
+                self.metrics.add(position, losses, self.figures(step, norm, time.perf_counter() - begin), binned)
                 if logging:
                     self.log(progress, step, shown)
                 else:
