@@ -134,6 +134,14 @@ def lively(preset: str, **options: Any) -> TransitionTransformer2DModel:
     return network.eval()
 
 
+def text_inputs(count: int = 2, length: int = 5) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x, t, r and caption states for the preset t2i-test."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(count, 4, 6, 10, generator=generator)
+    t, r = torch.full((count,), 0.8), torch.full((count,), 0.3)
+    return x, t, r, torch.randn(count, length, 16, generator=generator)
+
+
 def latent_batch(count: int = 6) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """x, z, t, r and labels, every sample with t > r."""
     generator = torch.Generator().manual_seed(1)

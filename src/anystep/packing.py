@@ -1,7 +1,7 @@
-"""Images of different sizes in one sequence, in which each attends to itself alone.
+"""Sequence packing: images of different sizes in one sequence, in which each attends to itself alone.
 
-A packed batch of latents is (tokens, channels, patch, patch): the patches of one image after another, row by row. All
-that is said of a sample (times, condition) is said once an image.
+A packed batch of latents is (tokens, channels, patch, patch): the patches of one image after another, row by row.
+Times and conditions have one entry an image.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,17 +20,17 @@ Attend = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class Packing:
-    """Which tokens belong to which image.
+    """Which token of a packed batch belongs to which image.
 
     Attributes:
         grids: rows and columns of each image, in tokens.
-        blockwise: attention of the whole sequence with a block-diagonal mask (PyTorch's flexible attention) instead of
-            a loop over images; `None` is where it is fast, on CUDA.
+        blockwise: whether attention runs over the whole sequence with a block-diagonal mask (PyTorch's FlexAttention)
+            instead of a loop over images; `None` means on CUDA, where it is fast.
     """
 
     grids: tuple[tuple[int, int], ...]
     blockwise: bool | None = None
-    # what every block of a network asks for again: indices by device, masks by what they are of
+    # every block of a network needs the same indices, by device, and attention masks, by name
     _kept: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
@@ -50,25 +50,25 @@ class Packing:
         return found
 
     def spread(self, vectors: Float[Tensor, "images width"]) -> Float[Tensor, "1 tokens width"]:
-        """What is said of an image, for each of its tokens."""
+        """The vector of each image, repeated for each of its tokens."""
         return vectors[self.index_on(vectors.device)][None]
 
     def mean(self, values: Float[Tensor, " tokens"]) -> Float[Tensor, " images"]:
-        """Over the tokens of each image."""
+        """The mean over the tokens of each image."""
         sums = torch.zeros(len(self.grids), dtype=values.dtype, device=values.device)
         sums = sums.index_add(0, self.index_on(values.device), values)
         return sums / torch.tensor(self.lengths, device=values.device)
 
     def all(self, flags: Tensor) -> Tensor:
-        """Whether the flag is up for all tokens of an image."""
+        """Whether the flags of all tokens of an image are true."""
         return self.mean(flags.float()) == 1
 
     def chosen(self, images: Sequence[int]) -> "Packing":
-        """The packing of these of the images, in that order."""
+        """The packing of a subset of the images, in the given order."""
         return Packing(tuple(self.grids[image] for image in images), self.blockwise)
 
     def in_order(self, image: Int[Tensor, " tokens"]) -> tuple[list[int], list[int]]:
-        """Of tokens of some images, image by image: which images they are, and where each begins."""
+        """The images that consecutive tokens belong to, image by image, and the position where each begins."""
         images, starts, place = [], [], 0
         while place < len(image):
             images.append(int(image[place]))
@@ -77,19 +77,19 @@ class Packing:
         return images, starts
 
     def attend(self, attend: Attend, q: Heads, k: Heads, v: Heads) -> Float[Tensor, "1 tokens width"]:
-        """Every image to itself, by `attend(q, k, v)` of a batch of sequences of one length."""
+        """Self-attention within each image, by `attend(q, k, v)` on batches of sequences of one length."""
         if self._blockwise(q):
-            if "own" not in self._kept:
-                own = self.index_on(q.device)
-                self._kept["own"] = _mask(own, own, None)
-            return _blockwise(q, k, v, self._kept["own"])
+            if "self" not in self._kept:
+                index = self.index_on(q.device)
+                self._kept["self"] = _mask(index, index, None)
+            return _blockwise(q, k, v, self._kept["self"])
         parts = [each[0].split(self.lengths) for each in (q, k, v)]
         return self._by_length(lambda rows: attend(*(torch.stack([part[row] for row in rows]) for part in parts)))
 
     def attend_to(
         self, attend: Attend, q: Heads, k: Tensor, v: Tensor, mask: Tensor | None
     ) -> Float[Tensor, "1 tokens width"]:
-        """Every image to keys and values of its own, (images, length, heads, head_dim), by `attend(q, k, v, mask)`."""
+        """Cross-attention of each image to its own keys and values, (images, length, heads, head_dim)."""
         if self._blockwise(q):
             length = k.shape[1]
             before, of, kept = self._kept.get("caption", (None, 0, None))
@@ -109,10 +109,10 @@ class Packing:
         return q.device.type == "cuda" if self.blockwise is None else self.blockwise
 
     def _by_length(self, answer: Callable[[list[int]], Tensor]) -> Tensor:
-        """Of images of one length at a time, put back in their order."""
+        """The answers for images of one length at a time, in the order of the images."""
         found: list[Any] = [None] * len(self.lengths)
         for length in sorted(set(self.lengths)):
-            rows = [row for row, own in enumerate(self.lengths) if own == length]
+            rows = [row for row, each in enumerate(self.lengths) if each == length]
             for row, each in zip(rows, answer(rows), strict=True):
                 found[row] = each
         return torch.cat(found)[None]
@@ -131,12 +131,14 @@ class Unpacked:
         return flags
 
 
-def _mask(asks: Tensor, owner: Tensor, seen: Tensor | None) -> BlockMask:
-    """Tokens see those that belong to the same image, and are seen."""
-    # unannotated: PyTorch counts the arguments of what it is given
-    same: Any = lambda batch, head, query, key: asks[query] == owner[key]  # noqa: E731
-    may: Any = same if seen is None else lambda batch, head, query, key: (asks[query] == owner[key]) & seen[key]
-    return create_block_mask(may, None, None, len(asks), len(owner), device=str(asks.device))
+def _mask(query_image: Tensor, key_image: Tensor, visible: Tensor | None) -> BlockMask:
+    """A mask by which tokens attend to keys of the same image, where these are visible."""
+    q, k, seen = query_image, key_image, visible
+    # lambdas, because PyTorch counts their arguments, and type checkers of functions hide these
+    attends: Any = lambda batch, head, query, key: q[query] == k[key]  # noqa: E731
+    if seen is not None:
+        attends = lambda batch, head, query, key: (q[query] == k[key]) & seen[key]  # noqa: E731
+    return create_block_mask(attends, None, None, len(q), len(k), device=str(q.device))
 
 
 def _blockwise(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:

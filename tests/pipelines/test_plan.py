@@ -9,7 +9,7 @@ from anystep.cli import build_parser, main
 from anystep.codecs import AutoencoderCodec, load_codec
 from anystep.data_sheets import DEVICES
 from anystep.errors import InputError
-from anystep.models.cost import LivingStorages
+from anystep.models.cost import LiveMemoryTracker
 from anystep.models.presets import PRESETS, build_transformer
 from anystep.pipelines.load import load
 from anystep.pipelines.plan import ModelSpec, check_fits, plan_generation
@@ -53,14 +53,14 @@ def test_memory_is_that_of_real_tensors() -> None:
     plan = plan_generation(model, 1280, 192, 1, caption_tokens=8)
     network = build_transformer("t2i-emoji").eval()
     x, t, text = torch.randn(1, 32, 24, 160), torch.rand(1), torch.randn(1, 8, 384)
-    with torch.no_grad(), LivingStorages([*network.parameters(), x, t, text]) as living:
+    with torch.no_grad(), LiveMemoryTracker([*network.parameters(), x, t, text]) as living:
         network(x, t, t, text)
     assert plan.sampling_bytes == pytest.approx(living.peak, rel=0.15)
     codec = load_codec("builtin", torch.device("cpu"))
     from anystep.codecs import to_uint8
     from anystep.codecs.tiling import decode_tiled
 
-    with torch.no_grad(), LivingStorages([*codec.autoencoder.parameters(), x]) as decoding:  # type: ignore[attr-defined]
+    with torch.no_grad(), LiveMemoryTracker([*codec.autoencoder.parameters(), x]) as decoding:  # type: ignore[attr-defined]
         to_uint8(decode_tiled(codec, x))
     assert plan.decode_bytes == pytest.approx(decoding.peak, rel=0.15)
 

@@ -9,8 +9,6 @@ import torch
 from anystep.cli import build_parser, main
 from anystep.data_sheets import DEVICES
 from anystep.errors import InputError
-from anystep.models.cost import ForwardFlops, LivingStorages, count_parameters, flop_counter, network_cost
-from anystep.models.presets import build_transformer
 from anystep.objective import TrainingBatch
 from anystep.training.config import Recipe
 from anystep.training.objective import make_objective
@@ -26,50 +24,6 @@ from anystep.training.plan import (
 from anystep.training.recipe_files import load_recipe
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
-
-
-@pytest.mark.parametrize(
-    ("preset", "count"), [("t2i-xl", 864_978_080), ("c2i-xl-2", 664_128_016), ("c2i-b-4", 128_828_224)]
-)
-def test_parameters_are_those_published(preset: str, count: int) -> None:
-    assert count_parameters(preset) == count
-
-
-def test_living_storages_are_counted_until_they_are_let_go() -> None:
-    with LivingStorages([]) as living:
-        one = torch.ones(256)
-        view = one.view(16, 16)
-        two = one + 1
-        assert living.now == 2 * 1024
-        del one
-        assert living.now == 2 * 1024  # the view holds it
-        del view, two
-        assert (living.now, living.peak) == (0, 2 * 1024)
-
-
-def test_costs_grow_with_depth_and_batch_as_they_must() -> None:
-    sizes = {"hidden_size": 32, "num_heads": 2, "text_width": 16}
-    small, deep = (network_cost("t2i-test", 2, 8, 8, 5, depth=depth, **sizes) for depth in (2, 4))
-    wide = network_cost("t2i-test", 4, 8, 8, 5, depth=2, **sizes)
-    assert wide.flops == 2 * small.flops
-    assert deep.forward_bytes == small.forward_bytes
-    assert deep.saved_bytes > 1.7 * small.saved_bytes
-    real = build_transformer("t2i-test", depth=4, **sizes)
-    assert deep.parameters == sum(weight.numel() for weight in real.parameters())
-
-
-def test_the_extended_peak_is_that_of_a_real_step() -> None:
-    """Counted on two blocks and extended to five, against five blocks that really run."""
-    sizes = {"hidden_size": 32, "num_heads": 2, "text_width": 16, "depth": 5}
-    cost = network_cost("t2i-test", 3, 8, 8, 5, **sizes)
-    network = build_transformer("t2i-test", **sizes)
-    for weight in network.parameters():
-        weight.grad = torch.zeros_like(weight)
-    x, t, condition = torch.randn(3, 4, 8, 8), torch.rand(3), torch.randn(3, 5, 16)
-    known = [*network.parameters(), *(weight.grad for weight in network.parameters()), x, t, condition]
-    with LivingStorages(known) as living:  # type: ignore[arg-type]
-        network(x, t, t, condition).sum().backward()
-    assert cost.training_bytes == pytest.approx(living.peak, rel=0.02)
 
 
 def test_checkpointing_saves_memory_and_costs_a_forward() -> None:
@@ -206,28 +160,6 @@ def test_a_dry_run_tells_and_trains_nothing(capsys: pytest.CaptureFixture[str]) 
     assert "--out is missing" in capsys.readouterr().err
 
 
-BRANCHED = {"depth": 7, "branch_depth": 3, "hidden_size": 32, "num_heads": 2, "text_width": 16}
-
-
-def test_a_network_with_branches_is_counted_as_it_is() -> None:
-    network = build_transformer("t2i-test", **BRANCHED)
-    assert count_parameters("t2i-test", **BRANCHED) == sum(weight.numel() for weight in network.parameters())
-    x, t, condition = torch.randn(3, 4, 8, 8), torch.rand(3), torch.randn(3, 5, 16)
-    with torch.no_grad(), flop_counter() as counter:
-        network(x, t, t - 0.1, condition)
-    cost = network_cost("t2i-test", 3, 8, 8, 5, **BRANCHED)
-    assert cost.flops == counter.get_total_flops()  # one branch
-    assert 3 * ForwardFlops.of("t2i-test", **BRANCHED)(8, 8, 5) == cost.flops
-    for weight in network.parameters():
-        weight.grad = torch.zeros_like(weight)
-    known = [*network.parameters(), *(weight.grad for weight in network.parameters()), x, t, condition]
-    with LivingStorages(known) as living:  # type: ignore[arg-type]
-        sum(network(x, t, t - 0.1, condition, return_velocity=True)).sum().backward()
-    assert cost.training_bytes == pytest.approx(living.peak, rel=0.02)
-    with pytest.raises(InputError, match="branch_depth 7: expected fewer than the 7 blocks"):
-        count_parameters("t2i-test", **{**BRANCHED, "branch_depth": 7})
-
-
 def test_a_velocity_that_is_learned_on_all_samples_is_paid_for() -> None:
     def cost(options: dict[str, Any], **objective: Any) -> float:
         recipe = Recipe.model_validate({"model": {"options": options}, "objective": objective})
@@ -247,13 +179,8 @@ def test_the_command_knows_the_devices_of_the_plan() -> None:
         build_parser().parse_args(["train", "x.yaml", "--dry-run", "--on", name])
 
 
-def test_operations_of_a_forward_are_those_of_its_matrices_and_scale_with_the_steps_evaluations() -> None:
+def test_operations_of_a_step_scale_with_its_evaluations() -> None:
     from anystep.training.step_metrics import utilisation
 
-    for preset, options in (("c2i-test", {}), ("t2i-test", {"depth": 5, "patch_size": 2}), ("t2i-emoji", {})):
-        cost = ForwardFlops.of(preset, **options)
-        for rows, columns, length in ((8, 8, 1), (4, 12, 7), (16, 8, 40)):
-            counted = network_cost(preset, 1, rows, columns, length, **options).flops
-            assert cost(rows, columns, 0 if preset == "c2i-test" else length) == counted
     # 4 samples forward, 2 of them on both sides, 4 backward at twice the price: 16 forwards in half a second
     assert utilisation(100, 8, 4, 0.5, 6400.0) == pytest.approx(16 * 100 / 0.5 / 6400)

@@ -26,9 +26,9 @@ Latents = Float[Tensor, "batch channels latent_height latent_width"]
 
 @runtime_checkable
 class Codec(Protocol):
-    """What the trainer and the pipeline need to know of an autoencoder.
+    """The interface of an autoencoder for the trainer and the pipeline.
 
-    `factor` is image pixels per latent pixel along one side, `channels` the depth of a latent.
+    `factor` is the number of image pixels per latent pixel along one side, `channels` that of a latent's channels.
     """
 
     factor: int
@@ -36,7 +36,7 @@ class Codec(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Tells apart codecs whose latents differ."""
+        """A digest that differs where the latents of two codecs differ."""
         ...
 
     def encode(self, images: Images) -> Latents: ...
@@ -45,7 +45,7 @@ class Codec(Protocol):
 
 
 class IdentityCodec:
-    """Pixels are the latents: for small images of one or three channels."""
+    """A codec whose latents are the pixels, for small images of one or three channels."""
 
     factor = 1
 
@@ -61,13 +61,13 @@ class IdentityCodec:
 
 
 def downsampling_factor(config: Mapping[str, Any]) -> int:
-    """Image pixels per latent pixel along one side, of the config of an AutoencoderDC or AutoencoderKL."""
+    """Image pixels per latent pixel along one side, from the config of an AutoencoderDC or AutoencoderKL."""
     blocks = config.get("encoder_block_out_channels") or config["block_out_channels"]
     return int(2 ** (len(blocks) - 1))
 
 
 class AutoencoderCodec:
-    """A diffusers `AutoencoderDC` or `AutoencoderKL` with its latents brought to zero mean and unit variance.
+    """A diffusers `AutoencoderDC` or `AutoencoderKL` with latents normalised to zero mean and unit variance.
 
     Normalisation comes from the autoencoder's config: per-channel `latents_mean` and `latents_std` where it has them
     (ours do), else its scalar `shift_factor` and `scaling_factor` (the published DC-AE and SD-VAE).
@@ -97,7 +97,7 @@ class AutoencoderCodec:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the weights, and of the numbers that latents are normalised with."""
+        """A digest of the weights and of the statistics that latents are normalised with."""
         numbers = f"{self.mean.tolist()} {self.std.tolist()}"
         return text_digest(f"{weights_digest(self.autoencoder)} {numbers}")
 
@@ -165,7 +165,7 @@ def check_whole(module: nn.Module) -> None:
 
 
 def to_uint8(images: Images) -> UInt8[Tensor, "batch 3 height width"]:
-    """The one rule from [-1, 1] to 0..255: scale, round half to even, clamp."""
+    """Images in [-1, 1] as whole numbers from 0 to 255: scaled, rounded half to even, clamped."""
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 

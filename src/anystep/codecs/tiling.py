@@ -1,9 +1,9 @@
-"""Encoding and decoding in overlapping tiles: memory of one tile, whatever the size of the image.
+"""Encoding and decoding in overlapping tiles, in the memory of one tile whatever the size of the image.
 
-A tile's outermost `MARGIN` is thrown away, because the codec saw an edge there that the image does not have; inside it
-neighbours are blended over `BLEND`. A codec of convolutions that reach no further than the margin gives what it gives
-for the whole image, to rounding; one whose attention or normalisation sees all of its input (DC-AE, the KL
-autoencoders) gives nearly that.
+The outermost `MARGIN` of a tile is discarded, because the codec saw an edge there that the image does not have; inside
+it neighbours are blended over `BLEND`. For a codec of convolutions that reach no further than the margin the result is
+that of the whole image, up to rounding; it is nearly that where attention or normalisation sees all of the input
+(DC-AE, the KL autoencoders).
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from anystep.codecs.codec import Codec
 
-# in pixels of the image
+# in image pixels
 TILE, MARGIN, BLEND = 1024, 96, 64
 
 
@@ -34,7 +34,7 @@ def encode_tiled(
 
 
 def _tiled(work: Callable[[Tensor], Tensor], batch: Tensor, tile: int, factor: int, before: int, after: int) -> Tensor:
-    """`work` on tiles; a latent pixel is `before` pixels of what comes in and `after` of what goes out."""
+    """`work` on tiles; a latent pixel is `before` pixels of the input and `after` pixels of the output."""
     cut = Cut.of(factor, tile)
     if max(batch.shape[2:]) // before <= cut.tile:
         return work(batch)
@@ -49,18 +49,18 @@ def _one_tiled(work: Callable[[Tensor], Tensor], whole: Tensor, cut: "Cut", befo
         for left, right in cut.spans(columns):
             part = work(whole[:, :, top * before : bottom * before, left * before : right * before]).float().cpu()
             down = cut.ramp(top, bottom, rows, after)[:, None]
-            share = down * cut.ramp(left, right, columns, after)[None]
+            blend = down * cut.ramp(left, right, columns, after)[None]
             if total is None:
                 total = part.new_zeros(1, part.shape[1], rows * after, columns * after)
             place = (..., slice(top * after, bottom * after), slice(left * after, right * after))
-            total[place] += part * share
-            weight[place] += share
+            total[place] += part * blend
+            weight[place] += blend
     assert total is not None
     return total.div_(weight)
 
 
 class Cut(NamedTuple):
-    """How a side is cut, in latent pixels."""
+    """How a side is cut into tiles, in latent pixels."""
 
     tile: int
     margin: int
@@ -68,11 +68,11 @@ class Cut(NamedTuple):
 
     @classmethod
     def of(cls, factor: int, tile: int = TILE) -> "Cut":
-        """For a codec of that factor and tiles of so many pixels."""
+        """The cut for a codec of this factor and tiles of `tile` image pixels."""
         return cls(tile // factor, -(-MARGIN // factor), -(-BLEND // factor))
 
     def spans(self, length: int) -> list[tuple[int, int]]:
-        """Where tiles begin and end: they overlap by two margins and a blend, and the last ends with the side."""
+        """Start and end of each tile: tiles overlap by two margins and a blend, and the last ends with the side."""
         step = self.tile - 2 * self.margin - self.blend
         if length <= self.tile:
             return [(0, length)]
@@ -80,7 +80,7 @@ class Cut(NamedTuple):
         return [(start, start + self.tile) for start in starts]
 
     def ramp(self, start: int, end: int, length: int, scale: int) -> Float[Tensor, " pixels"]:
-        """How much a tile weighs: nothing in its margins, and rising from there over the blend.
+        """The weight of a tile at each pixel: zero in its margins, and rising from there over the blend.
 
         The edges of the image itself have no margin.
         """

@@ -1,4 +1,4 @@
-"""What tells the network what to draw: captions through a text encoder, or class labels, behind one interface."""
+"""Conditions of the network behind one interface: captions through a text encoder, or class labels."""
 
 from anystep.conditioning.condition import Conditioner
 from anystep.conditioning.labels import LabelEncoder

@@ -8,12 +8,12 @@ from torch import Tensor
 
 @runtime_checkable
 class Conditioner(Protocol):
-    """Turns prompts into what the network takes as `condition` and `condition_mask`."""
+    """Encodes prompts as the network's `condition` and `condition_mask`."""
 
     def __call__(self, prompts: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
-        """One row a prompt; the mask is true where a row is not padding, None where nothing is padded."""
+        """The condition of each prompt; the mask is true where it is not padding, and None where nothing is padded."""
         ...
 
     def null(self, count: int) -> tuple[Tensor, Tensor | None]:
-        """`count` rows of the empty condition."""
+        """The empty condition, `count` times."""
         ...

@@ -15,7 +15,7 @@ from anystep.errors import InputError
 
 
 class LabelEncoder:
-    """Classes to labels; the null label is `len(class_names)`.
+    """Encodes classes as labels; the null label is `len(class_names)`.
 
     A whole number, of Python, NumPy or PyTorch, is an index. Text is a name, or an index in digits where no class has
     that name; where numbers are all the names there are, it is a name alone.
@@ -27,7 +27,7 @@ class LabelEncoder:
         self._numbered = all(name.isdecimal() for name in self.class_names)  # then "02" would be the class called 10
 
     def __call__(self, prompts: Sequence[Any] | Tensor | np.ndarray) -> tuple[Int[Tensor, " batch"], None]:
-        """(batch,) labels.
+        """The labels of classes, (batch,).
 
         Raises:
             InputError: a name or index that is not a class.
@@ -35,6 +35,7 @@ class LabelEncoder:
         return torch.tensor([self._label(prompt) for prompt in prompts]), None
 
     def null(self, count: int) -> tuple[Int[Tensor, " batch"], None]:
+        """The null label, `count` times."""
         return torch.full((count,), len(self.class_names)), None
 
     def _label(self, prompt: Any) -> int:

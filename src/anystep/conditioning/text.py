@@ -1,4 +1,4 @@
-"""Captions to the token states of a text encoder."""
+"""Encoding of captions as the token states of a text encoder."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -24,9 +24,9 @@ class TextEncoder:
     """A tokenizer and a transformers encoder (BERT-like, T5, Gemma 3), giving its last hidden states.
 
     Attributes:
-        name: what it was loaded from.
-        width: of a state.
-        max_length: tokens beyond it are cut.
+        name: the name or path that it was loaded from.
+        width: width of a token's state.
+        max_length: number of tokens after which captions are cut.
     """
 
     def __init__(self, tokenizer: Any, model: Any, name: str, max_length: int = MAX_LENGTH) -> None:
@@ -39,7 +39,7 @@ class TextEncoder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Changes when the states would: of the tokenizer, the configuration and all of the weights."""
+        """A digest of the tokenizer, the configuration and all weights: equal fingerprints mean equal states."""
         return encoder_digest(self.model, tokenizer_digest(self.tokenizer), self.max_length)
 
     @torch.no_grad()
@@ -47,7 +47,7 @@ class TextEncoder:
         self, prompts: Sequence[str]
     ) -> tuple[Float[Tensor, "batch length width"], Bool[Tensor, "batch length"] | None]:
         """States padded to the longest caption of the batch; the mask is None when nothing is padded."""
-        with _TOKENIZING:  # a tokenizer is not for two threads
+        with _TOKENIZING:  # tokenizers are not safe for threads
             tokens = self.tokenizer(
                 [plain_text(prompt) for prompt in prompts],
                 padding="longest", truncation=True, max_length=self.max_length, return_tensors="pt",
@@ -81,7 +81,7 @@ class TextEncoder:
 
 
 def plain_text(caption: str) -> str:
-    """A caption without lone surrogates, which stand for bytes that are no text and no tokenizer takes."""
+    """A caption without lone surrogates, which are no valid text and no tokenizer accepts."""
     return caption.encode("utf-8", "replace").decode()
 
 
@@ -96,7 +96,7 @@ def split_states(
 def pad_states(
     rows: Sequence[Float[Tensor, "_ width"]],
 ) -> tuple[Float[Tensor, "batch length width"], Bool[Tensor, "batch length"] | None]:
-    """The opposite, in float32: padded to the longest, with a mask where anything is padded."""
+    """States padded to the longest caption, in float32, with a mask where anything is padded: undoes `split_states`."""
     states = torch.nn.utils.rnn.pad_sequence([row.float() for row in rows], batch_first=True)
     mask = torch.arange(states.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
     return states, None if bool(mask.all()) else mask

@@ -1,4 +1,4 @@
-"""Text features on disk, keyed by caption and encoder."""
+"""A cache of text-encoder states on disk, keyed by caption and encoder."""
 
 import logging
 import sqlite3
@@ -27,7 +27,7 @@ class CachedTextEncoder:
     """A `Conditioner` that encodes each caption once and then reads its states (float16) from one SQLite file.
 
     Several processes may share the file. Where it cannot be used, because it is damaged, locked, not to be written or
-    the disk is full, that is said once and a temporary file takes its place.
+    the disk is full, a warning is logged once and a temporary file takes its place.
     """
 
     def __init__(self, encoder: TextEncoder, path: Path) -> None:
@@ -41,32 +41,32 @@ class CachedTextEncoder:
                 check_regular(path)
             self._open(str(path))
         except (sqlite3.Error, OSError, InputError) as error:
-            self._go_on_without(error)
+            self._use_temporary(error)
 
     def __call__(
         self, prompts: Sequence[str]
     ) -> tuple[Float[Tensor, "batch length width"], Bool[Tensor, "batch length"] | None]:
         captions = [plain_text(prompt) for prompt in prompts]
-        return pad_states(self._kept(lambda: self._filled(captions)))
+        return pad_states(self._with_fallback(lambda: self._filled(captions)))
 
     def null(self, count: int) -> tuple[Float[Tensor, "batch length width"], Bool[Tensor, "batch length"] | None]:
         return self([""] * count)
 
     def fill(self, captions: Sequence[str]) -> None:
-        """Encode what is missing.
+        """Encode the captions that the cache lacks.
 
         Raises:
             InputError: states that are not finite in half precision.
         """
         plain = [plain_text(caption) for caption in captions]
-        self._kept(lambda: self._fill(plain))
+        self._with_fallback(lambda: self._fill(plain))
 
-    def _kept(self, act: Callable[[], Answer]) -> Answer:
-        """What `act` gives; once more where the file fails, with a temporary one."""
+    def _with_fallback(self, act: Callable[[], Answer]) -> Answer:
+        """The result of `act`, which is called again with a temporary file where the file fails."""
         try:
             return act()
         except (sqlite3.Error, OSError) as error:
-            self._go_on_without(error)
+            self._use_temporary(error)
         try:
             return act()
         except sqlite3.Error as error:
@@ -84,7 +84,7 @@ class CachedTextEncoder:
             raise
         self._database = database
 
-    def _go_on_without(self, error: Exception) -> None:
+    def _use_temporary(self, error: Exception) -> None:
         """A temporary database, which SQLite removes, in place of the file."""
         if self._path is not None:
             reason = " ".join(str(error).split())
@@ -100,7 +100,7 @@ class CachedTextEncoder:
 
     def _fill(self, captions: Sequence[str]) -> None:
         missing = [caption for caption in dict.fromkeys(captions) if not self._has(caption)]
-        missing.sort(key=len)  # little padding
+        missing.sort(key=len)  # captions of one length need little padding
         for start in range(0, len(missing), BATCH):
             part = missing[start : start + BATCH]
             rows = []

@@ -1,14 +1,14 @@
 """What a network costs before it runs: operations, memory and time, counted on tensors without data.
 
-The real network is run on fake tensors, which have shapes but no memory, while its operations and its living storages
-are counted. Blocks are alike, so it is built with one and with two of them, and the difference is multiplied; where the
-last ones are there twice, those of the trunk and those of the branches on their own.
+The network runs on fake tensors, which have shapes but no memory, while its operations and live memory are counted.
+Blocks are alike, so it is built with one and with two of them, and the difference is multiplied; in a network with
+branches, that of the blocks of the trunk and that of the blocks of a branch.
 """
 
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName
@@ -22,12 +22,16 @@ from anystep.errors import InputError
 from anystep.models.presets import PRESETS, build_transformer, depths_of
 
 
-class LivingStorages(TorchDispatchMode):
-    """Bytes of the storages that operations inside make and nobody has let go of; those of `known` are not counted."""
+class LiveMemoryTracker(TorchDispatchMode):
+    """Counts the bytes of storages that operations inside allocate and that are still referenced, now and at the peak.
+
+    Args:
+        known: tensors whose storages are not counted.
+    """
 
     def __init__(self, known: Iterable[Tensor]) -> None:
         super().__init__()
-        self.now = self.peak = 0
+        self.live = self.peak = 0
         self._seen = {tensor.untyped_storage()._cdata for tensor in known}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -42,17 +46,17 @@ class LivingStorages(TorchDispatchMode):
         if key in self._seen:
             return
         self._seen.add(key)
-        self.now += size
-        self.peak = max(self.peak, self.now)
+        self.live += size
+        self.peak = max(self.peak, self.live)
         weakref.finalize(storage, self._gone, key, size)
 
     def _gone(self, key: int, size: int) -> None:
         self._seen.discard(key)
-        self.now -= size
+        self.live -= size
 
 
 def flop_counter() -> FlopCounterMode:
-    """Counts what runs inside; PyTorch knows no formula for its attention on the CPU."""
+    """A counter of operations, with the formula for attention on the CPU that PyTorch lacks."""
 
     def attention(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
         return int(sdpa_flop_count(q, k, v))
@@ -63,14 +67,14 @@ def flop_counter() -> FlopCounterMode:
 
 @dataclass(frozen=True)
 class NetworkCost:
-    """Of one network on one batch.
+    """The cost of one network on one batch.
 
     Attributes:
-        parameters: of the whole network.
+        parameters: number of weights of the whole network.
         flops: operations of one forward; a multiplication and an addition are two.
-        forward_bytes: most that a forward without gradient holds beside the weights.
-        saved_bytes: what a forward leaves for the backward pass, of both branches where there are two.
-        training_bytes: most that forward and backward hold beside weights and gradients.
+        forward_bytes: peak memory of a forward without gradient, beside the weights.
+        saved_bytes: memory that a forward keeps for the backward pass, of both branches where there are two.
+        training_bytes: peak memory of forward and backward, beside weights and gradients.
     """
 
     parameters: int
@@ -81,7 +85,7 @@ class NetworkCost:
 
 
 def count_parameters(preset: str, **options: Any) -> int:
-    """The weights of a preset, without making them.
+    """The number of weights of a preset, without allocating them.
 
     Raises:
         InputError: an unknown preset or option.
@@ -91,11 +95,11 @@ def count_parameters(preset: str, **options: Any) -> int:
         with torch.device("meta"):
             return [sum(weight.numel() for weight in build_transformer(preset, **options).parameters())]
 
-    return extended(preset, options, count)[0]
+    return extrapolated(preset, options, count)[0]
 
 
-def extended(preset: str, options: dict[str, Any], measure: Callable[[dict[str, Any]], Sequence[int]]) -> list[int]:
-    """What `measure` finds of a network, from what it finds of ones with a block or two in the trunk and in a branch.
+def extrapolated(preset: str, options: dict[str, Any], measure: Callable[[dict[str, Any]], Sequence[int]]) -> list[int]:
+    """What `measure` gives for a network, from networks with one or two blocks in the trunk and in a branch.
 
     Raises:
         InputError: depths that no network has.
@@ -111,12 +115,12 @@ def extended(preset: str, options: dict[str, Any], measure: Callable[[dict[str, 
     def shallow(trunk: int, branch: int) -> Sequence[int]:
         return measure({**options, "depth": trunk + branch, "branch_depth": branch, "encoder_depth": 1})
 
-    least = min(branch, 1)
-    one, two = shallow(1, least), shallow(2, least)
+    branches = min(branch, 1)
+    one, two = shallow(1, branches), shallow(2, branches)
     whole = [first + (second - first) * (trunk - 1) for first, second in zip(one, two, strict=True)]
     if branch > 1:
         further = zip(whole, one, shallow(1, 2), strict=True)
-        whole = [most + (second - first) * (branch - 1) for most, first, second in further]
+        whole = [total + (second - first) * (branch - 1) for total, first, second in further]
     return whole
 
 
@@ -130,23 +134,23 @@ def network_cost(
     checkpointing: bool = False,
     **options: Any,
 ) -> NetworkCost:
-    """What a preset costs on `batch` latents of rows x columns.
+    """The cost of a preset on `batch` latents of rows x columns.
 
     Args:
-        text_length: tokens of a caption, of a network that reads them.
-        precision: of the blocks, by autocast.
-        checkpointing: whether blocks are computed again in the backward pass instead of being remembered.
-        options: of the network, over the preset's.
+        text_length: tokens of a caption, for a text-conditional network.
+        precision: dtype of the blocks, by autocast.
+        checkpointing: whether activations are computed again in the backward pass instead of being kept.
+        options: options of the network, which replace those of the preset.
 
     Raises:
         InputError: an unknown preset or option.
     """
 
     def measure(options: dict[str, Any]) -> list[int]:
-        fake = FakeNetwork(preset, batch, rows, columns, text_length, precision, options, checkpointing)
+        fake = FakeNetwork(preset, options, InputShape(batch, rows, columns, text_length), precision, checkpointing)
         return [fake.flops(), *fake.memory()]
 
-    return NetworkCost(count_parameters(preset, **options), *extended(preset, options, measure))
+    return NetworkCost(count_parameters(preset, **options), *extrapolated(preset, options, measure))
 
 
 @dataclass(frozen=True)
@@ -166,34 +170,50 @@ class ForwardFlops:
 
     @classmethod
     def of(cls, preset: str, **options: Any) -> "ForwardFlops":
-        """Those of a preset. Raises `InputError` on an unknown preset or option."""
+        """The polynomial of a preset. Raises `InputError` on an unknown preset or option."""
         patch = int({**PRESETS.get(preset, {}), **options}["patch_size"])
 
         def measure(options: dict[str, Any]) -> list[int]:
-            fake, counted = FakeNetwork(preset, 1, patch, patch, 1, torch.float32, options), []
+            fake, counted = FakeNetwork(preset, options, InputShape(1, patch, patch, 1)), []
             for tokens, caption in ((1, 1), (2, 1), (3, 1), (1, 2), (2, 2)):
-                fake.give(1, patch, tokens * patch, caption)
+                fake.set_shape(InputShape(1, patch, tokens * patch, caption))
                 counted.append(fake.flops())
             return counted
 
-        f11, f21, f31, f12, f22 = extended(preset, options, measure)
+        f11, f21, f31, f12, f22 = extrapolated(preset, options, measure)
         square, both = (f31 - 2 * f21 + f11) // 2, f22 - f21 - f12 + f11
         caption, along = f12 - f11 - both, f21 - f11 - 3 * square - both
         return cls(patch, f11 - along - square - caption - both, along, square, caption, both)
 
     def __call__(self, rows: int, columns: int, text_length: int = 256) -> int:
-        """Of a latent of rows x columns and a caption of so many tokens."""
+        """Operations for a latent of rows x columns and a caption of `text_length` tokens."""
         tokens = rows * columns // self.patch**2
         alone = self.once + self.by_tokens * tokens + self.by_square * tokens**2
         return alone + text_length * (self.by_caption + self.by_both * tokens)
 
 
+class InputShape(NamedTuple):
+    """A batch of latents of rows x columns, with captions of `text_length` tokens where the network reads them."""
+
+    batch: int
+    rows: int
+    columns: int
+    text_length: int = 256
+
+
 class FakeNetwork:
-    """A network and its inputs without data."""
+    """A network and its inputs without data.
+
+    Args:
+        options: options of the network, which replace those of the preset.
+        precision: dtype of the blocks, by autocast.
+        checkpointing: whether activations are computed again in the backward pass.
+        key_grid: that of the network's `forward`.
+    """
 
     def __init__(
-        self, preset: str, batch: int, rows: int, columns: int, text_length: int, precision: torch.dtype,
-        options: dict[str, Any], checkpointing: bool = False, key_grid: int | None = None,
+        self, preset: str, options: dict[str, Any], shape: InputShape, precision: torch.dtype = torch.float32,
+        checkpointing: bool = False, key_grid: int | None = None,
     ) -> None:  # fmt: skip
         self._mode, self._precision, self._key_grid = FakeTensorMode(), precision, key_grid
         with self._mode:
@@ -203,11 +223,11 @@ class FakeNetwork:
                     part.processor._attention_backend = AttentionBackendName.NATIVE
             if checkpointing:
                 self._network.enable_gradient_checkpointing()
-        self.give(batch, rows, columns, text_length)
+        self.set_shape(shape)
 
-    def give(self, batch: int, rows: int, columns: int, text_length: int) -> None:
-        """Inputs of another shape."""
-        config = self._network.config
+    def set_shape(self, shape: InputShape) -> None:
+        """Replace the inputs by ones of another shape."""
+        config, (batch, rows, columns, text_length) = self._network.config, shape
         with self._mode:
             condition = (
                 torch.zeros(batch, dtype=torch.long)
@@ -217,7 +237,7 @@ class FakeNetwork:
             self._inputs = (torch.empty(batch, config.in_channels, rows, columns), torch.empty(batch), condition)
 
     def _forward(self) -> Tensor:
-        """The answer of the branch of transitions, where there is one; in training the velocity's is added to it."""
+        """The output of the branch of transitions, where there is one; in training the velocity's is added to it."""
         x, t, condition = self._inputs
         options: dict[str, Any] = {}
         if self._network.transition_branch is not None:
@@ -228,6 +248,7 @@ class FakeNetwork:
         return answer
 
     def flops(self) -> int:
+        """Operations of a forward."""
         return self.flops_by_kind()[0]
 
     def flops_by_kind(self) -> tuple[int, int]:
@@ -239,21 +260,21 @@ class FakeNetwork:
         return int(counter.get_total_flops()), int(attention)
 
     def forward_peak(self) -> int:
-        """Most bytes that a forward without gradient holds beside weights and inputs."""
+        """Peak memory of a forward without gradient, beside weights and inputs."""
         known = [*self._network.parameters(), *self._inputs]
-        with self._mode, torch.no_grad(), LivingStorages(known) as evaluating:
+        with self._mode, torch.no_grad(), LiveMemoryTracker(known) as evaluating:
             self._forward()
         return evaluating.peak
 
     def memory(self) -> list[int]:
-        """Peak of a forward without gradient, what one with gradient leaves, and the peak of it and its backward."""
+        """Peak of a forward without gradient, what one with gradient keeps, and the peak of it and its backward."""
         peak, known = self.forward_peak(), [*self._network.parameters(), *self._inputs]
         with self._mode:
             for weight in self._network.parameters():
-                weight.grad = torch.empty_like(weight)  # counted by whoever counts weights
+                weight.grad = torch.empty_like(weight)  # gradients are no part of the peak
                 known.append(weight.grad)
-            with LivingStorages(known) as learning:
+            with LiveMemoryTracker(known) as learning:
                 answer = self._forward()
-                saved = learning.now
+                saved = learning.live
                 answer.sum().backward()
         return [peak, saved, learning.peak]

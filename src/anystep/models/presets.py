@@ -29,20 +29,20 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def preset_option(preset: str, options: dict[str, Any], name: str) -> int:
-    """A size that a preset says, or an option over it.
+    """A size of a preset, or the option that replaces it.
 
     Raises:
-        InputError: the option is none, or out of bounds.
+        InputError: the option is no whole number, or out of bounds.
     """
     given = {name: {**PRESETS[preset], **options}[name]}
     return int(check_options("model.options", TransitionTransformer2DModel.__init__, given)[name])
 
 
 def depths_of(preset: str, options: dict[str, Any]) -> tuple[int, int]:
-    """Blocks that one evaluation goes through, and those of them that there are twice.
+    """The number of blocks that one evaluation runs, and of those among them that exist twice.
 
     Raises:
-        InputError: there are not so many.
+        InputError: the branch has as many blocks as the network.
     """
     whole = {**PRESETS.get(preset, {}), **options}
     depth, branch = int(whole.get("depth", 28)), int(whole.get("branch_depth", 0))

@@ -24,7 +24,14 @@ from anystep.codecs.tiling import TILE, Cut
 from anystep.device import memory_of
 from anystep.errors import InputError
 from anystep.model_folder import check_model_folder, check_sizes
-from anystep.models.cost import FakeNetwork, LivingStorages, count_parameters, extended, flop_counter
+from anystep.models.cost import (
+    FakeNetwork,
+    InputShape,
+    LiveMemoryTracker,
+    count_parameters,
+    extrapolated,
+    flop_counter,
+)
 from anystep.models.presets import PRESETS, depths_of
 from anystep.models.transformer import TransitionTransformer2DModel
 from anystep.pipelines.load import Model, find
@@ -200,15 +207,15 @@ def plan_generation(
     rows, columns = height // model.factor, width // model.factor
     evaluations = evaluations_per_step(guided, bool(model.network.get("guidance_embed")))
     options = {"text_width": None, "num_classes": None, **model.network}  # whatever a preset says
-    shape = (1, rows, columns, caption_tokens, precision)
+    shape = InputShape(1, rows, columns, caption_tokens)
     peaks = []
 
     def measure(options: dict[str, Any]) -> tuple[int, int]:
-        fake = FakeNetwork("t2i-test", *shape, options, key_grid=key_grid)
+        fake = FakeNetwork("t2i-test", options, shape, precision, key_grid=key_grid)
         peaks.append(fake.forward_peak())
         return fake.flops_by_kind()
 
-    flops, attention = extended("t2i-test", options, measure)
+    flops, attention = extrapolated("t2i-test", options, measure)
     # noise, latents, prediction, and while they are combined two more
     latents = 5 * 4 * model.channels * rows * columns
     if evaluations == 2:
@@ -250,9 +257,9 @@ def _decoding(model: ModelSpec, rows: int, columns: int, size: int) -> tuple[int
         image = torch.empty(1, 3, rows * codec.factor, columns * codec.factor)
         weights = list(codec.autoencoder.parameters())
     tiles = math.prod(map(len, spans))
-    with mode, torch.no_grad(), flop_counter() as counter, LivingStorages([*weights, tile]) as decoding:
+    with mode, torch.no_grad(), flop_counter() as counter, LiveMemoryTracker([*weights, tile]) as decoding:
         part = codec.decode(tile)
-    with mode, torch.no_grad(), LivingStorages([image]) as rounding:
+    with mode, torch.no_grad(), LiveMemoryTracker([image]) as rounding:
         to_uint8(image)
     # three channels and their weight, of what is gathered and of the tile before this one
     beside = 4 * 4 * (image[0, 0].numel() + part[0, 0].numel()) if tiles > 1 else 0
