@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from anystep.errors import InputError
 from anystep.objective import ModelGuidance
-from anystep.transport import TRANSPORTS, Transport, make_transport
+from anystep.transport import TRANSPORTS, Transport, TransportName, make_transport
 
 NAMES = list(TRANSPORTS)
 SIGMAS = [0.5, 1.0, 2.0]
@@ -188,6 +188,10 @@ def test_renoising_keeps_the_marginal(name: str, a: float, b: float) -> None:
     old, fresh = transport.renoise(at_s.sigma.view(1, 1) * one, s, r, none), transport.renoise(none, s, r, one)
     torch.testing.assert_close(data, at_r.alpha.view(1, 1))
     torch.testing.assert_close((old**2 + fresh**2).sqrt(), at_r.sigma.view(1, 1), rtol=1e-7, atol=1e-9)
+
+
+def test_every_transport_is_one_that_recipes_know() -> None:
+    assert list(get_args(TransportName)) == NAMES
 
 
 def test_bad_names_and_options_are_refused() -> None:

@@ -16,7 +16,7 @@ Times have shape (batch,) and broadcast over samples of shape (batch, ...).
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from annotated_types import Ge, Le
@@ -33,6 +33,7 @@ Deviation = Annotated[float, Ge(1e-3), Le(1e3)]
 LogMean = Annotated[float, Ge(-20), Le(20)]
 LogDeviation = Annotated[float, Ge(0), Le(20)]
 
+TransportName = Literal["ot_fm", "trigflow", "edm", "vp", "ve"]
 Sample = Float[Tensor, "batch *shape"]
 Times = Float[Tensor, " batch"]
 

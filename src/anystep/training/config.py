@@ -36,7 +36,7 @@ from anystep.data.sources import SubsetSource, open_source
 from anystep.training.objective_config import ObjectiveConfig
 from anystep.training.old_names import current_recipe
 from anystep.training.section import Name, Section, Text
-from anystep.transport import make_transport
+from anystep.transport import TransportName, make_transport
 
 Parallel = Literal["none", "ddp", "fsdp", "hsdp"]
 
@@ -240,7 +240,7 @@ class CodecRecipe(Section):
 
 class TransportConfig(Section):
     # Path from data to noise, together with what the network predicts.
-    name: Literal["ot_fm", "trigflow", "edm", "vp", "ve"] = "ot_fm"
+    name: TransportName = "ot_fm"
     # Parameters of the transport in place of its defaults, such as sigma_data of edm.
     options: dict[Name, Real] = {}
     # Side in pixels of the square above whose area times are shifted towards noise (null: data.size).

@@ -6,7 +6,9 @@ from annotated_types import Ge, Gt, Le
 from pydantic import ModelWrapValidatorHandler, field_validator, model_validator
 
 from anystep.bounds import Coefficient, PositiveShare, Real, Share, Time
+from anystep.objective.derivatives import DerivativeKind
 from anystep.objective.presets import OBJECTIVES, ObjectiveKind
+from anystep.objective.weights import WeightKind
 from anystep.training.section import Section
 
 
@@ -44,7 +46,7 @@ class ObjectiveConfig(Section):
     # Target of the network where t > r.
     target: Literal["identity", "self_consistency", "implicit", "terminal", "self_evaluation"] = "identity"
     # Estimator of df/dt, for target identity.
-    derivative: Literal["central", "forward_mode", "one_sided"] = "central"
+    derivative: DerivativeKind = "central"
     # Trajectory of the derivative: the path of data and noise, or the network's velocity.
     along: Literal["path", "velocity"] = "path"
     # Share of the target F that the network's own velocity replaces.
@@ -66,7 +68,7 @@ class ObjectiveConfig(Section):
     # Distribution of the second of those two draws (null: the transport's).
     earlier_times: TimeConfig | None = None
     # Loss weight w(t, r) of the interval.
-    weight: Literal["sqrt", "constant", "reciprocal", "square", "soft_min_snr"] = "sqrt"
+    weight: WeightKind = "sqrt"
     # Measure the interval in the tangent of t and r in the loss weight.
     tangent: bool = True
     # Power of its own residual that each sample's loss is divided by (true: 1, false: 0).
