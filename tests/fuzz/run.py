@@ -36,6 +36,13 @@ def imports() -> None:
     import torch
 
     torch.set_num_threads(1)
+    import anystep.compare
+    import anystep.data.run
+    import anystep.evaluation.benchmarks.run
+    import anystep.evaluation.run
+    import anystep.pipelines.generate
+    import anystep.training.train
+    import anystep.training.train_codec  # noqa: F401
 
 
 def state(folder: Path, but: list[Path]) -> dict[str, Any]:
