@@ -10,7 +10,7 @@ import anystep
 PACKAGE = Path(anystep.__file__).parent
 # a room may import from itself and from rooms of lower floors
 FLOORS = [
-    {"errors", "weights", "data_sheets"},
+    {"errors", "weights", "data_sheets", "markdown"},
     {"bounds"},
     {"console", "environment", "files", "fingerprint"},
     {"plain_yaml", "transport", "device", "ranks", "packing", "model_folder"},

@@ -4,7 +4,7 @@ import argparse
 
 from anystep.bounds import Count, parse
 from anystep.cli.option_types import output_file, spec, square
-from anystep.cli.options import Commands, add_size
+from anystep.cli.options import Commands, add_device, add_size
 from anystep.console import say
 from anystep.files import check_output
 
@@ -22,22 +22,25 @@ def add(commands: Commands) -> None:
     detector.set_defaults(run=run_scene_detector)
     for parser in (classifier, alignment, detector):
         parser.add_argument("--out", type=output_file, required=True, help="a .safetensors file")
+        add_device(parser)
 
 
 def run_classifier(options: argparse.Namespace) -> None:
+    from anystep.device import pick_device
     from anystep.evaluation.extractors.classifier import load_classifier, save_classifier, train_classifier
 
     check_output(options.out, ".safetensors", load_classifier)
-    network, accuracy = train_classifier(options.data, options.size, options.epochs)
+    network, accuracy = train_classifier(options.data, options.size, options.epochs, device=pick_device(options.device))
     save_classifier(network, options.out)
     print(f"wrote {options.out}: right on {accuracy:.1%} of the held-out images")
 
 
 def run_alignment(options: argparse.Namespace) -> None:
+    from anystep.device import pick_device
     from anystep.evaluation.caption_scores import AlignmentHeads, train_alignment
 
     check_output(options.out, ".safetensors", AlignmentHeads.load)
-    heads = train_alignment()
+    heads = train_alignment(device=pick_device(options.device))
     heads.save(options.out)
     recall = heads.recall
     assert recall is not None
@@ -46,6 +49,7 @@ def run_alignment(options: argparse.Namespace) -> None:
 
 
 def run_scene_detector(options: argparse.Namespace) -> None:
+    from anystep.device import pick_device
     from anystep.evaluation.benchmarks.scene_detector import SceneDetector, train_scene_detector
 
     check_output(options.out, ".safetensors", SceneDetector.load)
@@ -54,7 +58,8 @@ def run_scene_detector(options: argparse.Namespace) -> None:
         if done % 100 == 0 or done == total:
             say(f"{done}/{total}  loss {loss:.3f}")
 
-    train_scene_detector(options.steps, on_progress=show).save(options.out)
+    detector = train_scene_detector(options.steps, on_step=show, device=pick_device(options.device))
+    detector.save(options.out)
     print(
         f"wrote {options.out}: `anystep benchmark scenes --detector {options.out}` reports its score on true pictures"
     )

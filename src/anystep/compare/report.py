@@ -4,6 +4,9 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+from anystep.markdown import markdown_table
+from anystep.sampling import steps_label
+
 
 def markdown(figures: Mapping[str, Any]) -> str:
     """A table a metric, and where the first variant is better than the others."""
@@ -16,15 +19,8 @@ def markdown(figures: Mapping[str, Any]) -> str:
         f"{_seeds(figures)}. {figures['samples']} images at each number of steps, "
         f"{figures['real_images']} real ones.",
         "",
-        "| | seeds | training steps | evaluations a sample | minutes a run |",
-        "| --- | --: | --: | --: | --: |",
+        *_trainings(figures["models"]),
     ]
-    for model in figures["models"]:
-        training = model["training"]
-        lines.append(
-            f"| {model['name']} | {len(model['seeds'])} | {training['steps']} "
-            f"| {training['evaluations_per_sample']:.2f} | {training['seconds'] / 60:.1f} |"
-        )
     for metric, better in figures["better"].items():
         lines += ["", f"## {metric} ({better if better == 'nearest 1' else f'{better} is better'})", ""]
         lines += _table(figures, metric, steps)
@@ -66,6 +62,16 @@ def markdown(figures: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _trainings(models: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the training of each variant took."""
+    rows = []
+    for model in models:
+        training = model["training"]
+        evaluations, minutes = f"{training['evaluations_per_sample']:.2f}", f"{training['seconds'] / 60:.1f}"
+        rows.append([model["name"], len(model["seeds"]), training["steps"], evaluations, minutes])
+    return markdown_table([None, "seeds", "training steps", "evaluations a sample", "minutes a run"], rows)
+
+
 def _seeds(figures: Mapping[str, Any]) -> str:
     """Which, where all variants have the same."""
     told = {tuple(model["seeds"]) for model in figures["models"]}
@@ -83,8 +89,7 @@ def _table(figures: Mapping[str, Any], metric: str, steps: Sequence[int]) -> lis
     scored = bool(best["score"])
     spent = zip(*([point["nfe"] for point in model["points"]] for model in figures["models"]), strict=True)
     nfe = [str(low) if (low := min(each)) == max(each) else f"{low}-{max(each)}" for each in spent]
-    rows = [["steps", *map(str, steps), *["score"] * scored], ["---", *["--:"] * (len(steps) + scored)]]
-    rows.append(["NFE", *nfe, *[""] * scored])
+    rows = [["NFE", *nfe, *[""] * scored]]
     for model in figures["models"]:
         name = model["name"]
         cells = [
@@ -93,11 +98,11 @@ def _table(figures: Mapping[str, Any], metric: str, steps: Sequence[int]) -> lis
         if scored:
             cells.append(_cell(model["scores"][metric], name in best["score"]))
         rows.append([name, *cells])
-    led = [*((f"{count} step{'s' * (count > 1)}", best["steps"][str(count)]) for count in steps)]
+    led = [(steps_label(count), best["steps"][str(count)]) for count in steps]
     if scored:
         led.append(("score", best["score"]))
     return [
-        *(f"| {' | '.join(row)} |" for row in rows),
+        *markdown_table(["steps", *map(str, steps), *["score"] * scored], rows),
         "",
         "Best or level:",
         "",
@@ -118,21 +123,20 @@ def _plans(plans: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
     """What each run spent its steps on, and the figures on the validation half that chose it."""
     if not plans:
         return []
-    lines = [
+    rows = [
+        [run, row["budget"], f"{row['uniform']:.4g}", f"{row['planned']:.4g}", row["plan"]]
+        for run, planned in plans.items()
+        for row in planned
+    ]
+    return [
         "",
         "## Plans",
         "",
         "Searched for each run on real images, captions and seeds that nothing above was measured with; NFE above is "
         "what they spend. The figures are those that chose.",
         "",
-        "| run | steps | uniform | planned | plan |",
-        "| --- | --: | --: | --: | --- |",
+        *markdown_table(["run", "steps", "uniform", "planned", "plan"], rows, "lrrrl"),
     ]
-    for run, rows in plans.items():
-        for row in rows:
-            cells = str(row["budget"]), f"{row['uniform']:.4g}", f"{row['planned']:.4g}", row["plan"]
-            lines.append(f"| {run} | {' | '.join(cells)} |")
-    return lines
 
 
 def _movement(models: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -142,52 +146,43 @@ def _movement(models: Sequence[Mapping[str, Any]]) -> list[str]:
         "features": "distance of features over that of two different images",
         "pixels": "root mean square of the difference of pixels in [0, 1]",
     }
+    moves = models[0]["movement"]
     for what, title in titles.items():
-        if models[0]["movement"] and what in models[0]["movement"][0]:
-            doubled = [f"{moved['from']} to {moved['to']}" for moved in models[0]["movement"]]
-            lines += [
-                "",
-                f"## How far the picture of one seed moves: {title}",
-                "",
-                f"| steps | {' | '.join(doubled)} |",
-            ]
-            lines.append(f"| --- | {' | '.join('--:' for _ in doubled)} |")
-            for model in models:
-                lines.append(f"| {model['name']} | {' | '.join(_cell(moved[what]) for moved in model['movement'])} |")
+        if moves and what in moves[0]:
+            heads = ["steps", *(f"{moved['from']} to {moved['to']}" for moved in moves)]
+            rows = [[model["name"], *(_cell(moved[what]) for moved in model["movement"])] for model in models]
+            lines += ["", f"## How far the picture of one seed moves: {title}", "", *markdown_table(heads, rows)]
     return lines
 
 
 def _time_to_quality(figures: Mapping[str, Any]) -> list[str]:
     """Distances along the training, and what the first variant spends to have what others have at their end."""
-    steps = figures["steps"]
-    heads = [f"{count} step{'s' * (count > 1)}" for count in steps]
+    heads = [steps_label(count) for count in figures["steps"]]
+    first = figures["variants"][0]
     lines = ["", "## Time to quality", "", f"Distances along the training, of {figures['samples']} images each."]
-    for metric in dict.fromkeys(goal["metric"] for goal in figures["goals"]) or _measured(figures):
-        lines += ["", f"| {metric} | evaluations | minutes | {' | '.join(heads)} |"]
-        lines.append(f"| --- | {' | '.join('--:' for _ in range(2 + len(steps)))} |")
-        for variant in figures["variants"]:
-            for point in variant["points"]:
-                cells = [f"{distance:.4g}" for distance in point["distances"][metric]]
-                costs = f"{point['evaluations']:,.0f} | {point['seconds'] / 60:.1f}"
-                lines.append(f"| {variant['name']} | {costs} | {' | '.join(cells)} |")
+    # of one variant alone, which reaches no goal of another, the metrics of its first point
+    alone = first["points"][0]["distances"] if first["points"] else ()
+    for metric in dict.fromkeys(goal["metric"] for goal in figures["goals"]) or alone:
+        rows = [
+            [
+                variant["name"],
+                f"{point['evaluations']:,.0f}",
+                f"{point['seconds'] / 60:.1f}",
+                *(f"{distance:.4g}" for distance in point["distances"][metric]),
+            ]
+            for variant in figures["variants"]
+            for point in variant["points"]
+        ]
+        lines += ["", *markdown_table([metric, "evaluations", "minutes", *heads], rows)]
         goals = [goal for goal in figures["goals"] if goal["metric"] == metric]
         if goals:
-            first = figures["variants"][0]["name"]
-            lines += [
-                "",
-                f"What {first} needs until it has what each other one has at its end, of what that one spent:",
-            ]
-            lines += ["", f"| | {' | '.join(heads)} |", f"| --- | {' | '.join('--:' for _ in heads)} |"]
-            for other in dict.fromkeys(goal["other"] for goal in goals):
-                cells = [_goal(goal) for goal in goals if goal["other"] == other]
-                lines.append(f"| {other} | {' | '.join(cells)} |")
+            told = (
+                f"What {first['name']} needs until it has what each other one has at its end, of what that one spent:"
+            )
+            others = dict.fromkeys(goal["other"] for goal in goals)
+            rows = [[other, *(_goal(goal) for goal in goals if goal["other"] == other)] for other in others]
+            lines += ["", told, "", *markdown_table([None, *heads], rows)]
     return lines
-
-
-def _measured(figures: Mapping[str, Any]) -> list[str]:
-    """The metrics of the milestones of a comparison that has one variant only."""
-    points = figures["variants"][0]["points"]
-    return list(points[0]["distances"]) if points else []
 
 
 def _goal(goal: Mapping[str, Any]) -> str:

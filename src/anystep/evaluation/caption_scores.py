@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -17,7 +16,7 @@ from anystep.errors import InputError
 from anystep.evaluation.extractors.registry import FeatureExtractor, extract, load_extractor
 from anystep.evaluation.finite import check_finite
 from anystep.evaluation.metrics.base import Images
-from anystep.evaluation.small_networks import load_network, save_half
+from anystep.evaluation.small_networks import fit, load_network, save_half
 from anystep.fingerprint import weights_digest
 from anystep.pretrained import pretrained
 from anystep.weights import BUILTIN, shipped
@@ -142,10 +141,15 @@ def train_alignment(
     steps: int = 1500,
     batch: int = 256,
     seed: int = 0,
-    on_progress: Any = lambda done, total: None,
+    device: str | torch.device = "cpu",
 ) -> AlignmentHeads:
-    """Heads trained on the built-in art by contrast within a batch, with their recall on held-out concepts."""
-    extractor, encoder = extractor or load_extractor(), load_text_encoder()
+    """Heads trained on the built-in art by contrast within a batch, with their recall on held-out concepts.
+
+    Args:
+        device: to train on; the heads come back to the CPU.
+    """
+    extractor, encoder = extractor or load_extractor(device=device), load_text_encoder()
+    encoder.model.to(device)
     torch.manual_seed(seed)
 
     def encode(split: str) -> tuple[Tensor, Tensor, list[str]]:
@@ -155,9 +159,8 @@ def train_alignment(
         for start in range(0, len(chosen), 64):
             examples = [source[index] for index in chosen[start : start + 64]]
             features.append(extract(extractor, [torch.stack([to_pixels(each.image) for each in examples])]))
-            on_progress(min(start + 64, len(chosen)), len(chosen))
         captions = [source[index].captions[0] for index in chosen]
-        states = torch.cat([encoder.mean_states(captions[s : s + 64]) for s in range(0, len(captions), 64)])
+        states = torch.cat([encoder.mean_states(captions[s : s + 64]).cpu() for s in range(0, len(captions), 64)])
         check_finite(torch.cat(features), f"extractor {extractor.name}", chosen)
         return torch.cat(features), states, captions
 
@@ -165,19 +168,18 @@ def train_alignment(
     heads = AlignmentHeads(features.shape[1], states.shape[1])
     heads.image_mean.copy_(features.mean(0))
     heads.image_std.copy_(features.std(0) + 1e-3)
+    heads.to(device)
     optimizer = torch.optim.AdamW(heads.parameters(), lr=1e-3, weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in range(steps):
+
+    def loss() -> Tensor:
         rows = torch.randint(len(features), (batch,))
-        images, texts = heads.embed_images(features[rows]), heads.embed_captions(states[rows])
+        images, texts = heads.embed_images(features[rows].to(device)), heads.embed_captions(states[rows].to(device))
         similarity = heads.temperature.exp() * images @ texts.T
-        target = torch.arange(batch)
-        loss = (cross_entropy(similarity, target) + cross_entropy(similarity.T, target)) / 2
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    heads.eval()
+        target = torch.arange(batch, device=device)
+        return (cross_entropy(similarity, target) + cross_entropy(similarity.T, target)) / 2
+
+    fit(heads, schedule, steps, loss)
     held_features, held_states, held_captions = encode("held_out")
     with torch.no_grad():
         similarity = heads.embed_images(held_features) @ heads.embed_captions(held_states).T

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from anystep.errors import InputError
 
@@ -20,10 +20,3 @@ def check_finite(values: Tensor, what: str, names: Sequence[str] | Sequence[int]
         named = first if isinstance(first, str) else f"image {first}"
         others = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise InputError(f"{what} gives numbers that are not finite, of {named}{others}")
-
-
-def check_finite_weights(network: nn.Module, name: str) -> None:
-    """Raise `InputError` for a network that was read with weights that are not finite."""
-    for part, value in network.state_dict().items():
-        if not value.isfinite().all():
-            raise InputError(f"{name}: {part} is not finite: the file is damaged, or its training diverged")

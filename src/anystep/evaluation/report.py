@@ -9,6 +9,7 @@ from PIL import Image
 
 from anystep.errors import InputError
 from anystep.files import replacing, write_json, write_text
+from anystep.markdown import markdown_table
 
 ARROWS = {"lower": "↓", "higher": "↑", "nearest 1": "→ 1"}
 # of Okabe and Ito, and of Tol: told apart by all kinds of eyes, together with the markers
@@ -22,46 +23,39 @@ Line: TypeAlias = tuple[list[int], list[float], list[float], list[float]]
 
 def markdown(report: dict[str, Any]) -> str:
     """Tables of all figures, the controls, the verdicts, and what to know before reading them."""
-    lines = ["# Quality against network evaluations", ""]
-    lines += [
+    names, controls = list(report["better"]), report["controls"]
+    measured = [name for name in names if all(name in figures for figures in controls.values())]
+    rows = [[what, *(_figure(figures[name]) for name in measured)] for what, figures in controls.items()]
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items() if version is not None)
+    lines = [
+        "# Quality against network evaluations",
+        "",
         f"{report['samples']} images a step count, {report['real_images']} real images, seed {report['seed']}.",
         "",
+        *(line for model in report["models"] for line in _model_section(model, report["better"])),
+        *["## Controls", "", *markdown_table(["", *measured], rows)],
+        *["", "## Notes", "", *(f"- {note}" for note in report["notes"]), ""],
+        f"Made with {versions}.",
     ]
-    names = list(report["better"])
-    for model in report["models"]:
-        lines += [
-            f"## {model['name']}",
-            "",
-            _row(["steps", "NFE", "s / image", *(_title(n, report["better"][n]) for n in names)]),
-        ]
-        lines += [_row(["--:"] * (3 + len(names)))]
-        for point in model["points"]:
-            seconds = f"{point['seconds_per_image']:.3f}" if point["seconds_per_image"] else ""
-            figures = [_figure(point["metrics"][name]) for name in names]
-            lines.append(_row([str(point["steps"]), str(point["nfe"]), seconds, *figures]))
-        lines += ["", "Does quality rise with steps?", ""]
-        for name, monotone in model["monotone"].items():
-            chances = ", ".join(f"{chance:.2f}" for chance in monotone["probability"])
-            lines.append(f"- {name}: {monotone['verdict']} (probability that each next is not worse: {chances or '-'})")
-        lines.append("")
-        if model["movement"]:
-            kinds = [kind for kind in ("features", "pixels") if kind in model["movement"][0]]
-            lines += ["How far does the picture of one seed move?", "", _row(["steps", *kinds])]
-            lines += [_row(["---", *["--:"] * len(kinds)])]
-            for moved in model["movement"]:
-                lines.append(_row([f"{moved['from']} to {moved['to']}", *(_figure(moved[kind]) for kind in kinds)]))
-            lines.append("")
-    controls = report["controls"]
-    measured = [name for name in names if all(name in figures for figures in controls.values())]
-    lines += ["## Controls", "", _row(["", *measured]), _row(["---", *["--:"] * len(measured)])]
-    lines += [_row([what, *(_figure(figures[name]) for name in measured)]) for what, figures in controls.items()]
-    lines += ["", "## Notes", "", *(f"- {note}" for note in report["notes"]), ""]
-    lines.append(f"Made with {', '.join(f'{k} {v}' for k, v in report['versions'].items() if v is not None)}.")
     return "\n".join(lines) + "\n"
 
 
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def _model_section(model: dict[str, Any], better: dict[str, str]) -> list[str]:
+    """The figures of one model, whether they rise with steps, and how far its pictures move."""
+    rows = []
+    for point in model["points"]:
+        seconds = f"{point['seconds_per_image']:.3f}" if point["seconds_per_image"] else ""
+        rows.append([point["steps"], point["nfe"], seconds, *(_figure(point["metrics"][name]) for name in better)])
+    heads = ["steps", "NFE", "s / image", *(_title(*each) for each in better.items())]
+    lines = [f"## {model['name']}", "", *markdown_table(heads, rows, "r"), "", "Does quality rise with steps?", ""]
+    for name, monotone in model["monotone"].items():
+        chances = ", ".join(f"{chance:.2f}" for chance in monotone["probability"])
+        lines.append(f"- {name}: {monotone['verdict']} (probability that each next is not worse: {chances or '-'})")
+    if moves := model["movement"]:
+        kinds = [kind for kind in ("features", "pixels") if kind in moves[0]]
+        rows = [[f"{moved['from']} to {moved['to']}", *(_figure(moved[kind]) for kind in kinds)] for moved in moves]
+        lines += ["", "How far does the picture of one seed move?", "", *markdown_table(["steps", *kinds], rows)]
+    return [*lines, ""]
 
 
 def _title(name: str, better: str) -> str:

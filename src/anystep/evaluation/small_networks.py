@@ -1,17 +1,44 @@
-"""Small networks of our own, in safetensors files."""
+"""Small networks of our own: trained in one loop, kept in safetensors files."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
 from anystep.errors import InputError, first_line
-from anystep.evaluation.finite import check_finite_weights
 from anystep.files import write_tensors
 
 Network = TypeVar("Network", bound=nn.Module)
+
+
+def fit(
+    network: Network,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    steps: int,
+    loss: Callable[[], Tensor],
+    on_step: Callable[[int, int, float], None] = lambda done, total, loss: None,
+    max_norm: float = float("inf"),
+) -> Network:
+    """The network trained by its schedule's optimizer, on the CPU and ready to be used.
+
+    Args:
+        loss: of a batch that it draws.
+        on_step: called with the steps that are done, all of them, and the loss.
+        max_norm: that gradients are clipped to.
+    """
+    for step in range(steps):
+        value = loss()
+        schedule.optimizer.zero_grad()
+        value.backward()
+        if max_norm < float("inf"):
+            nn.utils.clip_grad_norm_(network.parameters(), max_norm)
+        schedule.optimizer.step()
+        schedule.step()
+        on_step(step + 1, steps, value.item())
+    return network.eval().cpu()
 
 
 def save_half(network: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
@@ -45,5 +72,7 @@ def load_network(
         raise
     except Exception as error:  # safetensors and torch raise many kinds; all mean it is not such a file
         raise InputError(f"{path}: no {what}: {first_line(error)}") from None
-    check_finite_weights(network, str(path))
+    for part, value in network.state_dict().items():
+        if not value.isfinite().all():
+            raise InputError(f"{path}: {part} is not finite: the file is damaged, or its training diverged")
     return network.eval()

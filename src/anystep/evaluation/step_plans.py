@@ -30,6 +30,7 @@ from anystep.evaluation.metrics.base import (
 from anystep.evaluation.reference import Reference, open_reference, real_features
 from anystep.evaluation.settings import Evaluation, MeasurementSettings, output_folder, step_counts
 from anystep.files import HOLDER, LOCK, MARKER, publishing, write_json, write_text
+from anystep.markdown import markdown_table
 from anystep.pipelines.load import BUILTIN, Model, find, load
 from anystep.pipelines.scheduler import plain_plans, write_plans
 from anystep.pipelines.transition import TransitionPipeline
@@ -323,6 +324,7 @@ def _figures(evaluation: Evaluation, model: Model, reference: Reference, search:
 
 def table(figures: Mapping[str, Any]) -> str:
     """The plans as a page to read."""
+    rows = [[row["budget"], f"{row['uniform']:.4g}", f"{row['planned']:.4g}", row["plan"]] for row in figures["rows"]]
     lines = [
         f"# Plans of {figures['model']}",
         "",
@@ -330,12 +332,7 @@ def table(figures: Mapping[str, Any]) -> str:
         f"{figures['real_images']} real ones kept for validation. {figures['tried']} plans were tried, "
         f"{figures['nfe_per_image']:,} network evaluations an image.",
         "",
-        "| steps | uniform | planned | plan |",
-        "| --: | --: | --: | --- |",
-        *(
-            f"| {row['budget']} | {row['uniform']:.4g} | {row['planned']:.4g} | {row['plan']} |"
-            for row in figures["rows"]
-        ),
+        *markdown_table(["steps", "uniform", "planned", "plan"], rows, "rrrl"),
         "",
         "These figures chose the plans, and flatter them: `anystep evaluate` measures them on other images, as long as "
         f"its --samples are at most {figures['unused_below']:,}.",

@@ -14,7 +14,7 @@ from anystep.data.images import to_tensor
 from anystep.data.scenes import CANVASES, COLOURS, TASKS, Scene, concepts, draw_scene
 from anystep.errors import InputError
 from anystep.evaluation.benchmarks.detections import Detection
-from anystep.evaluation.small_networks import load_network, save_half
+from anystep.evaluation.small_networks import fit, load_network, save_half
 from anystep.weights import BUILTIN, shipped
 
 STRIDE = 4
@@ -107,26 +107,28 @@ def train_scene_detector(
     batch: int = 16,
     base: int = 64,
     seed: int = 0,
-    on_progress: Callable[[int, int, float], None] = lambda done, total, loss: None,
+    on_step: Callable[[int, int, float], None] = lambda done, total, loss: None,
+    device: str | torch.device = "cpu",
 ) -> SceneDetector:
-    """On scenes drawn as it goes, blurred and noisy by turns, as generated images are."""
+    """A detector trained on scenes drawn as it goes, blurred and noisy by turns, as generated images are.
+
+    Args:
+        base: pixels on the shorter side of a scene.
+        on_step: called with the steps that are done, all of them, and the loss.
+        device: to train on; the detector comes back to the CPU.
+    """
     torch.manual_seed(seed)
     rng = random.Random(f"detector/{seed}")
-    detector = SceneDetector(concepts())
+    detector = SceneDetector(concepts()).to(device)
     optimizer = torch.optim.AdamW(detector.parameters(), lr=1e-3, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
-    for step in range(steps):
+
+    def loss() -> Tensor:
         canvas = rng.choice(CANVASES)
         scenes = [draw_scene(rng.choice(TASKS), rng, base, canvas) for _ in range(batch)]
-        images = torch.stack([_worn(scene, rng) for scene in scenes])
-        loss = detection_loss(detector, images, scenes)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(detector.parameters(), 5.0)
-        optimizer.step()
-        schedule.step()
-        on_progress(step + 1, steps, loss.item())
-    return detector.eval()
+        return detection_loss(detector, torch.stack([_worn(scene, rng) for scene in scenes]).to(device), scenes)
+
+    return fit(detector, schedule, steps, loss, on_step, max_norm=5.0)
 
 
 def _worn(scene: Scene, rng: random.Random) -> Float[Tensor, "3 height width"]:
@@ -143,13 +145,13 @@ def detection_loss(
     """Focal loss on the centres (arXiv 1904.07850, eq. 1), L1 on side and centre, cross-entropy on the colour."""
     heat, rest = detector.forward(images)
     target = torch.zeros_like(heat)
-    rows, columns = torch.arange(heat.shape[2])[:, None], torch.arange(heat.shape[3])[None]
+    rows, columns = (torch.arange(side, device=heat.device) for side in heat.shape[2:])
     places, sides, colours = [], [], []
     for number, scene in enumerate(scenes):
         for thing in scene.things:
             x, y = ((thing.left + thing.side / 2) / STRIDE, (thing.top + thing.side / 2) / STRIDE)
             spread = max(0.5, thing.side / STRIDE / 8)
-            bump = torch.exp(-((rows + 0.5 - y) ** 2 + (columns + 0.5 - x) ** 2) / (2 * spread**2))
+            bump = torch.exp(-((rows[:, None] + 0.5 - y) ** 2 + (columns + 0.5 - x) ** 2) / (2 * spread**2))
             kind = detector.classes.index(thing.concept)
             target[number, kind] = torch.maximum(target[number, kind], bump)
             row, column = min(int(y), heat.shape[2] - 1), min(int(x), heat.shape[3] - 1)
@@ -165,5 +167,5 @@ def detection_loss(
     )
     numbers, at_rows, at_columns = torch.tensor(places).T
     answers = rest[numbers, :, at_rows, at_columns]
-    shape = functional.l1_loss(answers[:, :3], torch.tensor(sides))
-    return focal + shape + 0.5 * functional.cross_entropy(answers[:, 3:], torch.tensor(colours))
+    shape = functional.l1_loss(answers[:, :3], torch.tensor(sides, device=heat.device))
+    return focal + shape + 0.5 * functional.cross_entropy(answers[:, 3:], torch.tensor(colours, device=heat.device))

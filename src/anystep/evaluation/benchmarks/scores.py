@@ -9,6 +9,8 @@ from typing import Any
 from anystep.environment import environment
 from anystep.errors import InputError
 from anystep.files import write_json, write_text
+from anystep.markdown import markdown_table
+from anystep.sampling import steps_label
 
 Z = 1.96
 
@@ -61,30 +63,19 @@ def write_scores(
     return report
 
 
-def _figure(score: Mapping[str, float]) -> str:
-    return f"{score['value']:.3f} ({score['low']:.3f} to {score['high']:.3f})"
-
-
 def table(report: Mapping[str, Any]) -> str:
     """Groups down, numbers of steps across."""
     points = report["points"]
-    truth = report.get("truth")  # what a judge makes of pictures that are right
-    columns = [] if truth is None else ["true pictures"]
-    heads = [
-        f"{point['steps']} step{'s' * (point['steps'] > 1)}" if point["steps"] else "images" for point in points
-    ] + columns
-    lines = [f"# {report['benchmark']}: {report['model']}", "", f"| | {' | '.join(heads)} |"]
-    lines.append(f"| --- | {' | '.join('--:' for _ in heads)} |")
-    if any(point["nfe"] for point in points):
-        lines.append(
-            f"| NFE | {' | '.join([*(str(point['nfe'] or '') for point in points), *('' for _ in columns)])} |"
-        )
-    for name in points[0]["scores"] if points else ():
-        cells = []
-        for point in points:
-            score = point["scores"].get(name)
-            cells.append("" if score is None else _figure(score))
-        if truth is not None:
-            cells.append(_figure(truth[name]) if name in truth else "")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *(f"- {note}" for note in report["notes"]), ""])
+    scores, nfe = [point["scores"] for point in points], [point["nfe"] or "" for point in points]
+    heads = [steps_label(point["steps"]) if point["steps"] else "images" for point in points]
+    if "truth" in report:  # what a judge makes of pictures that are right
+        scores, nfe, heads = [*scores, report["truth"]], [*nfe, ""], [*heads, "true pictures"]
+    rows = [[name, *(_figure(each.get(name)) for each in scores)] for name in (scores[0] if points else ())]
+    if any(nfe):
+        rows.insert(0, ["NFE", *nfe])
+    title, notes = f"# {report['benchmark']}: {report['model']}", [f"- {note}" for note in report["notes"]]
+    return "\n".join([title, "", *markdown_table([None, *heads], rows), "", *notes, ""])
+
+
+def _figure(score: Mapping[str, float] | None) -> str:
+    return "" if score is None else f"{score['value']:.3f} ({score['low']:.3f} to {score['high']:.3f})"

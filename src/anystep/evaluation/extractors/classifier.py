@@ -1,6 +1,6 @@
 """Features of a small classifier of the data itself, for images that ImageNet features say little about."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from anystep.data.images import to_pixels
 from anystep.data.sources import open_source
 from anystep.device import memory_of
 from anystep.errors import InputError
-from anystep.evaluation.small_networks import load_network
+from anystep.evaluation.small_networks import fit, load_network
 from anystep.files import write_tensors
 
 WIDTH = 128
@@ -46,18 +46,14 @@ class SmallClassifier(nn.Module):
 
 
 def train_classifier(
-    spec: str,
-    size: int,
-    epochs: int = 3,
-    batch: int = 128,
-    seed: int = 0,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    spec: str, size: int, epochs: int = 3, batch: int = 128, seed: int = 0, device: str | torch.device = "cpu"
 ) -> tuple[SmallClassifier, float]:
     """A classifier of a labelled source and its accuracy on a held-out part.
 
     Args:
         spec: of `open_source`; `idx:` sources are tested on their test files, others on every tenth example.
         size: side of the images in pixels.
+        device: to train on; the classifier comes back to the CPU.
 
     Raises:
         InputError: the source has no classes.
@@ -75,19 +71,16 @@ def train_classifier(
         if not len(images):
             raise InputError(f"data {spec!r} has one image: a classifier needs more, every tenth of which is held out")
     torch.manual_seed(seed)
-    network = SmallClassifier(len(source.class_names))
+    network = SmallClassifier(len(source.class_names)).to(device)
     steps = max(1, epochs * len(images) // batch)
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps + 1)
-    for step in range(steps):
+
+    def loss() -> Tensor:
         rows = torch.randint(len(images), (batch,))
-        loss = cross_entropy(network.classify(network(images[rows])), labels[rows])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        on_progress(step + 1, steps)
-    network.eval()
+        return cross_entropy(network.classify(network(images[rows].to(device))), labels[rows].to(device))
+
+    fit(network, schedule, steps, loss)
     with torch.no_grad():
         answers = torch.cat([network.classify(network(part)).argmax(1) for part in held_images.split(500)])
     return network, float((answers == held_labels).float().mean())

@@ -1,0 +1,16 @@
+"""Tables in Markdown."""
+
+from anystep.markdown import markdown_table
+
+
+def test_the_first_column_is_left_and_the_others_right_where_nothing_is_said() -> None:
+    assert markdown_table(["name", "a", "b"], [["one", 1, 2.5], ["two", "", None]]) == [
+        "| name | a | b |",
+        "| --- | --: | --: |",
+        "| one | 1 | 2.5 |",
+        "| two |  | |",
+    ]
+
+
+def test_columns_are_aligned_as_they_are_named() -> None:
+    assert markdown_table([None, "steps", "plan"], [], "rrl") == ["| | steps | plan |", "| --: | --: | --- |"]
