@@ -33,6 +33,16 @@ from anystep.transport import Transport
 RED = (255, 0, 0)
 
 
+def frechet_distance(x: Tensor, y: Tensor) -> float:
+    """The Fréchet distance of two sets of features, with a symmetric root in place of that of a product."""
+    one, other = (torch.cov(each.double().T) for each in (x, y))
+    values, vectors = torch.linalg.eigh(one)
+    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ other @ root).clamp(min=0).sqrt().sum()
+    apart = (x.double().mean(0) - y.double().mean(0)).square().sum()
+    return float(apart + one.trace() + other.trace() - 2 * cross)
+
+
 def save_image(path: Path, caption: str | None = None, size: tuple[int, int] = (8, 6), colour: object = RED) -> Path:
     """An image of one colour, with its caption beside it where there is one."""
     path.parent.mkdir(parents=True, exist_ok=True)

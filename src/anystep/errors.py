@@ -1,5 +1,8 @@
 """The one exception for input a user can correct."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 LONGEST = 280  # characters of a message, so that a whole line with the program's name stays below 300
 
 
@@ -19,3 +22,14 @@ def one_line(message: str, longest: int = LONGEST) -> str:
 def first_line(error: Exception) -> str:
     """The first line of what an exception of a library says, or its name where it says nothing."""
     return (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
+
+
+@contextmanager
+def refused(what: str) -> Iterator[None]:
+    """A block in which whatever a library raises becomes an `InputError`: `what`, and the first line of the reason."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{what}: {first_line(error)}") from None

@@ -1,9 +1,7 @@
 """What came out, over seeds and side by side, as plain values."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from itertools import pairwise
-from pathlib import Path
 from statistics import mean
 from typing import Any, TypeAlias
 
@@ -11,10 +9,9 @@ import torch
 from torch import Tensor
 
 from anystep.compare.experiment import ComparedRun, Comparison
+from anystep.compare.milestones import spent
 from anystep.compare.paired import Losses, best_or_level, estimate, gain, mean_over_seeds, verdict_of
-from anystep.errors import InputError
 from anystep.evaluation.metrics.base import Direction, shortfall
-from anystep.files import parse_json, read_text
 from anystep.training.plan import recipe_evaluations
 from anystep.training.run import METRICS
 
@@ -22,15 +19,6 @@ from anystep.training.run import METRICS
 Replicates: TypeAlias = Mapping[str, Tensor]
 Points: TypeAlias = Mapping[int, Sequence[Replicates]]  # by seed, at rising numbers of steps
 Found: TypeAlias = Mapping[str, Points]  # by variant
-
-
-def _seconds(log: Path) -> float:
-    """Of a run, as far as its log can be read."""
-    total = 0.0
-    for line in read_text(log).splitlines() if log.is_file() else ():
-        with suppress(InputError, TypeError):
-            total += parse_json(line, str(log)).get("seconds") or 0.0
-    return total
 
 
 def over_seeds(
@@ -67,7 +55,7 @@ def over_seeds(
         "training": {
             "steps": recipe.run.steps,
             "evaluations_per_sample": recipe_evaluations(recipe),
-            "seconds": _seconds(runs[0].folder / METRICS),
+            "seconds": (spent(runs[0].folder / METRICS) or [(0.0, 0.0)])[-1][1],
         },
         "points": points,
         "scores": {

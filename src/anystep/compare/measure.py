@@ -9,14 +9,7 @@ import torch
 
 from anystep.compare.experiment import ComparedRun, Comparison
 from anystep.compare.figures import Replicates, over_seeds, side_by_side
-from anystep.compare.milestones import (
-    DrawnMilestone,
-    Milestone,
-    check_milestones,
-    draw_milestones,
-    measured_milestones,
-    time_to_quality,
-)
+from anystep.compare.milestones import Milestone, check_milestones, draw_milestones, time_to_quality
 from anystep.compare.report import markdown
 from anystep.contact_sheet import save_image
 from anystep.data.sources import ConcatSource
@@ -86,24 +79,22 @@ class Measurement:
 
     def real_images(self) -> tuple[ImageFeatures, dict[str, ImageFeatures]]:
         """The real images and the controls; those of validation are looked at too, and kept in the folder."""
-        real, controls = (
-            real_features(self.evaluation, self.reference),
-            control_features(self.evaluation, self.reference),
-        )
+        real = real_features(self.evaluation, self.reference)
+        controls = control_features(self.evaluation, self.reference)
         if self.validation is not None:
             real_features(self.plan_evaluation, self.validation)
         return real, controls
 
-    def points(self, recipe: Recipe, folder: Path) -> tuple[Model, Search | None, list[Point], list[DrawnMilestone]]:
+    def points(self, recipe: Recipe, folder: Path) -> tuple[Model, Search | None, list[Point], list[Milestone]]:
         """What a trained run is measured by; what was generated before is read again."""
         comparison, evaluation = self.comparison, self.evaluation
         model, search = self._planned(folder)
         points = generate_points(evaluation, model, sorted(comparison.steps), self.prompts)
-        drawn: list[DrawnMilestone] = []
+        milestones: list[Milestone] = []
         if comparison.milestones:
             prompts = self.reference.prompts(comparison.milestone_samples, 0)
-            drawn = draw_milestones(comparison, evaluation, recipe, folder, prompts, self.device)
-        return model, search, points, drawn
+            milestones = draw_milestones(comparison, evaluation, recipe, folder, prompts, self.device)
+        return model, search, points, milestones
 
     def _planned(self, folder: Path) -> tuple[Model, Search | None]:
         """The model of a trained run, with its plans where the comparison has them."""
@@ -126,10 +117,10 @@ class Measurement:
         found: dict[str, dict[int, list[Replicates]]] = {}
         models: dict[str, Model] = {}
         reports: dict[str, dict[str, Any]] = {}
-        milestones: dict[str, list[list[Milestone]]] = {}
+        milestones: dict[str, list[list[dict[str, Any]]]] = {}
         searches: dict[str, Search] = {}
         for run in runs:
-            models[run.variant], search, points, drawn = self.points(run.recipe, run.folder)
+            models[run.variant], search, points, reached = self.points(run.recipe, run.folder)
             if search is not None:
                 searches[run.name] = search
                 on_run(f"planned {run.name}")
@@ -137,7 +128,7 @@ class Measurement:
             # no images of all runs at once
             found.setdefault(run.variant, {})[run.seed] = [point.replicates for point in points]
             if comparison.milestones:
-                milestones.setdefault(run.variant, []).append(measured_milestones(evaluation, real, drawn))
+                milestones.setdefault(run.variant, []).append([each.measured(evaluation, real) for each in reached])
             on_run(f"measured {run.name}")
         whole = whole_report(evaluation, list(reports.values()), real, controls)
         directions = whole["better"]

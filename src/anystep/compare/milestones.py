@@ -1,14 +1,14 @@
 """Time to quality: the average weights of every run at some shares of its training, at some numbers of steps."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 
@@ -25,22 +25,7 @@ from anystep.training.checkpoint_files import checkpoint_steps, read_average
 from anystep.training.config import Recipe, RunConfig
 from anystep.training.run import METRICS
 
-Distances: TypeAlias = dict[str, list[float]]  # by metric, of each number of steps
-
-
-@dataclass(frozen=True)
-class Milestone:
-    """A run after so many training steps.
-
-    Attributes:
-        evaluations: of the network that it spent by then, a backward pass counted as two.
-        seconds: that its steps took by then.
-    """
-
-    step: int
-    evaluations: float
-    seconds: float
-    distances: Distances
+COSTS = ("evaluations", "seconds")
 
 
 def spent(log: Path) -> list[tuple[float, float]]:
@@ -49,8 +34,8 @@ def spent(log: Path) -> list[tuple[float, float]]:
     for line in read_text(log).splitlines() if log.is_file() else ():
         with suppress(InputError, TypeError, KeyError):
             record = parse_json(line, str(log))
-            evaluations += record["evaluations"] + 2 * round(record["images_per_second"] * record["seconds"])
             seconds += record["seconds"]
+            evaluations += record["evaluations"] + 2 * round(record["images_per_second"] * record["seconds"])
         sums.append((evaluations, seconds))
     return sums
 
@@ -87,13 +72,28 @@ def check_milestones(comparison: Comparison, metrics: Sequence[Metric], extracto
 
 
 @dataclass(frozen=True)
-class DrawnMilestone:
-    """What a `Milestone` is measured by: images at every number of steps."""
+class Milestone:
+    """A run after so many training steps.
+
+    Attributes:
+        evaluations, seconds: what the training took by then; a backward pass counts as two evaluations.
+        points: images at every number of steps.
+    """
 
     step: int
     evaluations: float
     seconds: float
     points: list[Point]
+
+    def measured(self, evaluation: Evaluation, real: ImageFeatures) -> dict[str, Any]:
+        """As plain values, with the distances of the images at every number of steps, by metric."""
+        distances = {
+            evaluation.metric_name(metric): [
+                measure(metric, real, point.images, evaluation.seed)[0].item() for point in self.points
+            ]
+            for metric in distances_of(evaluation.metrics)
+        }
+        return {"step": self.step, "evaluations": self.evaluations, "seconds": self.seconds, "distances": distances}
 
 
 def draw_milestones(
@@ -103,7 +103,7 @@ def draw_milestones(
     folder: Path,
     prompts: Sequence[str | int],
     device: torch.device,
-) -> list[DrawnMilestone]:
+) -> list[Milestone]:
     """Of a trained run, at those shares whose checkpoint is there: a run that had ended before has its last only."""
     there = set(checkpoint_steps(folder / "checkpoints"))
     steps = [step for step in kept_steps(recipe.run, comparison.milestones) if step in there]
@@ -112,28 +112,8 @@ def draw_milestones(
         read_average(folder / "checkpoints", model.pipeline.transformer, step=step)
         points = generate_points(evaluation, model, sorted(comparison.milestone_steps), prompts)
         cost = sums[step - 1] if step <= len(sums) else (math.nan, math.nan)
-        found.append(DrawnMilestone(step, *cost, points))
+        found.append(Milestone(step, *cost, points))
     return found
-
-
-def measured_milestones(
-    evaluation: Evaluation, real: ImageFeatures, drawn: Sequence[DrawnMilestone]
-) -> list[Milestone]:
-    """The distances of what was drawn."""
-    return [
-        Milestone(
-            each.step,
-            each.evaluations,
-            each.seconds,
-            {
-                evaluation.metric_name(metric): [
-                    measure(metric, real, point.images, evaluation.seed)[0].item() for point in each.points
-                ]
-                for metric in distances_of(evaluation.metrics)
-            },
-        )
-        for each in drawn
-    ]
 
 
 def distances_of(metrics: Sequence[Metric]) -> list[Metric]:
@@ -155,38 +135,39 @@ def reached(costs: Sequence[float], distances: Sequence[float], goal: float) -> 
     return None
 
 
-def time_to_quality(comparison: Comparison, found: Mapping[str, Sequence[Sequence[Milestone]]]) -> dict[str, Any]:
+def time_to_quality(comparison: Comparison, found: Mapping[str, Sequence[Sequence[dict[str, Any]]]]) -> dict[str, Any]:
     """Means over seeds, and what the first variant spends until it has what each other one has at its end.
 
     Args:
-        found: by variant, the milestones of each of its seeds.
+        found: by variant, the measured milestones of each of its seeds.
     """
-    variants: list[dict[str, Any]] = []
-    for name, runs in found.items():
-        common = set.intersection(*({each.step for each in run} for run in runs))
-        points = []
-        for same in zip(*([each for each in run if each.step in common] for run in runs), strict=True):
-            distances = {
-                metric: [mean(values) for values in zip(*(each.distances[metric] for each in same), strict=True)]
-                for metric in same[0].distances
-            }
-            costs = {what: mean(getattr(each, what) for each in same) for what in ("evaluations", "seconds")}
-            points.append({"step": same[0].step, **costs, "distances": distances})
-        variants.append({"name": name, "points": points})
-    first, *others = variants
+    first, *others = variants = [{"name": name, "points": _mean_points(runs)} for name, runs in found.items()]
     steps = sorted(comparison.milestone_steps)
-    goals = []
-    for other in others:
-        for metric in other["points"][-1]["distances"] if other["points"] else ():
-            for place, count in enumerate(steps):
-                end = other["points"][-1]
-                goal = end["distances"][metric][place]
-                mine = [point["distances"][metric][place] for point in first["points"]]
-                costs = {
-                    what: reached([point[what] for point in first["points"]], mine, goal)
-                    for what in ("evaluations", "seconds")
-                }
-                shares = {f"{what}_share": None if cost is None else cost / end[what] for what, cost in costs.items()}
-                told = {"other": other["name"], "metric": metric, "steps": count, "distance": goal}
-                goals.append({**told, **costs, **shares, "at_most": bool(mine) and mine[0] <= goal})
+    goals = [goal for other in others for goal in _goals(first, other, steps)]
     return {"samples": comparison.milestone_samples, "steps": steps, "variants": variants, "goals": goals}
+
+
+def _mean_points(runs: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The means over the runs of one variant, at the milestones that all of them have."""
+    common = set.intersection(*({each["step"] for each in run} for run in runs))
+    points = []
+    for same in zip(*([each for each in run if each["step"] in common] for run in runs), strict=True):
+        distances = {
+            metric: [mean(values) for values in zip(*(each["distances"][metric] for each in same), strict=True)]
+            for metric in same[0]["distances"]
+        }
+        costs = {what: mean(each[what] for each in same) for what in COSTS}
+        points.append({"step": same[0]["step"], **costs, "distances": distances})
+    return points
+
+
+def _goals(first: dict[str, Any], other: dict[str, Any], steps: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """What the first variant spends until it has each distance that the other one has at its end."""
+    end = other["points"][-1] if other["points"] else {"distances": {}}
+    for metric, distances in end["distances"].items():
+        for place, (count, goal) in enumerate(zip(steps, distances, strict=True)):
+            mine = [point["distances"][metric][place] for point in first["points"]]
+            costs = {what: reached([point[what] for point in first["points"]], mine, goal) for what in COSTS}
+            shares = {f"{what}_share": None if cost is None else cost / end[what] for what, cost in costs.items()}
+            told = {"other": other["name"], "metric": metric, "steps": count, "distance": goal}
+            yield {**told, **costs, **shares, "at_most": bool(mine) and mine[0] <= goal}

@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
+from helpers import frechet_distance
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from anystep.evaluation.metrics.base import ImageFeatures, measure
-from anystep.evaluation.metrics.frechet_distance import Moments, frechet_distance
 from anystep.evaluation.metrics.pixels import ROUNDING, PixelFrechetDistance, Sharpness, fine_energy, small_pixels
 
 
@@ -47,7 +47,7 @@ def test_large_images_are_averaged() -> None:
 def test_the_distance_of_pixels_is_the_frechet_distance_of_pixels_in_the_unit_interval() -> None:
     real, generated = pictures(60), pictures(70, seed=1) // 2
     x, y = (images.flatten(1) / 255 for images in (real, generated))
-    expected = frechet_distance(Moments.of(x), Moments.of(y)) / 3
+    expected = frechet_distance(x, y) / 3
     assert measure(PixelFrechetDistance(), seen(real), seen(generated))[0].item() == pytest.approx(expected, rel=1e-6)
 
 

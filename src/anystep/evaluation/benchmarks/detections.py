@@ -5,9 +5,9 @@ boxes' sizes, the required colour on as many objects as are asked for.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, TypeAlias
 
 from PIL import Image
 
@@ -31,22 +31,10 @@ class Detection:
     colour: str | None = None
 
 
-@runtime_checkable
-class Detector(Protocol):
-    """Objects of an image, all that have at least a score of `min_score`; `name` goes into the report."""
-
-    name: str
-
-    def __call__(self, image: Image.Image, min_score: float) -> list[Detection]: ...
-
-
-@runtime_checkable
-class ColourClassifier(Protocol):
-    """One of `COLOURS` for each detection."""
-
-    name: str
-
-    def __call__(self, image: Image.Image, found: Sequence[Detection]) -> list[str]: ...
+# the objects of an image that have at least a score
+Detector: TypeAlias = Callable[[Image.Image, float], list[Detection]]
+# one of `COLOURS` for each detection
+ColourClassifier: TypeAlias = Callable[[Image.Image, Sequence[Detection]], list[str]]
 
 
 @dataclass(frozen=True)

@@ -135,18 +135,15 @@ def score(
         for path in paths:
             judgement = evaluate_image(open_image(path), entry, detector, colour_of, min_score)
             right.append(float(judgement.correct))
-            lines.append(
-                json.dumps(
-                    {
-                        "filename": str(path.relative_to(place.parent)),
-                        "tag": entry["tag"],
-                        "prompt": entry["prompt"],
-                        "metadata": json.dumps(entry),
-                        "correct": judgement.correct,
-                        "reason": judgement.reason,
-                    }
-                )
-            )
+            line = {
+                "filename": str(path.relative_to(place.parent)),
+                "tag": entry["tag"],
+                "prompt": entry["prompt"],
+                "metadata": json.dumps(entry),
+                "correct": judgement.correct,
+                "reason": judgement.reason,
+            }
+            lines.append(json.dumps(line))
         groups.setdefault(entry["tag"], []).append(sum(right) / len(right))
     write_text(results, "\n".join(lines) + "\n")
     return over_groups(groups)

@@ -63,7 +63,6 @@ class CLIPColours:
     def __init__(self, name_or_path: str, device: str | torch.device = "cpu") -> None:
         from transformers import AutoModel, AutoProcessor
 
-        self.name = name_or_path
         self._model = pretrained(AutoModel, name_or_path, "CLIP model").eval().to(device)
         self._processor = pretrained(AutoProcessor, name_or_path, "processor of the CLIP model")
         self._known: dict[str, Tensor] = {}
@@ -101,9 +100,8 @@ class VisualQuestions:
     def __init__(self, name_or_path: str, device: str | torch.device = "cpu") -> None:
         from transformers import AutoModelForVisualQuestionAnswering, AutoProcessor
 
-        self.name = name_or_path
-        self._model = pretrained(AutoModelForVisualQuestionAnswering, name_or_path, "question answering model")
-        self._model = self._model.eval().to(device)
+        kind, what = AutoModelForVisualQuestionAnswering, "question answering model"
+        self._model = pretrained(kind, name_or_path, what).eval().to(device)
         self._processor = pretrained(AutoProcessor, name_or_path, "processor of the question answering model")
 
     @torch.no_grad()

@@ -24,8 +24,6 @@ NAMED = (None, *COLOURS)
 class SceneDetector(nn.Module):
     """On a grid of a quarter of the image's sides: a score a class, a side, the centre within the cell, a colour."""
 
-    name = "scene detector"
-
     def __init__(self, classes: Sequence[str], width: int = 56, depth: int = 5) -> None:
         super().__init__()
         self.classes = tuple(classes)

@@ -10,7 +10,7 @@ import torch.nn.functional as functional
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from anystep.errors import InputError
+from anystep.errors import InputError, refused
 from anystep.evaluation.extractors.classifier import load_classifier
 from anystep.evaluation.extractors.inception import FIDInception
 from anystep.evaluation.finite import check_finite
@@ -90,13 +90,16 @@ class EfficientNetLite0:
 class ModuleExtractor:
     """Any network that takes uint8 images (batch, 3, height, width) and gives (batch, features).
 
-    A method `classify` of it, from features to logits, is used where there is one.
+    A method `classify` of it, from features to logits, is used where there is one. `digest` is that of its weights
+    unless another is given.
     """
 
-    def __init__(self, network: nn.Module, name: str, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self, network: nn.Module, name: str, device: str | torch.device = "cpu", digest: str | None = None
+    ) -> None:
         self.name, self.device = name, torch.device(device)
         self._network: Any = network.eval().to(device)
-        self.digest = weights_digest(network)
+        self.digest = weights_digest(network) if digest is None else digest
         self.classifies = hasattr(network, "classify")
 
     @torch.no_grad()
@@ -114,15 +117,10 @@ class ModuleExtractor:
         return self._network.classify(features.to(self.device)) if self.classifies else None
 
 
-def scripted_extractor(path: Path, device: str | torch.device = "cpu") -> ModuleExtractor:
-    """From a TorchScript file, named as it is."""
-    try:
-        network = torch.jit.load(str(path), map_location=device)
-    except (RuntimeError, OSError, ValueError) as error:
-        raise InputError(f"{path}: not a TorchScript file: {str(error).splitlines()[0]}") from None
-    extractor = ModuleExtractor(network, path.stem, device)
-    extractor.digest = file_digest(path)  # what it computes is in its code as much as in its weights
-    return extractor
+def scripted_network(path: Path, device: str | torch.device) -> Any:
+    """From a TorchScript file."""
+    with refused(f"{path}: not a TorchScript file"):
+        return torch.jit.load(str(path), map_location=device)
 
 
 def as_rows(name: str, features: Any, count: int) -> Float[Tensor, "count features"]:
@@ -138,54 +136,39 @@ def cannot_take(name: str, images: Tensor, error: Exception) -> InputError:
     return InputError(f"extractor {name} cannot take uint8 images of shape {tuple(images.shape)}: {reason}")
 
 
-class OnnxNetwork:
+class OnnxNetwork(nn.Module):
     """An ONNX file that takes images (batch, 3, height, width), uint8 or float32 in [0, 1], and gives features.
 
     Where it fixes the height and width, images are resized to them (bicubic, antialiased).
     """
 
-    classifies = False
-
     def __init__(self, path: Path) -> None:
+        super().__init__()
         try:
             import onnxruntime
         except ImportError:
             raise InputError("an ONNX feature extractor needs onnxruntime: pip install onnxruntime") from None
-        self.name, self.digest = path.stem, file_digest(path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        try:
+        with refused(f"{path}: not an ONNX file"):
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's exceptions share no base but this
-            raise InputError(f"{path}: not an ONNX file: {str(error).splitlines()[0]}") from None
         inputs = self._session.get_inputs()
         if len(inputs) != 1 or len(inputs[0].shape) != 4:
             raise InputError(f"{path}: expected one input, images of (batch, 3, height, width)")
-        self._input = inputs[0]
-        self._size = [side for side in self._input.shape[2:] if isinstance(side, int)]
-        self._batch = self._input.shape[0] if isinstance(self._input.shape[0], int) else None
+        self._input, (batch, _, *size) = inputs[0], inputs[0].shape
+        self._size = [side for side in size if isinstance(side, int)]
+        if batch != 1 and isinstance(batch, int):
+            raise InputError(f"{path}: made for batches of {batch}; export it with a free batch, or one of 1")
+        self._at_once = 1 if batch == 1 else None
 
-    def __call__(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
+    def forward(self, images: UInt8[Tensor, "batch 3 height width"]) -> Tensor:
         ready = images.float()
         if len(self._size) == 2 and list(images.shape[2:]) != self._size:
             ready = functional.interpolate(ready, self._size, mode="bicubic", antialias=True).clamp(0, 255)
         ready = ready.round().to(torch.uint8) if self._input.type == "tensor(uint8)" else ready / 255
-        if self._batch not in (None, 1):
-            raise InputError(
-                f"{self.name}: made for batches of {self._batch}; export it with a free batch, or one of 1"
-            )
-        try:
-            parts = [
-                self._session.run(None, {self._input.name: part.cpu().numpy()})[0]
-                for part in ready.split(self._batch or len(ready))
-            ]
-            features = torch.cat([torch.from_numpy(part) for part in parts])
-        except Exception as error:  # onnxruntime's exceptions share no base but this
-            raise cannot_take(self.name, images, error) from None
-        return as_rows(self.name, features, len(images))
-
-    def classify(self, features: Float[Tensor, "batch features"]) -> None:
-        return None
+        parts = ready.split(self._at_once or len(ready))
+        answers = [self._session.run(None, {self._input.name: part.numpy()})[0] for part in parts]
+        return torch.cat([torch.from_numpy(answer) for answer in answers])
 
 
 def load_extractor(
@@ -226,7 +209,7 @@ def load_extractor(
     if path.stem in (FIDInception.name, EfficientNetLite0.name):
         raise InputError(f"feature extractor {spec!r}: {path.stem} is the name of another; rename the file")
     if path.suffix == ".onnx":
-        return OnnxNetwork(path)
+        return ModuleExtractor(OnnxNetwork(path), path.stem, digest=file_digest(path))
     if path.suffix == ".safetensors":
         return ModuleExtractor(load_classifier(path), path.stem, device)
     if not allow_code:
@@ -234,7 +217,8 @@ def load_extractor(
             f"feature extractor {spec!r} is TorchScript, a program that can read and write your files: --allow-code "
             "(allow_code=True in Python) runs it, if you trust it; .onnx and .safetensors files need no trust"
         )
-    return scripted_extractor(path, device)
+    # what TorchScript computes is in its code as much as in its weights
+    return ModuleExtractor(scripted_network(path, device), path.stem, device, file_digest(path))
 
 
 TRIAL = ["a trial image"] * 2

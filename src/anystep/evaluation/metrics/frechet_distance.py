@@ -25,13 +25,11 @@ class Moments:
     covariance: Float[Tensor, "width width"]
 
     @classmethod
-    def of(cls, features: Features, weights: Float[Tensor, " count"] | None = None) -> "Moments":
-        """With the unbiased covariance, of every row as often as it counts."""
+    def of(cls, features: Features) -> "Moments":
+        """With the unbiased covariance."""
         x = features.double()
-        weight = torch.ones(len(x), dtype=torch.float64) if weights is None else weights
-        mean = weight @ x / weight.sum()
-        centred = (x - mean) * weight.sqrt()[:, None]
-        return cls(mean, centred.T @ centred / (weight.sum() - 1))
+        mean = torch.ones(len(x), dtype=torch.float64) @ x / len(x)
+        return cls(mean, (x - mean).T @ (x - mean) / (len(x) - 1))
 
     def save(self, path: Path) -> None:
         """As `mu` and `sigma` in an `.npz`, the layout of pytorch-fid; ADM's has these two and more."""
@@ -82,24 +80,10 @@ def square_root(matrix: Float[Tensor, "width width"]) -> Float[Tensor, "width wi
     return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
 
-def frechet_distance(one: Moments, other: Moments, root: Float[Tensor, "width width"] | None = None) -> float:
-    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)).
-
-    The trace of (C1 C2)^(1/2) is that of (C1^(1/2) C2 C1^(1/2))^(1/2), which is symmetric, so that nothing complex
-    appears and no small number need be added to singular covariances.
-
-    Args:
-        root: of `one.covariance`, if it is at hand.
-    """
-    root = square_root(one.covariance) if root is None else root
-    cross = torch.linalg.eigvalsh(root @ other.covariance @ root).clamp(min=0).sqrt().sum()
-    traces = one.covariance.trace() + other.covariance.trace()
-    return float((one.mean - other.mean).square().sum() + traces - 2 * cross)
-
-
 class FrechetDistance:
-    """Biased upwards by about trace(C) / count for small sets: compare equal counts only, and look at the control.
+    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) of the means and covariances of real and generated images.
 
+    Biased upwards by about trace(C) / count for small sets: compare equal counts only, and look at the control.
     The real set is not redrawn in replicates, which its square root of a covariance makes cheap; with `reference`,
     statistics take its place.
     """
