@@ -142,10 +142,10 @@ def test_failed_write_leaves_the_old_file_alone(tmp_path: Path) -> None:
 
 
 def test_other_scripts_are_in_a_font_of_the_machine_that_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    import matplotlib
+    from matplotlib.font_manager import FontEntry, fontManager
 
-    fonts = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf")
-    monkeypatch.setattr("anystep.contact_sheet.FONT_FOLDERS", ("/nowhere", fonts))
+    gone = FontEntry(fname="/nowhere/x.ttf", name="DejaVu Sans")
+    monkeypatch.setattr(fontManager, "ttflist", [gone, *fontManager.ttflist])
     font_with.cache_clear()
     (line,) = wrap("красный кит", 14, 900)
     assert line.text == "красный кит"
@@ -157,7 +157,7 @@ def test_other_scripts_are_in_a_font_of_the_machine_that_has_them(monkeypatch: p
 
 
 def test_what_no_font_has_is_spelt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("anystep.contact_sheet.FONT_FOLDERS", ())
+    monkeypatch.setattr("matplotlib.font_manager.fontManager.ttflist", [])
     font_with.cache_clear()
     assert [line.text for line in wrap("a 🐳 on 鲸 한", 14, 900)] == ["a [spouting whale] on \\u9cb8 \\ud55c"]
     assert wrap("👩\u200d🚀", 14, 900)[0].text == "[woman][rocket]"

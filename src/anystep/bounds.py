@@ -73,31 +73,26 @@ Real = Annotated[float, Ge(-(10**6)), Le(10**6)]
 """Any number that 32-bit arithmetic holds."""
 
 
+# what a limit of a kind is called, and how it is tested
+LIMITS = {Ge: ("from", operator.ge), Gt: ("above", operator.gt), Le: ("to", operator.le), Lt: ("to below", operator.lt)}
+
+
+def _limits(kind: Any) -> list[tuple[str, Callable[[Any, Any], bool], Any]]:
+    return [(*LIMITS[type(each)], getattr(each, type(each).__name__.lower())) for each in get_args(kind)[1:]]
+
+
 def expectation(kind: Any) -> str:
     """The numbers of a kind, in words: "a whole number from 1 to 10000"."""
-    base, *limits = get_args(kind)
-    what = "a whole number" if base is int else "a number"
-    words = []
-    for limit in limits:
-        match limit:
-            case Ge(low):
-                words.append(f"from {low:g}" if base is float else f"from {low}")
-            case Gt(low):
-                words.append(f"above {low:g}")
-            case Le(high):
-                words.append(f"to {high:g}" if base is float else f"to {high}")
-            case Lt(high):
-                words.append(f"to below {high:g}")
-    return " ".join([what, *words]).replace("above 0 to", "above 0, up to")
+    whole = get_args(kind)[0] is int
+    words = [f"{word} {bound if whole else f'{bound:g}'}" for word, _, bound in _limits(kind)]
+    return " ".join(["a whole number" if whole else "a number", *words]).replace("above 0 to", "above 0, up to")
 
 
 def is_within(kind: Any, value: int | float | Decimal) -> bool:
     """Whether a number is finite and within the bounds of a kind."""
-    tests = {Ge: operator.ge, Gt: operator.gt, Le: operator.le, Lt: operator.lt}
-    limits = [(type(limit), getattr(limit, type(limit).__name__.lower())) for limit in get_args(kind)[1:]]
     # a whole number's conversion to a float may overflow
     finite = value.is_finite() if isinstance(value, Decimal) else isinstance(value, int) or math.isfinite(value)
-    return finite and all(tests[each](value, limit) for each, limit in limits)
+    return finite and all(fits(value, bound) for _, fits, bound in _limits(kind))
 
 
 def parse(kind: Any) -> Callable[[str], Any]:
@@ -153,24 +148,25 @@ def cut(text: str, longest: int = 60) -> str:
 
 MAX_NAME = 1000  # characters of the name of a model, a source or a file
 MAX_TEXT = 100_000  # of a prompt
+NO_CONTROLS = "without control characters"
 
 
 def check_name(value: str) -> str:
     """What a model, a source or the like is called; empty, too long or not printable, it is an `InputError`."""
-    if not value or len(value) > MAX_NAME or any(unicodedata.category(each) == "Cc" for each in value):
-        raise InputError(
-            f"{shown(value)}: expected a name or path of 1 to {MAX_NAME} characters, without control characters"
-        )
+    if not 0 < len(value) <= MAX_NAME or _has_controls(value):
+        raise InputError(f"{shown(value)}: expected a name or path of 1 to {MAX_NAME} characters, {NO_CONTROLS}")
     return value
 
 
 def check_text(value: str) -> str:
     """Free text, such as a prompt: lines and tabs are part of it, other control characters are an `InputError`."""
-    if len(value) > MAX_TEXT or any(unicodedata.category(each) == "Cc" and each not in "\n\r\t" for each in value):
-        raise InputError(
-            f"{shown(value)}: expected text of at most {MAX_TEXT:,} characters, without control characters"
-        )
+    if len(value) > MAX_TEXT or _has_controls(value.translate(dict.fromkeys(map(ord, "\n\r\t")))):
+        raise InputError(f"{shown(value)}: expected text of at most {MAX_TEXT:,} characters, {NO_CONTROLS}")
     return value
+
+
+def _has_controls(text: str) -> bool:
+    return any(unicodedata.category(each) == "Cc" for each in text)
 
 
 def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
@@ -206,18 +202,14 @@ def fitted(name: str, value: Any, annotation: Any) -> Any:
     Raises:
         InputError: it is of another type, or out of bounds.
     """
-    if get_origin(annotation) is Literal:
-        if value not in (choices := get_args(annotation)):
-            raise InputError(f"{name} {shown(value)}: expected one of {', '.join(map(str, choices))}")
-        return value
-    if annotation is bool:
-        if not isinstance(value, bool):
-            raise InputError(f"{name} {shown(value)}: expected true or false")
-        return value
     if get_origin(annotation) is Annotated:
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        return check(name, value, annotation)
+        return check(name, int(value) if isinstance(value, float) and value.is_integer() else value, annotation)
+    if get_origin(annotation) is Literal and value not in (choices := get_args(annotation)):
+        raise InputError(f"{name} {shown(value)}: expected one of {', '.join(map(str, choices))}")
+    if annotation is bool and not isinstance(value, bool):
+        raise InputError(f"{name} {shown(value)}: expected true or false")
+    if annotation is bool or get_origin(annotation) is Literal:
+        return value
     if value is None and NoneType in get_args(annotation):
         return None
     (inner,) = (each for each in get_args(annotation) if each is not NoneType)

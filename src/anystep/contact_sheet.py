@@ -1,13 +1,11 @@
 """Labelled grids of images, and images on disk."""
 
 import os
-import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import islice
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -23,11 +21,6 @@ SMALLEST_CELL = 160  # of a sheet whose cell size is not given: labels need that
 LEADING = 1.3  # from line to line, in font sizes
 # characters of Pillow's built-in font
 BUILT_IN = frozenset({chr(code) for code in range(32, 127)} | set("“”‘’…"))
-FONT_FOLDERS = (
-    "~/.local/share/fonts", "~/.fonts", "/usr/local/share/fonts", "/usr/share/fonts", "/Library/Fonts",
-    "/System/Library/Fonts", "C:/Windows/Fonts",
-)  # fmt: skip
-STYLED = re.compile("bold|italic|oblique|light|thin|black|mono|condensed|serif", re.IGNORECASE)
 DASHES = str.maketrans("×–—", "x--")
 
 
@@ -63,12 +56,9 @@ def legible(text: str) -> str:
     """
     kept = ""
     for each in unicodedata.normalize("NFC", text.translate(DASHES)):
-        parts = unicodedata.normalize("NFKD", each)
-        base = "".join(part for part in parts if not unicodedata.combining(part))
-        if all(part in BUILT_IN for part in base) and (base or not kept or kept[-1] in BUILT_IN):
-            kept += base
-        else:
-            kept += each
+        base = "".join(part for part in unicodedata.normalize("NFKD", each) if not unicodedata.combining(part))
+        plain = BUILT_IN.issuperset(base) and (base or not kept or kept[-1] in BUILT_IN)
+        kept += base if plain else each
     return kept
 
 
@@ -87,34 +77,29 @@ def spelt(text: str) -> str:
 
 @lru_cache(maxsize=256)
 def font_with(characters: frozenset[str]) -> str | None:
-    """A font file of this machine that has all of the characters; None where there is none."""
-    found = (
-        path for folder in FONT_FOLDERS for path in islice(Path(folder).expanduser().rglob("*.[tTo][tTo][fFcC]"), 5000)
-    )
-    with suppress(OSError, RuntimeError):
-        for path in sorted(found, key=lambda path: (bool(STYLED.search(path.stem)), path.name)):
-            if _has(str(path), characters):
-                return str(path)
+    """A font file of this machine that has all of the characters; None where there is none.
+
+    That which comes with matplotlib is looked into first, and then upright ones of usual weight.
+    """
+    from matplotlib.font_manager import FontEntry, fontManager, get_font
+
+    def styled(font: FontEntry) -> bool:
+        return (font.style, font.variant, font.stretch, font.weight) != ("normal", "normal", "normal", 400)
+
+    codes = set(map(ord, characters))
+    for font in sorted(fontManager.ttflist, key=lambda font: (font.name != "DejaVu Sans", styled(font), font.fname)):
+        with suppress(OSError, RuntimeError):  # damaged, or not there any more
+            if codes <= get_font(font.fname).get_charmap().keys():
+                return str(font.fname)
     return None
-
-
-def _has(path: str, characters: frozenset[str]) -> bool:
-    try:
-        font = ImageFont.truetype(path, 24)
-        missing = bytes(font.getmask("\U0010ffff"))
-        return all(bytes(font.getmask(each)) != missing for each in characters)
-    except (OSError, ValueError):  # damaged, or of pictures in other sizes
-        return False
 
 
 def wrap(text: str, size: int, width: int, colour: str = INK) -> list[Line]:
     """`text` in lines of which none but a single long word is wider than `width` pixels."""
     text, font_file = legible(text), None
-    if any(each not in BUILT_IN and not each.isspace() for each in text):
-        plain = frozenset(
-            each for each in text if not each.isspace() and unicodedata.category(each) not in ("Cf", "Mn")
-        )
-        font_file = font_with(plain)
+    seen = frozenset(each for each in text if not each.isspace() and unicodedata.category(each) not in ("Cf", "Mn"))
+    if not seen <= BUILT_IN:
+        font_file = font_with(seen)
         text = spelt(text) if font_file is None else text
     lines: list[Line] = []
     for paragraph in text.split("\n"):
@@ -201,10 +186,8 @@ def contact_sheet(
     heights = [max((image.height for image in row), default=0) for row in images]
     grid_width, grid_height = sum(widths) + gap * (count - 1), sum(heights) + gap * (len(rows) - 1)
 
-    beside = [
-        shorten(wrap(label, medium, round(1.3 * side)), height)
-        for label, height in zip(row_labels or (), heights, strict=False)
-    ]
+    labels_beside = zip(row_labels or (), heights, strict=False)
+    beside = [shorten(wrap(label, medium, round(1.3 * side)), height) for label, height in labels_beside]
     above = []
     for label, width in zip(column_labels or (), widths, strict=False):
         first, *rest = label.split("\n", 1)

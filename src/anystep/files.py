@@ -104,21 +104,20 @@ def check_output(path: Path, suffix: str, reads: Callable[[Path], object]) -> No
     Args:
         reads: raises `InputError` for a file of another kind: such a one is not overwritten.
     """
+    cannot = f"cannot write {str(path)!r}"
     if path.suffix != suffix:
-        raise InputError(f"cannot write {str(path)!r}: expected a name that ends in {suffix}")
+        raise InputError(f"{cannot}: expected a name that ends in {suffix}")
     if not path.absolute().parent.is_dir():
-        raise InputError(f"cannot write {str(path)!r}: there is no such folder")
+        raise InputError(f"{cannot}: there is no such folder")
     try:
         if path.exists() or path.is_symlink():
             check_regular(path)
             reads(path)
+        TemporaryFile(dir=path.absolute().parent).close()
     except InputError:
-        raise InputError(f"cannot write {str(path)!r}: what is there was not made by this command") from None
-    try:
-        with TemporaryFile(dir=path.absolute().parent):
-            pass
+        raise InputError(f"{cannot}: what is there was not made by this command") from None
     except OSError as error:
-        raise InputError(f"cannot write {str(path)!r}: {error.strerror}") from None
+        raise InputError(f"{cannot}: {error.strerror}") from None
 
 
 def check_names(paths: Iterable[Sequence[Any]], what: str) -> None:
@@ -282,10 +281,9 @@ def check_claim(folder: Path, kind: str, legacy: Sequence[str] = ()) -> None:
     if (folder / MARKER).exists():
         _check_marker(folder, kind)
         return
-    if not folder.exists():
-        return
-    held = sorted(path.name for path in folder.iterdir() if path.name not in (LOCK, HOLDER))
-    held = [name for name in held if not name.endswith(".part")]  # of a process that was killed in its first write
+    held = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    # parts are of a process that was killed in its first write
+    held = [name for name in held if name not in (LOCK, HOLDER) and not name.endswith(".part")]
     if held and not (legacy and set(legacy) <= set(held)):
         raise InputError(
             f"{str(folder)!r} holds {held[0]}{f' and {len(held) - 1} more' * (len(held) > 1)}, which this command has "
@@ -347,17 +345,13 @@ def publish_folder(part: Path, folder: Path) -> None:
     if old.exists() and not folder.exists():  # a process was killed between the two renames below
         old.replace(folder)
     made = sorted(path.relative_to(part).as_posix() for path in part.rglob("*") if path.is_file())
-    before: set[str] = set()
-    if (folder / MARKER).exists():
-        with suppress(InputError):  # damaged: then nothing is known to be ours, and all stays
-            listed = read_json(folder / MARKER).get("published")
-            before = {str(name) for name in listed} if isinstance(listed, list) else before
+    ours = {*made, MARKER}
+    with suppress(InputError, KeyError, TypeError):  # damaged: then nothing else is known to be ours, and all stays
+        ours |= set(map(str, read_json(folder / MARKER)["published"]))
     for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
         name = path.relative_to(folder).as_posix()
         link = path.is_symlink()  # also one to a folder, or to what is not there now
-        if not (link or path.is_file()) or name in before or name in made or name == MARKER:
-            continue
-        if link and (part / name).is_dir():
+        if name in ours or not (link or path.is_file()) or (link and (part / name).is_dir()):
             continue
         (part / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(path, part / name, follow_symlinks=False)

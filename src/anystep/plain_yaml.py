@@ -5,8 +5,7 @@ truth value, `010` for eight, `12:30` for 750 and `2024-01-01` for a date, and w
 """
 
 import re
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,10 @@ RESOLVERS = [
 ]
 
 
+def refused(problem: str, where: Any = None) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=where)
+
+
 class _Loader(yaml.SafeLoader):
     """Refuses what is too deep or too much before it is made, and a key that is given twice."""
 
@@ -40,12 +43,11 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         self.depth += 1
+        event = self.peek_event()
         if self.depth > MAX_DEPTH:
-            raise yaml.composer.ComposerError(None, None, "nested too deeply", self.peek_event().start_mark)
-        if tag := getattr(self.peek_event(), "tag", None):
-            raise yaml.composer.ComposerError(
-                None, None, f"{shown(tag)}: values are plain, without tags", self.peek_event().start_mark
-            )
+            raise refused("nested too deeply", event.start_mark)
+        if tag := getattr(event, "tag", None):
+            raise refused(f"{shown(tag)}: values are plain, without tags", event.start_mark)
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
@@ -59,14 +61,12 @@ class _Loader(yaml.SafeLoader):
         seen: dict[str, int] = {}
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "expected text as a key", key.start_mark)
+                raise refused("expected text as a key", key.start_mark)
             line = key.start_mark.line + 1
             if key.tag == "tag:yaml.org,2002:merge":
                 continue
             if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{shown(key.value)} is given twice, in lines {seen[key.value]} and {line}", None
-                )
+                raise refused(f"{shown(key.value)} is given twice, in lines {seen[key.value]} and {line}")
             seen[key.value] = line
             key.tag = "tag:yaml.org,2002:str"  # 2024 and null are names here
         yield from super().construct_yaml_map(node)
@@ -89,31 +89,16 @@ def _size(node: Any, known: dict[int, int | None]) -> int:
     """How many values a node stands for; what is made of itself has no end."""
     if node is None or isinstance(node, yaml.ScalarNode):
         return 1
-    if id(node) in known and known[id(node)] is None:
-        raise yaml.composer.ComposerError(None, None, "an alias stands for something that it is part of", None)
+    if known.get(id(node), 0) is None:
+        raise refused("an alias stands for something that it is part of")
     if (size := known.get(id(node))) is None:
         known[id(node)] = None
         pairs = isinstance(node, yaml.MappingNode)
         parts = [part for pair in node.value for part in pair] if pairs else node.value
-        size = 1 + sum(_size(part, known) for part in parts)
-        known[id(node)] = size
+        known[id(node)] = size = 1 + sum(_size(part, known) for part in parts)
     if size > MAX_VALUES:
-        raise yaml.composer.ComposerError(None, None, f"it stands for more than {MAX_VALUES} values", None)
+        raise refused(f"it stands for more than {MAX_VALUES} values")
     return size
-
-
-@contextmanager
-def _one_line_errors(name: str) -> Iterator[None]:
-    try:
-        yield
-    except RecursionError:
-        raise InputError(f"{name} is not YAML: nested too deeply") from None
-    except yaml.YAMLError as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-        where = "" if mark is None else f", line {mark.line + 1}"
-        raise InputError(f"{name} is not YAML{where}: {problem or error}") from None
-    except ValueError:
-        raise InputError(f"{name}: a whole number of thousands of digits") from None
 
 
 def parse_yaml(text: str, name: str) -> Any:
@@ -124,12 +109,16 @@ def parse_yaml(text: str, name: str) -> Any:
     """
     if len(text) > MAX_LENGTH:
         raise InputError(f"{name}: {len(text):,} characters, more than the {MAX_LENGTH:,} that are read")
-    with _one_line_errors(name):
-        loader = _Loader(text)
-        try:
-            return loader.get_single_data()
-        finally:
-            loader.dispose()
+    try:
+        return yaml.load(text, _Loader)
+    except RecursionError:
+        raise InputError(f"{name} is not YAML: nested too deeply") from None
+    except yaml.YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        where = "" if mark is None else f", line {mark.line + 1}"
+        raise InputError(f"{name} is not YAML{where}: {problem or error}") from None
+    except ValueError:
+        raise InputError(f"{name}: a whole number of thousands of digits") from None
 
 
 def read_yaml(path: Path, kind: str = "recipe") -> dict[str, Any]:

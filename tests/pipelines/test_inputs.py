@@ -39,6 +39,8 @@ from anystep.sampling import StepPlan
         ({"guidance_interval": 0.5}, "guidance_interval 0.5"),
         ({"guidance_interval": ("a", "b")}, "guidance_interval"),
         ({"strength": "half", "image": Image.new("RGB", (16, 16))}, "strength 'half'"),
+        ({"strength": "half"}, "strength 'half'"),
+        ({"strength": 0.3}, r"strength 0\.3: goes with an image to start from only"),
         ({"image": np.zeros((16, 16, 3))}, "image 'ndarray': expected a PIL image"),
         ({"image": "a.png"}, "image 'str'"),
         ({"image": Image.new("F", (16, 16))}, "image: cannot be read: floating-point"),

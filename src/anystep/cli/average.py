@@ -3,42 +3,35 @@
 import argparse
 
 from anystep.bounds import AverageLength, Count, parse
-from anystep.cli import options as common
 from anystep.cli.option_types import input_folder, spec
+from anystep.cli.options import Commands, add_options, refuse_without
 from anystep.errors import InputError
 
 CHOOSING = "with --choose: "
 MEASURING = ("steps", "samples", "data", "extractor", "allow_code", "guidance", "seed", "batch", "device")
 
 
-def add(commands: common.Commands) -> None:
+def add(commands: Commands) -> None:
     parser = commands.add_parser("average", help="a model of any average of a run's weights, and which length is best")
-    parser.add_argument("folder", type=input_folder, metavar="RUN", help="of a run trained with ema_lengths")
-    lengths = parser.add_mutually_exclusive_group(required=True)
-    lengths.add_argument(
-        "--length", type=parse(AverageLength), help="of the average: the deviation of its profile over the run"
-    )
-    lengths.add_argument(
-        "--choose", type=parse(AverageLength), nargs="+", metavar="LENGTH", help="measure these, and take the best"
-    )
-    common.add_out_folder(parser, "the model's folder")
-    parser.add_argument("--step", type=parse(Count), help="the snapshot that it ends at (default: the last)")
-    parser.add_argument("--data", type=spec, help=f"{CHOOSING}images to compare with, not those of training")
-    common.add_steps(parser, None, f"{CHOOSING}step counts to measure (default: 1 4 32)")
-    parser.add_argument(
-        "--samples", type=parse(Count), help=f"{CHOOSING}images a length and step count (default: 1000)"
-    )
-    common.add_extractor(parser, CHOOSING, default=None)
-    common.add_guidance(parser, CHOOSING)
-    common.add_seed(parser, CHOOSING, default=None)
-    common.add_batch(parser, CHOOSING, default=None)
-    common.add_device(parser, CHOOSING, default=None)
+    option = parser.add_argument
+    option("folder", type=input_folder, metavar="RUN", help="of a run trained with ema_lengths")
+    lengths, length = parser.add_mutually_exclusive_group(required=True), parse(AverageLength)
+    lengths.add_argument("--length", type=length, help="of the average: the deviation of its profile over the run")
+    lengths.add_argument("--choose", type=length, nargs="+", metavar="LENGTH", help="measure these, and take the best")
+    add_options(parser, "--out", help="the model's folder")
+    option("--step", type=Count, help="the snapshot that it ends at (default: the last)")
+    option("--data", type=spec, help=f"{CHOOSING}images to compare with, not those of training")
+    add_options(parser, "--steps", only=CHOOSING, help="step counts to measure (default: 1 4 32)")
+    option("--samples", type=Count, help=f"{CHOOSING}images a length and step count (default: 1000)")
+    add_options(parser, "--extractor", only=CHOOSING, default=None)
+    add_options(parser, "--allow-code", "--guidance", only=CHOOSING)
+    add_options(parser, "--seed", "--batch", "--device", only=CHOOSING, default=None)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
     if options.choose is None:
-        common.refuse_without(options, "--choose", *MEASURING)
+        refuse_without(options, "--choose", *MEASURING)
         from anystep.average import write_average
 
         made = write_average(options.folder, options.length, options.out, options.step)
@@ -58,6 +51,5 @@ def run(options: argparse.Namespace) -> None:
     found = choose_length(options.folder, options.choose, options.out, request, options.step)
     if found:
         print(table(found))
-        print(
-            f"wrote {options.out}: length {found[0].length:g}; {options.folder / REPORT}: report.md, report.json, ..."
-        )
+        report = options.folder / REPORT
+        print(f"wrote {options.out}: length {found[0].length:g}; {report}: report.md, report.json, ...")

@@ -3,9 +3,9 @@
 import argparse
 import shlex
 
-from anystep.bounds import Threads, parse
+from anystep.bounds import Threads
 from anystep.cli.option_types import text
-from anystep.cli.options import Commands, add_allow_code, add_device, add_out_folder
+from anystep.cli.options import Commands, add_options
 from anystep.cli.recipe_options import add_recipe, read_recipe
 from anystep.console import say
 
@@ -13,16 +13,12 @@ from anystep.console import say
 def add(commands: Commands) -> None:
     parser = commands.add_parser("compare", help="train several objectives alike and draw their curves")
     add_recipe(parser, "Comparison")
-    add_out_folder(parser)
-    parser.add_argument("--only", type=text, nargs="+", metavar="NAME", help="some of the variants")
-    parser.add_argument(
-        "--vary", type=text, nargs="+", default=[], metavar="KEY=VALUES", help="more variants of the first one"
-    )
-    parser.add_argument(
-        "--jobs", type=parse(Threads), default=1, help="runs at a time, each in its process (default: 1)"
-    )
-    add_device(parser, "as --recipe.run.device: ", default=None)
-    add_allow_code(parser)
+    option = parser.add_argument
+    add_options(parser, "--out")
+    option("--only", type=text, nargs="+", metavar="NAME", help="some of the variants")
+    option("--vary", type=text, nargs="+", default=[], metavar="KEY=VALUES", help="more variants of the first one")
+    option("--jobs", type=Threads, default=1, help="runs at a time, each in its process")
+    add_options(parser, "--allow-code")
     parser.set_defaults(run=run)
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anystep.bounds import Count, PositiveShare, Seed, Share, Time, TimeShift, cut, parse
-from anystep.cli import options as common
 from anystep.cli.option_types import STANDARD_INPUT, input_file, input_text, output_file, output_folder, text
+from anystep.cli.options import Commands, add_options, as_fields
 from anystep.cli.output import complain, print_json, say_loading, warn
 from anystep.errors import InputError
 from anystep.files import make_folder
@@ -18,59 +18,37 @@ if TYPE_CHECKING:
     from anystep.pipelines.step_sheet import AnyStepSheet
 
 DEFAULT_OUT = Path("anystep.png")
+LINES = "- reads prompts from standard input, one a line"
+ROPE_SCALINGS = ("plain", "interpolation", "ntk", "by_parts", "yarn")
 
 
-def add(commands: common.Commands) -> None:
+def add(commands: Commands) -> None:
     parser = commands.add_parser("generate", help="draw prompts at several step counts, side by side")
-    parser.add_argument(
-        "prompts",
-        type=text,
-        nargs="*",
-        metavar="PROMPT",
-        help='what to draw, for example "a red apple"; - reads prompts from standard input, one a line',
-    )
-    parser.add_argument(
-        "--prompts-file",
-        type=input_text,
-        metavar="FILE",
-        help="more prompts, one a line; - is standard input; empty lines are passed over",
-    )
-    parser.add_argument(
-        "--like", type=input_file, metavar="IMAGE", help="as this image of anystep was drawn, but for what is given"
-    )
-    common.add_steps(parser, None, "step counts (default: 1 2 4 8)")
-    parser.add_argument(
-        "--out", type=output_file, help="the sheet, or a single image (default: anystep.png, or the next free name)"
-    )
-    parser.add_argument(
-        "--separate", type=output_folder, metavar="FOLDER", help="also write every image to its own file"
-    )
-    common.add_size(parser)
-    parser.add_argument("--image", type=input_file, help="start from this image instead of noise alone")
-    parser.add_argument("--strength", type=parse(PositiveShare), help="how far back to begin, with --image (0.6)")
-    parser.add_argument(
-        "--rope-scaling", choices=("plain", "interpolation", "ntk", "by_parts", "yarn"),
-        help="what becomes of positions beyond those of training (default: the model's)",
-    )  # fmt: skip
-    common.add_key_grid(parser)
-    parser.add_argument("--seed", type=seed_or_random, help="of the noise, or random (default: 0)")
-    parser.add_argument("--count", type=parse(Count), help="images of each prompt, with seeds from --seed on (1)")
-    parser.add_argument("--seeds", type=parse(Seed), nargs="+", help="an image of each prompt with each of them")
-    common.add_guidance(parser)
-    parser.add_argument(
-        "--guidance-interval", type=parse(Time), nargs=2, metavar=("LOW", "HIGH"), help="guide inside it only"
-    )
-    parser.add_argument(
-        "--stochasticity", type=parse(Share), help="0 to 1: jump below the target and re-noise (default: the model's)"
-    )
-    parser.add_argument(
-        "--shift", type=parse(TimeShift), help="of the times, above 1 towards noise (default: the plan's)"
-    )
-    common.add_plan(parser)
-    parser.add_argument("--force", action="store_true", help="draw prompts that the model does not know")
-    common.add_model(parser)
-    common.add_json(parser)
-    parser.set_defaults(run=run, model=None)
+    option = parser.add_argument
+    option("prompts", type=text, nargs="*", metavar="PROMPT", help=f'what to draw, for example "a red apple"; {LINES}')
+    option("--prompts-file", type=input_text, metavar="FILE", help="more prompts, one a line; - is standard input")
+    option("--like", type=input_file, metavar="IMAGE", help="as this image of anystep was drawn, but for what is given")
+    add_options(parser, "--steps", help="step counts (default: 1 2 4 8)")
+    option("--out", type=output_file, help="the sheet, or a single image (default: anystep.png, or the next free name)")
+    option("--separate", type=output_folder, metavar="FOLDER", help="also write every image to its own file")
+    add_options(parser, "--size")
+    option("--image", type=input_file, help="start from this image instead of noise alone")
+    option("--strength", type=PositiveShare, help="how far back to begin, with --image (default: 0.6)")
+    beyond = "what becomes of positions beyond those of training (default: the model's)"
+    option("--rope-scaling", choices=ROPE_SCALINGS, help=beyond)
+    add_options(parser, "--key-grid")
+    option("--seed", type=seed_or_random, help="of the noise, or random (default: 0)")
+    option("--count", type=Count, help="images of each prompt, with seeds from --seed on (default: 1)")
+    option("--seeds", type=Seed, nargs="+", help="an image of each prompt with each of them")
+    add_options(parser, "--guidance")
+    option("--guidance-interval", type=Time, nargs=2, metavar=("LOW", "HIGH"), help="guide inside it only")
+    option("--stochasticity", type=Share, help="0 to 1: jump below the target and re-noise (default: the model's)")
+    option("--shift", type=TimeShift, help="of the times, above 1 towards noise (default: the plan's)")
+    add_options(parser, "--plan")
+    option("--force", action="store_true", help="draw prompts that the model does not know")
+    add_options(parser, "--model", default=None)
+    add_options(parser, "--device", "--json")
+    parser.set_defaults(run=run)
 
 
 def seed_or_random(value: str) -> int:
@@ -95,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
     check_writable(options.out or DEFAULT_OUT)
     if options.separate is not None:
         make_folder(options.separate)
-    drawn = generate(Request(**{**common.as_fields(options, Request), "prompts": prompts}), warn)
+    drawn = generate(Request(**{**as_fields(options, Request), "prompts": prompts}), warn)
     out = options.out or free_name(DEFAULT_OUT)
     save_image(drawn.sheet.picture(), out, drawn.texts)
     if options.json:

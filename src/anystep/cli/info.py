@@ -2,14 +2,13 @@
 
 import argparse
 
-from anystep.cli.options import Commands, add_json, add_model
+from anystep.cli.options import Commands, add_options
 from anystep.cli.output import print_facts, print_json
 
 
 def add(commands: Commands) -> None:
     parser = commands.add_parser("info", help="versions, device, and what a model is and knows")
-    add_model(parser)
-    add_json(parser)
+    add_options(parser, "--model", "--device", "--json")
     parser.set_defaults(run=run)
 
 
@@ -23,14 +22,12 @@ def run(options: argparse.Namespace) -> None:
         print_json(facts)
         return
     concepts = facts.pop("concepts") or []
-    print_facts(
-        {
-            name.replace("_", " "): ", ".join(value) if isinstance(value, list) else value
-            for name, value in facts.items()
-            if value is not None
-        },
-        width=24,
-    )
+    told = {
+        name.replace("_", " "): ", ".join(value) if isinstance(value, list) else value
+        for name, value in facts.items()
+        if value is not None
+    }
+    print_facts(told, width=24)
     if concepts:
         print(f"knows {len(concepts)} concepts: {', '.join(concepts)}")
         print('prompts it was trained on look like "a red apple on a blue background, flat style"')

@@ -23,14 +23,11 @@ def text(value: str) -> str:
 def spec(value: str) -> str:
     """What a model, a source or the like is called; `~` at its start is the home folder."""
     _checked(check_name, value)
-    if value.startswith("~"):
-        try:
-            return str(Path(value).expanduser())
-        except RuntimeError:
-            raise argparse.ArgumentTypeError(
-                f"{shown(value)}: there is no such home folder; expected a name or path"
-            ) from None
-    return value
+    try:
+        return str(Path(value).expanduser()) if value.startswith("~") else value
+    except RuntimeError:
+        wrong = "there is no such home folder; expected a name or path"
+        raise argparse.ArgumentTypeError(f"{shown(value)}: {wrong}") from None
 
 
 def _checked(check: Callable[[str], str], value: str) -> str:
@@ -65,11 +62,7 @@ def square(value: str) -> int:
 
 def input_file(value: str) -> Path:
     """A file that is there. Devices and the like may never end, and are refused."""
-    path, mode = _place(value)
-    if mode is None or not stat.S_ISREG(mode):
-        wrong = "there is no such file" if mode is None else "it is no regular file"
-        raise argparse.ArgumentTypeError(f"{shown(value)}: {wrong}; expected a file to read")
-    return path
+    return _there(value, "file", stat.S_ISREG, "it is no regular file")
 
 
 def input_text(value: str) -> Path:
@@ -79,10 +72,14 @@ def input_text(value: str) -> Path:
 
 def input_folder(value: str) -> Path:
     """A folder that is there."""
+    return _there(value, "folder", stat.S_ISDIR, "it is no folder")
+
+
+def _there(value: str, what: str, is_such: Callable[[int], bool], otherwise: str) -> Path:
     path, mode = _place(value)
-    if mode is None or not stat.S_ISDIR(mode):
-        wrong = "there is no such folder" if mode is None else "it is no folder"
-        raise argparse.ArgumentTypeError(f"{shown(value)}: {wrong}; expected a folder to read")
+    if mode is None or not is_such(mode):
+        wrong = f"there is no such {what}" if mode is None else otherwise
+        raise argparse.ArgumentTypeError(f"{shown(value)}: {wrong}; expected a {what} to read")
     return path
 
 
@@ -92,9 +89,8 @@ def output_file(value: str) -> Path:
     if mode is not None and not stat.S_ISREG(mode):
         raise argparse.ArgumentTypeError(f"{shown(value)}: cannot write there, it is no regular file")
     if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(
-            f"{shown(value)}: cannot write there, there is no folder {cut(str(path.parent))}"
-        )
+        missing = cut(str(path.parent))
+        raise argparse.ArgumentTypeError(f"{shown(value)}: cannot write there, there is no folder {missing}")
     return path
 
 
@@ -112,9 +108,7 @@ def _place(value: str) -> tuple[Path, int | None]:
     path = Path(spec(value))
     try:
         return path, path.stat().st_mode
-    except FileNotFoundError:
-        return path, None
-    except NotADirectoryError:
+    except (FileNotFoundError, NotADirectoryError):
         return path, None
     except OSError as error:
         raise argparse.ArgumentTypeError(f"{shown(value)}: {error.strerror}; expected a path") from None

@@ -6,9 +6,9 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn, get_origin
 
-from anystep.bounds import cut, did_you_mean, shown
+from anystep.bounds import cut, did_you_mean, parse, shown
 from anystep.errors import LONGEST, InputError, one_line
 
 # what diffusers, its training scripts, ComfyUI and others call our options: the first of those here that a command has
@@ -28,6 +28,16 @@ OTHER_NAMES = {
 }  # fmt: skip
 
 
+class DefaultsInHelp(argparse.HelpFormatter):
+    """Says the default of an option at the end of its help, where that does not."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        told, default = action.help or "", action.default
+        if any(default is each for each in (None, False, argparse.SUPPRESS)) or default == [] or "default:" in told:
+            return told
+        return f"{told} (default: {' '.join(map(str, default)) if isinstance(default, list) else default})"
+
+
 class OneLineParser(argparse.ArgumentParser):
     """Bad usage is one line and exit code 2. An option is its whole name: parts of names would hide typing errors.
 
@@ -40,22 +50,22 @@ class OneLineParser(argparse.ArgumentParser):
     """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{**options, "allow_abbrev": False})
+        super().__init__(**{**options, "allow_abbrev": False, "formatter_class": DefaultsInHelp})
         self.given: list[str] | None = None
         self.positionals: list[str] = []
         self.takes_overrides = False
         self.explain_overrides: Callable[[argparse.HelpFormatter, Sequence[str]], None] | None = None
         self.override_names: Callable[[], Sequence[str]] = lambda: ()
         loudness = self.add_mutually_exclusive_group()
-        loudness.add_argument(
-            "--quiet", action="store_true", default=argparse.SUPPRESS, help="no progress: results and errors alone"
-        )
-        loudness.add_argument(
-            "--verbose",
-            action="store_true",
-            default=argparse.SUPPRESS,
-            help="also the notices of libraries, and where an error came from",
-        )
+        flag: dict[str, Any] = {"action": "store_true", "default": argparse.SUPPRESS}
+        loudness.add_argument("--quiet", **flag, help="no progress: results and errors alone")
+        loudness.add_argument("--verbose", **flag, help="also the notices of libraries, and where an error came from")
+
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        """That of argparse, whose `type` may also be a kind of numbers of `anystep.bounds`."""
+        if get_origin(options.get("type")) is Annotated:
+            options["type"] = parse(options["type"])
+        return super().add_argument(*names, **options)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         self.given = list(sys.argv[1:] if args is None else args)

@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from anystep.cli.option_types import spec
+from anystep.cli.options import add_options
 from anystep.cli.parser import OneLineParser
 from anystep.errors import InputError
 from anystep.training.recipes import command_of, find_recipe, recipe_names
@@ -51,6 +52,7 @@ def add_recipe(parser: OneLineParser, kind: str) -> None:
 
     parser.explain_overrides = explain
     parser.override_names = lambda: [field.name for field in fields()]
+    add_options(parser, "--device", only=f"as --{RECIPES[kind][1]}: ", default=None)
     parser.set_defaults(device_field=RECIPES[kind][1])
     if "_ARGCOMPLETE" in os.environ:  # a shell asks what there is: names of recipes, and their values as options
         setattr(recipe, "completer", partial(_recipes_and_files, command))  # noqa: B010  # argcomplete's own attribute

@@ -4,19 +4,18 @@ import argparse
 import sys
 
 from anystep.cli.option_types import spec
-from anystep.cli.options import Commands, add_json
+from anystep.cli.options import Commands, add_options
 from anystep.cli.output import print_json
 from anystep.cli.parser import OneLineParser
 
 
 def add(commands: Commands) -> None:
-    objectives = commands.add_parser(
-        "objectives", help="what can be trained, what it costs, and from which paper it is"
-    )
-    add_json(objectives)
+    told = "what can be trained, what it costs, and from which paper it is"
+    objectives = commands.add_parser("objectives", help=told)
+    add_options(objectives, "--json")
     objectives.set_defaults(run=run_objectives)
     recipes = commands.add_parser("recipes", help="the recipes that come with anystep")
-    add_json(recipes)
+    add_options(recipes, "--json")
     recipes.set_defaults(run=run_recipes)
     actions = recipes.add_subparsers(dest="action", metavar="ACTION", parser_class=OneLineParser)
     show = actions.add_parser("show", help="print one, to change it: `recipes show emoji > mine.yaml`")
@@ -50,8 +49,7 @@ def run_objectives(options: argparse.Namespace) -> None:
     if options.json:
         print_json([{"kind": kind, "evaluations": costs[kind], **vars(OBJECTIVES[kind])} for kind in OBJECTIVES])
         return
-    print(
-        "objective.kind of a recipe, network evaluations a sample (a backward pass is two), and the target where t > r:"
-    )
+    spent = "network evaluations a sample (a backward pass is two)"
+    print(f"objective.kind of a recipe, {spent}, and the target where t > r:")
     for kind, preset in OBJECTIVES.items():
         print(f"{kind:20}{costs[kind]:5.2f}  {preset.equation}\n{'':27}{preset.label}: {preset.source}")

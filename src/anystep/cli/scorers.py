@@ -2,9 +2,9 @@
 
 import argparse
 
-from anystep.bounds import Count, parse
+from anystep.bounds import Count
 from anystep.cli.option_types import output_file, spec, square
-from anystep.cli.options import Commands, add_device, add_size
+from anystep.cli.options import Commands, add_options
 from anystep.console import say
 from anystep.files import check_output
 
@@ -12,17 +12,17 @@ from anystep.files import check_output
 def add(commands: Commands) -> None:
     classifier = commands.add_parser("train-classifier", help="train a small feature extractor on labelled data")
     classifier.add_argument("data", type=spec, help="classes:FOLDER or idx:FOLDER")
-    add_size(classifier, type=square, default=28, help="of the images in pixels, a square (default: 28)")
-    classifier.add_argument("--epochs", type=parse(Count), default=3, help="default: 3")
+    add_options(classifier, "--size", type=square, default=28, help="of the images in pixels, a square")
+    classifier.add_argument("--epochs", type=Count, default=3, help="passes over the data")
     classifier.set_defaults(run=run_classifier)
     alignment = commands.add_parser("train-alignment", help="train the offline caption alignment score")
     alignment.set_defaults(run=run_alignment)
     detector = commands.add_parser("train-scene-detector", help="train the detector that judges scenes")
-    detector.add_argument("--steps", type=parse(Count), default=4000, help="default: 4000")
+    detector.add_argument("--steps", type=Count, default=4000, help="steps of training")
     detector.set_defaults(run=run_scene_detector)
     for parser in (classifier, alignment, detector):
         parser.add_argument("--out", type=output_file, required=True, help="a .safetensors file")
-        add_device(parser)
+        add_options(parser, "--device")
 
 
 def run_classifier(options: argparse.Namespace) -> None:

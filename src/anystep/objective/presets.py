@@ -36,6 +36,12 @@ class ObjectivePreset:
     sampling: Sampling = "transition"
 
 
+# options that several of them have
+BY_FORWARD_MODE = {
+    "derivative": "forward_mode", "diffusion_share": 0.75, "consistency_share": 0.0, "weight": "constant",
+}  # fmt: skip
+IMPLICIT = {"target": "implicit", "consistency_share": 0.0, "weight": "constant"}
+
 OBJECTIVES: dict[ObjectiveKind, ObjectivePreset] = {
     # every pair t >= r, half of them t = r and a tenth of them r = t_min; df/dt by central differences
     "transition": ObjectivePreset(
@@ -78,45 +84,27 @@ OBJECTIVES: dict[ObjectiveKind, ObjectivePreset] = {
         "MeanFlow",
         "arXiv 2505.13447, eq. 10",
         "F - (t - r) df/dt by forward mode, f along (x, z)",
-        {"derivative": "forward_mode", "diffusion_share": 0.75, "consistency_share": 0.0, "weight": "constant"},
+        BY_FORWARD_MODE,
     ),
     # the derivative follows the network's own velocity, here f(x_t, t, t) (its boundary condition) and no second head
     "improved_mean_flow": ObjectivePreset(
         "improved MeanFlow",
         "arXiv 2512.02012",
         "F - (t - r) df/dt by forward mode, f along v",
-        {
-            "derivative": "forward_mode",
-            "along": "velocity",
-            "diffusion_share": 0.75,
-            "consistency_share": 0.0,
-            "weight": "constant",
-        },
+        {**BY_FORWARD_MODE, "along": "velocity"},
     ),
     # from trajectory flow matching (ratio 1) to MeanFlow (ratio 0) along a logistic curve, clamped at 0.005
     "alpha_flow": ObjectivePreset(
         "alpha-Flow",
         "arXiv 2510.20771",
         "a F + (1 - a) f(x_s, s, r), s = a r + (1 - a) t",
-        {
-            "target": "implicit",
-            "ratio": (1.0, 0.005),
-            "diffusion_share": 0.25,
-            "consistency_share": 0.0,
-            "weight": "constant",
-        },
+        {**IMPLICIT, "ratio": (1.0, 0.005), "diffusion_share": 0.25},
     ),
     "soflow": ObjectivePreset(
         "SoFlow",
         "arXiv 2512.15657",
         "a F + (1 - a) f(x_s, s, r), s = a r + (1 - a) t",
-        {
-            "target": "implicit",
-            "ratio": (0.1, 0.002),
-            "diffusion_share": 0.75,
-            "consistency_share": 0.0,
-            "weight": "constant",
-        },
+        {**IMPLICIT, "ratio": (0.1, 0.002), "diffusion_share": 0.75},
     ),
     # one step must equal two of half its length. A quarter of the pairs with r < t (its section 3.2); an eighth of
     # these are the whole way to the data

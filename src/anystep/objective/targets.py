@@ -37,7 +37,6 @@ class Target(Protocol):
     @property
     def cost(self) -> int:
         """The number of network evaluations without gradient that a sample takes."""
-        ...
 
     def __call__(self, at: TransitionPoints, evaluate: Evaluation, teacher: Evaluation, progress: float) -> TargetValue:
         """The target at these points.
@@ -47,7 +46,6 @@ class Target(Protocol):
             teacher: the network that velocities and later points are taken from: the same, or its moving average.
             progress: the part of the training that is done, from 0 to 1.
         """
-        ...
 
 
 @dataclass(frozen=True)

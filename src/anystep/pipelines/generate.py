@@ -17,6 +17,7 @@ from anystep.data.images import read_image
 from anystep.errors import InputError
 from anystep.fingerprint import file_digest
 from anystep.pipelines.describe import model_digest
+from anystep.pipelines.inputs import STRENGTH
 from anystep.pipelines.load import BUILTIN, Generated, Model, find, load
 from anystep.pipelines.plan import check_room
 from anystep.pipelines.scheduler import Planning, parse_plans
@@ -103,7 +104,7 @@ def generate(request: Request, on_warning: Callable[[str], None] = lambda messag
         "guidance_interval": None if interval is None else tuple(interval),
         **{name: setting(name) for name in ("stochasticity", "rope_scaling", "key_grid")},
     }
-    record = Record(model, start, how)
+    record = Record(model, model_digest(model), start, how)
     files = _separate_files(request.separate, len(prompts), seeds, steps)
     for path in files.values():
         _refuse_foreign(path)
@@ -136,21 +137,24 @@ class Start:
         return {} if self.image is None else {"image": self.image, "strength": self.strength}
 
 
+@dataclass(frozen=True)
 class Record:
     """What images say of how they were made."""
 
-    def __init__(self, model: Model, start: Start, how: dict[str, Any]) -> None:
-        self._model, self._digest, self._start, self._how = model, model_digest(model), start, how
+    model: Model
+    digest: str
+    start: Start
+    how: dict[str, Any]
 
     def texts(self, prompts: Sequence[str], seeds: Sequence[int], cells: Sequence[Generated]) -> dict[str, str]:
         """Of these prompts and seeds, at the numbers of steps of the cells."""
-        plan, start = self._model.pipeline.plan, self._start
-        uniform = {cell.asked: plan(cell.asked, "uniform", self._how["stochasticity"]) for cell in cells}
+        plan, start = self.model.pipeline.plan, self.start
+        uniform = {cell.asked: plan(cell.asked, "uniform", self.how["stochasticity"]) for cell in cells}
         special = {cell.asked: cell.plan.plain() for cell in cells if cell.plan and cell.plan != uniform[cell.asked]}
         return Settings(
-            version=__version__, model=self._model.name, model_digest=self._digest, prompts=tuple(prompts),
+            version=__version__, model=self.model.name, model_digest=self.digest, prompts=tuple(prompts),
             seeds=tuple(seeds), steps=tuple(cell.asked for cell in cells), nfe=tuple(cell.nfe for cell in cells),
-            plans=special or None, strength=start.strength, image=start.name, image_digest=start.digest, **self._how,
+            plans=special or None, strength=start.strength, image=start.name, image_digest=start.digest, **self.how,
         ).texts()  # fmt: skip
 
 
@@ -190,9 +194,8 @@ def _start(request: Request, like: Settings | None, on_warning: Callable[[str], 
         on_warning(
             f"--image {shown(str(request.image))} is not the image that {shown(str(request.like))} was begun with"
         )
-    recorded = None if like is None else like.strength
-    strength = request.strength if request.strength is not None else recorded
-    return Start(image, request.image.name, digest, 0.6 if strength is None else strength)
+    given = (request.strength, like.strength if like else None, STRENGTH)
+    return Start(image, request.image.name, digest, next(each for each in given if each is not None))
 
 
 def _model_name(request: Request, like: Settings | None) -> str:

@@ -17,6 +17,7 @@ from anystep.models.rotary import RotaryScaling
 from anystep.objective.presets import OBJECTIVES
 
 MAX_ASPECT = 5  # longest side over shortest
+STRENGTH = 0.6  # how far back to begin from an image, where nobody says
 CALLBACK_TENSORS = ["latents", "prompt_embeds"]
 
 
@@ -52,11 +53,13 @@ class CallOptions:
             raise InputError(f"rope_scaling {shown(self.rope_scaling)}: expected one of {words}")
         if self.key_grid is not None:
             self.key_grid = check("key_grid", self.key_grid, bounds.KeyGrid)
-        if self.images is None:
+        self.strength = check("strength", self.strength, bounds.PositiveShare)
+        if self.images is not None:
+            self.images = list(self.images) if isinstance(self.images, list | tuple) else [self.images]
+        elif self.strength == STRENGTH:
             self.images, self.strength = [], 1.0
         else:
-            self.images = list(self.images) if isinstance(self.images, list | tuple) else [self.images]
-            self.strength = check("strength", self.strength, bounds.PositiveShare)
+            raise InputError(f"strength {self.strength:g}: goes with an image to start from only")
         if isinstance(self.callback, PipelineCallback | MultiPipelineCallbacks):
             self.callback_tensors = self.callback.tensor_inputs
         elif self.callback is not None and not callable(self.callback):

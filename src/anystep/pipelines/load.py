@@ -16,6 +16,7 @@ from PIL import Image
 from anystep.bounds import Count, SamplingSteps, Seed, Side, check, shown
 from anystep.device import pick_device
 from anystep.errors import InputError
+from anystep.pipelines.inputs import listed
 from anystep.pipelines.scheduler import Planning
 from anystep.pipelines.transition import TransitionPipeline
 from anystep.sampling import StepPlan
@@ -87,14 +88,15 @@ class Model:
         Raises:
             InputError: what cannot be drawn, in one line.
         """
-        prompts = [prompt] if isinstance(prompt, str | Integral) else _listed("prompt", prompt)
+        if not isinstance(prompt, Integral | Iterable):
+            raise InputError(f"prompt {shown(prompt)}: expected one, or a list of them")
+        prompts = listed(prompt)
         steps = check("steps", steps, SamplingSteps)
         each = check("num_images_per_prompt", num_images_per_prompt, Count)
         seeds = _seeds(seed, len(prompts), each)
         base = self.pipeline.base_size
-        width, height = (
-            (base, base) if size is None else (check("size", side, Side) for side in _listed("size", size, 2))
-        )
+        sides = (base, base) if size is None else _several("size", size, 2)
+        width, height = (check("size", side, Side) for side in sides)
         start = time.perf_counter()
         output: Any = self.pipeline(
             prompts, height, width, steps, guidance_scale=guidance, seeds=seeds, num_images_per_prompt=each,
@@ -111,25 +113,17 @@ class Model:
         return self.pipeline.plan(steps, plan).steps * self.pipeline.evaluations_per_step(guidance)
 
 
-def _many(values: Any) -> bool:
-    """Whether it is several values; arrays without an axis say that they are iterable, and are not."""
-    return isinstance(values, Iterable) and not isinstance(values, str | bytes) and getattr(values, "ndim", 1) > 0
-
-
-def _listed(name: str, values: Any, count: int | None = None) -> list[Any]:
-    if not _many(values) or isinstance(values, dict):
-        what = "one, or a list of them" if count is None else f"{count} of them"
-        raise InputError(f"{name} {shown(values)}: expected {what}")
-    listed = list(values)
-    if count is not None and len(listed) != count:
-        raise InputError(f"{name} {shown(values)}: expected {count} of them, got {len(listed)}")
-    return listed
+def _several(name: str, values: Any, count: int) -> list[Any]:
+    found = listed(values)
+    if isinstance(values, str | bytes) or len(found) != count:
+        raise InputError(f"{name} {shown(values)}: expected {count} of them, got {len(found)}")
+    return found
 
 
 def _seeds(seed: Any, prompts: int, each: int) -> list[int]:
     """The seed of every image, from one for all prompts or one for each image."""
-    if _many(seed):
-        return [check("seed", one, Seed) for one in _listed("seed", seed, prompts * each)]
+    if isinstance(seed, Iterable) and not isinstance(seed, str | bytes) and getattr(seed, "ndim", 1) > 0:
+        return [check("seed", one, Seed) for one in _several("seed", seed, prompts * each)]
     first = check("seed", seed, Seed)
     return [check("seed", first + number, Seed) for number in range(each)] * prompts
 

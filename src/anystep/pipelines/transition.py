@@ -275,7 +275,7 @@ class TransitionPipeline(CallState, SavedPipeline):
         rope_scaling: str | None = None,
         key_grid: int | None = None,
         image: Image.Image | Sequence[Image.Image] | None = None,
-        strength: float = 0.6,
+        strength: float = inputs.STRENGTH,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]] | None = None,

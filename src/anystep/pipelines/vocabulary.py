@@ -8,18 +8,10 @@ from torch.nn.functional import normalize
 
 from anystep.bounds import shown
 from anystep.conditioning import TextEncoder
-from anystep.errors import InputError
 from anystep.pipelines.transition import TransitionPipeline
 
 # cosine of mean token states below which a prompt without any known word is taken for nonsense
 UNRELATED = 0.4
-
-
-def check_known(pipeline: TransitionPipeline, prompts: Sequence[str]) -> None:
-    """Raises InputError for the first of the prompts that `unknown` says something about."""
-    for said in unknown(pipeline, prompts):
-        if said is not None:
-            raise InputError(said)
 
 
 def unknown(pipeline: TransitionPipeline, prompts: Sequence[str]) -> list[str | None]:
@@ -33,9 +25,8 @@ def unknown(pipeline: TransitionPipeline, prompts: Sequence[str]) -> list[str | 
         return [None] * len(prompts)
     known = {word for concept in concepts for word in _words(concept)}
     meanings: Tensor | None = None
-    said: list[str | None] = []
-    for prompt in prompts:
-        said.append(None)
+    said: list[str | None] = [None] * len(prompts)
+    for place, prompt in enumerate(prompts):
         if _words(prompt) & known or not prompt.strip():
             continue
         if meanings is None:
@@ -43,9 +34,8 @@ def unknown(pipeline: TransitionPipeline, prompts: Sequence[str]) -> list[str | 
         similarity = meanings @ normalize(pipeline.conditioner.mean_states([prompt]), dim=-1)[0]
         if similarity.max() < UNRELATED:
             near = ", ".join(repr(concepts[index]) for index in similarity.topk(min(3, len(concepts))).indices)
-            said[-1] = (
-                f"this model does not know {shown(prompt)}: nearest are {near}; `anystep info` lists what it knows"
-            )
+            told = f"this model does not know {shown(prompt)}: nearest are {near}; `anystep info` lists what it knows"
+            said[place] = told
     return said
 
 
