@@ -219,7 +219,7 @@ def saved_checkpoints(folder: Path, steps: tuple[int, ...] = (1, 2), **options: 
     """Checkpoints of these steps, each of `training_tensors` of its step."""
     checkpoints = Checkpoints(folder, Ranks(), **options)
     for step in steps:
-        checkpoints.save(step, training_tensors(step), {"data_offset": step})
+        checkpoints.save(step, training_tensors(step).state_dict(), {"data_offset": step})
     checkpoints.finish()
     return checkpoints
 

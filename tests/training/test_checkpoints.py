@@ -45,7 +45,7 @@ def test_nothing_saved_is_no_checkpoint(tmp_path: Path) -> None:
 
 def test_a_saved_state_does_not_follow_the_weights(tmp_path: Path) -> None:
     checkpoints, moving = Checkpoints(tmp_path, Ranks()), training_tensors(3)
-    checkpoints.save(1, moving, {})
+    checkpoints.save(1, moving.state_dict(), {})
     with torch.no_grad():
         for parameter in moving.network.parameters():
             parameter.add_(1)
@@ -101,7 +101,7 @@ def test_a_failed_save_leaves_the_others_and_is_one_line(tmp_path: Path, monkeyp
 
     # the last thing the writer does is to give its metadata file its name
     monkeypatch.setattr(Path, "rename", full)
-    checkpoints.save(3, training_tensors(3), {})
+    checkpoints.save(3, training_tensors(3).state_dict(), {})
     with pytest.raises(InputError, match=r"checkpoint of step 3 could not be written: .*No space left on device"):
         checkpoints.finish()
     assert checkpoints.steps() == [1, 2]
@@ -138,7 +138,7 @@ def test_where_all_are_damaged_nothing_begins_anew(tmp_path: Path) -> None:
 def test_the_newest_that_has_not_diverged_is_kept(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, Ranks(), keep=2)
     for step in range(1, 7):
-        checkpoints.save(step, training_tensors(step), {"diverged": step > 2})
+        checkpoints.save(step, training_tensors(step).state_dict(), {"diverged": step > 2})
     checkpoints.finish()
     assert checkpoints.steps() == [2, 5, 6]
 
@@ -155,7 +155,7 @@ def test_another_version_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_whatever_ends_the_work_a_written_checkpoint_gets_its_name(tmp_path: Path) -> None:
     def interrupted() -> None:
         with Checkpoints(tmp_path, Ranks()) as checkpoints:
-            checkpoints.save(1, training_tensors(1), {})
+            checkpoints.save(1, training_tensors(1).state_dict(), {})
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

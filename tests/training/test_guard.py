@@ -12,10 +12,11 @@ from anystep.training import train as module
 from anystep.training.config import GuardConfig, Recipe
 from anystep.training.guard import MIN_NORMS, Guard
 from anystep.training.train import train
+from anystep.training.trainer_state import TrainerState
 
 
 def test_steps_that_are_not_finite_are_counted_and_some_in_a_row_end_the_run() -> None:
-    guard = Guard(GuardConfig(patience=3))
+    guard = Guard(GuardConfig(patience=3), TrainerState())
     assert guard.accepts(1, 1.0, [])
     for norm in (math.nan, math.inf):
         assert not guard.accepts(2, norm, [5])
@@ -26,18 +27,18 @@ def test_steps_that_are_not_finite_are_counted_and_some_in_a_row_end_the_run() -
         InputError, match=r"3 steps in a row, the last of them step 7, .* Samples of this step: \[8, 9\]"
     ):
         guard.accepts(7, math.nan, [8, 9])
-    assert guard.skipped == 5
+    assert guard.state.skipped == 5
 
 
 def test_a_norm_that_stands_out_is_a_spike_and_not_remembered() -> None:
-    guard = Guard(GuardConfig(spike=10.0))
+    guard = Guard(GuardConfig(spike=10.0), TrainerState())
     assert not guard.spiked(1e6)  # nothing to compare with yet
     for _ in range(2 * MIN_NORMS):
         assert not guard.spiked(1.0)
     assert not guard.spiked(9.0)
     for _ in range(100):
         assert guard.spiked(11.0)
-    assert guard.spikes == 100
+    assert guard.state.spikes == 100
     guard.forget()
     assert not guard.spiked(11.0)
 

@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 
 from anystep.errors import InputError
 from anystep.files import read_json
+from anystep.ranks import Ranks
 from anystep.training.checkpoint_reader import METADATA, SafePlanner, SafeReader, read_metadata
 from anystep.training.old_names import current_manifest
 from anystep.training.trainer_state import COUNTS
@@ -40,15 +41,25 @@ def checkpoint_steps(folder: Path) -> list[int]:
     return sorted(int(name[1]) for name in names if name)
 
 
-def recorded_recipe(folder: Path) -> dict[str, Any] | None:
-    """The recipe that the newest manifest in `folder` holds; None where none does."""
+def step_folder(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return folder / f"step-{step:08d}"
+
+
+def readable_manifests(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Step and manifest, not verified, of each checkpoint whose manifest can be read, the newest first."""
     for step in reversed(checkpoint_steps(folder)):
         try:
-            recipe = read_json(folder / f"step-{step:08d}" / MANIFEST).get("recipe")
+            manifest = read_json(step_folder(folder, step) / MANIFEST)
         except InputError:
             continue
-        return recipe if isinstance(recipe, dict) else None
-    return None
+        yield step, manifest
+
+
+def recorded_recipe(folder: Path) -> dict[str, Any] | None:
+    """The recipe that the newest readable manifest holds, if it holds one."""
+    recipe = next((manifest.get("recipe") for _, manifest in readable_manifests(folder)), None)
+    return recipe if isinstance(recipe, dict) else None
 
 
 def read_manifest(folder: Path, step: int) -> dict[str, Any]:
@@ -73,6 +84,22 @@ def read_manifest(folder: Path, step: int) -> dict[str, Any]:
     return manifest
 
 
+def verified(folder: Path, step: int, ranks: Ranks) -> tuple[dict[str, Any], Metadata]:
+    """The manifest of a checkpoint's folder and what is in its files, of which each process looks at its share.
+
+    Raises:
+        Damaged, OSError: a file is not what the manifest says.
+        InputError: it holds what no checkpoint does.
+    """
+    manifest = read_manifest(folder, step)
+    for name, expected in sorted(manifest["files"].items())[ranks.rank :: ranks.count]:
+        if digest(folder / name) != expected:
+            raise Damaged(f"{name} is not what {MANIFEST} says")
+    metadata = read_metadata(folder, manifest["files"])
+    check_step(folder, metadata, manifest)
+    return manifest, metadata
+
+
 def check_step(folder: Path, metadata: Metadata, manifest: Mapping[str, Any]) -> None:
     """Raises Damaged where the tensors are those of another step than the manifest says."""
     entries = metadata.state_dict_metadata
@@ -88,7 +115,7 @@ def check_step(folder: Path, metadata: Metadata, manifest: Mapping[str, Any]) ->
     if not counts:
         return
     try:
-        load_tensors(counts, folder, metadata, no_dist=True)
+        load_tensors(counts, folder, metadata)
         found = max(int(count) for count in counts.values())
     except (Exception, CheckpointException) as error:
         raise Damaged(f"its tensors cannot be read: {cause_of(error)}") from None
@@ -99,12 +126,12 @@ def check_step(folder: Path, metadata: Metadata, manifest: Mapping[str, Any]) ->
 
 
 def load_tensors(
-    tensors: dict[str, Any], folder: Path, metadata: Metadata, no_dist: bool, group: dist.ProcessGroup | None = None
+    tensors: dict[str, Any], folder: Path, metadata: Metadata, group: dist.ProcessGroup | None = None
 ) -> None:
-    """Read into these tensors, without running what is in the files."""
+    """Read into these tensors, by this process alone or by a group, without running what is in the files."""
     with quiet():
         dcp.load(
-            tensors, storage_reader=SafeReader(folder, metadata), planner=SafePlanner(), no_dist=no_dist,
+            tensors, storage_reader=SafeReader(folder, metadata), planner=SafePlanner(), no_dist=group is None,
             process_group=group,
         )  # fmt: skip
 
@@ -144,28 +171,15 @@ def differing_tensors(there: Mapping[str, Tensor | Size], here: Mapping[str, Ten
 
 
 def read_average(folder: Path, network: nn.Module, place: int = 0, step: int | None = None) -> int:
-    """Read an average of a checkpoint in `folder` from its shards into a plain network, in this process alone.
-
-    Args:
-        step: of the checkpoint; the newest where None.
+    """Read an average from the shards of a checkpoint, the newest where `step` is None, as `read_saved` does.
 
     Returns its step.
-
-    Raises:
-        InputError: no whole checkpoint.
     """
     steps = checkpoint_steps(folder)
     if not steps:
         raise InputError(f"{folder}: no checkpoint to export")
     step = steps[-1] if step is None else step
-    chosen = folder / f"step-{step:08d}"
-    try:
-        metadata = read_metadata(chosen, read_manifest(chosen, step)["files"])
-        load_tensors({f"ema-{place}": network.state_dict()}, chosen, metadata, no_dist=True)
-    except InputError:
-        raise
-    except (Exception, CheckpointException) as error:
-        raise InputError(f"checkpoint {str(chosen)!r} cannot be exported: {cause_of(error)}") from None
+    read_saved(folder, step, {f"ema-{place}": network.state_dict()})
     return step
 
 
@@ -177,15 +191,10 @@ def read_saved(folder: Path, step: int, tensors: dict[str, Any], what: str = "ch
     Raises:
         InputError: it is damaged, or does not hold these tensors.
     """
-    saved = folder / f"step-{step:08d}"
+    saved = step_folder(folder, step)
     try:
-        manifest = read_manifest(saved, step)
-        for name, expected in sorted(manifest["files"].items()):
-            if digest(saved / name) != expected:
-                raise Damaged(f"{name} is not what {MANIFEST} says")
-        metadata = read_metadata(saved, manifest["files"])
-        check_step(saved, metadata, manifest)
-        load_tensors(tensors, saved, metadata, no_dist=True)
+        manifest, metadata = verified(saved, step, Ranks.single())
+        load_tensors(tensors, saved, metadata)
     except InputError:
         raise
     except (Exception, CheckpointException) as error:

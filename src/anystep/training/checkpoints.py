@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,34 +23,27 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from anystep.console import say
 from anystep.environment import environment
 from anystep.errors import InputError
-from anystep.files import read_json, write_json
+from anystep.files import write_json
 from anystep.ranks import Ranks
 from anystep.training.checkpoint_files import (
     MANIFEST,
     STEP,
     Damaged,
     cause_of,
-    check_step,
     checkpoint_steps,
     differing_tensors,
     digest,
     load_tensors,
     quiet,
-    read_manifest,
+    readable_manifests,
+    step_folder,
+    verified,
 )
-from anystep.training.checkpoint_reader import read_metadata
 from anystep.training.trainer_state import TrainingTensors
 
 # that there is one process only is known; a thread says it, so that no block around the call could silence it
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 PART = re.compile(r"\.step-\d{8,18}\.part")
-
-
-@runtime_checkable
-class Tensors(Protocol):
-    """What can be saved: tensors by name, of a run or of a part of it."""
-
-    def state_dict(self) -> dict[str, Any]: ...
 
 
 class Checkpoints:
@@ -103,8 +96,8 @@ class Checkpoints:
         """Of the whole checkpoints, oldest first."""
         return checkpoint_steps(self.folder)
 
-    def save(self, step: int, state: Tensors, manifest: Mapping[str, Any]) -> None:
-        """Copy the tensors and write them while training goes on; the one before is finished first.
+    def save(self, step: int, tensors: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
+        """Copy tensors by name and write them while training goes on; the one before is finished first.
 
         Args:
             manifest: plain values to keep with the tensors, such as the position in the data.
@@ -119,7 +112,7 @@ class Checkpoints:
         self.ranks.on_main(make)
         with quiet():
             future: Any = dcp.async_save(
-                {**state.state_dict(), STEP: torch.tensor(step)}, checkpoint_id=part, no_dist=self.ranks.count == 1,
+                {**tensors, STEP: torch.tensor(step)}, checkpoint_id=part, no_dist=self._group is None,
                 process_group=self._group,
             )  # fmt: skip
         self._saving = step, {**manifest, "step": step, **self._recipe, "versions": environment()}, future
@@ -142,50 +135,41 @@ class Checkpoints:
         try:
             future.result()  # once it is there, all processes have written theirs
             if together or self.ranks.is_main:
-                digests = {path.name: digest(path) for path in _share(part, ranks)}
+                digests = {path.name: digest(path) for path in sorted(part.iterdir())[ranks.rank :: ranks.count]}
         except (Exception, CheckpointException) as error:  # the latter is no Exception, and wraps those of all ranks
             problem = cause_of(error)
         gathered = ranks.all_gather_object((problem, digests))
         problems = [each for each, _ in gathered if each]
-
-        def name() -> None:
-            if problems:
-                shutil.rmtree(part, ignore_errors=True)
-                return
-            files = {name: found for _, some in gathered for name, found in sorted(some.items())}
-            write_json(part / MANIFEST, {**manifest, "files": files})
-            shutil.rmtree(self._whole(step), ignore_errors=True)
-            part.replace(self._whole(step))
-            if self.keep is None:
-                return
-            kept = [old for old in self.steps() if not (self.keep_every and old % self.keep_every == 0)]
-            for old in set(kept[: -self.keep]) - {self._newest_good()}:
-                shutil.rmtree(self._whole(old))
-
-        if self.ranks.is_main:
+        if self.ranks.is_main and problems:
+            shutil.rmtree(part, ignore_errors=True)
+        elif self.ranks.is_main:
             try:
-                name()
+                files = {name: found for _, some in gathered for name, found in sorted(some.items())}
+                write_json(part / MANIFEST, {**manifest, "files": files})
+                self._name(part, step)
             except OSError as error:
-                problems.append(str(error))
+                problems = [str(error)]
         problems = ranks.all_gather_object(problems)[0]
         if problems:
             raise InputError(f"the {self.what} of step {step} could not be written: {problems[0]}")
+
+    def _name(self, part: Path, step: int) -> None:
+        """Give a whole checkpoint its name, and drop old ones."""
+        shutil.rmtree(step_folder(self.folder, step), ignore_errors=True)
+        part.replace(step_folder(self.folder, step))
+        if self.keep is None:
+            return
+        kept = [old for old in self.steps() if not (self.keep_every and old % self.keep_every == 0)]
+        newest_good = next((old for old, found in readable_manifests(self.folder) if not found.get("diverged")), None)
+        for old in set(kept[: -self.keep]) - {newest_good}:
+            shutil.rmtree(step_folder(self.folder, old))
 
     def cut(self, step: int) -> None:
         """Drop those of later steps, which are about to be made again."""
         if self.ranks.is_main:
             for later in self.steps():
                 if later > step:
-                    shutil.rmtree(self._whole(later))
-
-    def _newest_good(self) -> int | None:
-        for step in reversed(self.steps()):
-            try:
-                if not read_json(self._whole(step) / MANIFEST).get("diverged"):
-                    return step
-            except InputError:
-                continue
-        return None
+                    shutil.rmtree(step_folder(self.folder, later))
 
     def load(self, state: TrainingTensors) -> dict[str, Any] | None:
         """Read the newest whole checkpoint into `state`, and return its manifest; None where none was ever made.
@@ -197,7 +181,7 @@ class Checkpoints:
         """
         damaged: list[str] = []
         for step in reversed(self.ranks.all_gather_object(self.steps())[0]):
-            folder = self._whole(step)
+            folder = step_folder(self.folder, step)
             found = self._verified(folder, step)
             if isinstance(found, str):
                 damaged.append(f"checkpoint {folder.name} is damaged ({found})")
@@ -223,7 +207,7 @@ class Checkpoints:
         tensors = state.state_dict()
         self._check_architecture(folder, metadata, tensors["network"])
         try:
-            load_tensors(tensors, folder, metadata, no_dist=self.ranks.count == 1, group=self._group)
+            load_tensors(tensors, folder, metadata, self._group)
             state.load_state_dict(tensors)
         except (Exception, CheckpointException) as error:
             raise InputError(f"checkpoint {str(folder)!r} does not go with this run: {cause_of(error)}") from None
@@ -243,19 +227,10 @@ class Checkpoints:
             )
 
     def _verified(self, folder: Path, step: int) -> tuple[dict[str, Any], Metadata] | str:
-        """The manifest and what is in the files, if every file is what it says; else what is wrong, in words.
-
-        Each process looks at its share of the files.
-        """
+        """`checkpoint_files.verified` by all processes; what is damaged, in words."""
         problem, refusal, found = "", "", None
         try:
-            manifest = read_manifest(folder, step)
-            for place, (name, expected) in enumerate(sorted(manifest["files"].items())):
-                if place % self.ranks.count == self.ranks.rank and digest(folder / name) != expected:
-                    raise Damaged(f"{name} is not what {MANIFEST} says")
-            metadata = read_metadata(folder, manifest["files"])
-            check_step(folder, metadata, manifest)
-            found = manifest, metadata
+            found = verified(folder, step, self.ranks)
         except (Damaged, OSError) as error:
             problem = str(error)
         except InputError as error:
@@ -268,20 +243,8 @@ class Checkpoints:
         assert found is not None
         return found
 
-    def _whole(self, step: int) -> Path:
-        return self.folder / f"step-{step:08d}"
-
     def _part(self, step: int) -> Path:
         return self.folder / f".step-{step:08d}.part"
-
-
-def _share(part: Path, ranks: Ranks) -> list[Path]:
-    """The files that this process looks after."""
-    return [
-        path
-        for place, path in enumerate(sorted(part.iterdir()))
-        if place % ranks.count == ranks.rank and path.name != MANIFEST
-    ]
 
 
 def _other_versions(manifest: Mapping[str, Any]) -> str:

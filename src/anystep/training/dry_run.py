@@ -13,7 +13,7 @@ from anystep.pipelines.plan import ModelSpec
 from anystep.training.batch_samplers import count_micro_batches
 from anystep.training.config import Recipe
 from anystep.training.objective import make_objective
-from anystep.training.plan import check_memory, describe
+from anystep.training.plan import check_memory, communication, recipe_evaluations
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,32 @@ class DryRun:
 
     def describe(self) -> dict[str, str]:
         """In words; raises `InputError` where it does not fit."""
-        device = self.device
-        return describe(self.recipe, self.devices, device.memory, device.rate, self.precision, device.kind)
+        device, run = self.device, self.recipe.run
+        plan = check_memory(self.recipe, self.devices, device.memory, self.precision)
+        seconds = plan.flops_per_step / (self.devices * device.rate)
+        facts = {
+            "parameters": f"{plan.parameters:,}",
+            "tokens": f"{plan.tokens_per_image:,} an image, {plan.tokens_per_step:,} a step",
+            "network evaluations": f"{recipe_evaluations(self.recipe):.2f} a sample",
+            "operations": f"{plan.flops_per_step / 1e12:,.3f} TFLOP a step",
+            "memory": f"{plan.device_bytes / 1e9:.2f} GB of {device.memory / 1e9:.0f} GB on each of {self.devices} "
+            f"devices: {plan.state_bytes / 1e9:.2f} GB for weights, gradients, moments and averages, "
+            f"{plan.activation_bytes / 1e9:.2f} GB for a step",
+        }
+        if device.kind is not None and self.devices > 1:
+            sent = communication(self.recipe, self.devices)
+            facts["communication"] = (
+                f"{sent.inside / 1e9:.2f} GB a step from each device, {sent.between / 1e9:.2f} GB between machines: "
+                f"{sent.seconds(device.kind):.3g} s beside {seconds:.3g} s of computing"
+            )
+        facts["checkpoint"] = f"{plan.checkpoint_bytes / 1e9:.2f} GB, {run.keep + 1} at a time"
+        if self.recipe.ema_lengths:
+            facts["snapshots"] = f"{plan.snapshot_bytes / 1e9:.2f} GB, {self.recipe.ema_snapshots} in all"
+        facts["time"] = (
+            f"{run.steps * seconds / 86_400:.2g} days for {run.steps:,} steps at {device.rate / 1e12:.3g} TFLOP/s a "
+            f"device ({plan.images_per_step / seconds:.3g} images/s)"
+        )
+        return facts
 
     def figures(self) -> dict[str, Any]:
         """In numbers, of bytes, operations and seconds; raises `InputError` where it does not fit."""

@@ -3,7 +3,6 @@
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
 from statistics import median
 
 from torch import nn
@@ -16,33 +15,18 @@ from anystep.training.trainer_state import TrainerState
 
 MAX_NORMS = 100  # gradient norms that a new one is compared with
 MIN_NORMS = 20  # of them, before anything counts as a spike
-LOST = 3  # skipped steps in a row at the end of a run that mean that it has diverged
 
 
 class Guard:
     """It is given the gradient norm of every step, the same in every process, so that all decide alike.
 
-    Attributes:
-        skipped: steps whose loss or gradient was not finite, in all.
-        spikes: steps whose gradient norm stood out, in all.
-        row: steps in a row, up to the last, whose loss or gradient was not finite.
+    Args:
+        state: of the run, in which skipped steps and spikes are counted.
     """
 
-    def __init__(self, config: GuardConfig, skipped: int = 0, spikes: int = 0, row: int = 0) -> None:
-        self.config, self.skipped, self.spikes, self.row = config, skipped, spikes, row
+    def __init__(self, config: GuardConfig, state: TrainerState) -> None:
+        self.config, self.state = config, state
         self._norms: deque[float] = deque(maxlen=MAX_NORMS)
-
-    @classmethod
-    def of(cls, config: GuardConfig, state: TrainerState) -> "Guard":
-        """One that goes on from where a run is."""
-        return cls(config, state.skipped, state.spikes, state.skipped_in_a_row)
-
-    def state(self, before: TrainerState, step: int, finite: bool) -> TrainerState:
-        """Where the run is after a step; it has diverged if the step's residual or loss is not finite."""
-        return replace(
-            before, step=step, skipped=self.skipped, skipped_in_a_row=self.row, spikes=self.spikes,
-            diverged=self.row >= LOST or not finite,
-        )  # fmt: skip
 
     def accepts(self, step: int, norm: float, samples: Sequence[int]) -> bool:
         """Whether the step may be taken.
@@ -51,13 +35,13 @@ class Guard:
             InputError: `patience` steps in a row may not; says which samples the last of them had.
         """
         if math.isfinite(norm):
-            self.row = 0
+            self.state.skipped_in_a_row = 0
             return True
-        self.skipped += 1
-        self.row += 1
-        if self.row >= self.config.patience:
+        self.state.skipped += 1
+        self.state.skipped_in_a_row += 1
+        if (row := self.state.skipped_in_a_row) >= self.config.patience:
             raise InputError(
-                f"{self.row} steps in a row, the last of them step {step}, had a loss or gradient that is not finite; "
+                f"{row} steps in a row, the last of them step {step}, had a loss or gradient that is not finite; "
                 f"the weights are those of the last good one. Samples of this step: {listed(samples)}. "
                 "Try a lower learning rate, or float32"
             )
@@ -67,7 +51,7 @@ class Guard:
         """Whether a finite gradient norm stands out from those before it, with which it is then remembered."""
         usual = median(self._norms) if len(self._norms) >= MIN_NORMS else math.inf
         if norm > self.config.spike * usual:
-            self.spikes += 1
+            self.state.spikes += 1
             return True
         self._norms.append(norm)
         return False

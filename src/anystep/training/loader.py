@@ -1,7 +1,6 @@
 """The data loader: micro-batches are read and put together by a thread while the device works on the batch before."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
 from typing import NamedTuple
 
 import torch
@@ -127,7 +126,5 @@ class PrefetchingLoader:
     def __enter__(self) -> "PrefetchingLoader":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._reader.shutdown(cancel_futures=True)

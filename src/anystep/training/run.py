@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from copy import deepcopy
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ from anystep.training.old_names import current_recipe
 from anystep.training.optimizers import learning_rate
 from anystep.training.recipe_files import dump
 from anystep.training.section import Section
-from anystep.training.trackers import Tracker, open_tracker
+from anystep.training.trackers import tracking
 
 RUN, CODEC_RUN = "training run", "codec training run"  # kinds of folders
 CONFIG, METRICS = "config.yaml", "metrics.jsonl"
@@ -102,7 +102,6 @@ class Run:
     def __init__(self, folder: Path, recipe: Recipe | CodecRecipe, ranks: Ranks | None = None) -> None:
         self.folder, self.recipe, self.ranks = folder, recipe, ranks or Ranks.single()
         self.before: Recipe | CodecRecipe | None = None
-        self._trackers: list[Tracker] = []
         self._held = ExitStack()
 
     def __enter__(self) -> "Run":
@@ -112,9 +111,7 @@ class Run:
             opening.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._held.close()
 
     def _open(self) -> None:
@@ -132,10 +129,8 @@ class Run:
                 left.unlink()
         write_text(folder / CONFIG, dump(recipe))
         write_json(folder / "env.json", environment())
-        config = recipe.model_dump(mode="json")
-        for name in recipe.run.trackers:
-            self._trackers.append(open_tracker(name, folder, config))
-            self._held.callback(self._trackers[-1].close)
+        trackers = tracking(recipe.run.trackers, folder, recipe.model_dump(mode="json"))
+        self._track = self._held.enter_context(trackers)
 
     def _agree(self) -> None:
         """Refuse a folder whose checkpoints are of another recipe; one that holds none binds nobody."""
@@ -174,8 +169,7 @@ class Run:
         with (self.folder / METRICS).open("a", encoding="utf-8") as file:
             file.write(_line(record))
         figures = {name: value for name, value in record.items() if isinstance(value, int | float) and name != "step"}
-        for tracker in self._trackers:
-            tracker.log(record["step"], figures)
+        self._track(record["step"], figures)
 
     def cut_log(self, step: int) -> None:
         """Drop what the log says of later steps: they are about to be made again; and lines that cannot be read."""

@@ -19,7 +19,7 @@ from anystep.bounds import AverageLength, check
 from anystep.errors import InputError
 from anystep.files import read_json
 from anystep.ranks import Ranks
-from anystep.training.checkpoint_files import MANIFEST, checkpoint_steps, read_saved
+from anystep.training.checkpoint_files import MANIFEST, checkpoint_steps, read_saved, step_folder
 from anystep.training.checkpoints import Checkpoints
 from anystep.training.config import Recipe
 from anystep.training.ema import fit, length_to_gamma, power_decay, snapshot_steps, update_ema
@@ -66,7 +66,7 @@ class PowerAverages:
             InputError: it could not be written.
         """
         if self._folder is not None:
-            self._folder.save(step, self, {LENGTHS: list(self.lengths)})
+            self._folder.save(step, self.state_dict(), {LENGTHS: list(self.lengths)})
             self._folder.finish()
 
     def cut(self, step: int) -> None:
@@ -122,7 +122,7 @@ class Snapshots:
                 f"{str(run)!r} holds no snapshots of averages: train with ema_lengths, for example "
                 "--ema_lengths '[0.05, 0.1]'"
             )
-        manifest = run / FOLDER / f"step-{steps[-1]:08d}" / MANIFEST
+        manifest = step_folder(run / FOLDER, steps[-1]) / MANIFEST
         lengths = read_json(manifest).get(LENGTHS)
         if not isinstance(lengths, list) or not lengths:
             raise InputError(f"{str(manifest)!r} is damaged: it names no lengths")

@@ -1,79 +1,72 @@
 """Where figures go beside `metrics.jsonl`: trackers by name, each imported only where it is asked for."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from anystep.errors import InputError
 
-
-@runtime_checkable
-class Tracker(Protocol):
-    """Begun by its constructor, with the run's folder and configuration."""
-
-    def log(self, step: int, figures: Mapping[str, float]) -> None: ...
-
-    def close(self) -> None: ...
+Log = Callable[[int, Mapping[str, float]], object]  # of a step's figures
 
 
-class TensorBoard:
-    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+@contextmanager
+def to_tensorboard(folder: Path, config: Mapping[str, Any]) -> Iterator[Log]:
+    from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder / "tensorboard"))
+    with SummaryWriter(str(folder / "tensorboard")) as writer:
 
-    def log(self, step: int, figures: Mapping[str, float]) -> None:
-        for name, value in figures.items():
-            self._writer.add_scalar(name, value, step)
+        def log(step: int, figures: Mapping[str, float]) -> None:
+            for name, value in figures.items():
+                writer.add_scalar(name, value, step)
 
-    def close(self) -> None:
-        self._writer.close()
+        yield log
 
 
-class WeightsAndBiases:
+@contextmanager
+def to_wandb(folder: Path, config: Mapping[str, Any]) -> Iterator[Log]:
     """The run keeps its id in the folder, so that a resumed one goes on in the same chart."""
+    import wandb
 
-    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
-        import wandb
-
-        known = folder / "wandb-id.txt"
-        if not known.exists():
-            known.write_text(wandb.util.generate_id(), "utf-8")
-        self._run = wandb.init(
-            project="anystep", dir=str(folder), id=known.read_text("utf-8"), resume="allow", config=dict(config)
-        )
-
-    def log(self, step: int, figures: Mapping[str, float]) -> None:
-        self._run.log(dict(figures), step=step)
-
-    def close(self) -> None:
-        self._run.finish()
+    known = folder / "wandb-id.txt"
+    if not known.exists():
+        known.write_text(wandb.util.generate_id(), "utf-8")
+    with wandb.init(
+        project="anystep", dir=str(folder), id=known.read_text("utf-8"), resume="allow", config=dict(config)
+    ) as run:
+        yield lambda step, figures: run.log(dict(figures), step=step)
 
 
-class Trackio:
-    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
-        import trackio
+@contextmanager
+def to_trackio(folder: Path, config: Mapping[str, Any]) -> Iterator[Log]:
+    import trackio
 
-        self._trackio = trackio
-        trackio.init(project="anystep", name=folder.resolve().name, config=dict(config), resume="allow")
-
-    def log(self, step: int, figures: Mapping[str, float]) -> None:
-        self._trackio.log({**figures, "step": step})
-
-    def close(self) -> None:
-        self._trackio.finish()
+    trackio.init(project="anystep", name=folder.resolve().name, config=dict(config), resume="allow")
+    try:
+        yield lambda step, figures: trackio.log({**figures, "step": step})
+    finally:
+        trackio.finish()
 
 
-TRACKERS: dict[str, Callable[[Path, Mapping[str, Any]], Tracker]] = {
-    "tensorboard": TensorBoard,
-    "wandb": WeightsAndBiases,
-    "trackio": Trackio,
+TRACKERS: dict[str, Callable[[Path, Mapping[str, Any]], AbstractContextManager[Log]]] = {
+    "tensorboard": to_tensorboard,
+    "wandb": to_wandb,
+    "trackio": to_trackio,
 }
 
 
-def open_tracker(name: str, folder: Path, config: Mapping[str, Any]) -> Tracker:
-    """Raises InputError where its package is not installed."""
-    try:
-        return TRACKERS[name](folder, config)
-    except ImportError:
-        raise InputError(f"run.trackers {name}: pip install {name}") from None
+@contextmanager
+def tracking(names: Sequence[str], folder: Path, config: Mapping[str, Any]) -> Iterator[Log]:
+    """Log to all of these.
+
+    Raises:
+        InputError: the package of one is not installed.
+    """
+    with ExitStack() as stack:
+        logs = []
+        for name in names:
+            try:
+                logs.append(stack.enter_context(TRACKERS[name](folder, config)))
+            except ImportError:
+                raise InputError(f"run.trackers {name}: pip install {name}") from None
+        yield lambda step, figures: [log(step, figures) for log in logs]

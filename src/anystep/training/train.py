@@ -110,7 +110,7 @@ class Trainer:
         saved, kept = recipe.model_dump(mode="json"), (config.keep, config.keep_every)
         self.checkpoints = Checkpoints(run.folder / "checkpoints", run.ranks, *kept, saved)
         self.state = state = TrainerState.of(self.checkpoints.load(self.tensors))
-        self.guard = Guard.of(recipe.guard, state)
+        self.guard = Guard(recipe.guard, state)
         self.weights = list(network.parameters())
         exponential = len(recipe.ema_decays)
         self.ema = ExponentialAverages(averages[:exponential], recipe.ema_decays)
@@ -238,7 +238,7 @@ class Trainer:
         if before is None:
             return None
         back = int(before["step"])
-        self.state = replace(self.state, step=back, data_offset=position + 1 - back, rollbacks=self.state.rollbacks + 1)
+        self.state.data_offset, self.state.rollbacks = position + 1 - back, self.state.rollbacks + 1
         self.metrics.flush()  # of steps that are made again
         self.cut(back)
         self.guard.forget()
@@ -255,8 +255,8 @@ class Trainer:
             "step": step,
             "gradient_norm": norm,
             "learning_rate": self.rate,
-            "skipped_steps": self.guard.skipped,
-            "spikes": self.guard.spikes,
+            "skipped_steps": self.state.skipped,
+            "spikes": self.state.spikes,
             "skipped_examples": len(self.inputs.data.left_out) + len(self.inputs.data.broken),
             "seconds": seconds,
             "memory_megabytes": peak_megabytes(),
@@ -282,8 +282,8 @@ class Trainer:
         if due:
             self.powers.save(step)
         if saving:
-            self.state = self.guard.state(self.state, step, self.metrics.any_finite)
-            self.checkpoints.save(step, self.tensors, asdict(self.state))
+            self.state.reach(step, self.metrics.any_finite)
+            self.checkpoints.save(step, self.tensors.state_dict(), asdict(self.state))
         if config.sample_every and (step % config.sample_every == 0 or last):
             with unsharded(averages[0]) as together:
                 if ranks.is_main or together:

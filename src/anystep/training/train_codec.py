@@ -39,8 +39,6 @@ MEASURED = 256  # images on which PSNR and latent statistics are taken
 def build_autoencoder(recipe: CodecRecipe) -> AutoencoderDC:
     """A fresh autoencoder whose residual blocks start as the identity, which makes it a linear codec to begin with."""
     sizes = recipe.codec
-    if not len(sizes.widths) == len(sizes.encoder_depths) == len(sizes.decoder_depths):
-        raise InputError(f"codec.widths, encoder_depths and decoder_depths must be of one length, got {sizes}")
     autoencoder = AutoencoderDC(
         latent_channels=sizes.latent_channels,
         encoder_block_out_channels=sizes.widths,
@@ -187,7 +185,7 @@ def _train(
     run.cut_log(start)
     if changes := schedule_changes(run.before, recipe, start):
         say(changes, error=True)
-    guard, rate = Guard.of(GuardConfig(), state), learning_rate(optimizing, start, config.steps)
+    guard, rate = Guard(GuardConfig(), state), learning_rate(optimizing, start, config.steps)
 
     with interruptible() as interrupted, Progress(config.steps, start) as progress, checkpoints:
         for step in range(start + 1, config.steps + 1):
@@ -216,14 +214,14 @@ def _train(
             if step % config.log_every == 0 or last:
                 shown = {"loss": loss.item(), "PSNR": measure(autoencoder, measured)}
                 record = {"step": step, "loss": shown["loss"], "psnr": shown["PSNR"], "broken": len(broken)}
-                run.log({**record, "learning_rate": rate, "gradient_norm": norm, "skipped_steps": guard.skipped})
+                run.log({**record, "learning_rate": rate, "gradient_norm": norm, "skipped_steps": state.skipped})
             progress.update(step, shown)
 
             # --- save -------------------------------------------------------------------------------------------------
-            state = guard.state(state, step, finite=bool(loss.isfinite()))
+            state.reach(step, finite=bool(loss.isfinite()))
             if step % config.checkpoint_every == 0 or last:
                 check_finite([autoencoder], run.ranks, step, rate)
-                checkpoints.save(step, tensors, asdict(state))
+                checkpoints.save(step, tensors.state_dict(), asdict(state))
             if last:
                 break
     if state.diverged:

@@ -15,13 +15,15 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
+LOST = 3  # skipped steps in a row at the end of a run that mean that it has diverged
 
-@dataclass(frozen=True)
+
+@dataclass
 class TrainerState:
     """Where a run is; kept in the manifest of every checkpoint.
 
     Attributes:
-        step: number of steps that were made, skipped ones included.
+        step: number of steps that were made until it was last saved, skipped ones included.
         data_offset: how far the position in the data is ahead of the step, because the run went back to a checkpoint.
         skipped, skipped_in_a_row: number of steps whose gradient was not finite, in all and up to this step.
         spikes: number of steps whose gradient norm stood out.
@@ -41,6 +43,10 @@ class TrainerState:
     def of(cls, manifest: Mapping[str, Any] | None) -> "TrainerState":
         """The state in a checkpoint's manifest; that of a new run where there is none."""
         return cls(**{name: value for name, value in (manifest or {}).items() if name in cls.__dataclass_fields__})
+
+    def reach(self, step: int, finite: bool) -> None:
+        """Note that a step is saved; the run has diverged if the step's residual or loss is not finite."""
+        self.step, self.diverged = step, self.skipped_in_a_row >= LOST or not finite
 
 
 COUNTS = tuple(field.name for field in fields(TrainerState) if field.type is int)
