@@ -37,14 +37,7 @@ KNOWN = 4  # rows of a sample grid where the recipe names none
 
 @dataclass(frozen=True)
 class TrainingInputs:
-    """A recipe with everything that its network is trained on.
-
-    Attributes:
-        recipe: the recipe.
-        codec: the autoencoder of the images.
-        data: the encoded examples.
-        conditioner: what encodes their captions or labels.
-    """
+    """A recipe with everything that its network is trained on: encoded examples, and what encodes their condition."""
 
     recipe: Recipe
     codec: Codec
@@ -71,10 +64,9 @@ def prepare_data(recipe: Recipe, out: Path, device: torch.device, ranks: Ranks |
     patch = preset_option(recipe.model.preset, recipe.model.options, "patch_size")
     features = None if recipe.alignment is None else load_image_encoder(recipe.alignment.encoder)
     size = recipe.data.sizing(codec.factor * patch)
-    encoders = make_encoders(codec, size, device, features=features, patch=patch)
-    encoders = replace(
-        encoders, mirror=recipe.data.mirror, captions=(lambda captions: None) if cached is None else cached.fill
-    )
+    encoders = make_encoders(codec, size, device, features=features, patch=patch, mirror=recipe.data.mirror)
+    if cached is not None:
+        encoders = replace(encoders, captions=cached.fill)
     sets = []
     for place, spec in enumerate(recipe.data.shares):
         url = spec.removeprefix(SHARDS)
@@ -120,18 +112,18 @@ def prepare_network(inputs: TrainingInputs, init_from: str | None = None) -> Tra
     """
     recipe, codec, data = inputs.recipe, inputs.codec, inputs.data
     options: dict[str, Any] = {"in_channels": codec.channels, "sample_size": recipe.data.size // codec.factor}
+    patch = preset_option(recipe.model.preset, recipe.model.options, "patch_size")
     if recipe.data.native:
-        patch = preset_option(recipe.model.preset, recipe.model.options, "patch_size")
         options["rope_extent"] = max(int(grids.max()) for grids in data.grids) // patch
     if isinstance(inputs.conditioner, CachedTextEncoder):
         options |= {"text_width": inputs.conditioner.encoder.width, "num_classes": None}
     else:
         options |= {"text_width": None, "num_classes": len(data.class_names)}
     if recipe.alignment is not None:
-        width = data.read([0])[0].features
-        assert width is not None
+        features = data.read([0])[0].features
+        assert features is not None
         options |= {
-            "z_dim": width.shape[-1],
+            "z_dim": features.shape[-1],
             "encoder_depth": recipe.alignment.depth,
             "projector_dim": recipe.alignment.projector_dim,
         }
@@ -139,9 +131,8 @@ def prepare_network(inputs: TrainingInputs, init_from: str | None = None) -> Tra
         network = build_transformer(recipe.model.preset, **{**options, **recipe.model.options})
     except ValueError as error:
         raise InputError(f"model: {error}") from None
-    multiple = codec.factor * network.config.patch_size
-    if recipe.data.size % multiple:
-        raise InputError(f"data.size {recipe.data.size}: must be a multiple of {multiple}")
+    if recipe.data.size % (codec.factor * patch):
+        raise InputError(f"data.size {recipe.data.size}: must be a multiple of {codec.factor * patch}")
     if init_from is not None:
         load_weights(network, init_from)
     return network

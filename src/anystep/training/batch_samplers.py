@@ -5,7 +5,6 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -33,30 +32,16 @@ class MicroBatch:
     packed: bool = False
 
 
-@runtime_checkable
-class BatchSampler(Protocol):
-    """Chooses the examples of every step, for all processes.
-
-    Attributes:
-        micro_batches: number of micro-batches in a step.
-        max_images: largest number of images in a micro-batch.
-    """
-
-    micro_batches: int
-    max_images: int
-
-    def step(self, position: int) -> list[MicroBatch]: ...
-
-
 def of_rank(micro_batches: Sequence[MicroBatch], rank: int, count: int) -> list[MicroBatch]:
     """The micro-batches of a step that process `rank` of `count` evaluates."""
     return list(micro_batches[rank::count])
 
 
+@dataclass(frozen=True)
 class FixedShapeBatchSampler:
     """Batches of equally many images of one shape, from several sources in fixed proportions.
 
-    Args:
+    Attributes:
         sizes: number of examples of each source.
         shares: share of every batch that each source gives.
         batch_size: number of images in a step.
@@ -64,27 +49,25 @@ class FixedShapeBatchSampler:
         members: the `class_members` of each source, to draw every class equally often.
     """
 
-    def __init__(
-        self,
-        sizes: Sequence[int],
-        shares: Sequence[float],
-        batch_size: int,
-        micro_batches: int,
-        seed: int,
-        members: Sequence[Sequence[Tensor]] | None = None,
-    ) -> None:
-        self._sizes, self._shares, self._batch_size, self._seed, self._members = (
-            sizes, shares, batch_size, seed, members
-        )  # fmt: skip
-        self.micro_batches, self.max_images = micro_batches, batch_size // micro_batches
+    sizes: Sequence[int]
+    shares: Sequence[float]
+    batch_size: int
+    micro_batches: int
+    seed: int
+    members: Sequence[Sequence[Tensor]] | None = None
+
+    @property
+    def max_images(self) -> int:
+        """Number of images in a micro-batch."""
+        return self.batch_size // self.micro_batches
 
     def step(self, position: int) -> list[MicroBatch]:
-        order = mixed_indices(self._sizes, self._shares, self._batch_size, self._seed, position, self._members)
+        """The micro-batches of a step, of all processes."""
+        order = mixed_indices(self.sizes, self.shares, self.batch_size, self.seed, position, self.members)
+        first, count = position * self.batch_size, self.max_images
         return [
-            MicroBatch(
-                order[start : start + self.max_images], position * self._batch_size + start, 1 / self.micro_batches
-            )
-            for start in range(0, self._batch_size, self.max_images)
+            MicroBatch(order[start : start + count], first + start, 1 / self.micro_batches)
+            for start in range(0, self.batch_size, count)
         ]
 
 
@@ -137,6 +120,7 @@ class TokenBudgetBatchSampler:
         self._ends: list[list[int]] = [[] for _ in grids]
 
     def step(self, position: int) -> list[MicroBatch]:
+        """The micro-batches of a step, of all processes."""
         chosen: list[list[int]] = []
         for source, count in enumerate(self._counts):
             chosen += [self._examples(source, position * count + slot) for slot in range(count)]
@@ -186,6 +170,9 @@ class TokenBudgetBatchSampler:
             order = torch.cat(pieces)
         shuffled = torch.randperm(len(bounds), generator=rng).tolist()
         return order, [bounds[number] for number in shuffled]
+
+
+BatchSampler = FixedShapeBatchSampler | TokenBudgetBatchSampler
 
 
 def count_micro_batches(data: DataConfig, run: RunConfig, processes: int) -> int:

@@ -53,14 +53,12 @@ class ExponentialAverages:
 
 
 def length_to_gamma(length: float) -> float:
-    """The exponent whose profile has this standard deviation over t: the real root above -1 of a cubic."""
+    """The exponent whose profile has this standard deviation over t: the real root above -1 of a cubic.
+
+    The deviation is (gamma + 1)^(1/2) (gamma + 2)^-1 (gamma + 3)^(-1/2).
+    """
     square = length**-2.0
     return float(np.roots([1, 7, 16 - square, 12 - square]).real.max())
-
-
-def gamma_to_length(gamma: float) -> float:
-    """(gamma + 1)^(1/2) (gamma + 2)^-1 (gamma + 3)^(-1/2), of the profile's second moment about its mean."""
-    return float((gamma + 1) ** 0.5 / ((gamma + 2) * (gamma + 3) ** 0.5))
 
 
 def power_decay(gamma: float, step: int) -> float:

@@ -1,16 +1,66 @@
-"""The data loader: micro-batches are read and put together by a thread while the device works on the batch before."""
+"""The data loader: micro-batches and their random draws are made by a thread while the device works on those before.
 
+Everything random in training is keyed by the seed and the number of the sample. Sample `number` is the row
+`number % batch` of step `number // batch`. What it draws depends on nothing else, so that a resumed run, and one on
+another number of processes, continues exactly.
+"""
+
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from anystep.data.latents import Encoded, LatentSet
 from anystep.packing import Packing, pack
 from anystep.ranks import Ranks
 from anystep.training.batch_samplers import BatchSampler, MicroBatch, of_rank
-from anystep.training.draws import Draws, draw
+
+
+class Draws(NamedTuple):
+    """Of each sample: noise `z`, what its times come from, and uniform numbers that choose and drop its caption and
+    mirror it, a guidance scale, and noise beside `z` where it was asked for.
+    """
+
+    z: list[Float[Tensor, "channels _height _width"]]
+    normal: Float[Tensor, "batch 3"]
+    uniform: Float[Tensor, "batch 5"]
+    choice: Float[Tensor, " batch"]
+    drop: Float[Tensor, " batch"]
+    mirror: Float[Tensor, " batch"]
+    guidance: Float[Tensor, " batch"]
+    fresh: list[Float[Tensor, "channels _height _width"]]
+
+
+def draw(seed: int, numbers: Sequence[int], shapes: Sequence[Sequence[int]], fresh: bool = False) -> Draws:
+    """The draws of these samples, on the CPU, float32.
+
+    Args:
+        shapes: of the noise of each.
+        fresh: whether each gets noise once more; else there is none.
+    """
+    normal = np.empty((len(numbers), 3), np.float32)
+    uniform = np.empty((len(numbers), 9), np.float32)
+    z, more = [], []
+    for row, (number, shape) in enumerate(zip(numbers, shapes, strict=True)):
+        # counter-based (Philox): every key is a stream of its own, in which newer draws come after older ones
+        rng = np.random.Generator(np.random.Philox(key=[seed, number]))
+        normals = rng.standard_normal(2 + int(np.prod(shape)), dtype=np.float32)
+        normal[row, :2] = normals[:2]
+        z.append(torch.from_numpy(normals[2:]).view(*shape))
+        rng.random(out=uniform[row, :6], dtype=np.float32)
+        normal[row, 2] = rng.standard_normal(dtype=np.float32)
+        rng.random(out=uniform[row, 6:], dtype=np.float32)
+        if fresh:
+            more.append(torch.from_numpy(rng.standard_normal(tuple(shape), dtype=np.float32)))
+    columns = torch.from_numpy(uniform)
+    return Draws(
+        z, torch.from_numpy(normal), columns[:, [0, 1, 2, 6, 7]], choice=columns[:, 3], drop=columns[:, 4],
+        mirror=columns[:, 5], guidance=columns[:, 8], fresh=more,
+    )  # fmt: skip
 
 
 class LoadedMicroBatch(NamedTuple):
@@ -18,7 +68,6 @@ class LoadedMicroBatch(NamedTuple):
 
     Attributes:
         chosen: which examples it holds, and their weight in the loss.
-        examples: the examples.
         x, z: latents and noise: (batch, channels, height, width), or packed.
         draws: all other random numbers of each sample.
         features: features of the examples for alignment, if all have them; (tokens, width) where packed.
@@ -35,7 +84,7 @@ class LoadedMicroBatch(NamedTuple):
     features: Tensor | None
     packing: Packing | None
     shapes: list[tuple[int, int]]
-    fresh: Tensor | None = None
+    fresh: Tensor | None
 
 
 class PrefetchingLoader:
@@ -44,7 +93,6 @@ class PrefetchingLoader:
     Args:
         data: the data set that the numbers of examples refer to.
         sampler: chooses the examples of every step.
-        ranks: the processes of the run.
         patch: latent pixels along one side of a token.
         seed: seed of the random draws.
         mirror: whether to mirror half of the images.
@@ -105,23 +153,19 @@ class PrefetchingLoader:
             for example, turn in zip(examples, draws.mirror.tolist(), strict=True)
         ]
         features = [example.features for example in examples if example.features is not None]
-        packing, join = None, torch.stack
-        x, z, fresh = latents, draws.z, draws.fresh
-        if chosen.packed:
-            packed, packing = pack(latents, self.patch)
-            x, z, join = [packed], [pack(draws.z, self.patch)[0]], torch.cat
-            fresh = [pack(draws.fresh, self.patch)[0]] if draws.fresh else []
+        joined = torch.cat if chosen.packed else torch.stack
+
+        def batch(images: list[Tensor]) -> tuple[Tensor, Packing | None]:
+            return pack(images, self.patch) if chosen.packed else (torch.stack(images), None)
+
+        x, packing = batch(latents)
         return LoadedMicroBatch(
-            chosen,
-            examples,
-            join(x),
-            join(z),
-            draws,
-            join(features) if len(features) == len(examples) else None,
-            packing,
-            [(int(latent.shape[1]), int(latent.shape[2])) for latent in latents],
-            join(fresh) if fresh else None,
-        )
+            chosen, examples, x, batch(draws.z)[0], draws,
+            features=joined(features) if len(features) == len(examples) else None,
+            packing=packing,
+            shapes=[(int(latent.shape[1]), int(latent.shape[2])) for latent in latents],
+            fresh=batch(draws.fresh)[0] if self._fresh else None,
+        )  # fmt: skip
 
     def __enter__(self) -> "PrefetchingLoader":
         return self

@@ -1,6 +1,7 @@
 """The objective that a recipe describes."""
 
-from anystep.errors import InputError
+from collections.abc import Callable
+
 from anystep.models.presets import depths_of
 from anystep.objective import (
     BranchVelocity,
@@ -22,26 +23,29 @@ from anystep.objective import (
     derivative,
 )
 from anystep.training.config import ModelConfig, Recipe
-from anystep.training.objective_config import ObjectiveConfig, TimeConfig
+from anystep.training.objective_config import ObjectiveConfig
 from anystep.transport import make_transport
+
+NORMALISERS: dict[str, Callable[[], Normaliser | None]] = {
+    "none": lambda: None,
+    "running_mean": RunningMean,
+    "uncertainty": Uncertainty,
+}
 
 
 def make_objective(recipe: Recipe) -> TransitionObjective:
-    """The objective a recipe describes, for its main phase."""
+    """The objective a recipe describes, for its main phase; a normaliser of residuals is new."""
     config = recipe.objective
-    try:
-        transport = make_transport(recipe.transport.name, **recipe.transport.options)
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    times = [
+        None if each is None else TimeDistribution(each.mean, each.std, each.uniform)
+        for each in (config.diffusion_times, config.later_times, config.earlier_times)
+    ]
+    normaliser = NORMALISERS[config.normalise]()
     return TransitionObjective(
-        transport=transport,
-        draws=TimeDraws(
-            config.diffusion_share,
-            config.consistency_share,
-            *map(make_times, (config.diffusion_times, config.later_times, config.earlier_times)),
-        ),
+        transport=make_transport(recipe.transport.name, **recipe.transport.options),
+        draws=TimeDraws(config.diffusion_share, config.consistency_share, *times),
         target=make_target(config),
-        weighting=Weighting(config.weight, config.tangent, float(config.adaptive), make_normaliser(config)),
+        weighting=Weighting(config.weight, config.tangent, float(config.adaptive), normaliser),
         direction=config.direction,
         guidance=make_guidance(config),
         alignment=1.0 if recipe.alignment is None else recipe.alignment.coefficient,
@@ -75,23 +79,6 @@ def make_guidance(config: ObjectiveConfig) -> ModelGuidance | GuidanceCondition 
     """What guides the target."""
     if config.guidance is not None:
         return ModelGuidance(**config.guidance)
-    if config.guidance_condition is None:
+    if (condition := config.guidance_condition) is None:
         return None
-    interval = config.guidance_condition.interval
-    return GuidanceCondition(config.guidance_condition.w_max, *(() if interval is None else interval))
-
-
-def make_normaliser(config: ObjectiveConfig) -> Normaliser | None:
-    """What evens out the residuals of different times, new."""
-    match config.normalise:
-        case "running_mean":
-            return RunningMean()
-        case "uncertainty":
-            return Uncertainty()
-        case "none":
-            return None
-
-
-def make_times(config: TimeConfig | None) -> TimeDistribution | None:
-    """A distribution of times, where one is given."""
-    return None if config is None else TimeDistribution(config.mean, config.std, config.uniform)
+    return GuidanceCondition(condition.w_max, *(condition.interval or ()))

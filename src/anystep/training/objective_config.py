@@ -86,11 +86,16 @@ class ObjectiveConfig(Section):
     # Guidance of every scale in one network, which is given the scale (null: none).
     guidance_condition: GuidanceConditionConfig | None = None
 
+    @property
+    def is_guided(self) -> bool:
+        """Whether the target is guided."""
+        return self.guidance is not None or self.guidance_condition is not None
+
     @model_validator(mode="after")
     def _goes_together(self) -> "ObjectiveConfig":
         if self.guidance is not None and self.guidance_condition is not None:
             raise ValueError("guidance and guidance_condition both guide the target: set one of them")
-        if self.target == "self_evaluation" and (self.guidance is not None or self.guidance_condition is not None):
+        if self.target == "self_evaluation" and self.is_guided:
             raise ValueError("target self_evaluation compares the condition with none itself: set no guidance")
         if self.normalise == "running_mean" and self.adaptive != 0:
             raise ValueError(

@@ -40,8 +40,7 @@ def evaluations_per_sample(config: ObjectiveConfig, model: ModelConfig | None = 
     branch = 0 if velocity is None else TRAINING_COST * velocity.cost  # the velocity's, forward and backward
     moving = (1 - config.diffusion_phase) * (1 - config.diffusion_share)
     target = target_cost(make_target(config), velocity, config.ema_teacher)
-    guides = config.guidance is not None or config.guidance_condition is not None
-    return TRAINING_COST + moving * (target + branch) + (2 * guided if guides else 0)
+    return TRAINING_COST + moving * (target + branch) + 2 * guided * config.is_guided
 
 
 def recipe_evaluations(recipe: Recipe) -> float:
@@ -137,12 +136,10 @@ def budget(
             **options,
         )  # fmt: skip
         # the derivative evaluates both sides of every sample that moves, at worst all, while the forward's graph waits
-        moving = recipe.objective.diffusion_share < 1
-        target = (
-            network_cost(recipe.model.preset, 2 * micro, side, side, caption_tokens, precision, **options).forward_bytes
-            if moving
-            else 0
-        )
+        target = 0
+        if recipe.objective.diffusion_share < 1:
+            both = network_cost(recipe.model.preset, 2 * micro, side, side, caption_tokens, precision, **options)
+            target = both.forward_bytes
     except ValueError as error:
         raise InputError(f"model: {error}") from None
     shards = shard_count(recipe, processes)
@@ -226,8 +223,7 @@ def communication(recipe: Recipe, processes: int, per_machine: int = PER_MACHINE
     depth = sum(depths_of(recipe.model.preset, recipe.model.options))  # all are gathered in every forward
     shared = shard_count(recipe, processes)
     one = all_gather(size, shared, max(1, shared // per_machine), depth)
-    guides = recipe.objective.guidance is not None or recipe.objective.guidance_condition is not None
-    forwards = 1 + (recipe.objective.diffusion_share < 1) + 2 * guides
+    forwards = 1 + (recipe.objective.diffusion_share < 1) + 2 * recipe.objective.is_guided
     rounds = max(1, recipe.run.micro_batches // processes) if recipe.data.native else recipe.run.accumulate
     gathered = rounds * (forwards + 1)  # once more for the backward pass
     total = sum([one] * gathered, start=one)  # and the gradients, of which each device keeps its part
@@ -256,9 +252,8 @@ def check_fits(recipe: Recipe, out: Path, processes: int, device: torch.device, 
             f"{free / 1e9:.3g} GB left: make room, lower run.keep{or_fewer}, or choose another --out"
         )
     memory = memory_of(device)
-    if state < WORTH_A_LOOK * memory:
-        return
-    check_memory(recipe, processes, memory, precision)
+    if state >= WORTH_A_LOOK * memory:
+        check_memory(recipe, processes, memory, precision)
 
 
 def check_memory(recipe: Recipe, processes: int, memory: float, precision: torch.dtype) -> Budget:

@@ -1,10 +1,9 @@
 """The recipes that come with the package, found by name. Importing this needs no PyTorch: listing them is instant."""
 
-import difflib
 from pathlib import Path
 from typing import Any
 
-from anystep.bounds import shown
+from anystep.bounds import did_you_mean, shown
 from anystep.errors import InputError
 
 FOLDER = Path(__file__).parent.parent / "recipes"
@@ -51,12 +50,11 @@ def find_recipe(given: str, command: str | None = None) -> Path:
         return path
     stem = path.with_suffix("").name if path.suffix in (".yaml", ".yml") else given
     near = next((name for name in names if Path(name).name == stem), None)
-    near = near or next(iter(difflib.get_close_matches(stem, names, n=1, cutoff=0.5)), None)
-    other = next((name for name in recipe_names() if name == given), None)
-    if other is not None:
-        hint = f"it is for `anystep {command_of(other)}`"
+    if given in recipe_names():
+        hint = f"it is for `anystep {command_of(given)}`"
     else:
-        hint = (f"did you mean {near}? " if near else "") + "`anystep recipes` lists those that come with anystep"
+        hint = f"did you mean {near}? " if near else did_you_mean(stem, names, 0.5)
+        hint += "`anystep recipes` lists those that come with anystep"
     raise InputError(f"cannot read recipe {given!r}: there is no such file or recipe; {hint}")
 
 

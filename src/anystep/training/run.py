@@ -137,17 +137,14 @@ class Run:
         path, checkpoints = self.folder / CONFIG, self.folder / "checkpoints"
         if not checkpoint_steps(checkpoints):
             return
-        content = recorded_recipe(checkpoints)
-        if content is None:
-            problem = ""
-            try:
-                content = read_yaml(path, "the run's")
-            except InputError as error:
-                content, problem = {}, str(error)
-            if not content:
-                problem = problem or f"{str(path)!r} is empty"
-                say(f"{problem}; what this run was begun with is not known, it goes on with the recipe given", True)
-                return
+        problem = f"{str(path)!r} is empty"
+        try:
+            content = recorded_recipe(checkpoints) or read_yaml(path, "the run's")
+        except InputError as error:
+            content, problem = {}, str(error)
+        if not content:
+            say(f"{problem}; what this run was begun with is not known, it goes on with the recipe given", True)
+            return
         try:
             there, unknown = completed(content, type(self.recipe))
             with suppress(ValidationError):
@@ -279,11 +276,12 @@ class Progress:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self._console = Console()
-        self._start, self._clock, self._steps, self._quiet = start, time.perf_counter(), steps, quiet
+        self._start, self._clock, self._steps = start, time.perf_counter(), steps
+        console = Console()
+        self._plain = not quiet and not console.is_terminal
         self._bar = Progress(
             BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn(),
-            console=self._console, disable=quiet or is_quiet() or not self._console.is_terminal,
+            console=console, disable=quiet or is_quiet() or not console.is_terminal,
         )  # fmt: skip
         self._task = self._bar.add_task("", total=steps, completed=start)
 
@@ -295,25 +293,16 @@ class Progress:
         with suppress(OSError):
             self._bar.stop()
 
-    @property
-    def rate(self) -> float:
-        """Steps a second since the start, set by `update`."""
-        return self._rate
-
-    _rate = 0.0
-
     def update(self, step: int, values: Mapping[str, float] | None = None) -> None:
         """After step `step`; `values` are shown when given."""
-        self._rate = (step - self._start) / max(1e-9, time.perf_counter() - self._clock)
-        with suppress(OSError):  # of a terminal that is gone
-            self._bar.update(self._task, completed=step)
+        rate, text = (step - self._start) / max(1e-9, time.perf_counter() - self._clock), None
         if values is not None:
-            text = "  ".join([*(f"{name} {value:.4g}" for name, value in values.items()), f"{self._rate:.2f} it/s"])
-            with suppress(OSError):
-                self._bar.update(self._task, description=text)
-            if not self._quiet and not self._console.is_terminal:
-                left = (self._steps - step) / max(self._rate, 1e-9)
-                say(f"{step}/{self._steps}  {text}  {left / 60:.1f} min left")
+            text = "  ".join([*(f"{name} {value:.4g}" for name, value in values.items()), f"{rate:.2f} it/s"])
+        with suppress(OSError):  # of a terminal that is gone
+            self._bar.update(self._task, completed=step, description=text)
+        if text is not None and self._plain:
+            left = (self._steps - step) / max(rate, 1e-9)
+            say(f"{step}/{self._steps}  {text}  {left / 60:.1f} min left")
 
 
 @contextmanager

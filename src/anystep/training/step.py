@@ -16,8 +16,7 @@ from anystep.ranks import Ranks
 from anystep.sampling import resolution_shift
 from anystep.training.assemble import TrainingInputs
 from anystep.training.config import Recipe
-from anystep.training.draws import Draws
-from anystep.training.loader import LoadedMicroBatch
+from anystep.training.loader import Draws, LoadedMicroBatch
 from anystep.training.parallel import sync_gradients
 from anystep.training.step_metrics import StepLosses
 

@@ -71,12 +71,8 @@ class StepMetrics:
         self._flops = ForwardFlops.of(model.preset, **model.options) if peak else None
         self._kept: list[_Kept] = []
         self.any_finite = True  # whether a residual of the last step that was flushed was
-
-    @property
-    def capacity(self) -> int:
-        """Largest number of samples that one process has in a step."""
-        sampler = self._loader.sampler
-        return sampler.micro_batches // self._ranks.count * sampler.max_images
+        # the largest number of samples that one process has in a step
+        self.capacity = loader.sampler.micro_batches // ranks.count * loader.sampler.max_images
 
     @property
     def full(self) -> bool:
@@ -97,14 +93,13 @@ class StepMetrics:
         """The log records of all steps that were kept, put together over all processes in one collective."""
         if not self._kept:
             return []
-        capacity = self.capacity
-        own = [self._flatten(step.losses, capacity) for step in self._kept]
-        found = self._ranks.gather(torch.stack(own)[None])  # (processes, steps, numbers)
-        records = []
-        for place, step in enumerate(self._kept):
-            samples = found[:, place, : len(LOGGED) * capacity].reshape(-1, len(LOGGED))
+        own = torch.stack([self._flatten(step.losses) for step in self._kept])
+        numbers = self._ranks.gather(own[None]).unbind(1)  # of each step: (processes, numbers)
+        records, count = [], len(LOGGED) * self.capacity
+        for step, found in zip(self._kept, numbers, strict=True):
+            samples = found[:, :count].reshape(-1, len(LOGGED))
             residual, t, r = samples[~samples[:, 1].isnan()].float().T
-            sums = found[:, place, len(LOGGED) * capacity :].sum(0).tolist()
+            sums = found[:, count:].sum(0).tolist()
             bad = self.nonfinite(step.position, residual)
             if bad and math.isfinite(step.figures["gradient_norm"]) and self._ranks.is_main:  # else it was said at once
                 say(f"step {step.figures['step']}: not finite, samples {listed(bad)}", error=True)
@@ -118,9 +113,9 @@ class StepMetrics:
         examples = self._loader.examples(position) if rows else []
         return sorted({examples[row] for row in rows})
 
-    def _flatten(self, step: StepLosses, capacity: int) -> Tensor:
+    def _flatten(self, step: StepLosses) -> Tensor:
         """All that is logged of a step in this process, as numbers: samples first, then sums."""
-        samples = padded_samples(step.losses, LOGGED, capacity).cpu().double().flatten()
+        samples = padded_samples(step.losses, LOGGED, self.capacity).cpu().double().flatten()
         pairs = list(zip(step.weights, step.losses, strict=True))
         patch = self._loader.patch
         sums = [

@@ -23,14 +23,7 @@ from anystep.training.checkpoints import Checkpoints
 from anystep.training.config import CodecRecipe, GuardConfig
 from anystep.training.guard import Guard, check_finite, diverged
 from anystep.training.optimizers import learning_rate
-from anystep.training.run import (
-    Progress,
-    Run,
-    interruptible,
-    schedule_changes,
-    set_up_device,
-    step_generator,
-)
+from anystep.training.run import Progress, Run, interruptible, schedule_changes, set_up_device, step_generator
 from anystep.training.trainer_state import TrainerState, TrainingTensors
 
 MEASURED = 256  # images on which PSNR and latent statistics are taken
@@ -72,15 +65,12 @@ def load_images(source: Source, indices: list[int], broken: dict[int, str]) -> T
     return torch.stack(images)
 
 
-def psnr(images: Tensor, reconstruction: Tensor) -> float:
+@torch.no_grad()
+def psnr(autoencoder: AutoencoderDC, images: Tensor) -> float:
     """Mean over images of 10 log10(range^2 / MSE), in decibels, both in [-1, 1] and the reconstruction clamped."""
+    reconstruction = torch.cat([autoencoder(part).sample for part in images.split(32)])
     error = (images - reconstruction.clamp(-1, 1)).square().flatten(1).mean(1)
     return float((10 * torch.log10(4 / error)).mean())
-
-
-@torch.no_grad()
-def measure(autoencoder: AutoencoderDC, images: Tensor) -> float:
-    return psnr(images, torch.cat([autoencoder(part).sample for part in images.split(32)]))
 
 
 @torch.no_grad()
@@ -212,7 +202,7 @@ def _train(
             # --- log --------------------------------------------------------------------------------------------------
             last, shown = step == config.steps or bool(interrupted), None
             if step % config.log_every == 0 or last:
-                shown = {"loss": loss.item(), "PSNR": measure(autoencoder, measured)}
+                shown = {"loss": loss.item(), "PSNR": psnr(autoencoder, measured)}
                 record = {"step": step, "loss": shown["loss"], "psnr": shown["PSNR"], "broken": len(broken)}
                 run.log({**record, "learning_rate": rate, "gradient_norm": norm, "skipped_steps": state.skipped})
             progress.update(step, shown)
