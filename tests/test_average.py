@@ -80,7 +80,7 @@ def test_an_average_of_another_length_is_the_one_that_training_would_have_kept(
 
 
 def test_a_kept_length_is_what_was_kept_to_half_precision(run: Path, tmp_path: Path) -> None:
-    snapshot = Snapshots.of(run)
+    snapshot = Snapshots(run)
     assert snapshot.lengths == (0.05, 0.1)
     assert snapshot.steps == tuple(range(3, STEPS + 1, 3))  # none was removed with the checkpoints
     made = averaged(run, tmp_path / "model", "--length", "0.1")

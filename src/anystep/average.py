@@ -113,7 +113,7 @@ def _free(out: Path, run: Path) -> Path:
 
 
 def _planned(run: Path, lengths: Sequence[float], step: int | None) -> tuple[list[Rebuilt], Snapshots]:
-    snapshots = Snapshots.of(run)
+    snapshots = Snapshots(run)
     plans = snapshots.plan([check("length", each, AverageLength) for each in lengths], step)
     if not (run / "pipeline" / "model_index.json").exists():
         raise InputError(

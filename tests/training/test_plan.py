@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 
-from anystep.cli import build_parser, main
 from anystep.data_sheets import DEVICES
 from anystep.errors import InputError
 from anystep.objective import TrainingBatch
@@ -149,17 +148,6 @@ def test_a_full_disk_is_foreseen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         check_fits(Recipe(), tmp_path / "run", 1, torch.device("cpu"), torch.float32)
 
 
-def test_a_dry_run_tells_and_trains_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", str(CONFIGS / "t2i-865m.yaml"), "--dry-run", "--on", "A100", "--devices", "16"]) == 0
-    shown = capsys.readouterr().out
-    parts = ("864,978,080", "1,024 an image, 262,144 a step", "4.00 a sample", "GB on each of 16 devices", "days")
-    for part in (*parts, "between machines"):
-        assert part in shown
-    assert main(["train", str(CONFIGS / "t2i-865m.yaml"), "--dry-run", "--on", "4090"]) == 2
-    assert main(["train", str(CONFIGS / "emoji.yaml")]) == 2
-    assert "--out is missing" in capsys.readouterr().err
-
-
 def test_a_velocity_that_is_learned_on_all_samples_is_paid_for() -> None:
     def cost(options: dict[str, Any], **objective: Any) -> float:
         recipe = Recipe.model_validate({"model": {"options": options}, "objective": objective})
@@ -172,15 +160,3 @@ def test_a_velocity_that_is_learned_on_all_samples_is_paid_for() -> None:
     # and where the target asks for the velocity, it is known
     assert cost(branches, kind="any_step") == pytest.approx(cost({}, kind="any_step") + 0.1 * (3 / 3 - 1))
     assert cost(branches, kind="flow_matching") == cost({}, kind="flow_matching")
-
-
-def test_the_command_knows_the_devices_of_the_plan() -> None:
-    for name in DEVICES:
-        build_parser().parse_args(["train", "x.yaml", "--dry-run", "--on", name])
-
-
-def test_operations_of_a_step_scale_with_its_evaluations() -> None:
-    from anystep.training.step_metrics import utilisation
-
-    # 4 samples forward, 2 of them on both sides, 4 backward at twice the price: 16 forwards in half a second
-    assert utilisation(100, 8, 4, 0.5, 6400.0) == pytest.approx(16 * 100 / 0.5 / 6400)

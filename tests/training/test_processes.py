@@ -74,7 +74,7 @@ def train(processes: int, recipe: Path, out: Path, *options: str, **how: Any) ->
 
 def averages(run: Path) -> list[dict[str, torch.Tensor]]:
     """Those of the last snapshot; they are the averages of the last checkpoint in half precision."""
-    snapshots, network = Snapshots.of(run), load(run, "cpu").pipeline.transformer
+    snapshots, network = Snapshots(run), load(run, "cpu").pipeline.transformer
     assert snapshots.steps[-2:] == (2, 4)
     found = snapshots.rebuild(snapshots.plan(snapshots.lengths), network)
     for place, average in enumerate(found):

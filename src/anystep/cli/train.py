@@ -47,7 +47,7 @@ def dry_run(options: argparse.Namespace, recipe: Any) -> None:
     """Print what training takes on the devices that it is planned for."""
     from anystep.training.dry_run import DryRun
 
-    planned = DryRun.of(recipe, options.on, options.devices or 1, options.utilisation)
+    planned = DryRun(recipe, options.on, options.devices or 1, options.utilisation)
     if options.json:
         print_json(planned.figures())
     else:

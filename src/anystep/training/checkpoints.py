@@ -39,6 +39,7 @@ from anystep.training.checkpoint_files import (
     step_folder,
     verified,
 )
+from anystep.training.section import Section
 from anystep.training.trainer_state import TrainingTensors
 
 # that there is one process only is known; a thread says it, so that no block around the call could silence it
@@ -65,11 +66,11 @@ class Checkpoints:
         ranks: Ranks,
         keep: int | None = 2,
         keep_every: int = 0,
-        recipe: Mapping[str, Any] | None = None,
+        recipe: Section | None = None,
         what: str = "checkpoint",
     ) -> None:
         self.folder, self.ranks, self.keep, self.keep_every, self.what = folder, ranks, keep, keep_every, what
-        self._recipe = {} if recipe is None else {"recipe": dict(recipe)}
+        self._recipe = {} if recipe is None else {"recipe": recipe.model_dump(mode="json")}
         self._saving: tuple[int, dict[str, Any], Future[Any]] | None = None
         # a group of its own: it talks while training talks
         self._group = dist.new_group(backend="gloo") if ranks.count > 1 else None
@@ -182,11 +183,11 @@ class Checkpoints:
         damaged: list[str] = []
         for step in reversed(self.ranks.all_gather_object(self.steps())[0]):
             folder = step_folder(self.folder, step)
-            found = self._verified(folder, step)
-            if isinstance(found, str):
-                damaged.append(f"checkpoint {folder.name} is damaged ({found})")
+            try:
+                manifest, metadata = self._verified(folder, step)
+            except Damaged as error:
+                damaged.append(f"checkpoint {folder.name} is damaged ({error})")
                 continue
-            manifest, metadata = found
             if self.ranks.is_main:
                 for each in damaged:
                     say(f"{each}, going on from {folder.name}", error=True)
@@ -226,21 +227,18 @@ class Checkpoints:
                 "another --out, or the model and data that it was made with"
             )
 
-    def _verified(self, folder: Path, step: int) -> tuple[dict[str, Any], Metadata] | str:
-        """`checkpoint_files.verified` by all processes; what is damaged, in words."""
-        problem, refusal, found = "", "", None
+    def _verified(self, folder: Path, step: int) -> tuple[dict[str, Any], Metadata]:
+        """`checkpoint_files.verified`; what is wrong in one process is raised in all, damage before anything else."""
+        problem: Damaged | InputError | None = None
         try:
             found = verified(folder, step, self.ranks)
-        except (Damaged, OSError) as error:
-            problem = str(error)
-        except InputError as error:
-            refusal = str(error)
-        gathered = self.ranks.all_gather_object((problem, refusal))
-        if problems := [each for each, _ in gathered if each]:
-            return problems[0]
-        if refusals := [each for _, each in gathered if each]:
-            raise InputError(refusals[0])
-        assert found is not None
+        except (Damaged, InputError) as error:
+            problem = error
+        except OSError as error:
+            problem = Damaged(str(error))
+        problems = [each for each in self.ranks.all_gather_object(problem) if each is not None]
+        if problems:
+            raise min(problems, key=lambda each: not isinstance(each, Damaged))
         return found
 
     def _part(self, step: int) -> Path:

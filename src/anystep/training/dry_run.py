@@ -1,12 +1,12 @@
 """`anystep train --dry-run` and `anystep plan --train`: what a recipe takes, on this machine or on named devices."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
-from anystep.device import PlannedDevice, pick_precision, planned_device
+from anystep.device import pick_precision, planned_device
 from anystep.errors import InputError
 from anystep.models.presets import PRESETS
 from anystep.pipelines.plan import ModelSpec
@@ -16,36 +16,31 @@ from anystep.training.objective import make_objective
 from anystep.training.plan import check_memory, communication, recipe_evaluations
 
 
-@dataclass(frozen=True)
 class DryRun:
-    """A recipe on so many devices of one kind."""
+    """A recipe on so many devices of one kind.
 
-    recipe: Recipe
-    device: PlannedDevice
-    devices: int
-    precision: torch.dtype
+    Args:
+        on: their name in `anystep.data_sheets`; those of this machine where None.
 
-    @classmethod
-    def of(cls, recipe: Recipe, on: str | None, devices: int = 1, utilisation: float | None = None) -> "DryRun":
-        """On devices of `anystep.data_sheets`, or when `on` is None on those of this machine.
+    Raises:
+        InputError: the recipe cannot be trained, its batch does not divide into so many processes, or it does not fit.
+    """
 
-        Raises:
-            InputError: the recipe cannot be trained, or its batch does not divide into so many processes.
-        """
+    def __init__(self, recipe: Recipe, on: str | None, devices: int = 1, utilisation: float | None = None) -> None:
         make_objective(recipe)
         count_micro_batches(recipe.data, recipe.run, devices)
-        device = planned_device(on, recipe.run.device, utilisation)
+        self.recipe, self.devices = recipe, devices
+        self.device = device = planned_device(on, recipe.run.device, utilisation)
         if device.device is not None:
-            precision = pick_precision(recipe.run.precision, device.device)
+            self.precision = pick_precision(recipe.run.precision, device.device)
         else:
-            precision = torch.float32 if recipe.run.precision == "float32" else torch.bfloat16
-        return cls(recipe, device, devices, precision)
+            self.precision = torch.float32 if recipe.run.precision == "float32" else torch.bfloat16
+        self.budget = check_memory(recipe, devices, device.memory, self.precision)
+        self.seconds = self.budget.flops_per_step / (devices * device.rate)  # of a step
 
     def describe(self) -> dict[str, str]:
-        """In words; raises `InputError` where it does not fit."""
-        device, run = self.device, self.recipe.run
-        plan = check_memory(self.recipe, self.devices, device.memory, self.precision)
-        seconds = plan.flops_per_step / (self.devices * device.rate)
+        """In words."""
+        device, run, plan, seconds = self.device, self.recipe.run, self.budget, self.seconds
         facts = {
             "parameters": f"{plan.parameters:,}",
             "tokens": f"{plan.tokens_per_image:,} an image, {plan.tokens_per_step:,} a step",
@@ -71,19 +66,17 @@ class DryRun:
         return facts
 
     def figures(self) -> dict[str, Any]:
-        """In numbers, of bytes, operations and seconds; raises `InputError` where it does not fit."""
-        budget = check_memory(self.recipe, self.devices, self.device.memory, self.precision)
-        step = budget.flops_per_step / (self.devices * self.device.rate)
+        """In numbers, of bytes, operations and seconds."""
         return {
-            **asdict(budget),
+            **asdict(self.budget),
             "devices": self.devices,
-            "device_bytes": budget.device_bytes,
+            "device_bytes": self.budget.device_bytes,
             "memory_bytes": self.device.memory,
             "flops_per_second": self.device.rate,
             "precision": str(self.precision).removeprefix("torch."),
             "steps": self.recipe.run.steps,
-            "seconds": step * self.recipe.run.steps,
-            "images_per_second": budget.images_per_step / step,
+            "seconds": self.seconds * self.recipe.run.steps,
+            "images_per_second": self.budget.images_per_step / self.seconds,
         }
 
 

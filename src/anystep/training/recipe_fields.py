@@ -6,6 +6,7 @@ sentence of a value is the comment above it.
 
 import ast
 import json
+import runpy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -87,10 +88,10 @@ class _Source:
             return self, node if isinstance(node, ast.ClassDef) else node.value  # type: ignore[attr-defined]
         return _source(self.imported[name]).find(name) if name in self.imported else None
 
-    def value(self, name: str) -> Any:
-        """By what a name is defined; None where it is none of ours."""
+    def has_class(self, name: str) -> bool:
+        """Whether a name is that of a class of ours."""
         found = self.find(name)
-        return None if found is None else found[1]
+        return found is not None and isinstance(found[1], ast.ClassDef)
 
     def literal(self, node: ast.expr | None) -> Any:
         """The plain value of a default. Raises ValueError where it is computed."""
@@ -113,10 +114,10 @@ ABSENT = object()
 def _expanded(source: _Source, kind: str, prefix: str, given: Given) -> Iterator[RecipeField]:
     """The values of a class, and of the classes of its sections, whose names begin with the prefix."""
     if kind == "ObjectiveConfig":
-        given = [_set_by_objective(source, prefix, given), *given]
+        given = [_set_by_objective(prefix, given), *given]
     for name, (where, field, sentence) in _fields(source, kind).items():
         name = prefix + name
-        section = next((each for each in _names(field.annotation) if isinstance(where.value(each), ast.ClassDef)), None)
+        section = next(filter(where.has_class, _names(field.annotation)), None)
         if section is not None:
             yield from _expanded(where, section, f"{name}.", given)
         else:
@@ -129,7 +130,7 @@ def _fields(source: _Source, kind: str) -> dict[str, tuple[_Source, ast.AnnAssig
     assert isinstance(node, ast.ClassDef), kind
     fields: dict[str, tuple[_Source, ast.AnnAssign, str]] = {}
     for base in _names(*node.bases):
-        if isinstance(where.value(base), ast.ClassDef):
+        if where.has_class(base):
             fields |= _fields(where, base)
     for each in node.body:
         if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name):
@@ -169,20 +170,15 @@ def _given(given: Given, name: str) -> Any:
     return found
 
 
-def _set_by_objective(source: _Source, prefix: str, given: Given) -> Mapping[str, Any]:
+def _set_by_objective(prefix: str, given: Given) -> Mapping[str, Any]:
     """What the kind of an objective sets, as a recipe that says only that."""
     kind = _given(given, f"{prefix}kind")
-    section, _ = source.find("ObjectiveConfig") or (source, None)
-    where, presets = section.find("OBJECTIVES") or (source, None)
-    options: Any = {}
-    if isinstance(presets, ast.Dict):
-        for key, preset in zip(presets.keys, presets.values, strict=True):
-            if isinstance(key, ast.Constant) and key.value == kind and isinstance(preset, ast.Call):
-                named = [each.value for each in preset.keywords if each.arg == "options"]
-                options = where.literal(next(iter([*named, *preset.args[3:4]]), ast.Dict([], [])))
+    # run by itself: importing its package imports PyTorch
+    presets = runpy.run_path(str(PACKAGE / "objective" / "presets.py"))["OBJECTIVES"]
+    content: dict[str, Any] = next((preset.options for name, preset in presets.items() if name == kind), {})
     for part in reversed(prefix.split(".")[:-1]):
-        options = {part: options}
-    return dict(options)
+        content = {part: content}
+    return content
 
 
 def _type(source: _Source, node: ast.AST) -> str:

@@ -48,8 +48,7 @@ class PowerAverages:
         self._weights = [list(each.parameters()) for each in networks]
         self._gammas = [length_to_gamma(each) for each in self.lengths]
         self._steps = set(snapshot_steps(recipe.run.steps, recipe.ema_snapshots)) if self.lengths else set()
-        saved = recipe.model_dump(mode="json")
-        self._folder = Checkpoints(run / FOLDER, ranks, None, recipe=saved, what="snapshot") if self.lengths else None
+        self._folder = Checkpoints(run / FOLDER, ranks, None, recipe=recipe, what="snapshot") if self.lengths else None
 
     def update(self, weights: Sequence[Tensor], step: int) -> None:
         """After every step, 1 being the first, one that moved nothing too: the profile is one over steps."""
@@ -99,34 +98,29 @@ class Rebuilt:
     misfit: float
 
 
-@dataclass(frozen=True)
 class Snapshots:
     """Those of a run folder.
 
     Attributes:
-        run: the folder.
         lengths: that were kept.
         steps: at which they were kept, in order.
+
+    Raises:
+        InputError: there are none, or the newest does not say what it holds.
     """
 
-    run: Path
-    lengths: tuple[float, ...]
-    steps: tuple[int, ...]
-
-    @classmethod
-    def of(cls, run: Path) -> "Snapshots":
-        """Raises InputError where there are none, or the newest does not say what it holds."""
-        steps = checkpoint_steps(run / FOLDER)
-        if not steps:
+    def __init__(self, run: Path) -> None:
+        self.run, self.steps = run, checkpoint_steps(run / FOLDER)
+        if not self.steps:
             raise InputError(
                 f"{str(run)!r} holds no snapshots of averages: train with ema_lengths, for example "
                 "--ema_lengths '[0.05, 0.1]'"
             )
-        manifest = step_folder(run / FOLDER, steps[-1]) / MANIFEST
+        manifest = step_folder(run / FOLDER, self.steps[-1]) / MANIFEST
         lengths = read_json(manifest).get(LENGTHS)
         if not isinstance(lengths, list) or not lengths:
             raise InputError(f"{str(manifest)!r} is damaged: it names no lengths")
-        return cls(run, tuple(check(f"{manifest}: length", each, AverageLength) for each in lengths), tuple(steps))
+        self.lengths = tuple(check(f"{manifest}: length", each, AverageLength) for each in lengths)
 
     def plan(self, lengths: Sequence[float], step: int | None = None) -> list[Rebuilt]:
         """The weights of averages of these lengths at a snapshot's step, the last when None.

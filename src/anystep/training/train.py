@@ -107,8 +107,8 @@ class Trainer:
         wrapped = wrap(network, run.ranks, find_unused=0 < until < 1)
 
         # where the run is
-        saved, kept = recipe.model_dump(mode="json"), (config.keep, config.keep_every)
-        self.checkpoints = Checkpoints(run.folder / "checkpoints", run.ranks, *kept, saved)
+        folder = run.folder / "checkpoints"
+        self.checkpoints = Checkpoints(folder, run.ranks, config.keep, config.keep_every, recipe)
         self.state = state = TrainerState.of(self.checkpoints.load(self.tensors))
         self.guard = Guard(recipe.guard, state)
         self.weights = list(network.parameters())

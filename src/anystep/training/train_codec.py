@@ -167,8 +167,8 @@ def _train(
     optimizer = torch.optim.AdamW(
         trained, lr=optimizing.learning_rate, betas=optimizing.betas, weight_decay=optimizing.weight_decay
     )
-    tensors, saved = TrainingTensors(autoencoder, [], [optimizer]), recipe.model_dump(mode="json")
-    checkpoints = Checkpoints(run.folder / "checkpoints", run.ranks, config.keep, config.keep_every, saved)
+    tensors = TrainingTensors(autoencoder, [], [optimizer])
+    checkpoints = Checkpoints(run.folder / "checkpoints", run.ranks, config.keep, config.keep_every, recipe)
     state = TrainerState.of(checkpoints.load(tensors))
     start = state.step
     record: dict[str, Any] = {"step": start}

@@ -1,0 +1,26 @@
+"""A dry run tells what a recipe takes, and trains nothing."""
+
+from pathlib import Path
+
+import pytest
+
+from anystep.cli import build_parser, main
+from anystep.data_sheets import DEVICES
+
+CONFIGS = Path(__file__).parent.parent.parent / "configs"
+
+
+def test_a_dry_run_tells_and_trains_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(CONFIGS / "t2i-865m.yaml"), "--dry-run", "--on", "A100", "--devices", "16"]) == 0
+    shown = capsys.readouterr().out
+    parts = ("864,978,080", "1,024 an image, 262,144 a step", "4.00 a sample", "GB on each of 16 devices", "days")
+    for part in (*parts, "between machines"):
+        assert part in shown
+    assert main(["train", str(CONFIGS / "t2i-865m.yaml"), "--dry-run", "--on", "4090"]) == 2
+    assert main(["train", str(CONFIGS / "emoji.yaml")]) == 2
+    assert "--out is missing" in capsys.readouterr().err
+
+
+def test_the_command_knows_the_devices_of_the_plan() -> None:
+    for name in DEVICES:
+        build_parser().parse_args(["train", "x.yaml", "--dry-run", "--on", name])
