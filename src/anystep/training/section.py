@@ -79,16 +79,13 @@ def _place(kind: type[BaseModel], path: Sequence[str | int]) -> tuple[str, Any, 
     known: list[str] = []
     parts = list(path)
     while parts:
-        kinds = _kinds(annotation)
-        if len(kinds) > 1:  # pydantic names the alternative that it tried
-            tag = str(parts.pop(0))
-            origin = {"tuple": tuple, "dict": dict}.get(tag.split("[")[0])
+        part, (single, *others) = parts.pop(0), _kinds(annotation)
+        if others:  # pydantic names the alternative that it tried
+            origin = {"tuple": tuple, "dict": dict}.get(str(part).split("[")[0])
             if origin is None or not parts:
                 break
-            annotation = next((each for each in kinds if get_origin(each) is origin), None)
+            annotation = next((each for each in (single, *others) if get_origin(each) is origin), None)
             continue
-        (single,) = kinds
-        part = parts.pop(0)
         names.append(str(part))
         if isinstance(single, type) and issubclass(single, BaseModel):
             known = list(single.model_fields)
