@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from anystep.cli import main
 from anystep.data_sheets import DEVICES
 from anystep.errors import InputError
 from anystep.objective import TrainingBatch

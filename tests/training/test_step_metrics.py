@@ -1,5 +1,6 @@
 """What the steps of a run log."""
 
+import pytest
 import torch
 
 from anystep.training.step_metrics import derivative_sums, utilisation

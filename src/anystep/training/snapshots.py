@@ -110,7 +110,7 @@ class Snapshots:
     """
 
     def __init__(self, run: Path) -> None:
-        self.run, self.steps = run, checkpoint_steps(run / FOLDER)
+        self.run, self.steps = run, tuple(checkpoint_steps(run / FOLDER))
         if not self.steps:
             raise InputError(
                 f"{str(run)!r} holds no snapshots of averages: train with ema_lengths, for example "
