@@ -70,7 +70,7 @@ def test_a_network_with_branches_is_counted_as_it_is() -> None:
     with LiveMemoryTracker(known) as memory:  # type: ignore[arg-type]
         sum(network(x, t, t - 0.1, condition, return_velocity=True)).sum().backward()
     assert cost.training_bytes == pytest.approx(memory.peak, rel=0.02)
-    with pytest.raises(InputError, match="branch_depth 7: expected fewer than the 7 blocks"):
+    with pytest.raises(InputError, match="branch_depth 7 must leave a trunk of the depth 7"):
         count_parameters("t2i-test", **{**BRANCHED, "branch_depth": 7})
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from anystep.models.rotary import frequencies, ntk_by_parts, positions, rope, rope_angles, rotate
+from anystep.models.rotary import frequencies, positions, rope, rope_angles, rotate
 
 
 def test_row_major_positions_are_columns_and_rows() -> None:
@@ -75,7 +75,7 @@ def test_ntk_keeps_the_fastest_pair_and_interpolates_the_slowest() -> None:
 def test_ntk_by_parts_leaves_pairs_that_turned_and_interpolates_those_that_did_not() -> None:
     """NTK-by-parts (arXiv 2309.00071, eqs. 17 to 19) with alpha = 1 and beta = 32."""
     extent, stretch = 256, 4.0
-    plain, found = frequencies(16), ntk_by_parts(16, stretch, extent)
+    plain, found = frequencies(16), frequencies(16, "by_parts", stretch, extent)
     for own, got in zip(plain.tolist(), found.tolist(), strict=True):
         turns = extent / (2 * math.pi / own)
         ramp = min(1.0, max(0.0, (turns - 1) / (32 - 1)))

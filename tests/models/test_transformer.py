@@ -113,13 +113,6 @@ torch.testing.assert_close(compiled(*inputs), network(*inputs), rtol=1e-4, atol=
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_labels_have_a_null() -> None:
-    network = lively("c2i-test")
-    assert network.null_label == 10
-    with pytest.raises(ValueError, match="no null label"):
-        _ = lively("c2i-test", class_dropout_prob=0.0).null_label
-
-
 @pytest.mark.parametrize(
     ("preset", "options", "message"),
     [

@@ -187,7 +187,7 @@ def test_a_pack_is_guided_as_its_images_are() -> None:
     shapes = [(4, 8, 4), (4, 4, 4), (4, 4, 8)]
     images, noise = ([torch.randn(shape, generator=rng) for shape in shapes] for _ in range(2))
     t, r = torch.tensor([0.9, 0.5, 0.4]), torch.tensor([0.1, 0.5, 0.4])
-    labels, null = torch.tensor([1, 2, 3]), torch.full((3,), network.null_label)
+    labels, null = torch.tensor([1, 2, 3]), torch.full((3,), network.config.num_classes)
     scale = torch.tensor([3.0, 1.0, 2.0])
     objective = TransitionObjective(make_transport("ot_fm"), guidance=GuidanceCondition())
     x, packing = pack(images, 2)

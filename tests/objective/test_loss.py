@@ -130,7 +130,7 @@ def test_guidance_in_the_target_is_closed_and_needs_its_networks() -> None:
     objective, network = TransitionObjective(FLOW, guidance=ModelGuidance()), lively("c2i-test")
     with pytest.raises(ValueError, match="ema_network"):
         objective.evaluate(network, TrainingBatch(x, z, t, r, y))
-    null = torch.full_like(y, network.null_label)
+    null = torch.full_like(y, network.config.num_classes)
     with_it = objective.evaluate(network, TrainingBatch(x, z, t, r, y, null_condition=null), ema_network=network)
     without = replace(objective, guidance=None).evaluate(network, TrainingBatch(x, z, t, r, y))
     assert with_it.evaluations == without.evaluations + 2 * len(x)
@@ -163,7 +163,7 @@ def test_a_trunk_without_a_share_of_transitions_learns_flow_matching(guided: boo
     network = lively("c2i-test", depth=3, branch_depth=1, trunk_share=0.0)
     x, z, t, r, y = latent_batch()
     r = torch.where(torch.arange(len(t)) < 2, t, r)
-    null = torch.full_like(y, network.null_label) if guided else None
+    null = torch.full_like(y, network.config.num_classes) if guided else None
     both, still = (TrainingBatch(x, z, t, other, y, null_condition=null) for other in (r, t))
     average = lively("c2i-test") if guided else None
     objective = TransitionObjective(

@@ -1,8 +1,25 @@
 """Conditions of the network behind one interface: captions through a text encoder, or class labels."""
 
-from anystep.conditioning.condition import Conditioner
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
 from anystep.conditioning.labels import LabelEncoder
 from anystep.conditioning.text import TextEncoder, load_text_encoder
 from anystep.conditioning.text_cache import CachedTextEncoder
 
 __all__ = ["CachedTextEncoder", "Conditioner", "LabelEncoder", "TextEncoder", "load_text_encoder"]
+
+
+@runtime_checkable
+class Conditioner(Protocol):
+    """Encodes prompts as the network's `condition` and `condition_mask`."""
+
+    def __call__(self, prompts: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
+        """The condition of each prompt; the mask is true where it is not padding, and None where nothing is padded."""
+        ...
+
+    def null(self, count: int) -> tuple[Tensor, Tensor | None]:
+        """The empty condition, `count` times."""
+        ...

@@ -16,6 +16,8 @@ from anystep.fingerprint import encoder_digest, tokenizer_digest
 from anystep.pretrained import loading, pretrained_encoder
 from anystep.weights import BUILTIN, shipped
 
+# of the tokens of each caption, and a mask that is true where they are not padding; None where nothing is padded
+States = tuple[Float[Tensor, "batch length width"], Bool[Tensor, "batch length"] | None]
 MAX_LENGTH = 256
 _TOKENIZING = Lock()
 
@@ -43,9 +45,7 @@ class TextEncoder:
         return encoder_digest(self.model, tokenizer_digest(self.tokenizer), self.max_length)
 
     @torch.no_grad()
-    def __call__(
-        self, prompts: Sequence[str]
-    ) -> tuple[Float[Tensor, "batch length width"], Bool[Tensor, "batch length"] | None]:
+    def __call__(self, prompts: Sequence[str]) -> States:
         """States padded to the longest caption of the batch; the mask is None when nothing is padded."""
         with _TOKENIZING:  # tokenizers are not safe for threads
             tokens = self.tokenizer(
@@ -75,7 +75,7 @@ class TextEncoder:
             return prompt[tokens["offset_mapping"][kept][0] :]
         return str(self.tokenizer.decode(tokens["input_ids"][kept:]))
 
-    def null(self, count: int) -> tuple[Float[Tensor, "batch length width"], Bool[Tensor, "batch length"] | None]:
+    def null(self, count: int) -> States:
         """The states of the empty caption."""
         return self([""] * count)
 
@@ -93,9 +93,7 @@ def split_states(
     return [row[:length] for row, length in zip(states, lengths, strict=True)]
 
 
-def pad_states(
-    rows: Sequence[Float[Tensor, "_ width"]],
-) -> tuple[Float[Tensor, "batch length width"], Bool[Tensor, "batch length"] | None]:
+def pad_states(rows: Sequence[Float[Tensor, "_ width"]]) -> States:
     """States padded to the longest caption, in float32, with a mask where anything is padded: undoes `split_states`."""
     states = torch.nn.utils.rnn.pad_sequence([row.float() for row in rows], batch_first=True)
     mask = torch.arange(states.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]

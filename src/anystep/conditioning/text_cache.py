@@ -9,11 +9,10 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
 
 from anystep.bounds import shown
-from anystep.conditioning.text import TextEncoder, pad_states, plain_text, split_states
+from anystep.conditioning.text import States, TextEncoder, pad_states, plain_text, split_states
 from anystep.errors import InputError
 from anystep.files import check_regular
 
@@ -43,13 +42,11 @@ class CachedTextEncoder:
         except (sqlite3.Error, OSError, InputError) as error:
             self._use_temporary(error)
 
-    def __call__(
-        self, prompts: Sequence[str]
-    ) -> tuple[Float[Tensor, "batch length width"], Bool[Tensor, "batch length"] | None]:
+    def __call__(self, prompts: Sequence[str]) -> States:
         captions = [plain_text(prompt) for prompt in prompts]
         return pad_states(self._with_fallback(lambda: self._filled(captions)))
 
-    def null(self, count: int) -> tuple[Float[Tensor, "batch length width"], Bool[Tensor, "batch length"] | None]:
+    def null(self, count: int) -> States:
         return self([""] * count)
 
     def fill(self, captions: Sequence[str]) -> None:
@@ -87,8 +84,7 @@ class CachedTextEncoder:
     def _use_temporary(self, error: Exception) -> None:
         """A temporary database, which SQLite removes, in place of the file."""
         if self._path is not None:
-            reason = " ".join(str(error).split())
-            log.warning("text states are not kept from run to run: %s: %s", self._path, reason)
+            log.warning("text states are not kept from run to run: %s: %s", self._path, " ".join(str(error).split()))
         self._path = None
         with suppress(sqlite3.Error):
             self._database.close()

@@ -18,7 +18,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from anystep.errors import InputError
 from anystep.models.presets import PRESETS, build_transformer, depths_of
 
 
@@ -58,11 +57,9 @@ class LiveMemoryTracker(TorchDispatchMode):
 def flop_counter() -> FlopCounterMode:
     """A counter of operations, with the formula for attention on the CPU that PyTorch lacks."""
 
-    def attention(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
-        return int(sdpa_flop_count(q, k, v))
-
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    return FlopCounterMode(display=False, custom_mapping={kernel: attention})
+    formula = {kernel: lambda q, k, v, *_, **__: int(sdpa_flop_count(q, k, v))}
+    return FlopCounterMode(display=False, custom_mapping=formula)
 
 
 @dataclass(frozen=True)
@@ -85,39 +82,21 @@ class NetworkCost:
 
 
 def count_parameters(preset: str, **options: Any) -> int:
-    """The number of weights of a preset, without allocating them.
-
-    Raises:
-        InputError: an unknown preset or option.
-    """
-
-    def count(options: dict[str, Any]) -> list[int]:
-        with torch.device("meta"):
-            return [sum(weight.numel() for weight in build_transformer(preset, **options).parameters())]
-
-    return extrapolated(preset, options, count)[0]
+    """The number of weights of a preset, without allocating them. Raises `InputError` as `build_transformer` does."""
+    with torch.device("meta"):
+        return sum(weight.numel() for weight in build_transformer(preset, **options).parameters())
 
 
 def extrapolated(preset: str, options: dict[str, Any], measure: Callable[[dict[str, Any]], Sequence[int]]) -> list[int]:
-    """What `measure` gives for a network, from networks with one or two blocks in the trunk and in a branch.
-
-    Raises:
-        InputError: depths that no network has.
-    """
+    """What `measure` gives for a network, from networks with one or two blocks in the trunk and in a branch."""
     depth, branch = depths_of(preset, options)
-    trunk = depth - branch
-    if options.get("z_dim", 0) and not 1 <= options.get("encoder_depth", 8) <= trunk:
-        raise InputError(
-            f"model.options.encoder_depth {options.get('encoder_depth', 8)}: expected a block of the network, "
-            f"from 1 to {trunk}"
-        )
 
     def shallow(trunk: int, branch: int) -> Sequence[int]:
         return measure({**options, "depth": trunk + branch, "branch_depth": branch, "encoder_depth": 1})
 
     branches = min(branch, 1)
     one, two = shallow(1, branches), shallow(2, branches)
-    whole = [first + (second - first) * (trunk - 1) for first, second in zip(one, two, strict=True)]
+    whole = [first + (second - first) * (depth - branch - 1) for first, second in zip(one, two, strict=True)]
     if branch > 1:
         further = zip(whole, one, shallow(1, 2), strict=True)
         whole = [total + (second - first) * (branch - 1) for total, first, second in further]
@@ -148,7 +127,7 @@ def network_cost(
 
     def measure(options: dict[str, Any]) -> list[int]:
         fake = FakeNetwork(preset, options, InputShape(batch, rows, columns, text_length), precision, checkpointing)
-        return [fake.flops(), *fake.memory()]
+        return [fake.flops_by_kind()[0], *fake.memory()]
 
     return NetworkCost(count_parameters(preset, **options), *extrapolated(preset, options, measure))
 
@@ -177,7 +156,7 @@ class ForwardFlops:
             fake, counted = FakeNetwork(preset, options, InputShape(1, patch, patch, 1)), []
             for tokens, caption in ((1, 1), (2, 1), (3, 1), (1, 2), (2, 2)):
                 fake.set_shape(InputShape(1, patch, tokens * patch, caption))
-                counted.append(fake.flops())
+                counted.append(fake.flops_by_kind()[0])
             return counted
 
         f11, f21, f31, f12, f22 = extrapolated(preset, options, measure)
@@ -246,10 +225,6 @@ class FakeNetwork:
             found: Any = self._network(x, t, t, condition, key_grid=self._key_grid, **options)
         answer: Tensor = found[0] + found[1] if isinstance(found, tuple) else found
         return answer
-
-    def flops(self) -> int:
-        """Operations of a forward."""
-        return self.flops_by_kind()[0]
 
     def flops_by_kind(self) -> tuple[int, int]:
         """Operations of a forward, and those of them that are attention."""

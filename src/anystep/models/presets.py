@@ -39,16 +39,9 @@ def preset_option(preset: str, options: dict[str, Any], name: str) -> int:
 
 
 def depths_of(preset: str, options: dict[str, Any]) -> tuple[int, int]:
-    """The number of blocks that one evaluation runs, and of those among them that exist twice.
-
-    Raises:
-        InputError: the branch has as many blocks as the network.
-    """
+    """The number of blocks that one evaluation runs, and of those among them that exist twice."""
     whole = {**PRESETS.get(preset, {}), **options}
-    depth, branch = int(whole.get("depth", 28)), int(whole.get("branch_depth", 0))
-    if not 0 <= branch < depth:
-        raise InputError(f"model.options.branch_depth {branch}: expected fewer than the {depth} blocks of the network")
-    return depth, branch
+    return int(whole.get("depth", 28)), int(whole.get("branch_depth", 0))
 
 
 def build_transformer(preset: str, **options: Any) -> TransitionTransformer2DModel:

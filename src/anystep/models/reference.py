@@ -15,25 +15,18 @@ from anystep.files import check_regular
 from anystep.model_folder import count_tensors
 from anystep.models.transformer import TransitionTransformer2DModel
 
+_SAME_OPTIONS = (
+    "in_channels", "patch_size", "hidden_size", "depth", "num_heads", "mlp_ratio", "num_classes", "class_dropout_prob",
+    "qk_norm", "encoder_depth", "projector_dim", "z_dim",
+)  # fmt: skip
 # released option -> ours
 _OPTIONS = {
-    "in_channels": "in_channels",
-    "patch_size": "patch_size",
+    **{name: name for name in _SAME_OPTIONS},
     "input_size": "sample_size",
-    "hidden_size": "hidden_size",
-    "depth": "depth",
-    "num_heads": "num_heads",
-    "mlp_ratio": "mlp_ratio",
     "cap_feat_dim": "text_width",
-    "num_classes": "num_classes",
-    "class_dropout_prob": "class_dropout_prob",
     "lora_hidden_size": "modulation_rank",
     "new_condition": "interval_condition",
     "distance_aware": "interval_attention",
-    "qk_norm": "qk_norm",
-    "encoder_depth": "encoder_depth",
-    "projector_dim": "projector_dim",
-    "z_dim": "z_dim",
 }
 
 # released name -> ours, part by part
@@ -67,12 +60,10 @@ def convert_reference_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
             tensor = tensor.flatten(1)
         for theirs, ours in _NAMES:
             name = name.replace(theirs, ours)
-        fused = next((part for part in _FUSED if part in name), None)
-        if fused is None:
-            converted[name] = tensor
-        else:
-            for part, piece in zip(_FUSED[fused], tensor.chunk(len(_FUSED[fused])), strict=True):
-                converted[name.replace(fused, part)] = piece
+        fused = next((part for part in _FUSED if part in name), "")
+        parts = _FUSED.get(fused, (fused,))
+        for part, piece in zip(parts, tensor.chunk(len(parts)), strict=True):
+            converted[name.replace(fused, part)] = piece
     return converted
 
 
@@ -110,8 +101,7 @@ def load_reference_transformer(weights: str | Path, options: Mapping[str, Any]) 
         raise InputError(f"network options {shown(options)}: expected those of the released configuration, by name")
     options = dict(options)
     shared = not options.pop("use_new_embed", False)
-    unknown = sorted(set(options) - set(_OPTIONS))
-    if unknown:
+    if unknown := sorted(options.keys() - _OPTIONS.keys()):
         raise InputError(f"unknown network options {unknown}; known are {sorted([*_OPTIONS, 'use_new_embed'])}")
     network = TransitionTransformer2DModel(
         **{_OPTIONS[key]: value for key, value in options.items()},
@@ -120,10 +110,10 @@ def load_reference_transformer(weights: str | Path, options: Mapping[str, Any]) 
         mask_text=False,
     )
     converted, expected = convert_reference_names(_read(Path(weights))), network.state_dict()
-    missing, extra = sorted(set(expected) - set(converted)), sorted(set(converted) - set(expected))
+    missing, extra = sorted(expected.keys() - converted.keys()), sorted(converted.keys() - expected.keys())
     shapes = [
         f"{name} {tuple(converted[name].shape)} instead of {tuple(expected[name].shape)}"
-        for name in sorted(set(expected) & set(converted))
+        for name in sorted(expected.keys() & converted.keys())
         if converted[name].shape != expected[name].shape
     ]
     if missing or extra or shapes:

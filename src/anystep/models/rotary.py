@@ -42,15 +42,18 @@ def positions(height: int, width: int, grid: RotaryGrid) -> Int[Tensor, "tokens 
     return torch.stack([n % stride, n // stride], dim=1)
 
 
-def frequencies(pairs: int, scaling: RotaryScaling = "plain", stretch: float = 1.0) -> Float[Tensor, " pairs"]:
+def frequencies(
+    pairs: int, scaling: RotaryScaling = "plain", stretch: float = 1.0, extent: int = 1
+) -> Float[Tensor, " pairs"]:
     """Radians per position of each pair of channels along one axis: base^(-i / pairs), or scaled for longer axes.
 
     Args:
         scaling: `plain` changes nothing. `interpolation` divides all by the stretch (arXiv 2306.15595). `ntk` raises
-            the base so that the slowest is divided by it and the fastest unchanged. `by_parts` (NTK-by-parts,
-            `ntk_by_parts`) interpolates pairs with less than a turn in training, leaves those with many, and mixes
-            between; `yarn` does the same and sharpens attention.
+            the base so that the slowest is divided by it and the fastest unchanged. `by_parts` (NTK-by-parts, arXiv
+            2309.00071, definition 1) interpolates pairs with less than a turn in training, leaves those with many, and
+            mixes between; `yarn` does the same and sharpens attention.
         stretch: length of the axis relative to the trained one; 1 and below change nothing.
+        extent: number of positions in training, on which `by_parts` and `yarn` depend.
     """
     plain: Tensor = BASE ** (-torch.arange(pairs, dtype=torch.float32) / pairs)
     if scaling == "plain" or stretch <= 1:
@@ -60,14 +63,6 @@ def frequencies(pairs: int, scaling: RotaryScaling = "plain", stretch: float = 1
     if scaling == "ntk":  # base * s^(d / (d - 2)), where d = 2 pairs
         raised = BASE * stretch ** (pairs / max(1, pairs - 1))
         return raised ** (-torch.arange(pairs, dtype=torch.float32) / pairs)
-    raise ValueError(f"{scaling} depends on the trained extent: use ntk_by_parts")
-
-
-def ntk_by_parts(pairs: int, stretch: float, extent: int) -> Float[Tensor, " pairs"]:
-    """NTK-by-parts frequencies (arXiv 2309.00071, definition 1) of an axis with `extent` positions in training."""
-    plain = frequencies(pairs)
-    if stretch <= 1:
-        return plain
     turns = extent * plain / (2 * math.pi)
     unchanged = ((turns - ALPHA) / (BETA - ALPHA)).clamp(0, 1)
     return (1 - unchanged) * plain / stretch + unchanged * plain
@@ -93,11 +88,7 @@ def rope_angles(
     for axis, length in zip(places.unbind(1), lengths, strict=True):
         stretch = 1.0 if extent is None else max(1.0, length / extent)
         largest = max(largest, stretch)
-        if scaling in ("by_parts", "yarn"):
-            rates = ntk_by_parts(pairs, stretch, extent or 1)
-        else:
-            rates = frequencies(pairs, scaling, stretch)
-        angles.append(axis.float()[:, None] * rates)
+        angles.append(axis.float()[:, None] * frequencies(pairs, scaling, stretch, extent or 1))
     factor = None
     if scaling == "yarn" and largest > 1:  # sqrt(1/t) = 0.1 ln s + 1 on queries and on keys (eq. 22); here on queries
         factor = torch.full((len(places),), (0.1 * math.log(largest) + 1) ** 2)

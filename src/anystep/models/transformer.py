@@ -142,14 +142,12 @@ class TransitionTransformer2DModel(
         self.time_embed = TimeEmbedding(width, max_time_frequency)
         self.interval_embed = None if shared_time_embedder else TimeEmbedding(width, max_time_frequency)
         self.guidance_embedding = TimeEmbedding(width) if guidance_embed else None
-        self.caption_projection = CaptionProjection(text_width, width) if text_width is not None else None
-        self.class_embed = (
-            nn.Embedding(num_classes + int(class_dropout_prob > 0), width) if num_classes is not None else None
-        )
-        hidden = int(width * mlp_ratio) * 2 // 3
+        self.caption_projection = None if text_width is None else CaptionProjection(text_width, width)
+        labels = 0 if num_classes is None else num_classes + int(class_dropout_prob > 0)
+        self.class_embed = nn.Embedding(labels, width) if labels else None
+        hidden, text = int(width * mlp_ratio) * 2 // 3, text_width is not None
 
         def blocks(count: int, interval_aware: bool) -> nn.ModuleList:
-            text = text_width is not None
             return nn.ModuleList(
                 TransitionBlock(width, num_heads, hidden, rank, text, interval_aware, qk_norm) for _ in range(count)
             )
@@ -176,8 +174,7 @@ class TransitionTransformer2DModel(
     @property
     def all_blocks(self) -> list[TransitionBlock]:
         """The blocks of the trunk, of the velocity, and of the transitions."""
-        branch = [] if self.transition_branch is None else list(self.transition_branch.blocks)
-        return [*self.blocks, *branch]
+        return [*self.blocks, *([] if self.transition_branch is None else self.transition_branch.blocks)]
 
     @torch.no_grad()
     def start_transition_branch(self) -> None:
@@ -225,13 +222,6 @@ class TransitionTransformer2DModel(
             silent.append(self.guidance_embedding.linear_2)
         for parameter in (parameter for linear in silent for parameter in linear.parameters()):
             nn.init.zeros_(parameter)
-
-    @property
-    def null_label(self) -> int:
-        """The label that stands for no class."""
-        if not self.config.num_classes or not self.config.class_dropout_prob:
-            raise ValueError("this network has no null label: num_classes is None or class_dropout_prob is 0")
-        return int(self.config.num_classes)
 
     @apply_forward_hook  # offloading waits for a call of the network before it moves weights to the device
     def encode_condition(
