@@ -14,13 +14,13 @@ import stat
 import threading
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
 from anystep.bounds import shown
-from anystep.errors import InputError
+from anystep.errors import InputError, refused
 
 MARKER = ".anystep.json"
 LOCK = ".lock"
@@ -36,9 +36,7 @@ TEXT_LIMIT = 256 * 2**20  # bytes of a text file that is read whole
 def replacing(path: Path, durable: bool = False) -> Iterator[Path]:
     """A temporary name beside `path` to write to; renamed to it on leaving, removed where that failed.
 
-    Args:
-        durable: whether what was written must be on the disk before it has its name, so that a power cut leaves the old
-            file or the new one; it costs milliseconds.
+    A `durable` file is on the disk before it has its name: a power cut leaves the old one or the new, for milliseconds.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
     try:
@@ -113,11 +111,10 @@ def check_output(path: Path, suffix: str, reads: Callable[[Path], object]) -> No
         if path.exists() or path.is_symlink():
             check_regular(path)
             reads(path)
-        TemporaryFile(dir=path.absolute().parent).close()
     except InputError:
         raise InputError(f"{cannot}: what is there was not made by this command") from None
-    except OSError as error:
-        raise InputError(f"{cannot}: {error.strerror}") from None
+    with refused(cannot), TemporaryFile(dir=path.absolute().parent):
+        pass
 
 
 def check_names(paths: Iterable[Sequence[Any]], what: str) -> None:
@@ -155,10 +152,8 @@ def check_regular(path: Path) -> None:
     Raises:
         InputError: nothing there, or a folder, FIFO, socket or device.
     """
-    try:
+    with refused(f"cannot read {str(path)!r}"):  # also for a name with a NUL byte
         mode = path.stat().st_mode
-    except (OSError, ValueError) as error:  # a name with a NUL byte is a ValueError
-        raise InputError(f"cannot read {str(path)!r}: {getattr(error, 'strerror', None) or error}") from None
     if not stat.S_ISREG(mode):
         kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
         raise InputError(f"cannot read {str(path)!r}: it is {kinds.get(stat.S_IFMT(mode), 'a device')}, not a file")
@@ -199,7 +194,7 @@ def read_text(path: Path, limit: int = TEXT_LIMIT) -> str:
     return decode_text(read_bytes(path, limit), str(path))
 
 
-def parse_json(text: str | bytes, name: str, kind: type | tuple[type, ...] = dict) -> Any:
+def parse_json(text: str | bytes, name: str, kind: type = dict) -> Any:
     """JSON that somebody else wrote, of the kind that is expected.
 
     Raises:
@@ -211,26 +206,17 @@ def parse_json(text: str | bytes, name: str, kind: type | tuple[type, ...] = dic
         reason = "nested too deeply" if isinstance(error, RecursionError) else error
         raise InputError(f"{name}: not JSON: {reason}") from None
     if not isinstance(content, kind):
-        expected = " or ".join(each.__name__ for each in (kind if isinstance(kind, tuple) else (kind,)))
-        raise InputError(f"{name}: expected a JSON {expected}, got {type(content).__name__}")
+        raise InputError(f"{name}: expected a JSON {kind.__name__}, got {type(content).__name__}")
     return content
 
 
-def read_json(path: Path, kind: type | tuple[type, ...] = dict) -> Any:
-    """`parse_json` of a file. Raises `InputError` as `read_bytes` does."""
-    return parse_json(read_text(path), str(path), kind)
+def read_json(path: Path) -> Any:
+    """The JSON object of a file. Raises `InputError` as `read_bytes` and `parse_json` do."""
+    return parse_json(read_text(path), str(path))
 
 
-@contextmanager
-def _writing_to(folder: Path) -> Iterator[None]:
-    """A block that writes to a folder; whatever stops it there, of a library too, becomes an `InputError`."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot write to folder {str(folder)!r}: {reason}") from error
+def _writing_to(folder: Path) -> AbstractContextManager[None]:
+    return refused(f"cannot write to folder {str(folder)!r}")
 
 
 def make_folder(folder: Path) -> None:
@@ -338,8 +324,7 @@ def _holder(folder: Path) -> str:
 def publish_folder(part: Path, folder: Path) -> None:
     """Give the finished folder `part` its name, in place of what was published there before.
 
-    What is in the old folder and was not published by this function stays: it is carried over, unless the new folder
-    has an entry of its name. The marker lists what was published.
+    What else is in the old folder is carried over, unless the new one has an entry of its name; the marker tells which.
     """
     old = folder.with_name(f".{folder.name}.old.part")
     if old.exists() and not folder.exists():  # a process was killed between the two renames below
@@ -373,15 +358,9 @@ def _remove(folder: Path) -> None:
 
 @contextmanager
 def publishing(folder: Path, publish: Callable[[Path, Path], object] = publish_folder) -> Iterator[Path]:
-    """The name of a folder beside `folder`, to be made by the block; on leaving it takes the place of `folder`.
+    """The name of a folder beside `folder`, to be made by the block; on leaving, `publish` gives it that name.
 
-    Where the block fails, it is removed, and `folder` stays as it was.
-
-    Args:
-        publish: gives the finished folder its name.
-
-    Raises:
-        InputError: it could not be written.
+    Where the block fails, it is removed, and `folder` stays as it was. Raises `InputError` where it cannot be written.
     """
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)  # of a process that was killed

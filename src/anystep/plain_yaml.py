@@ -31,7 +31,7 @@ RESOLVERS = [
 ]
 
 
-def refused(problem: str, where: Any = None) -> yaml.MarkedYAMLError:
+def yaml_error(problem: str, where: Any = None) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=problem, problem_mark=where)
 
 
@@ -45,9 +45,9 @@ class _Loader(yaml.SafeLoader):
         self.depth += 1
         event = self.peek_event()
         if self.depth > MAX_DEPTH:
-            raise refused("nested too deeply", event.start_mark)
+            raise yaml_error("nested too deeply", event.start_mark)
         if tag := getattr(event, "tag", None):
-            raise refused(f"{shown(tag)}: values are plain, without tags", event.start_mark)
+            raise yaml_error(f"{shown(tag)}: values are plain, without tags", event.start_mark)
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
@@ -61,12 +61,12 @@ class _Loader(yaml.SafeLoader):
         seen: dict[str, int] = {}
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise refused("expected text as a key", key.start_mark)
+                raise yaml_error("expected text as a key", key.start_mark)
             line = key.start_mark.line + 1
             if key.tag == "tag:yaml.org,2002:merge":
                 continue
             if key.value in seen:
-                raise refused(f"{shown(key.value)} is given twice, in lines {seen[key.value]} and {line}")
+                raise yaml_error(f"{shown(key.value)} is given twice, in lines {seen[key.value]} and {line}")
             seen[key.value] = line
             key.tag = "tag:yaml.org,2002:str"  # 2024 and null are names here
         yield from super().construct_yaml_map(node)
@@ -90,14 +90,14 @@ def _size(node: Any, known: dict[int, int | None]) -> int:
     if node is None or isinstance(node, yaml.ScalarNode):
         return 1
     if known.get(id(node), 0) is None:
-        raise refused("an alias stands for something that it is part of")
+        raise yaml_error("an alias stands for something that it is part of")
     if (size := known.get(id(node))) is None:
         known[id(node)] = None
         pairs = isinstance(node, yaml.MappingNode)
         parts = [part for pair in node.value for part in pair] if pairs else node.value
         known[id(node)] = size = 1 + sum(_size(part, known) for part in parts)
     if size > MAX_VALUES:
-        raise refused(f"it stands for more than {MAX_VALUES} values")
+        raise yaml_error(f"it stands for more than {MAX_VALUES} values")
     return size
 
 

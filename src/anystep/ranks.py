@@ -135,7 +135,3 @@ class Ranks:
         with ExitStack() as stack:
             self.on_main(lambda: stack.enter_context(claimed(folder, kind, legacy)))
             yield
-
-    def barrier(self) -> None:
-        if self.count > 1:
-            dist.barrier(group=self.host_group)

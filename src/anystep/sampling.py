@@ -67,9 +67,8 @@ def schedule(
     if tail is None:
         u = torch.linspace(strength, 0, steps + 1, dtype=torch.float64)
     else:
-        tail = bounds.check("tail", tail, bounds.InnerShare)
-        u = torch.linspace(strength, strength * tail, steps, dtype=torch.float64)
-        u = torch.cat([u, torch.zeros(1, dtype=torch.float64)])
+        last = strength * bounds.check("tail", tail, bounds.InnerShare)
+        u = torch.cat([torch.linspace(strength, last, steps, dtype=torch.float64), torch.zeros(1)])
     return transport.shift(transport.t_min + (transport.t_max - transport.t_min) * u, shift).float()
 
 
@@ -116,12 +115,9 @@ class StepPlan:
 
     def __str__(self) -> str:
         """The plan in words, without defaults: `8 steps, tail 0.25, memory`."""
-        words = [
-            f"{name.replace('_', ' ')} {value:g}"
-            for name, value in self.plain().items()
-            if name not in ("steps", "memory")
-        ]
-        return ", ".join([steps_label(self.steps), *words, *["memory"] * self.memory])
+        said = {name.replace("_", " "): value for name, value in self.plain().items() if name != "steps"}
+        words = [name if value is True else f"{name} {value:g}" for name, value in said.items()]
+        return ", ".join([steps_label(self.steps), *words])
 
     def times(self, transport: Transport, shift: float = 1.0, strength: float = 1.0) -> Float[Tensor, " times"]:
         """The `schedule` of this plan, with a further shift."""

@@ -188,7 +188,8 @@ def nearest_option(word: str, options: Sequence[str], fields: Sequence[str] = ()
     if name in known:
         return None
     for other in OTHER_NAMES.get(name, "").split():
-        if found := next((each for each in (*options, *fields) if each == other or _ends_in(each, other)), None):
+        inside = f".{other[2:]}"  # in a comparison, the recipe's sections lie in one of its own
+        if found := next((each for each in (*options, *fields) if each == other or each.endswith(inside)), None):
             return found
     short = {each[2:].rpartition(".")[2].replace("_", "-"): each for each in reversed(fields)}
     known = {**(known if "." in name else short), **{each[2:]: each for each in options if each.startswith("--")}}
@@ -198,11 +199,6 @@ def nearest_option(word: str, options: Sequence[str], fields: Sequence[str] = ()
     near += [known[each] for each in known if each in name.split("-")]
     near += [known[each] for each in difflib.get_close_matches(name, known, n=1)]
     return near[0] if near else None
-
-
-def _ends_in(field: str, name: str) -> bool:
-    """Whether a value of a recipe lies in a section of that name, as those of a comparison's recipe do."""
-    return name.startswith("--") and field.endswith(f".{name[2:]}")
 
 
 def _ends_numbers(action: argparse.Action | None, word: str) -> bool:

@@ -52,9 +52,9 @@ class TrainingBatch:
 
     def to(self, device: torch.device) -> "TrainingBatch":
         """The batch with all its tensors on a device."""
-        values: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(self)}
-        moved = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
-        return TrainingBatch(**{**values, **moved})
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        moved: dict[str, Any] = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **moved)
 
     def by_row(self, values: Tensor) -> Tensor:
         """Values of each sample, repeated for every row of `x` that belongs to it."""

@@ -1,7 +1,7 @@
 """How an objective sees a network: with its condition bound and times of the transport, row by row of the batch."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -106,7 +106,7 @@ class TransitionPoints:
 
     def select(self, rows: Int[Tensor, " chosen"]) -> "TransitionPoints":
         """These rows of the points."""
-        names = ("x", "z", "F", "t", "r", "sample_index", "x_t", "f", "v", "fresh_noise")
-        values: dict[str, Any] = {name: getattr(self, name) for name in names}
-        chosen = {name: value[rows.to(value.device)] for name, value in values.items() if value is not None}
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        chosen: dict[str, Any] = {name: value[rows.to(value.device)] for name, value in tensors.items()}
         return replace(self, **chosen)

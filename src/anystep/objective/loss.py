@@ -216,9 +216,8 @@ class TransitionObjective:
         f, projected, v = student.outputs(
             x_t, t, r, index, features=batch.features is not None, velocity=self.velocity is not None
         )
-        return TransitionPoints(
-            self.transport, batch.x, batch.z, F, t, r, index, x_t, f, v, batch.fresh_noise
-        ), projected
+        points = TransitionPoints(self.transport, batch.x, batch.z, F, t, r, index, x_t, f, v, batch.fresh_noise)
+        return points, projected
 
     @torch.no_grad()
     def _guide(

@@ -1,7 +1,7 @@
 """`anystep generate`: from what was asked for, or an image that says how it was made, to images that say it too."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -68,8 +68,8 @@ class Drawn:
 
     sheet: AnyStepSheet
     texts: dict[str, str]
-    separate: list[Path] = field(default_factory=list)
-    refused: list[str] = field(default_factory=list)
+    separate: list[Path]
+    refused: list[str]
 
 
 def generate(request: Request, on_warning: Callable[[str], None] = lambda message: None) -> Drawn:
@@ -106,8 +106,6 @@ def generate(request: Request, on_warning: Callable[[str], None] = lambda messag
     }
     record = Record(model, model_digest(model), start, how)
     files = _separate_files(request.separate, len(prompts), seeds, steps)
-    for path in files.values():
-        _refuse_foreign(path)
     with progress_bar() as bar:
         task = bar.add_task("drawing", total=len(prompts) * len(seeds) * len(steps))
 
@@ -191,9 +189,8 @@ def _start(request: Request, like: Settings | None, on_warning: Callable[[str], 
         raise InputError(f"--image {error}") from None
     digest = file_digest(request.image)
     if like is not None and like.image_digest not in (None, digest):
-        on_warning(
-            f"--image {shown(str(request.image))} is not the image that {shown(str(request.like))} was begun with"
-        )
+        other = f"the image that {shown(str(request.like))} was begun with"
+        on_warning(f"--image {shown(str(request.image))} is not {other}")
     given = (request.strength, like.strength if like else None, STRENGTH)
     return Start(image, request.image.name, digest, next(each for each in given if each is not None))
 
@@ -266,19 +263,20 @@ def _plans(request: Request, like: Settings | None, steps: Sequence[int]) -> dic
 def _separate_files(
     folder: Path | None, prompts: int, seeds: Sequence[int], steps: Sequence[int]
 ) -> dict[tuple[int, int, int], Path]:
-    """The file of every image, by the number of its prompt, its seed and its steps; none without a folder."""
+    """The file of every image, by the number of its prompt, its seed and its steps; none without a folder.
+
+    Raises:
+        InputError: a file that anystep has not drawn has the name of one of them.
+    """
+    files: dict[tuple[int, int, int], Path] = {}
     if folder is None:
-        return {}
-    return {
-        (row, seed, count): folder / f"{row:02d}{f'-seed-{seed}' * (len(seeds) > 1)}-steps-{count:03d}.png"
-        for row, seed, count in product(range(prompts), seeds, steps)
-    }
-
-
-def _refuse_foreign(path: Path) -> None:
-    """Raise `InputError` where a file that anystep has not drawn has the name of one that it is to write."""
-    try:
-        if path.exists():
-            read_settings(path)
-    except InputError as error:
-        raise InputError(f"{shown(str(path))} would be overwritten, choose another --separate: {error}") from None
+        return files
+    for row, seed, count in product(range(prompts), seeds, steps):
+        path = folder / f"{row:02d}{f'-seed-{seed}' * (len(seeds) > 1)}-steps-{count:03d}.png"
+        try:
+            if path.exists():
+                read_settings(path)
+        except InputError as error:
+            raise InputError(f"{shown(str(path))} would be overwritten, choose another --separate: {error}") from None
+        files[row, seed, count] = path
+    return files

@@ -7,7 +7,6 @@ from typing import Any, get_args
 
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from PIL import Image
 from torch import Tensor
 
 from anystep import bounds
@@ -129,12 +128,6 @@ def check_generator(generator: Any, count: int) -> None:
         raise InputError(f"generator {shown(generator)}: expected a torch.Generator, or a list of one an image")
     if isinstance(generator, list) and len(generator) != count:
         raise InputError(f"{len(generator)} generators for {count} images: expected one each")
-
-
-def check_image(image: Any) -> None:
-    """Refuse what is no image to start from."""
-    if not isinstance(image, Image.Image):
-        raise InputError(f"image {shown(type(image).__name__)}: expected a PIL image, or one for each prompt")
 
 
 def latents_of(changed: Any, x: Tensor) -> Tensor | None:

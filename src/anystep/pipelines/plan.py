@@ -22,7 +22,7 @@ from anystep.codecs import AutoencoderCodec, to_uint8
 from anystep.codecs.codec import downsampling_factor
 from anystep.codecs.tiling import TILE, Cut
 from anystep.device import memory_of
-from anystep.errors import InputError
+from anystep.errors import InputError, refused
 from anystep.model_folder import check_model_folder, check_sizes
 from anystep.models.cost import (
     FakeNetwork,
@@ -101,10 +101,8 @@ class ModelSpec:
             raise InputError(f"{error}, or a preset{nearest(model, PRESETS)}") from None
         if Path(where).is_dir():
             check_model_folder(Path(where))
-        try:
+        with refused(f"model {model!r}"):
             network = TransitionTransformer2DModel.load_config(where, subfolder="transformer")
-        except (OSError, ValueError) as error:
-            raise InputError(f"model {model!r}: {' '.join(str(error).split())[:200]}") from None
         codec = None  # of a model of pixels
         for folder in ("vae", EARLIER_VAE):
             with suppress(OSError, ValueError):
@@ -216,10 +214,8 @@ def plan_generation(
         return fake.flops_by_kind()
 
     flops, attention = extrapolated("t2i-test", options, measure)
-    # noise, latents, prediction, and while they are combined two more
-    latents = 5 * 4 * model.channels * rows * columns
-    if evaluations == 2:
-        latents += 4 * model.channels * rows * columns
+    # noise, latents, and while they are combined two more, beside each prediction
+    latents = (4 + evaluations) * 4 * model.channels * rows * columns
     hidden = int(model.network["hidden_size"])
     blocks = sum(depths_of("t2i-test", options))  # each with keys and values of its own
     text = 0 if model.network.get("text_width") is None else evaluations * 2 * blocks * caption_tokens * hidden * 4

@@ -13,7 +13,7 @@ from PIL import ExifTags, Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from anystep.bounds import Guidance, PositiveShare, SamplingSteps, Seed, Share, Side, Time, shown
-from anystep.errors import InputError
+from anystep.errors import InputError, refused
 from anystep.files import check_regular, parse_json
 from anystep.models.rotary import RotaryScaling
 
@@ -93,11 +93,8 @@ def read_settings(path: Path) -> Settings:
         InputError: no image, none of ours, or settings that cannot be.
     """
     check_regular(path)
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            text = image.info.get(KEY) or image.getexif().get(ExifTags.Base.ImageDescription)
-    except Exception as error:  # Pillow's readers raise many kinds; all mean that this is no whole image
-        raise InputError(f"cannot read {shown(str(path))} as a PNG, JPEG or WebP: {error}") from None
+    with refused(f"cannot read {shown(str(path))} as a PNG, JPEG or WebP"), Image.open(path, formats=FORMATS) as image:
+        text = image.info.get(KEY) or image.getexif().get(ExifTags.Base.ImageDescription)
     if not isinstance(text, str) or not text.startswith("{"):
         raise InputError(f"{shown(str(path))} does not say how it was made: expected an image that anystep has written")
     content = parse_json(text, f"the settings in {shown(str(path))}")

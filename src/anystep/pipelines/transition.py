@@ -21,7 +21,7 @@ from anystep.codecs.tiling import decode_tiled, encode_tiled
 from anystep.conditioning import Conditioner, LabelEncoder, TextEncoder, load_text_encoder
 from anystep.data.images import to_rgb, to_tensor
 from anystep.data.sizing import resize_and_crop
-from anystep.errors import InputError
+from anystep.errors import InputError, refused
 from anystep.models.transformer import TransitionTransformer2DModel
 from anystep.pipelines import inputs
 from anystep.pipelines.calls import Call, CallState
@@ -221,11 +221,10 @@ class TransitionPipeline(CallState, SavedPipeline):
         Raises:
             InputError: no image, or one whose pixels cannot be read as RGB.
         """
-        inputs.check_image(image)
-        try:
+        if not isinstance(image, Image.Image):
+            raise InputError(f"image {shown(type(image).__name__)}: expected a PIL image, or one for each prompt")
+        with refused("image: cannot be read"):  # a file that PIL opens lazily
             pixels = to_tensor(resize_and_crop(to_rgb(image), (width, height)))
-        except (OSError, ValueError, SyntaxError) as error:  # of a file that PIL opens lazily
-            raise InputError(f"image: cannot be read: {' '.join(str(error).split())}") from None
         return encode_tiled(self.latent_codec, pixels[None].to(self._execution_device))
 
     def encode_prompt(self, prompts: Any, device: Any) -> tuple[Tensor, Tensor | None]:
