@@ -21,7 +21,7 @@ from torch import Tensor
 
 from anystep.codecs import load_codec
 from anystep.codecs.tiling import encode_tiled
-from anystep.data.encoders import Encoders
+from anystep.data.encode import Encoders
 from anystep.data.folders import ImageFolderSource
 from anystep.data.images import to_tensor
 from anystep.data.prepare import prepare

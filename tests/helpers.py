@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from anystep.cli import main
-from anystep.data.encoders import Encoders
+from anystep.data.encode import Encoders
 from anystep.data.example import BrokenExample, Example
 from anystep.data.npy import to_npy
 from anystep.data.shard_files import Record, write_shard

@@ -169,7 +169,7 @@ def test_overrides_and_what_they_meet(
 
 def test_defaults_are_those_of_the_library() -> None:
     """Said in the help, which does not import what runs, and by the record that is run."""
-    from anystep.data.run import Request as Preparation
+    from anystep.data.prepare import Request as Preparation
     from anystep.evaluation.benchmarks.run import BenchmarkRequest
     from anystep.evaluation.run import Request as Evaluation
     from anystep.evaluation.step_plans import PlanRequest

@@ -9,7 +9,7 @@ import torch
 from helpers import encode, save_image
 from torch import Tensor
 
-from anystep.data.encoders import Encoders
+from anystep.data.encode import Encoders
 from anystep.data.folders import ImageFolderSource
 from anystep.data.prepare import prepare
 

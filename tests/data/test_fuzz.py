@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from torch import Tensor
 
-from anystep.data.encoders import Encoders
+from anystep.data.encode import Encoders
 from anystep.data.example import BrokenExample
 from anystep.data.latents import LatentSet, LatentShards
 from anystep.data.prepare import prepare

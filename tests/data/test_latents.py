@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers import Colours, encoders
 
-from anystep.data.encoders import Encoders
+from anystep.data.encode import Encoders
 from anystep.data.example import BrokenExample
 from anystep.data.latents import ABOUT, LATENT, TEXT, LatentSet, LatentShards
 from anystep.data.npy import to_npy

@@ -11,14 +11,13 @@ import torch
 from helpers import Colours, encode, encoders, folder_bytes
 from torch import Tensor
 
-from anystep.data.encode import encode_shards
-from anystep.data.encoders import Encoders
+from anystep.data.encode import Encoders, encode_shards
 from anystep.data.example import Example
 from anystep.data.latents import LatentShards
 from anystep.data.manifest import Manifest
 from anystep.data.prepare import prepare
 from anystep.data.prepared_folder import PreparedFolder
-from anystep.data.shard_layout import ShardLayout
+from anystep.data.shard_files import ShardLayout
 from anystep.errors import InputError
 from anystep.ranks import Ranks
 
@@ -82,7 +81,7 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from helpers import Colours, encode
-from anystep.data.encoders import Encoders
+from anystep.data.encode import Encoders
 from anystep.data.prepare import prepare
 calls = 0
 def killed(images):
@@ -107,7 +106,7 @@ def test_a_killed_encoding_leaves_nothing_and_ends_in_the_same_bytes(tmp_path: P
 def test_processes_share_the_shards(tmp_path: Path) -> None:
     (tmp_path / "two").mkdir()
     layout = ShardLayout(tmp_path / "two", 40, 10)
-    work = PreparedFolder(Colours(), layout, Manifest({}, []), print)
+    work = PreparedFolder(Colours(), layout, Manifest(made_by={}, class_names=[], complete=False), print)
     assert not work.begin()
     for rank in (1, 0):
         ranks = Ranks.single()

@@ -11,7 +11,7 @@ import pytest
 from helpers import folder_bytes, save_image
 from torch import Tensor
 
-from anystep.data.encoders import Encoders
+from anystep.data.encode import Encoders
 from anystep.data.folders import ClassFolderSource, ImageFolderSource
 from anystep.data.latents import LatentShards
 from anystep.data.prepare import prepare

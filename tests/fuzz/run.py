@@ -37,7 +37,7 @@ def imports() -> None:
 
     torch.set_num_threads(1)
     import anystep.compare
-    import anystep.data.run
+    import anystep.data.prepare
     import anystep.evaluation.benchmarks.run
     import anystep.evaluation.run
     import anystep.pipelines.generate

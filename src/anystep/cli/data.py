@@ -61,7 +61,7 @@ def run_show(options: argparse.Namespace) -> None:
 
 
 def run_prepare(options: argparse.Namespace) -> None:
-    from anystep.data.run import Request, prepare_data
+    from anystep.data.prepare import Request, prepare_data
 
     for line in prepare_data(Request(**as_fields(options, Request))):
         print(line)

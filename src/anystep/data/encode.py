@@ -1,37 +1,107 @@
 """Examples to the records of shards: read, encoded in batches of one size, and checked."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from anystep.data.encoders import Encoders
+from anystep.codecs import Codec
+from anystep.codecs.tiling import encode_tiled
+from anystep.conditioning import TextEncoder
+from anystep.conditioning.text import split_states
 from anystep.data.example import BrokenExample, Example, Source, Traceable, digest_of, numbered_key
+from anystep.data.image_encoder import ImageEncoder
 from anystep.data.images import to_tensor
 from anystep.data.latents import ABOUT, FEATURES, LATENT, MIRRORED, TEXT
 from anystep.data.manifest import ShardStats
 from anystep.data.npy import to_npy
-from anystep.data.shard_files import Record, write_shard
-from anystep.data.shard_layout import ShardLayout
-from anystep.data.sizing import cropped
+from anystep.data.shard_files import Record, ShardLayout, write_shard
+from anystep.data.sizing import ResolutionLimits, cropped
 from anystep.ranks import Ranks
 
+MAX_BATCH = 32  # images that are read and encoded together
+MAX_BATCH_PIXELS = MAX_BATCH * 512 * 512  # and fewer where they have more pixels than this
 READERS = 4  # threads that decode images while the codec works
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """What makes the fields of a record.
+
+    Attributes:
+        latent: images (batch, 3, height, width) in [-1, 1], of one size, to latents.
+        made_by: fingerprints of all of them, and of what else the numbers depend on.
+        dtype: latents are kept in.
+        mirror: whether to keep the latents of the mirrored images too.
+        captions: called with the captions of a batch, to cache what they become elsewhere.
+        text: captions to the token states of each, to be kept in the shards.
+        features: images to one vector a token of the network.
+        area: pixels of the largest images.
+    """
+
+    latent: Callable[[Tensor], Tensor]
+    made_by: Mapping[str, Any]
+    dtype: str = "float32"
+    mirror: bool = False
+    captions: Callable[[Sequence[str]], None] = lambda captions: None
+    text: Callable[[Sequence[str]], list[Tensor]] | None = None
+    features: Callable[[Tensor], Tensor] | None = None
+    area: int = 512 * 512
+
+    @property
+    def batch(self) -> int:
+        """Images that are read and encoded together."""
+        return max(1, min(MAX_BATCH, MAX_BATCH_PIXELS // self.area))
+
+
+def make_encoders(
+    codec: Codec,
+    size: int | ResolutionLimits,
+    device: torch.device,
+    text: TextEncoder | None = None,
+    features: ImageEncoder | None = None,
+    patch: int = 1,
+    **options: Any,
+) -> Encoders:
+    """What prepares images of a size for training; `text` and `features` only where they shall be kept.
+
+    Args:
+        patch: latent pixels along one side of a token of the network, whose grid `features` are for.
+        options: of `Encoders`.
+    """
+    native = isinstance(size, ResolutionLimits)
+    made_by: dict[str, Any] = {"codec": codec.fingerprint, "size": str(size) if native else size}
+    token = codec.factor * patch  # pixels along its side
+    if text is not None:
+        made_by["text_encoder"] = text.fingerprint
+    if features is not None:
+        grid = "own shape" if isinstance(size, ResolutionLimits) else f"{size // token}x{size // token}"
+        made_by["features"] = f"{features.fingerprint} {grid}"
+        features.model.to(device)
+
+    def featured(images: Tensor) -> Tensor:
+        assert features is not None
+        return features(images.to(device), images.shape[2] // token, images.shape[3] // token)
+
+    return Encoders(
+        latent=lambda images: encode_tiled(codec, images.to(device)),
+        made_by=made_by,
+        text=None if text is None else lambda captions: split_states(*text(captions)),
+        features=None if features is None else featured,
+        area=size.area if isinstance(size, ResolutionLimits) else size**2,
+        **options,
+    )
 
 
 def encode_shards(
     source: Source, layout: ShardLayout, encoders: Encoders, ranks: Ranks, on_progress: Callable[[int, int], None]
 ) -> None:
-    """Make those shards of this process that are not there yet.
-
-    Args:
-        on_progress: told how many of how many examples are done in all processes, by the pace of this one.
-    """
+    """Make those shards of this process that are not there yet; `on_progress` is told how far all are by its pace."""
     done = 0
 
     def progress(more: int) -> None:
@@ -72,20 +142,16 @@ class ShardEncoding:
             on_more: told after each batch how many examples are done.
         """
         numbers, size, traces = self.numbers, self.encoders.batch, list[tuple[str, str]]()
+        batches = [numbers[start : start + size] for start in range(0, len(numbers), size)]
         with ThreadPoolExecutor(READERS) as pool:
-            batches = [numbers[start : start + size] for start in range(0, len(numbers), size)]
-            waiting = [pool.submit(self._read, number) for number in batches[0]] if batches else []
-            for place, batch in enumerate(batches):
+            waiting = [pool.submit(self._read, number) for number in batches[0]]
+            for batch, following in zip(batches, [*batches[1:], range(0)], strict=True):
                 read = [future.result() for future in waiting]
-                if place + 1 < len(batches):  # read while these are encoded
-                    waiting = [pool.submit(self._read, number) for number in batches[place + 1]]
+                waiting = [pool.submit(self._read, number) for number in following]  # while these are encoded
                 traces += [trace for trace, _ in read]
-                examples = [
-                    (number, example)
-                    for number, (_, example) in zip(batch, read, strict=True)
-                    if self._is_usable(example)
-                ]
-                if examples:
+                self.stats.broken += [reason for _, reason in read if isinstance(reason, str)]
+                found = zip(batch, (example for _, example in read), strict=True)
+                if examples := [(number, example) for number, example in found if isinstance(example, Example)]:
                     yield from self._encoded(examples)
                 on_more(batch[-1] + 1 - numbers.start)
         stamps, digests = zip(*traces, strict=True)
@@ -93,25 +159,17 @@ class ShardEncoding:
             self.stats.digest, self.stamp = digest_of(*digests), digest_of(*stamps)
 
     def _read(self, number: int) -> tuple[tuple[str, str], Example | str]:
-        """The stamp and the digest of an example; and the example, or why it cannot be read."""
-        source, trace = self.source, ("", "")
+        """The stamp and the digest of an example; and the example, or why it cannot be encoded."""
+        source, trace, classes = self.source, ("", ""), len(self.source.class_names)
         if isinstance(source, Traceable):  # first: what changes while it is read is seen the next time
             trace = source.stamp(number), source.digest(number)
         try:
-            return trace, source[number]
+            example = source[number]
         except BrokenExample as error:
             return trace, str(error)
-
-    def _is_usable(self, example: Example | str) -> TypeGuard[Example]:
-        """Whether an example can be encoded; where it cannot, `stats` say why."""
-        classes = len(self.source.class_names)
-        if isinstance(example, str):
-            self.stats.broken.append(example)
-        elif example.label is not None and not 0 <= example.label < classes:
-            self.stats.broken.append(f"{example.key}: class {example.label}, expected 0 to {classes - 1}")
-        else:
-            return True
-        return False
+        if example.label is not None and not 0 <= example.label < classes:
+            return trace, f"{example.key}: class {example.label}, expected 0 to {classes - 1}"
+        return trace, example
 
     @torch.no_grad()
     def _encoded(self, examples: Sequence[tuple[int, Example]]) -> Iterator[Record]:

@@ -5,11 +5,9 @@ from itertools import groupby
 from typing import Any
 
 from anystep.data.example import Source, Traceable, digest_of
-from anystep.data.latents import label_and_grid
 from anystep.data.manifest import Manifest, ShardStats
-from anystep.data.shard_files import read_shard
+from anystep.data.shard_files import ShardLayout, read_shard
 from anystep.data.shard_index import INDEX, Index
-from anystep.data.shard_layout import ShardLayout
 from anystep.data.tar_folder import DATASET
 from anystep.errors import InputError
 from anystep.files import check_settings, read_json, read_text, remove_parts, write_json
@@ -121,7 +119,7 @@ class PreparedFolder:
             return Index.from_rows({path.name: 0}, [], [])
         if index is None:
             try:
-                return read_shard(path, label_and_grid)
+                return read_shard(path)
             except InputError:
                 return None
         size = index.shards.get(path.name)

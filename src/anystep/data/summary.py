@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from pathlib import Path
 
+from anystep.data.example import PassedOver
 from anystep.data.latents import LatentShards
 from anystep.errors import one_line
 from anystep.files import replacing
@@ -40,7 +41,7 @@ def summary(made: LatentShards, factor: int) -> list[str]:
         mean = stats.cropped / max(1, stats.counted)
         lines.append(f"cropped: {mean:.1%} of an image on average, {stats.max_cropped:.1%} at most")
     lines += [f"{what}: {count:,}" for what, count in sorted(stats.conversions.items(), key=lambda each: -each[1])]
-    return [*lines, *made.manifest.passed_over.lines, *left_out(stats.broken)]
+    return [*lines, *PassedOver(made.manifest.passed_over).lines, *left_out(stats.broken)]
 
 
 def picture_of_sizes(made: LatentShards, factor: int, path: Path) -> bool:

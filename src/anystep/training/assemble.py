@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from anystep.codecs import AutoencoderCodec, Codec, load_codec
 from anystep.conditioning import CachedTextEncoder, Conditioner, LabelEncoder, load_text_encoder
 from anystep.data.cache import cache_folder
-from anystep.data.encoders import make_encoders
+from anystep.data.encode import make_encoders
 from anystep.data.image_encoder import load_image_encoder
 from anystep.data.latents import TEXT, LatentSet, LatentShards, holds_latents
 from anystep.data.prepare import prepare
