@@ -17,31 +17,31 @@ from anystep.training.recipes import command_of, find_recipe, recipe_names
 if TYPE_CHECKING:
     from anystep.training.recipe_fields import RecipeField
 
-# by class, the module that has it, and where a device is set
+# by class, the module that has it, and what is before the sections of a run
 RECIPES = {
-    "Recipe": ("anystep.training.config", "run.device"),
-    "CodecRecipe": ("anystep.training.config", "run.device"),
-    "Comparison": ("anystep.compare.experiment", "recipe.run.device"),
+    "Recipe": ("anystep.training.config", ""),
+    "CodecRecipe": ("anystep.training.config", ""),
+    "Comparison": ("anystep.compare.experiment", "recipe."),
 }
 
 
 def add_recipe(parser: OneLineParser, kind: str) -> None:
     """The recipe, and all that its class says in the help."""
-    command = parser.prog.split()[-1]
-    example = {"train-codec": "codec-emoji"}.get(command, "emoji")
+    command, (module, prefix) = parser.prog.split()[-1], RECIPES[kind]
+    example = "codec-emoji" if command == "train-codec" else "emoji"
     what = f"a name of `anystep recipes`, for example {example}, or a YAML file"
     recipe = parser.add_argument("recipe", type=spec, metavar="RECIPE", help=what)
     parser.add_argument("--debug", action="store_true", help="the recipe's laptop size")
     parser.takes_overrides = True
     parser.epilog = (
         "Any value of the recipe: --section.key VALUE, for example "
-        f"--{'recipe.' * (kind == 'Comparison')}run.batch_size 32. `anystep {command} RECIPE --help` has that recipe's."
+        f"--{prefix}run.batch_size 32. `anystep {command} RECIPE --help` has that recipe's."
     )
 
     def fields(words: Sequence[str] = ()) -> "list[RecipeField]":
         from anystep.training.recipe_fields import recipe_fields
 
-        return recipe_fields(RECIPES[kind][0], kind, find_recipe(words[0], command) if words else None)
+        return recipe_fields(module, kind, find_recipe(words[0], command) if words else None)
 
     def explain(formatter: argparse.HelpFormatter, words: Sequence[str]) -> None:
         title = f"values of the recipe {words[0]}" if words else "values of a recipe"
@@ -52,8 +52,8 @@ def add_recipe(parser: OneLineParser, kind: str) -> None:
 
     parser.explain_overrides = explain
     parser.override_names = lambda: [field.name for field in fields()]
-    add_options(parser, "--device", only=f"as --{RECIPES[kind][1]}: ", default=None)
-    parser.set_defaults(device_field=RECIPES[kind][1])
+    add_options(parser, "--device", only=f"as --{prefix}run.device: ", default=None)
+    parser.set_defaults(device_field=f"{prefix}run.device")
     if "_ARGCOMPLETE" in os.environ:  # a shell asks what there is: names of recipes, and their values as options
         setattr(recipe, "completer", partial(_recipes_and_files, command))  # noqa: B010  # argcomplete's own attribute
         for field in fields():

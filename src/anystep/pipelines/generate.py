@@ -91,20 +91,18 @@ def generate(request: Request, on_warning: Callable[[str], None] = lambda messag
     _check_images(len(prompts) * len(seeds) * len(steps))
     start = _start(request, like, on_warning)
     model = load(_model_name(request, like), request.device)
-    _check_same_model(request, like, model, on_warning)
+    digest = model_digest(model)
+    if like is not None and like.model_digest != digest:
+        _check_other_model(request, model, on_warning)
     width, height = setting("size", (model.pipeline.base_size,) * 2)
     for count in steps:
         model.pipeline.check_inputs(["a prompt"], height, width, count, "pil")
     prompts, refused = _known_prompts(model, prompts, request.force, on_warning)
-    guidance, interval = model.pipeline.resolve_guidance(setting("guidance")), setting("guidance_interval")
-    check_room(model, width, height, guidance, setting("key_grid"))
-    how = {
-        "size": (width, height),
-        "guidance": guidance,
-        "guidance_interval": None if interval is None else tuple(interval),
-        **{name: setting(name) for name in ("stochasticity", "rope_scaling", "key_grid")},
-    }
-    record = Record(model, model_digest(model), start, how)
+    how = {name: setting(name) for name in ("stochasticity", "rope_scaling", "key_grid")}
+    how["guidance_interval"] = tuple(setting("guidance_interval", ())) or None
+    how |= {"size": (width, height), "guidance": model.pipeline.resolve_guidance(setting("guidance"))}
+    check_room(model, width, height, how["guidance"], how["key_grid"])
+    record = Record(model, digest, start, how)
     files = _separate_files(request.separate, len(prompts), seeds, steps)
     with progress_bar() as bar:
         task = bar.add_task("drawing", total=len(prompts) * len(seeds) * len(steps))
@@ -209,10 +207,8 @@ def _model_name(request: Request, like: Settings | None) -> str:
     )
 
 
-def _check_same_model(request: Request, like: Settings | None, model: Model, on_warning: Callable[[str], None]) -> None:
+def _check_other_model(request: Request, model: Model, on_warning: Callable[[str], None]) -> None:
     """Another model than that of the image to be like is refused, unless it was named or is forced."""
-    if like is None or like.model_digest == model_digest(model):
-        return
     told = f"{shown(str(request.like))} was drawn by another model than {shown(model.name)} is now"
     if request.model is None and not request.force:
         raise InputError(f"{told}: --model names the right one, --force draws with this one")

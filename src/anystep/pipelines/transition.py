@@ -302,8 +302,8 @@ class TransitionPipeline(CallState, SavedPipeline):
                 (`anystep.models.kv_downsampling`).
             image: to start from, or one for each prompt or each image; scaled until it covers `height` x `width`, and
                 cropped. Several seeds, or `num_images_per_prompt`, give variations of it.
-            strength: the share of the times to go through from there, above 0 and at most 1, which leaves nothing of
-                the image where a transport ends in pure noise.
+            strength: with `image`: the share of the times to go through from there, above 0 and at most 1, which
+                leaves nothing of the image where a transport ends in pure noise.
             output_type: `pil`; `np` (batch, height, width, 3) or `pt` (batch, 3, height, width) in [0, 1]; `latent`.
             callback_on_step_end: called as (pipeline, step, timestep, tensors) after each step, with the timestep that
                 the step began at; or a callback of diffusers. It may return {"latents": ...} to go on with, may set
