@@ -98,8 +98,7 @@ class AutoencoderCodec:
     @cached_property
     def fingerprint(self) -> str:
         """A digest of the weights and of the statistics that latents are normalised with."""
-        numbers = f"{self.mean.tolist()} {self.std.tolist()}"
-        return text_digest(f"{weights_digest(self.autoencoder)} {numbers}")
+        return text_digest(f"{weights_digest(self.autoencoder)} {self.mean.tolist()} {self.std.tolist()}")
 
     def encode(self, images: Images) -> Latents:
         """Latents of images whose sides are multiples of `factor`; the mode of the posterior for a KL autoencoder."""
@@ -123,10 +122,8 @@ def load_codec(name_or_path: str | Path, device: str | torch.device = "cpu") -> 
     Raises:
         InputError: nothing there, something else, damaged or refused (`anystep.model_folder`).
     """
-    if str(name_or_path) == "identity":
-        return IdentityCodec()
-    if str(name_or_path) == "identity-gray":
-        return IdentityCodec(channels=1)
+    if str(name_or_path) in ("identity", "identity-gray"):
+        return IdentityCodec(channels=3 if str(name_or_path) == "identity" else 1)
     if str(name_or_path) == BUILTIN:
         name_or_path = shipped(BUILTIN) / "vae"
     return AutoencoderCodec(load_autoencoder(name_or_path).eval().requires_grad_(False).to(device))
@@ -169,11 +166,5 @@ def to_uint8(images: Images) -> UInt8[Tensor, "batch 3 height width"]:
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-class _KnownConfigKeys(logging.Filter):
-    """diffusers warns that `AutoencoderDC` does not expect the latent statistics we keep in its config."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return "latents_mean" not in record.getMessage()
-
-
-logging.getLogger("diffusers.configuration_utils").addFilter(_KnownConfigKeys())
+# diffusers warns that `AutoencoderDC` does not expect the latent statistics we keep in its config
+logging.getLogger("diffusers.configuration_utils").addFilter(lambda entry: "latents_mean" not in entry.getMessage())

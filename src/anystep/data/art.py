@@ -108,26 +108,20 @@ def render(drawing: Drawing, side: int) -> Image.Image:
     The cache may be damaged, full or not to be written: then the picture is rendered again.
     """
     path = cache_folder() / f"art-{art_fingerprint()}" / str(side) / f"{drawing.key}.png"
-    try:
+    with suppress(InputError, OSError, ValueError, SyntaxError):  # the last is Pillow's word for damage
         return Image.open(io.BytesIO(read_bytes(path))).convert("RGBA")
-    except (InputError, OSError, ValueError, SyntaxError):  # the last is Pillow's word for damage
-        content = _rasterised(drawing, side)
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as part:
-            part.write_bytes(content)
-    return Image.open(io.BytesIO(content)).convert("RGBA")
-
-
-def _rasterised(drawing: Drawing, side: int) -> bytes:
-    """The drawing as the content of a PNG file."""
     import resvg_py
 
     svg = (
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
         f'viewBox="0 0 {drawing.size} {drawing.size}">{drawing.body}</svg>'
     )
-    return bytes(resvg_py.svg_to_bytes(svg_string=svg, width=side))
+    content = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=side))
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as part:
+            part.write_bytes(content)
+    return Image.open(io.BytesIO(content)).convert("RGBA")
 
 
 def compose(drawing: Drawing, background: str, width: int, height: int) -> Image.Image:
@@ -157,10 +151,9 @@ class ArtSource(BaseSource):
         styles: Sequence[str] = STYLES,
     ) -> None:
         super().__init__()
-        chosen_from = {"split": (split, get_args(Split)), "vocabulary": (vocabulary, get_args(Vocabulary))}
-        for name, (value, possible) in chosen_from.items():
-            if value not in possible:
-                raise InputError(f"built-in data: {name} {value!r} is none of {', '.join(possible)}")
+        for name, value, kind in (("split", split, Split), ("vocabulary", vocabulary, Vocabulary)):
+            if value not in get_args(kind):
+                raise InputError(f"built-in data: {name} {value!r} is none of {', '.join(get_args(kind))}")
         if unknown := [style for style in styles if style not in STYLES]:
             raise InputError(f"built-in data: style {unknown[0]!r} is unknown; styles are {', '.join(STYLES)}")
         chosen = set(everyday_concepts()) if vocabulary == "everyday" else None

@@ -1,6 +1,7 @@
 """A user's own images: a folder of captioned images, or one subfolder for each class."""
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -79,19 +80,14 @@ def walk(folder: Path, passed: PassedOver, entered: set[tuple[int, int] | None] 
             name = prefix + entry.name
             if entry.name.startswith("."):
                 passed.add("hidden files and folders", name)
-            elif _leads_to_folder(entry):
-                (linked if entry.is_symlink() else real).append(f"{name}/")
+            elif entry.is_dir(follow_symlinks=False):
+                real.append(f"{name}/")
+            elif entry.is_symlink() and os.path.isdir(entry.path):
+                linked.append(f"{name}/")
             elif os.path.exists(entry.path) and not entry.is_file():
                 passed.add("FIFOs, sockets and devices", name)
             else:
                 yield name
-
-
-def _leads_to_folder(entry: "os.DirEntry[str]") -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
 
 
 def kind_of(name: str) -> str:
@@ -180,13 +176,9 @@ class _FolderSource(BaseSource):
     def digest(self, index: int) -> str:
         name = self.names[index]
         try:
-            check_regular(self.folder / name)
-            content = (self.folder / name).read_bytes()
-        except (OSError, InputError) as error:
-            if isinstance(error, OSError) and error.errno in NO_MORE_FILES:
-                raise
+            return digest_of(*self._known(name), read_bytes(self.folder / name, sys.maxsize))
+        except InputError:
             return digest_of(*self._known(name), "cannot be read")
-        return digest_of(*self._known(name), content)
 
 
 class ImageFolderSource(_FolderSource):

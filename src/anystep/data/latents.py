@@ -1,8 +1,10 @@
 """Encoded examples: what training reads, by number, from shards that `anystep.data.prepare` wrote."""
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -118,7 +120,7 @@ class LatentShards:
         try:
             about = parse_json(decode_text(found[ABOUT], ABOUT), ABOUT)
             captions = checked_captions(about.get("captions")) if about.get("captions") != [] else ()
-            arrays = {name: _tensor(found[name], name) for name in (LATENT, MIRRORED, FEATURES) if name in found}
+            arrays = {n: _tensor(found[n], n).float() for n in (LATENT, MIRRORED, FEATURES) if n in found}
             label, shape = about.get("label"), arrays[LATENT].shape
             if label != int(self.labels[number]):
                 raise ValueError(f"class {label!r}, but {int(self.labels[number])} by the index")
@@ -149,21 +151,21 @@ def label_and_grid(fields: Mapping[str, bytes]) -> tuple[int, tuple[int, int]]:
 
 
 def _tensor(content: bytes, name: str) -> Tensor:
-    array = torch.from_numpy(from_npy(content).astype(np.float32, copy=False))
-    if not bool(torch.isfinite(array).all()):
+    """The array of a field, in single or half precision. Raises ValueError where that is damaged or not finite."""
+    array = from_npy(content)
+    tensor = torch.from_numpy(array if array.dtype == np.float16 else array.astype(np.float32, copy=False))
+    if not bool(torch.isfinite(tensor).all()):
         raise ValueError(f"{name} is not finite")
-    return array
+    return tensor
 
 
 def _states(content: bytes, lengths: Any, captions: int) -> tuple[Tensor, ...]:
     """The token states of each caption. Raises ValueError where they do not go with the captions."""
-    states = torch.from_numpy(from_npy(content))
+    states = _tensor(content, TEXT)
     if not isinstance(lengths, list) or not all(isinstance(length, int) and length >= 0 for length in lengths):
         raise ValueError("no lengths of its captions")
     if states.ndim != 2 or sum(lengths) != len(states) or len(lengths) != captions:
         raise ValueError(f"states of shape {list(states.shape)} for {captions} captions of {lengths} tokens")
-    if not bool(torch.isfinite(states).all()):
-        raise ValueError(f"{TEXT} is not finite")
     return states.split(lengths)
 
 
@@ -200,14 +202,14 @@ class LatentSet:
         self.channels = depths.pop()
         self.shape = (self.channels, *max(shapes, key=lambda shape: shape[0] * shape[1]))
         self.sizes = [len(each) for each in sets]
-        self.class_names = sorted({name for each in sets for name in each.class_names}) if len(sets) > 1 else (
-            sets[0].class_names
-        )  # fmt: skip
+        names = sorted({name for each in sets for name in each.class_names})
+        self.class_names = names if len(sets) > 1 else sets[0].class_names
+        self._ends = list(accumulate(self.sizes))
         self.broken: dict[int, str] = {}
         self._readers = None if all(each.shards.folder.local for each in sets) else ThreadPoolExecutor(REMOTE_READERS)
 
     def __len__(self) -> int:
-        return sum(self.sizes)
+        return self._ends[-1]
 
     @property
     def captioned(self) -> int:
@@ -237,24 +239,20 @@ class LatentSet:
         return list((map if self._readers is None else self._readers.map)(self._one, numbers))
 
     def _one(self, number: int) -> Encoded:
-        place, first = 0, 0
-        while number >= first + self.sizes[place]:
-            first += self.sizes[place]
-            place += 1
+        place = bisect_right(self._ends, number)
         size, grids = self.sizes[place], self.sets[place].grids
-        tried = 0
+        first, tried = self._ends[place] - size, 0
         for step in range(size):
             index = first + (number - first + step) % size
             # one of another shape cannot take its place in a batch
             if tried == SUBSTITUTES or not torch.equal(grids[index - first], grids[number - first]):
                 continue
             tried += 1
-            if index in self.broken:
-                continue
-            try:
-                return self.sets[place][index - first]
-            except BrokenExample as error:
-                self.broken[index] = str(error)
+            if index not in self.broken:
+                try:
+                    return self.sets[place][index - first]
+                except BrokenExample as error:
+                    self.broken[index] = str(error)
         last = next(reversed(self.broken.values()))
         raise InputError(f"{tried} examples of a shape in a row cannot be read, the last: {last}")
 

@@ -1,8 +1,8 @@
 """Images in Parquet files of the Hugging Face layout: a column of encoded images, one of captions or of classes."""
 
 import bisect
-from collections import OrderedDict
 from collections.abc import Sequence
+from functools import lru_cache
 from io import BytesIO
 from itertools import accumulate
 from pathlib import Path
@@ -48,7 +48,7 @@ class ParquetSource(BaseSource):
         for path in self._paths:
             try:
                 self._files.append(parquet.ParquetFile(path))
-            except (OSError, ValueError, pyarrow_error()) as error:
+            except Exception as error:  # pyarrow raises many kinds
                 raise InputError(f"{path}: not a Parquet file that can be read: {first_line(error)}") from None
         schema = self._files[0].schema_arrow
         columns = {name.lower(): name for name in schema.names}
@@ -69,25 +69,20 @@ class ParquetSource(BaseSource):
             for group in range(file.metadata.num_row_groups)
         ]
         self._ends = list(accumulate(rows for _, _, rows in self._groups))
-        self._decoded: OrderedDict[int, list[dict[str, Any]]] = OrderedDict()
-        self._lock = Lock()
+        self._rows, self._lock = lru_cache(GROUPS)(self._read_group), Lock()
 
     def _check_columns(self, path: Path, schema: Any) -> None:
         """Each file must have the columns of the first, of types that can be what they are called."""
         from pyarrow import types
 
-        def is_bytes(kind: Any) -> bool:
-            return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))
-
         def is_text(kind: Any) -> bool:
-            listed = types.is_list(kind) or types.is_large_list(kind)
-            kind = kind.value_type if listed or types.is_dictionary(kind) else kind
-            return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_null(kind))
+            listed = types.is_list(kind) or types.is_large_list(kind) or types.is_dictionary(kind)
+            return str(kind.value_type if listed else kind) in ("string", "large_string", "null")
 
         def is_image(kind: Any) -> bool:
-            return is_bytes(kind) or (
-                types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and is_bytes(kind.field("bytes").type)
-            )
+            if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+                kind = kind.field("bytes").type
+            return str(kind) in ("binary", "large_binary", "binary_view")
 
         wanted = [(self._image, is_image, "the bytes of image files")]
         wanted += [] if self._label is None else [(self._label, types.is_integer, "whole numbers")]
@@ -103,11 +98,9 @@ class ParquetSource(BaseSource):
         """Names of the classes, which Hugging Face writes into the schema; else as many numbers as the labels need."""
         import pyarrow.compute as compute
 
-        found = (schema.metadata or {}).get(b"huggingface", b"{}")
+        noted = (schema.metadata or {}).get(b"huggingface", b"{}")
+        found = parse_json(noted, f"{self._paths[0]}, what Hugging Face notes")
         for key in ("info", "features", self._label, "names"):
-            found = (
-                parse_json(found, f"{self._paths[0]}, what Hugging Face notes") if isinstance(found, bytes) else found
-            )
             found = found.get(key) if isinstance(found, dict) else None
         if isinstance(found, list) and found and all(isinstance(name, str) for name in found):
             return [printable(name) for name in found]
@@ -115,7 +108,7 @@ class ParquetSource(BaseSource):
         for path, file in zip(self._paths, self._files, strict=True):
             try:
                 labels = file.read(columns=[self._label]).column(0)
-            except (OSError, ValueError, pyarrow_error()) as error:
+            except Exception as error:  # pyarrow raises many kinds
                 raise InputError(f"{path}: column {self._label} cannot be read: {first_line(error)}") from None
             fitting = compute.filter(labels, compute.less(labels, MAX_CLASSES))
             largest = max(largest, compute.max(fitting).as_py() or 0) if len(fitting) else largest
@@ -131,7 +124,7 @@ class ParquetSource(BaseSource):
         content = content.get("bytes") if isinstance(content, dict) else content
         if not content:
             raise BrokenExample(f"{where}: no image")
-        label = row[self._label] if self._label is not None else None
+        label = None if self._label is None else row[self._label]
         if self._label is not None and (label is None or not 0 <= label < len(self.class_names)):
             raise BrokenExample(f"{where}: class {label}, expected 0 to {len(self.class_names) - 1}")
         try:
@@ -144,25 +137,20 @@ class ParquetSource(BaseSource):
 
     def _row(self, index: int) -> dict[str, Any]:
         group = bisect.bisect_right(self._ends, index)
-        first = self._ends[group - 1] if group else 0
-        return self._rows(group)[index - first]
-
-    def _rows(self, group: int) -> list[dict[str, Any]]:
         with self._lock:
-            if group not in self._decoded:
-                while len(self._decoded) >= GROUPS:
-                    self._decoded.popitem(last=False)
-                place, number, _ = self._groups[group]
-                wanted = [name for name in (self._image, self._label, *self._texts) if name is not None]
-                try:
-                    self._decoded[group] = self._files[place].read_row_group(number, columns=wanted).to_pylist()
-                except (OSError, ValueError, pyarrow_error()) as error:
-                    raise BrokenExample(f"{self._paths[place]}, row group {number}: {first_line(error)}") from None
-            return self._decoded[group]
+            return self._rows(group)[index - self._ends[group]]  # counted from the end of the group
+
+    def _read_group(self, group: int) -> list[dict[str, Any]]:
+        place, number, _ = self._groups[group]
+        wanted = [name for name in (self._image, self._label, *self._texts) if name is not None]
+        try:
+            rows: list[dict[str, Any]] = self._files[place].read_row_group(number, columns=wanted).to_pylist()
+        except Exception as error:  # pyarrow raises many kinds
+            raise BrokenExample(f"{self._paths[place]}, row group {number}: {first_line(error)}") from None
+        return rows
 
     def stamp(self, index: int) -> str:
-        group = bisect.bisect_right(self._ends, index)
-        place = self._groups[group][0]
+        place = self._groups[bisect.bisect_right(self._ends, index)][0]
         found = self._stats[place]
         return digest_of(index, self._paths[place].name, found.st_size, found.st_mtime_ns)
 
@@ -171,11 +159,3 @@ class ParquetSource(BaseSource):
             return digest_of(*self._row(index).items())
         except BrokenExample as error:
             return digest_of(str(error))
-
-
-def pyarrow_error() -> type[Exception]:
-    """The base of what pyarrow raises that is neither an OSError nor a ValueError."""
-    from pyarrow import ArrowException
-
-    found: type[Exception] = ArrowException
-    return found

@@ -53,17 +53,12 @@ class Shards:
         self.index = _prepared_index(self.folder) if self.folder.prepared else _index_of_others(self.folder)
         self.passed_over = PassedOver(self.folder.passed_over)
         self.passed_over.update_from(self.index.passed_over)
-        self._column = {name: place for place, name in enumerate(self.index.fields)}
-        self._names = list(self.index.shards)
+        self.fields, self._names = self.index.fields, list(self.index.shards)
         self._files: OrderedDict[int, _File] = OrderedDict()
         self._lock = Lock()
 
     def __len__(self) -> int:
         return len(self.index.labels)
-
-    @property
-    def fields(self) -> list[str]:
-        return self.index.fields
 
     def read(self, number: int, fields: Sequence[str] | None = None) -> dict[str, bytes]:
         """The bytes of a record's fields, those that it has. May be called from several threads.
@@ -71,17 +66,16 @@ class Shards:
         Raises:
             BrokenExample: they cannot be read, or are not those that were written.
         """
-        place = int(self.index.shard[number])
-        found = {}
+        index, found = self.index, {}
         for name in self.fields if fields is None else fields:
-            column = self._column[name]
+            column = self.fields.index(name)
             offset, size, checksum = (
-                int(table[number, column]) for table in (self.index.offsets, self.index.sizes, self.index.checksums)
+                int(table[number, column]) for table in (index.offsets, index.sizes, index.checksums)
             )
             if size == UNKNOWN:
                 continue
             try:
-                content = self._range(place, offset, size)
+                content = self._range(int(index.shard[number]), offset, size)
             except Exception as error:
                 if self.folder.local and (not isinstance(error, OSError) or error.errno in NO_MORE_FILES):
                     raise
@@ -104,8 +98,7 @@ class Shards:
     def _range(self, place: int, offset: int, size: int) -> bytes:
         path = f"{self.folder.root}/{self._names[place]}"
         if not self.folder.local:
-            content: bytes = self.folder.filesystem.cat_file(path, offset, offset + size)
-            return content
+            return bytes(self.folder.filesystem.cat_file(path, offset, offset + size))
         file = self._opened(place, path)
         return os.pread(file.number, size, offset)  # outside of the lock: readers need not wait for each other
 

@@ -8,7 +8,7 @@ from torch.utils.data import ConcatDataset, Subset
 
 from anystep.bounds import did_you_mean
 from anystep.data.art import ArtSource
-from anystep.data.example import Example, PassedOver, Source, Traceable, passed_over
+from anystep.data.example import Example, Source, Traceable, passed_over
 from anystep.data.folders import ClassFolderSource, ImageFolderSource
 from anystep.data.idx import IdxSource
 from anystep.data.parquet import ParquetSource
@@ -46,9 +46,6 @@ class ConcatSource(ConcatDataset[Example]):
     def __init__(self, sources: Sequence[Source]) -> None:
         super().__init__(sources)  # type: ignore[arg-type]
         self.class_names = sorted({name for source in sources for name in source.class_names})
-        self.passed_over = PassedOver()
-        for source in sources:
-            self.passed_over.update_from(passed_over(source))
 
 
 class SubsetSource(Subset[Example]):

@@ -12,15 +12,11 @@ from anystep.files import replacing
 SHOWN = 10  # reasons, and shapes, that are spelled out
 
 
-def reason_kinds(reasons: list[str]) -> list[tuple[str, int]]:
-    """Why examples were left out, without their names, the most frequent first."""
-    return Counter(reason.partition(": ")[2] or reason for reason in reasons).most_common()
-
-
 def left_out(reasons: list[str]) -> list[str]:
     """How many examples were left out, and one line for each of the most frequent kinds of reasons."""
     lines = [f"left out: {len(reasons):,}"] if reasons else []
-    for kind, count in reason_kinds(reasons)[:SHOWN]:
+    kinds = Counter(reason.partition(": ")[2] or reason for reason in reasons)  # without the names of examples
+    for kind, count in kinds.most_common(SHOWN):
         one = next(reason for reason in reasons if reason.endswith(kind))
         lines.append(f"  {one_line(one)}" + (f", and {count - 1:,} like it" if count > 1 else ""))
     return lines
@@ -59,21 +55,17 @@ def picture_of_sizes(made: LatentShards, factor: int, path: Path) -> bool:
     counts = {(columns * factor, rows * factor): count for (rows, columns), count in made.shapes.items()}
     max_count, area = max(counts.values()), max(wide * high for wide, high in counts)
     figure, axes = pyplot.subplots(figsize=(6.4, 6.0), layout="constrained")
-    wide = [size[0] for size in counts]
-    high = [size[1] for size in counts]
-    axes.scatter(
-        wide, high, s=[20 + 900 * count / max_count for count in counts.values()], alpha=0.55, color="#3b6ea5",
-        edgecolor="white", zorder=3,
-    )  # fmt: skip
+    discs = [20 + 900 * count / max_count for count in counts.values()]
+    axes.scatter(*zip(*counts, strict=True), s=discs, alpha=0.55, color="#3b6ea5", edgecolor="white", zorder=3)
     for (width, height), count in sorted(counts.items(), key=lambda each: -each[1])[:SHOWN]:
         label = f"{width}x{height}\n{count:,}"
         axes.annotate(label, (width, height), fontsize=7, ha="center", va="center", zorder=4)
-    limit = 1.15 * max(*wide, *high)
+    limit = 1.15 * max(side for size in counts for side in size)
     for share in (1.0, 0.5):
         along = [limit * step / 200 for step in range(1, 201)]
         axes.plot(along, [share * area / each for each in along], color="0.8", lw=1, zorder=1)
-        side = math.sqrt(share * area)
-        axes.annotate(f"{side:.0f}²", (limit * 0.985, share * area / limit), fontsize=7, color="0.5", ha="right")
+        name = f"{math.sqrt(share * area):.0f}²"
+        axes.annotate(name, (limit * 0.985, share * area / limit), fontsize=7, color="0.5", ha="right")
     axes.plot([0, limit], [0, limit], color="0.9", lw=1, zorder=1)
     axes.set(xlim=(0, limit), ylim=(0, limit), xlabel="width in pixels", ylabel="height in pixels")
     axes.set_title(f"{len(made):,} images of {len(counts)} shapes", fontsize=10)
