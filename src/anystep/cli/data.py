@@ -49,8 +49,7 @@ def add_prepare(parser: OneLineParser) -> None:
 def run_show(options: argparse.Namespace) -> None:
     from anystep.contact_sheet import check_writable, free_name, save_image
     from anystep.data.folders import SHEET
-    from anystep.data.overview import overview
-    from anystep.data.summary import left_out
+    from anystep.data.overview import left_out, overview
 
     check_writable(options.out or DEFAULT_SHEET)
     sheet = overview(options.source, options.size, options.count)

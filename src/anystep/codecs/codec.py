@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from anystep.device import execution_device
-from anystep.errors import InputError
+from anystep.errors import InputError, first_line
 from anystep.fingerprint import text_digest, weights_digest
 from anystep.model_folder import check_part
 from anystep.weights import BUILTIN, shipped
@@ -130,11 +130,7 @@ def load_codec(name_or_path: str | Path, device: str | torch.device = "cpu") -> 
 
 
 def load_autoencoder(name_or_path: str | Path, **options: Any) -> Any:
-    """The diffusers AutoencoderDC or AutoencoderKL of a folder or hub id, with options of its `from_pretrained`.
-
-    Raises:
-        InputError: as `load_codec`.
-    """
+    """The autoencoder of a folder or hub id, with options of its `from_pretrained`; raises as `load_codec` does."""
     from diffusers import AutoencoderDC, AutoencoderKL
 
     kinds = {"AutoencoderDC": AutoencoderDC, "AutoencoderKL": AutoencoderKL}
@@ -149,8 +145,7 @@ def load_autoencoder(name_or_path: str | Path, **options: Any) -> Any:
     except InputError:
         raise
     except Exception as error:  # diffusers, safetensors and the hub raise many kinds; all mean it is not usable
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"no autoencoder at {str(name_or_path)!r}: {reason}") from error
+        raise InputError(f"no autoencoder at {str(name_or_path)!r}: {first_line(error)}") from error
     return autoencoder
 
 

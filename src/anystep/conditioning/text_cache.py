@@ -50,11 +50,7 @@ class CachedTextEncoder:
         return self([""] * count)
 
     def fill(self, captions: Sequence[str]) -> None:
-        """Encode the captions that the cache lacks.
-
-        Raises:
-            InputError: states that are not finite in half precision.
-        """
+        """Encode the captions that the cache lacks. Raises `InputError` for states that half precision cannot hold."""
         plain = [plain_text(caption) for caption in captions]
         self._with_fallback(lambda: self._fill(plain))
 

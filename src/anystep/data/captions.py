@@ -32,15 +32,9 @@ def checked_captions(found: Any) -> tuple[str, ...]:
 
 
 def caption_texts(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """The captions that a row of metadata gives, one or a list; none where it has no key for any.
-
-    Raises:
-        ValueError: what it gives is no caption; says why.
-    """
-    found = [row[key] for key in CAPTION_KEYS if key in row]
-    if not found:
-        return ()
-    return checked_captions(found[:1] if not isinstance(found[0], list) else found[0])
+    """The captions that a row of metadata gives, if any. Raises ValueError, which says why what it gives is none."""
+    found = next((row[key] for key in CAPTION_KEYS if key in row), ())
+    return () if found == () else checked_captions(found if isinstance(found, list) else [found])
 
 
 def read_metadata(path: Path) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
@@ -59,11 +53,9 @@ def read_metadata(path: Path) -> tuple[dict[str, tuple[str, ...]], dict[str, str
             raise InputError(f"{where}: expected an object with file_name and text, caption or captions (a list)")
         name = PurePosixPath(row["file_name"]).as_posix()
         try:
-            texts = caption_texts(row)
-            if not texts:
+            if not (texts := caption_texts(row)):
                 raise ValueError("no caption")
+            captions[name] = captions.get(name, ()) + texts
         except ValueError as error:
             wrong.setdefault(name, f"{error}, in its row of {path.name}")
-        else:
-            captions[name] = captions.get(name, ()) + texts
     return captions, {name: reason for name, reason in wrong.items() if name not in captions}

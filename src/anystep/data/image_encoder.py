@@ -90,12 +90,9 @@ def _radio(version: str) -> ImageEncoder:
         raise InputError(
             f"image encoder '{RADIO}{version}' runs Python code from {source}: if you trust it, set {ALLOW_CODE}=1"
         )
+    options = {"source": "local"} if local else {"version": version, "progress": False, "skip_validation": True}
     with loading("image encoder", f"{RADIO}{version}"):
-        if local:
-            model = torch.hub.load(version, "radio_model", source="local")
-        else:
-            options = {"version": version, "progress": False, "skip_validation": True}
-            model = torch.hub.load(RADIO_REPOSITORY, "radio_model", **options)
+        model = torch.hub.load(version if local else RADIO_REPOSITORY, "radio_model", **options)
         return ImageEncoder(model, f"{RADIO}{version}", int(model.patch_size))
 
 
@@ -105,8 +102,7 @@ def _transformers(name: str) -> ImageEncoder:
     with loading("image encoder", name):
         model = pretrained_encoder(AutoModel, name, r"pooler\.|^text_")
     model = getattr(model, "vision_model", model)  # of SigLIP and CLIP
-    patch = getattr(model.config, "patch_size", None)
-    if not isinstance(patch, int):
+    if not isinstance(patch := getattr(model.config, "patch_size", None), int):
         raise InputError(f"image encoder {name!r} is a {type(model).__name__}, which has no patches")
     try:
         processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)

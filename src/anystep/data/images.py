@@ -126,20 +126,16 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def conversions(image: Image.Image) -> tuple[str, ...]:
     """What has to be done to an opened image to make it 8-bit sRGB, upright and opaque."""
-    found = []
-    if getattr(image, "is_animated", False):
-        found.append("the first of several frames")
-    if _orientation(image) != 1:
-        found.append("turned upright")
-    if image.mode.startswith("I"):
-        found.append("16 bits to 8")
-    if image.mode == "CMYK":
-        found.append("CMYK to RGB")
-    if done := _profile(image)[1]:
-        found.append(done)
-    if image.has_transparency_data:
-        found.append("transparency on white")
-    return tuple(found)
+    profile = _profile(image)[1]
+    needed = (
+        ("the first of several frames", getattr(image, "is_animated", False)),
+        ("turned upright", _orientation(image) != 1),
+        ("16 bits to 8", image.mode.startswith("I")),
+        ("CMYK to RGB", image.mode == "CMYK"),
+        (profile, bool(profile)),
+        ("transparency on white", image.has_transparency_data),
+    )
+    return tuple(name for name, is_needed in needed if is_needed)
 
 
 def read_example(

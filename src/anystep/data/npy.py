@@ -27,11 +27,7 @@ def _npy_header(content: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
 
 
 def from_npy(content: bytes) -> np.ndarray:
-    """The array in the content of a `.npy` file of numbers, of which no more is made than the content holds.
-
-    Raises:
-        ValueError: damaged, or not of numbers.
-    """
+    """The array in a `.npy` file of numbers, no larger than its content. Raises ValueError where that is damaged."""
     first = 10 if content[6:7] == b"\1" else 12  # byte of the header, whose length is in those before it
     start = first + int.from_bytes(content[8:first], "little")
     try:

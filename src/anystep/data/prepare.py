@@ -17,11 +17,11 @@ from anystep.data.example import Source, passed_over
 from anystep.data.image_encoder import load_image_encoder
 from anystep.data.latents import LatentShards
 from anystep.data.manifest import Manifest
+from anystep.data.overview import picture_of_sizes, summary
 from anystep.data.prepared_folder import PreparedFolder
 from anystep.data.shard_files import ShardLayout
 from anystep.data.sizing import ResolutionLimits
 from anystep.data.sources import open_source
-from anystep.data.summary import picture_of_sizes, summary
 from anystep.data.tar_folder import DATASET, SIZES
 from anystep.device import pick_device
 from anystep.errors import InputError, one_line

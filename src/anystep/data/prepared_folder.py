@@ -1,6 +1,7 @@
 """A folder of shards before and after they are encoded: what is whole and unchanged in it stays, the rest is made."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import groupby
 from typing import Any
 
@@ -39,7 +40,7 @@ class PreparedFolder:
             )
             self._layout.forget_all()
             return True
-        for shard in list(self._layout.surplus()):
+        for shard in self._layout.surplus():
             self._layout.tar(shard).unlink()
             self._layout.forget(shard)
         if before is not None and before.complete and self._reopen(before):
@@ -49,7 +50,7 @@ class PreparedFolder:
             self._layout.forget_all()
         elif not before.complete:
             self._check_parts(before.made_by.get("examples") == self._layout.examples)
-        self._write(self._manifest)
+        self._write_manifest()
         return False
 
     def _recorded(self) -> Manifest | None:
@@ -84,13 +85,11 @@ class PreparedFolder:
     def _reopen(self, before: Manifest) -> bool:
         """Whether a finished folder is whole and unchanged; where it is not, what is goes beside its shards again."""
         count, stats, stamps = self._layout.count, before.shards or [], self._read_stamps()
+        index, parts, changed, damaged = None, dict[int, Index](), list[int](), list[int]()
         try:
             index = Index.load(self._folder / INDEX)
         except InputError as error:
             self._on_note(f"{error}: it is made again from the shards")
-            index = None
-        parts: dict[int, Index] = {}
-        changed, damaged = [], []
         for shard in range(count):
             if shard >= len(stats) or not self._is_unchanged(shard, stats[shard], stamps.get(str(shard), "")):
                 changed.append(shard)
@@ -103,7 +102,7 @@ class PreparedFolder:
         if index is not None and len(parts) == count == len(stats):
             self._manifest.complete, self._manifest.shards = True, stats
             if self._manifest.content != before.content:
-                self._write(self._manifest)
+                self._write_manifest()
             self._write_stamps()
             return True
         for shard, part in parts.items():
@@ -118,10 +117,9 @@ class PreparedFolder:
         if not stats.channels:
             return Index.from_rows({path.name: 0}, [], [])
         if index is None:
-            try:
+            with suppress(InputError):
                 return read_shard(path)
-            except InputError:
-                return None
+            return None
         size = index.shards.get(path.name)
         return index if path.is_file() and size == path.stat().st_size else None
 
@@ -136,9 +134,8 @@ class PreparedFolder:
             if (found := self._layout.load_whole(shard)) is None:
                 self._layout.forget(shard)
                 continue
-            stats, stamp = found
-            traced = bool(stats.digest) or not isinstance(self._source, Traceable)
-            if not self._is_unchanged(shard, stats, stamp) or not (traced or as_many):
+            traced = bool(found[0].digest) or not isinstance(self._source, Traceable)
+            if not self._is_unchanged(shard, *found) or not (traced or as_many):
                 changed.append(shard)
                 self._layout.forget(shard)
             elif not traced:
@@ -155,15 +152,13 @@ class PreparedFolder:
             count = self._layout.count
             self._on_note(f"{str(self._folder)!r}: shards {_listing(shards)} of {count} are made again: {why}")
 
-    def _write(self, manifest: Manifest) -> None:
-        write_json(self._folder / DATASET, manifest.content)
+    def _write_manifest(self) -> None:
+        write_json(self._folder / DATASET, self._manifest.content)
 
     def _read_stamps(self) -> dict[str, Any]:
-        try:
-            found: dict[str, Any] = read_json(self._folder / STAMPS)
-        except InputError:
-            return {}
-        return found
+        with suppress(InputError):
+            return dict(read_json(self._folder / STAMPS))
+        return {}
 
     def _write_stamps(self) -> None:
         """Write the stamps only where they differ: a second look at a folder changes nothing in it."""
@@ -177,9 +172,8 @@ class PreparedFolder:
         for shard in range(layout.count):
             of_shard, self._stamps[shard] = layout.load_stats(shard)
             stats.append(of_shard)
-        parts = [Index.load(layout.index(shard)) for shard in range(layout.count)]
-        whole = [part for part in parts if len(part.labels)]
-        if not whole:
+        parts = (Index.load(layout.index(shard)) for shard in range(layout.count))
+        if not (whole := [part for part in parts if len(part.labels)]):
             reasons = ShardStats.total(stats).broken
             layout.forget_all()
             (self._folder / DATASET).unlink()
@@ -189,7 +183,7 @@ class PreparedFolder:
         Index.concatenate(whole).save(self._folder / INDEX)
         self._write_stamps()
         self._manifest.complete, self._manifest.shards = True, stats
-        self._write(self._manifest)
+        self._write_manifest()
         layout.forget_all()
 
 

@@ -125,34 +125,27 @@ def draw_scene(task: Task, rng: random.Random, base: int = 64, canvas: tuple[flo
     width, height = round(wide * base), round(high * base)
     first, second = rng.sample(concepts(), 2)
     red, blue = rng.sample(list(COLOURS), 2)
-    include: list[dict[str, Any]] = [{"class": first, "count": 1}]
+    wanted: list[tuple[str, str | None]] = [(first, None), (second, None)]
+    if task in ("colors", "color_attr"):
+        wanted = [(first, red), (second, blue)]
+    if task in ("single_object", "counting", "colors"):
+        wanted.pop()
+    include: list[dict[str, Any]] = [
+        {"class": concept, "count": 1} | ({"color": colour} if colour else {}) for concept, colour in wanted
+    ]
+    prompt = " and ".join(with_article(f"{colour} {concept}" if colour else concept) for concept, colour in wanted)
     exclude: list[dict[str, Any]] = []
-    wanted: list[tuple[str, str | None]] = [(first, None)]
     relation: Relation | None = None
-    prompt = with_article(first)
     if task == "counting":
         count = rng.randint(1, 4)
         wanted *= count
         include[0]["count"] = count
         exclude = [{"class": first, "count": count + 1}]
         prompt = f"{NUMBERS[count - 1]} {first if count == 1 else plural(first)}"
-    elif task == "colors":
-        wanted = [(first, red)]
-        include[0]["color"] = red
-        prompt = with_article(f"{red} {first}")
-    elif task == "two_object":
-        wanted.append((second, None))
-        include.append({"class": second, "count": 1})
-        prompt += f" and {with_article(second)}"
-    elif task == "color_attr":
-        wanted = [(first, red), (second, blue)]
-        include = [{"class": first, "count": 1, "color": red}, {"class": second, "count": 1, "color": blue}]
-        prompt = f"{with_article(f'{red} {first}')} and {with_article(f'{blue} {second}')}"
     elif task == "position":
         relation = rng.choice(RELATIONS)
-        wanted.append((second, None))
         # the second stands in the named relation to the first, as GenEval writes it
-        include.append({"class": second, "count": 1, "position": [relation, 0]})
+        include[1]["position"] = [relation, 0]
         prompt = f"{with_article(second)} {relation} {with_article(first)}"
     things = _place(wanted, relation, width, height, base, rng)
     return Scene(task, prompt, width, height, rng.choice(PAPERS), things, tuple(include), tuple(exclude))

@@ -3,7 +3,7 @@
 import io
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,11 +45,7 @@ class ShardLayout:
         return self.index(shard).with_suffix(".json")
 
     def save(self, shard: int, stats: ShardStats, stamp: str, index: Index) -> None:
-        """Note that a shard is whole.
-
-        Args:
-            stamp: of its examples, by which they are known to be unchanged without reading them.
-        """
+        """Note that a shard is whole; by `stamp` its examples are known to be unchanged without reading them."""
         write_json(self.stats(shard), {**stats.content, "stamp": stamp})
         index.save(self.index(shard))  # last: it says that the shard is whole
 
@@ -75,15 +71,14 @@ class ShardLayout:
         self.stats(shard).unlink(missing_ok=True)
 
     def forget_all(self) -> None:
-        for suffix in ("safetensors", "json"):
-            for left in self.folder.glob(f".*.part.{suffix}"):
+        for left in self.folder.glob(".*.part.*"):
+            if left.suffix in (".safetensors", ".json"):
                 left.unlink()
 
-    def surplus(self) -> Iterator[int]:
+    def surplus(self) -> list[int]:
         """The shards in the folder that are beyond the end of the source."""
-        for path in self.folder.glob("[0-9]*.tar"):
-            if path.stem.isdecimal() and int(path.stem) >= self.count:
-                yield int(path.stem)
+        found = [int(path.stem) for path in self.folder.glob("[0-9]*.tar") if path.stem.isdecimal()]
+        return [shard for shard in found if shard >= self.count]
 
 
 @dataclass(frozen=True)

@@ -84,11 +84,7 @@ class Index:
 
     @classmethod
     def load(cls, path: Path) -> "Index":
-        """Mapped into memory, not read: the processes of a machine share the pages.
-
-        Raises:
-            InputError: damaged.
-        """
+        """Mapped into memory, so that processes share the pages. Raises `InputError` where it is damaged."""
         check_regular(path)
         try:
             with safe_open(path, "pt") as file:

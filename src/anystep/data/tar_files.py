@@ -86,11 +86,9 @@ def group(entries: Iterable[Entry], passed: PassedOver) -> list[dict[str, Entry]
         names.setdefault(f"{entry.name.parent}/{entry.name.name.partition('.')[0]}", []).append(entry)
     records = []
     for members in names.values():
-        plain = [entry for entry in members if entry.name.name.count(".") <= 1]
-        dotted: dict[str, list[Entry]] = {}
+        plain, dotted = list[Entry](), dict[str, list[Entry]]()
         for entry in members:
-            if entry.name.name.count(".") > 1:
-                dotted.setdefault(entry.name.stem, []).append(entry)
+            (dotted.setdefault(entry.name.stem, []) if entry.name.name.count(".") > 1 else plain).append(entry)
         described = any(entry.name.suffix.lower() in BESIDE for entry in plain)
         found: dict[str, list[tuple[str, Entry]]] = {"": [(_extension(entry, 1), entry) for entry in plain]}
         for stem, those in dotted.items():
@@ -122,19 +120,12 @@ def _label(record: Mapping[str, Entry]) -> int:
     """The class that a record gives; `UNKNOWN` without, `WRONG` where it is none."""
     if "cls" not in record:
         return UNKNOWN
-    digits = record["cls"].content.strip()
-    if not digits.isdigit():  # `int` would take 1_0 for 10
-        return WRONG
-    label = int(digits)
-    return label if label < MAX_CLASSES else WRONG
+    digits = record["cls"].content.strip()  # `int` would take 1_0 for 10
+    return int(digits) if digits.isdigit() and int(digits) < MAX_CLASSES else WRONG
 
 
 def scan(folder: TarFolder) -> Index:
-    """The index of tars that somebody else made, from their headers.
-
-    Raises:
-        InputError: not a tar, a damaged one, or one that ends in the middle.
-    """
+    """The index of tars that somebody else made, from their headers. Raises `InputError` where one is not whole."""
     found: list[tuple[int, dict[str, Entry]]] = []
     passed = PassedOver()
     for place, (name, size) in enumerate(folder.tars.items()):

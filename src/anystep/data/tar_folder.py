@@ -2,7 +2,6 @@
 
 import os
 import re
-from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -47,7 +46,11 @@ class TarFolder:
         self.local = isinstance(self.filesystem, LocalFileSystem)
         self.passed_over = PassedOver()
         found = self._local_files() if self.local else self._remote_files()
-        self._pass_over(found)
+        for name in found:
+            if not name.endswith(".tar") and name not in (INDEX, DATASET, CLASSES, SIZES):
+                packed = ".tar." in name or name.endswith(".tgz")
+                kind = "compressed tars, which must be unpacked" if packed else "files that are no .tar"
+                self.passed_over.add(kind, name)
         self.whole = wanted is None
         self.prepared = self.whole and DATASET in found
         if wanted is not None:
@@ -93,14 +96,6 @@ class TarFolder:
                 found[PurePosixPath(entry["name"]).name] = (int(entry["size"] or 0), str(version))
         return found
 
-    def _pass_over(self, names: Iterable[str]) -> None:
-        for name in names:
-            if not name.endswith(".tar") and name not in (INDEX, DATASET, CLASSES, SIZES):
-                packed = ".tar." in name or name.endswith(".tgz")
-                self.passed_over.add(
-                    "compressed tars, which must be unpacked" if packed else "files that are no .tar", name
-                )
-
 
 def named_tars(url: str) -> tuple[str, list[str] | None]:
     """A folder, and the names of the tars in it that are meant; None for all.
@@ -137,11 +132,7 @@ def _expanded(pattern: str, url: str) -> list[str]:
 
 
 def read_beside(url: str, name: str) -> str | None:
-    """The text of a small file in a folder of shards, or None where there is none.
-
-    Raises:
-        InputError: it cannot be read, or is not UTF-8.
-    """
+    """The text of a small file in a folder of shards, or None. Raises `InputError` where it cannot be read."""
     filesystem, root = _open(named_tars(url)[0])
     where = f"{root}/{name}"
     if isinstance(filesystem, LocalFileSystem):
@@ -160,7 +151,6 @@ def _open(url: str) -> tuple[Any, str]:
     import fsspec
 
     try:
-        filesystem, root = fsspec.url_to_fs(url)
+        return fsspec.url_to_fs(url)
     except (ValueError, ImportError) as error:
-        raise InputError(f"shards {url!r}: {str(error).splitlines()[0]}") from None
-    return filesystem, root
+        raise InputError(f"shards {url!r}: {first_line(error)}") from None

@@ -38,11 +38,9 @@ class WebDatasetSource(BaseSource):
                 self.passed_over.add(f"{kind_of(f'a.{field}')} in tars", f"*.{field}", count)
         names = read_beside(url, CLASSES)
         count = max(0, int(index.labels.max()) + 1) if len(self) else 0
-        self.class_names: Sequence[str] = (
-            [printable(line.strip()) for line in names.splitlines() if line.strip()]
-            if names
-            else [str(number) for number in range(count)]
-        )
+        self.class_names: Sequence[str] = [str(number) for number in range(count)]
+        if names:
+            self.class_names = [printable(line.strip()) for line in names.splitlines() if line.strip()]
         if count > len(self.class_names):
             raise InputError(f"shards {url!r}: class {count - 1}, but {CLASSES} names {len(self.class_names)}")
         self._captioned = "txt" in fields or self._json_captions()

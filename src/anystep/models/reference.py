@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from anystep.bounds import shown
-from anystep.errors import InputError
+from anystep.errors import InputError, first_line
 from anystep.files import check_regular
 from anystep.model_folder import count_tensors
 from anystep.models.transformer import TransitionTransformer2DModel
@@ -76,7 +76,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, EOFError, ValueError) as error:
-        raise InputError(f"cannot read weights {str(path)!r}: {str(error).splitlines()[0]}") from error
+        raise InputError(f"cannot read weights {str(path)!r}: {first_line(error)}") from error
     except Exception as error:  # pickle raises many kinds; all of them mean the file is not plain weights
         raise InputError(
             f"{str(path)!r} is not a plain file of weights ({type(error).__name__}): a pickle can run code when it is "

@@ -184,11 +184,8 @@ class TransitionTransformer2DModel(
         for parameter in self.interval_embed.linear_2.parameters():
             parameter.zero_()
         own = nn.ModuleList([*self.blocks[-self.config.branch_depth :], self.final_layer])
-        copied = dict(own.named_parameters())
         copy = nn.ModuleList([*self.transition_branch.blocks, self.transition_branch.final_layer])
-        for name, parameter in copy.named_parameters():
-            if name in copied:  # all but interval_qkv, which has no part while the interval is zero
-                parameter.copy_(copied[name])
+        copy.load_state_dict(own.state_dict(), strict=False)  # interval_qkv has no part while the interval is zero
 
     def check_saveable(self) -> None:
         """Raise `InputError` where what is saved could not be loaded: while the network carries an adapter."""
