@@ -18,14 +18,7 @@ class TransitionBlock(nn.Module):
     """Self-attention, attention to the caption if there is one, and SwiGLU, each shifted, scaled and gated."""
 
     def __init__(
-        self,
-        width: int,
-        heads: int,
-        hidden: int,
-        rank: int,
-        text: bool,
-        interval_aware: bool,
-        qk_norm: bool,
+        self, width: int, heads: int, hidden: int, rank: int, text: bool, interval_aware: bool, qk_norm: bool
     ) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
