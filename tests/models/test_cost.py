@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from anystep.errors import InputError
-from anystep.models.cost import ForwardFlops, LiveMemoryTracker, count_parameters, flop_counter, network_cost
+from anystep.models.cost import LiveMemoryTracker, count_parameters, flop_counter, forward_flops, network_cost
 from anystep.models.presets import build_transformer
 
 
@@ -63,7 +63,7 @@ def test_a_network_with_branches_is_counted_as_it_is() -> None:
         network(x, t, t - 0.1, condition)
     cost = network_cost("t2i-test", 3, 8, 8, 5, **BRANCHED)
     assert cost.flops == counter.get_total_flops()  # one branch
-    assert 3 * ForwardFlops.of("t2i-test", **BRANCHED)(8, 8, 5) == cost.flops
+    assert 3 * forward_flops("t2i-test", **BRANCHED)(8, 8, 5) == cost.flops
     for weight in network.parameters():
         weight.grad = torch.zeros_like(weight)
     known = [*network.parameters(), *(weight.grad for weight in network.parameters()), x, t, condition]
@@ -76,7 +76,7 @@ def test_a_network_with_branches_is_counted_as_it_is() -> None:
 
 def test_operations_of_a_forward_are_those_of_its_matrices() -> None:
     for preset, options in (("c2i-test", {}), ("t2i-test", {"depth": 5, "patch_size": 2}), ("t2i-emoji", {})):
-        cost = ForwardFlops.of(preset, **options)
+        cost = forward_flops(preset, **options)
         for rows, columns, length in ((8, 8, 1), (4, 12, 7), (16, 8, 40)):
             counted = network_cost(preset, 1, rows, columns, length, **options).flops
             assert cost(rows, columns, 0 if preset == "c2i-test" else length) == counted

@@ -56,7 +56,6 @@ class LiveMemoryTracker(TorchDispatchMode):
 
 def flop_counter() -> FlopCounterMode:
     """A counter of operations, with the formula for attention on the CPU that PyTorch lacks."""
-
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     formula = {kernel: lambda q, k, v, *_, **__: int(sdpa_flop_count(q, k, v))}
     return FlopCounterMode(display=False, custom_mapping=formula)
@@ -132,43 +131,32 @@ def network_cost(
     return NetworkCost(count_parameters(preset, **options), *extrapolated(preset, options, measure))
 
 
-@dataclass(frozen=True)
-class ForwardFlops:
-    """Operations of one forward on one latent: a polynomial in its tokens N and those of its caption, L.
+def forward_flops(preset: str, **options: Any) -> Callable[[int, int, int], int]:
+    """Operations of one forward on one latent, from its rows, its columns and the tokens of its caption.
 
-    Every token costs the same, self-attention costs N², cross-attention N L, and the caption's projection L; so five
-    points of small networks tell all other sizes exactly.
+    They are a polynomial in its tokens N and those of its caption, L: every token costs the same, self-attention costs
+    N², cross-attention N L, and the caption's projection L; so five points of small networks tell all other sizes
+    exactly. Raises `InputError` on an unknown preset or option.
     """
+    patch = int({**PRESETS.get(preset, {}), **options}["patch_size"])
 
-    patch: int
-    once: int
-    by_tokens: int
-    by_square: int
-    by_caption: int
-    by_both: int
+    def measure(options: dict[str, Any]) -> list[int]:
+        fake, counted = FakeNetwork(preset, options, InputShape(1, patch, patch, 1)), []
+        for tokens, caption in ((1, 1), (2, 1), (3, 1), (1, 2), (2, 2)):
+            fake.set_shape(InputShape(1, patch, tokens * patch, caption))
+            counted.append(fake.flops_by_kind()[0])
+        return counted
 
-    @classmethod
-    def of(cls, preset: str, **options: Any) -> "ForwardFlops":
-        """The polynomial of a preset. Raises `InputError` on an unknown preset or option."""
-        patch = int({**PRESETS.get(preset, {}), **options}["patch_size"])
+    f11, f21, f31, f12, f22 = extrapolated(preset, options, measure)
+    square, both = (f31 - 2 * f21 + f11) // 2, f22 - f21 - f12 + f11
+    caption, along = f12 - f11 - both, f21 - f11 - 3 * square - both
+    once = f11 - along - square - caption - both
 
-        def measure(options: dict[str, Any]) -> list[int]:
-            fake, counted = FakeNetwork(preset, options, InputShape(1, patch, patch, 1)), []
-            for tokens, caption in ((1, 1), (2, 1), (3, 1), (1, 2), (2, 2)):
-                fake.set_shape(InputShape(1, patch, tokens * patch, caption))
-                counted.append(fake.flops_by_kind()[0])
-            return counted
+    def flops(rows: int, columns: int, text_length: int) -> int:
+        tokens = rows * columns // patch**2
+        return once + along * tokens + square * tokens**2 + text_length * (caption + both * tokens)
 
-        f11, f21, f31, f12, f22 = extrapolated(preset, options, measure)
-        square, both = (f31 - 2 * f21 + f11) // 2, f22 - f21 - f12 + f11
-        caption, along = f12 - f11 - both, f21 - f11 - 3 * square - both
-        return cls(patch, f11 - along - square - caption - both, along, square, caption, both)
-
-    def __call__(self, rows: int, columns: int, text_length: int = 256) -> int:
-        """Operations for a latent of rows x columns and a caption of `text_length` tokens."""
-        tokens = rows * columns // self.patch**2
-        alone = self.once + self.by_tokens * tokens + self.by_square * tokens**2
-        return alone + text_length * (self.by_caption + self.by_both * tokens)
+    return flops
 
 
 class InputShape(NamedTuple):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from anystep.console import say
 from anystep.data_sheets import device_kind
-from anystep.models.cost import ForwardFlops
+from anystep.models.cost import forward_flops
 from anystep.objective import LossRecord, TransitionObjective, residual_by_bin
 from anystep.ranks import Ranks
 from anystep.training.config import ModelConfig, RunConfig
@@ -68,7 +68,7 @@ class StepMetrics:
         peak: float | None,
     ) -> None:
         self._objective, self._loader, self._ranks, self._aligned, self._peak = objective, loader, ranks, aligned, peak
-        self._flops = ForwardFlops.of(model.preset, **model.options) if peak else None
+        self._flops = forward_flops(model.preset, **model.options) if peak else None
         self._kept: list[_Kept] = []
         self.any_finite = True  # whether a residual of the last step that was flushed was
         # the largest number of samples that one process has in a step
