@@ -58,6 +58,8 @@ class LatentShards:
         stats: of all examples together.
         class_names: of the labels.
         channels: of a latent.
+        labels: of each example; -1 without.
+        grids: rows and columns of each latent.
 
     Raises:
         InputError: nothing there, not finished, or not latents.
@@ -73,6 +75,8 @@ class LatentShards:
         self.shards = Shards(url)
         self.url, self.stats = url, self.manifest.total
         self.class_names, self.channels = self.manifest.class_names, self.stats.channels
+        self.labels: Int[Tensor, " examples"] = self.shards.index.labels
+        self.grids: Int[Tensor, "examples 2"] = self.shards.index.grids
         if missing := [name for name in (LATENT, ABOUT) if name not in self.shards.fields]:
             raise InputError(f"shards {url!r} hold no {missing[0]}: {PREPARE_AGAIN}")
         wrong = (self.labels < -1) | (self.labels >= len(self.class_names))
@@ -85,15 +89,6 @@ class LatentShards:
 
     def __len__(self) -> int:
         return len(self.shards)
-
-    @property
-    def labels(self) -> Int[Tensor, " examples"]:
-        return self.shards.index.labels
-
-    @property
-    def grids(self) -> Int[Tensor, "examples 2"]:
-        """Rows and columns of each latent."""
-        return self.shards.index.grids
 
     @property
     def shapes(self) -> dict[tuple[int, int], int]:
@@ -181,6 +176,9 @@ class LatentSet:
         sizes: examples of each.
         channels: of a latent.
         shape: of the largest latent.
+        labels, grids: those of each set.
+        captioned: how many examples have a caption.
+        left_out: why examples were left out when the sets were made.
         broken: why each example that was met could not be read.
 
     Raises:
@@ -205,30 +203,14 @@ class LatentSet:
         names = sorted({name for each in sets for name in each.class_names})
         self.class_names = names if len(sets) > 1 else sets[0].class_names
         self._ends = list(accumulate(self.sizes))
+        self.labels, self.grids = [each.labels for each in sets], [each.grids for each in sets]
+        self.captioned = sum(each.stats.captioned for each in sets)
+        self.left_out = [reason for each in sets for reason in each.stats.broken]
         self.broken: dict[int, str] = {}
         self._readers = None if all(each.shards.folder.local for each in sets) else ThreadPoolExecutor(REMOTE_READERS)
 
     def __len__(self) -> int:
         return self._ends[-1]
-
-    @property
-    def captioned(self) -> int:
-        return sum(each.stats.captioned for each in self.sets)
-
-    @property
-    def labels(self) -> list[Int[Tensor, " examples"]]:
-        """The labels of each set."""
-        return [each.labels for each in self.sets]
-
-    @property
-    def grids(self) -> list[Int[Tensor, "examples 2"]]:
-        """Rows and columns of the latents, set by set."""
-        return [each.grids for each in self.sets]
-
-    @property
-    def left_out(self) -> list[str]:
-        """Why examples were left out when the sets were made."""
-        return [reason for each in self.sets for reason in each.stats.broken]
 
     def read(self, numbers: Sequence[int]) -> list[Encoded]:
         """These examples. One that cannot be read is noted in `broken`, and one of its neighbours stands in for it.
