@@ -84,15 +84,13 @@ class AutoencoderCodec:
             else:
                 mean = [float(config.get("shift_factor") or 0.0)] * self.channels
                 std = [1.0 / float(config.get("scaling_factor") or 1.0)] * self.channels
-            usable = all(map(math.isfinite, [*mean, *std])) and min(std) > 0
-            usable = usable and len(mean) == len(std) == self.channels
+            if not (all(map(math.isfinite, [*mean, *std])) and min(std) > 0 and len(mean) == len(std) == self.channels):
+                raise ValueError("neither means nor deviations")
         except (TypeError, ValueError, KeyError):
-            usable = False
-        if not usable:
             raise InputError(
                 f"latents_mean and latents_std, or shift_factor and scaling_factor, of the codec: expected finite "
                 f"numbers, and deviations above 0, for {self.channels} channels"
-            )
+            ) from None
         self.mean, self.std = (torch.tensor(each).view(1, -1, 1, 1) for each in (mean, std))
 
     @cached_property
