@@ -29,11 +29,6 @@ def update_ema(averages: Sequence[Sequence[Tensor]], weights: Sequence[Tensor], 
         torch._foreach_lerp_(list(average), list(weights), 1 - decay)
 
 
-def warmed_up(decay: float, step: int) -> float:
-    """The decay at the update after `step` others: less at the beginning, so that the random start is forgotten."""
-    return min(decay, (1 + step) / (10 + step))
-
-
 class ExponentialAverages:
     """Networks that hold exponential moving averages of the weights of another.
 
@@ -49,7 +44,8 @@ class ExponentialAverages:
 
     def update(self, weights: Sequence[Tensor], step: int) -> None:
         """Take in the weights of a step that moved them, 0 being the first."""
-        update_ema(self._weights, weights, [warmed_up(decay, step) for decay in self.decays])
+        # less at the beginning, so that the random start is forgotten
+        update_ema(self._weights, weights, [min(decay, (1 + step) / (10 + step)) for decay in self.decays])
 
 
 def length_to_gamma(length: float) -> float:

@@ -65,21 +65,18 @@ class PowerAverages:
             InputError: it could not be written.
         """
         if self._folder is not None:
-            self._folder.save(step, self.state_dict(), {LENGTHS: list(self.lengths)})
+            states: list[Any] = [get_model_state_dict(each) for each in self.networks]
+            tensors = {
+                named(place): {name: value.to(KEPT_AS) for name, value in state.items()}
+                for place, state in enumerate(states)
+            }
+            self._folder.save(step, tensors, {LENGTHS: list(self.lengths)})
             self._folder.finish()
 
     def cut(self, step: int) -> None:
         """Drop snapshots of later steps: they are about to be made again."""
         if self._folder is not None:
             self._folder.cut(step)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a snapshot holds."""
-        states: list[Any] = [get_model_state_dict(each) for each in self.networks]
-        return {
-            named(place): {name: value.to(KEPT_AS) for name, value in state.items()}
-            for place, state in enumerate(states)
-        }
 
 
 @dataclass(frozen=True)
