@@ -18,7 +18,7 @@ import anystep
 from anystep.cli import main
 from anystep.evaluation import collect as collecting
 from anystep.evaluation.metrics.base import ImageFeatures, shortfall
-from anystep.evaluation.step_plans import BUDGETS, CHOICES, Search, effect, search_plans
+from anystep.evaluation.step_plans import BUDGETS, CHOICES, Planned, effect, plans_of, search_plans
 from anystep.sampling import StepPlan
 
 
@@ -28,7 +28,7 @@ def search(
     noise: float = 0.0,
     kind: str = "transition",
     **words: Any,
-) -> Search:
+) -> list[Planned]:
     """With images whose figures are known, and replicates that are as noisy as that."""
     rng = torch.Generator().manual_seed(0)
 
@@ -52,7 +52,7 @@ def test_figures_may_have_different_numbers_of_replicates() -> None:
         return ImageFeatures(torch.tensor([[10 / plan.steps + (plan.tail != 0.15), 1.0 / plan.steps]]))
 
     found = search_plans(draw, measured, [1, 4], ["lower", "lower"], CHOICES["transition"])
-    assert found.plans[4] == StepPlan(4, tail=0.15)
+    assert plans_of(found)[4] == StepPlan(4, tail=0.15)
 
 
 def test_no_figure_is_bought_with_another() -> None:
@@ -65,14 +65,14 @@ def test_no_figure_is_bought_with_another() -> None:
         return {0.4: 3.0, 0.15: 1.1}.get(plan.tail or 0.0, 1.0) / plan.steps**0.1
 
     alone, both = (search(*figures, budgets=(1, 4)) for figures in ((features,), (features, pixels)))
-    assert [alone.plans[4].tail, both.plans[4].tail] == [0.4, 0.15]
+    assert [plans_of(alone)[4].tail, plans_of(both)[4].tail] == [0.4, 0.15]
 
 
 def test_no_figure_rises_with_a_budget() -> None:
     def pixels(plan: StepPlan) -> float:
         return 2.0 if plan.steps > 1 else 1.0
 
-    assert search(lambda plan: 10.0 / plan.steps**3, pixels, budgets=(1, 4)).plans[4] == StepPlan(1)
+    assert plans_of(search(lambda plan: 10.0 / plan.steps**3, pixels, budgets=(1, 4)))[4] == StepPlan(1)
 
 
 @settings(max_examples=8)
@@ -84,10 +84,10 @@ def test_no_figure_is_worse_than_that_of_a_smaller_budget_whatever_the_images(
         return torch.rand(1, generator=torch.Generator().manual_seed(hash((seed, effect(plan))) % 2**40)).item()
 
     found = search(figure, noise=noise, directions=[direction])
-    figures = shortfall(torch.tensor([row.figure for row in found.rows]), direction)  # type: ignore[arg-type]
+    figures = shortfall(torch.tensor([row.figure for row in found]), direction)  # type: ignore[arg-type]
     assert (figures[1:] <= figures[:-1]).all()
-    assert [row.budget for row in found.rows] == list(BUDGETS)
-    for row in found.rows:
+    assert [row.budget for row in found] == list(BUDGETS)
+    for row in found:
         assert row.plan.steps <= row.budget
         assert row.figure == pytest.approx(figure(row.plan))
 
@@ -98,23 +98,23 @@ def test_the_best_of_each_setting_is_found_and_carried_on() -> None:
         return 10 / plan.steps + (plan.steps > 1) * wrong + plan.stochasticity
 
     found = search(figure)
-    assert found.plans[1] == StepPlan(1)
+    assert plans_of(found)[1] == StepPlan(1)
     for budget in (4, 8, 16, 32, 64):
-        assert found.plans[budget] == StepPlan(budget, shift=1.4, tail=0.25, velocity_below=1.0, memory=True)
-    assert found.rows[-1].uniform == pytest.approx(10 / 64 + 4)
+        assert plans_of(found)[budget] == StepPlan(budget, shift=1.4, tail=0.25, velocity_below=1.0, memory=True)
+    assert found[-1].uniform == pytest.approx(10 / 64 + 4)
 
 
 def test_a_budget_that_gains_nothing_is_spent_as_the_smaller_one() -> None:
     found = search(lambda plan: abs(plan.steps - 8) + 1.0)
-    assert [found.plans[budget].steps for budget in BUDGETS] == [1, 2, 4, 8, 8, 8, 8]
+    assert [plans_of(found)[budget].steps for budget in BUDGETS] == [1, 2, 4, 8, 8, 8, 8]
 
 
 def test_a_gain_within_the_noise_changes_nothing() -> None:
     def figure(plan: StepPlan) -> float:
         return 10 / plan.steps - 0.1 * (plan.tail == 0.25)
 
-    assert search(figure, budgets=[8], noise=1.0).plans[8] == StepPlan(8)
-    assert search(figure, budgets=[8], noise=0.01).plans[8] == StepPlan(8, tail=0.25)
+    assert plans_of(search(figure, budgets=[8], noise=1.0))[8] == StepPlan(8)
+    assert plans_of(search(figure, budgets=[8], noise=0.01))[8] == StepPlan(8, tail=0.25)
 
 
 @pytest.mark.parametrize("kind", list(CHOICES))
@@ -125,8 +125,8 @@ def test_a_search_of_all_budgets_costs_at_most_1200_evaluations_an_image(kind: s
         tried.append(plan)
         return 10 / plan.steps + (plan.tail != 0.25) + plan.stochasticity
 
-    found = search(figure, kind=kind, uniform=lambda steps: StepPlan(steps, velocity_below=float(kind[0] == "i")))
-    assert found.evaluations == sum(plan.steps for plan in tried) < 1200
+    search(figure, kind=kind, uniform=lambda steps: StepPlan(steps, velocity_below=float(kind[0] == "i")))
+    assert sum(plan.steps for plan in tried) < 1200
     assert len({effect(plan) for plan in tried}) == len(tried)  # nothing is drawn twice
     if kind == "instantaneous":
         assert {plan.velocity_below for plan in tried} == {1.0}

@@ -139,11 +139,7 @@ def choose(comparison: Comparison, names: Sequence[str] | None) -> Comparison:
 
 
 def vary(comparison: Comparison, changes: Sequence[str]) -> Comparison:
-    """With more variants of the first one: `objective.eps=0.001,0.02` makes two.
-
-    Raises:
-        InputError: not KEY=VALUE[,VALUE...].
-    """
+    """With more variants of the first one: `objective.eps=0.001,0.02` makes two. Raises `InputError`: another form."""
     first = next(iter(comparison.variants.values()))
     variants = dict(comparison.variants)
     for change in changes:

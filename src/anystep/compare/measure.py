@@ -21,7 +21,7 @@ from anystep.evaluation.metrics.registry import check_measurable
 from anystep.evaluation.reference import Reference, control_features, real_features
 from anystep.evaluation.report import curve
 from anystep.evaluation.settings import Evaluation, MeasurementSettings
-from anystep.evaluation.step_plans import BESIDE, VALIDATION_SAMPLES, Search, plan_model
+from anystep.evaluation.step_plans import BESIDE, VALIDATION_SAMPLES, Planned, plan_model, plans_of
 from anystep.files import write_json, write_text
 from anystep.pipelines.load import Model, find, load
 from anystep.pipelines.scheduler import write_plans
@@ -33,11 +33,7 @@ SHEET_PROMPTS = 3
 
 @dataclass(frozen=True)
 class Measurement:
-    """What all runs of a comparison are measured with.
-
-    Attributes:
-        validation: the real images by which plans are chosen, where the comparison searches them.
-    """
+    """What all runs of a comparison are measured with; plans are chosen by `validation`, where they are searched."""
 
     comparison: Comparison
     evaluation: Evaluation
@@ -85,25 +81,25 @@ class Measurement:
             real_features(self.plan_evaluation, self.validation)
         return real, controls
 
-    def points(self, recipe: Recipe, folder: Path) -> tuple[Model, Search | None, list[Point], list[Milestone]]:
+    def points(self, recipe: Recipe, folder: Path) -> tuple[Model, list[Planned], list[Point], list[Milestone]]:
         """What a trained run is measured by; what was generated before is read again."""
         comparison, evaluation = self.comparison, self.evaluation
-        model, search = self._planned(folder)
+        model, planned = self._planned(folder)
         points = generate_points(evaluation, model, sorted(comparison.steps), self.prompts)
         milestones: list[Milestone] = []
         if comparison.milestones:
             prompts = self.reference.prompts(comparison.milestone_samples, 0)
             milestones = draw_milestones(comparison, evaluation, recipe, folder, prompts, self.device)
-        return model, search, points, milestones
+        return model, planned, points, milestones
 
-    def _planned(self, folder: Path) -> tuple[Model, Search | None]:
+    def _planned(self, folder: Path) -> tuple[Model, list[Planned]]:
         """The model of a trained run, with its plans where the comparison has them."""
         model = load(folder, self.device)
         if self.validation is None:
-            return model, None
-        search = plan_model(self.plan_evaluation, model, self.validation, self.comparison.steps)
-        write_plans(Path(find(folder)), search.plans)
-        return load(folder, self.device), search
+            return model, []
+        rows = plan_model(self.plan_evaluation, model, self.validation, self.comparison.steps)
+        write_plans(Path(find(folder)), plans_of(rows))
+        return load(folder, self.device), rows
 
     def report(
         self,
@@ -118,11 +114,11 @@ class Measurement:
         models: dict[str, Model] = {}
         reports: dict[str, dict[str, Any]] = {}
         milestones: dict[str, list[list[dict[str, Any]]]] = {}
-        searches: dict[str, Search] = {}
+        plans: dict[str, list[dict[str, Any]]] = {}
         for run in runs:
-            models[run.variant], search, points, reached = self.points(run.recipe, run.folder)
-            if search is not None:
-                searches[run.name] = search
+            models[run.variant], planned, points, reached = self.points(run.recipe, run.folder)
+            if planned:
+                plans[run.name] = [row.plain() for row in planned]
                 on_run(f"planned {run.name}")
             reports[run.name] = model_report(evaluation, run.name, points, real)
             # no images of all runs at once
@@ -141,7 +137,7 @@ class Measurement:
             **{key: whole[key] for key in ("controls", "better", "samples", "real_images", "seed")},
             "runs": whole["models"],
             "milestones": time_to_quality(comparison, milestones) if milestones else None,
-            "plans": {run: search.plain() for run, search in searches.items()},
+            "plans": plans,
             "seeds": list(comparison.seeds),
             "evaluations": comparison.evaluations,
             "comparison": comparison.model_dump(mode="json", exclude_unset=True),

@@ -136,11 +136,7 @@ def reached(costs: Sequence[float], distances: Sequence[float], goal: float) -> 
 
 
 def time_to_quality(comparison: Comparison, found: Mapping[str, Sequence[Sequence[dict[str, Any]]]]) -> dict[str, Any]:
-    """Means over seeds, and what the first variant spends until it has what each other one has at its end.
-
-    Args:
-        found: by variant, the measured milestones of each of its seeds.
-    """
+    """Means over seeds of measured milestones; what the first variant spends until it has what each other ends with."""
     first, *others = variants = [{"name": name, "points": _mean_points(runs)} for name, runs in found.items()]
     steps = sorted(comparison.milestone_steps)
     goals = [goal for other in others for goal in _goals(first, other, steps)]

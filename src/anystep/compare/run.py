@@ -86,8 +86,7 @@ def _runs(comparison: Comparison, out: Path) -> list[ComparedRun]:
 def _prepare_runs(shared: Recipe, runs: Sequence[ComparedRun], out: Path, device: torch.device) -> None:
     """The folders of all runs with their data, which are encoded once and linked into each.
 
-    Raises:
-        InputError: a folder that was begun for something else, or a variant that could not be trained.
+    Raises `InputError`: a folder that was begun for something else, or a variant that could not be trained.
     """
     _check_settings(shared, out / PLANNED, of_data=True)
     for run in runs:
@@ -123,8 +122,7 @@ def _made_before(out: Path) -> bool:
 def _check_settings(recipe: Recipe, path: Path, of_data: bool = False) -> None:
     """Note what a folder is for, or refuse one that was begun for something else.
 
-    Args:
-        of_data: only the data and the codec matter, which all runs share.
+    With `of_data` only the data and the codec matter, which all runs share.
     """
     content = recipe.model_dump(mode="json")
     if path.exists():

@@ -25,11 +25,7 @@ from anystep.weights import BUILTIN, shipped
 class CLIPScore:
     """100 x the cosine of CLIP's image and text embeddings, not below zero (arXiv 2104.08718, without its 2.5).
 
-    Args:
-        name_or_path: a hub id or folder of a transformers CLIP model.
-
-    Raises:
-        InputError: there is none.
+    The model is a hub id or folder of transformers. Raises `InputError`: there is none.
     """
 
     def __init__(self, name_or_path: str, device: str | torch.device = "cpu") -> None:
@@ -143,11 +139,7 @@ def train_alignment(
     seed: int = 0,
     device: str | torch.device = "cpu",
 ) -> AlignmentHeads:
-    """Heads trained on the built-in art by contrast within a batch, with their recall on held-out concepts.
-
-    Args:
-        device: to train on; the heads come back to the CPU.
-    """
+    """Heads trained on the built-in art by contrast within a batch, with their recall on held-out concepts."""
     extractor, encoder = extractor or load_extractor(device=device), load_text_encoder()
     encoder.model.to(device)
     torch.manual_seed(seed)

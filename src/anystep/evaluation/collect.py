@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -15,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from anystep.data.images import from_pixels
-from anystep.errors import InputError
+from anystep.errors import InputError, refused
 from anystep.evaluation.extractors.registry import TRIAL, FeatureExtractor, extract
 from anystep.evaluation.finite import check_finite
 from anystep.evaluation.metrics.base import ImageFeatures, Images, Scorer
@@ -63,12 +64,13 @@ def collect(
     with ranks.together():
         make_folder(folder)
         for path, chunk in list(chunks.items())[ranks.rank :: ranks.count]:
-            if _read_chunk(path, len(chunk)) is None or (keep and not _images_whole(folder / "images", chunk)):
+            kept = [folder / "images" / f"{number:06d}.png" for number in chunk if keep]
+            if _read_chunk(path, len(chunk)) is None or not all(map(is_whole_image, kept)):
                 images, cost = make(chunk)
                 mine, names = captions[chunk.start : chunk.stop], [image_name(number) for number in chunk]
                 tensors = _features(evaluation, images, mine, names)
-                if keep:
-                    _write_images(images, folder / "images", chunk)
+                for image, place in zip(images, kept, strict=False):
+                    write_image(from_pixels(image), place)
                 write_tensors(path, tensors, {"cost": json.dumps(asdict(cost))})
             evaluation.on_images(what, len(chunk))
     return _joined(chunks, evaluation.extractor)
@@ -116,14 +118,9 @@ def try_scorers(scorers: Sequence[Scorer], width_of_features: int, width: int, h
     """Raise `InputError`, before anything is drawn, for a scorer that cannot read such images and features."""
     images = torch.full((2, 3, height, width), 127, dtype=torch.uint8)
     for scorer in scorers:
-        try:
+        with refused(f"{scorer.name} cannot score images of {width}x{height}"):
             values = scorer(images, torch.zeros(2, width_of_features), ["a red apple", "a whale"])
             check_finite(values.float().cpu()[:, None], scorer.name, TRIAL)
-        except InputError:
-            raise
-        except Exception as error:  # whatever a model of transformers raises
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise InputError(f"{scorer.name} cannot score images of {width}x{height}: {reason}") from None
 
 
 def _read_chunk(path: Path, count: int) -> tuple[dict[str, Tensor], Cost] | None:
@@ -140,10 +137,6 @@ def _read_chunk(path: Path, count: int) -> tuple[dict[str, Tensor], Cost] | None
         len(values) == count and values.isfinite().all() for values in tensors.values()
     )
     return (tensors, cost) if whole else None
-
-
-def _images_whole(folder: Path, chunk: range) -> bool:
-    return all(is_whole_image(folder / _image_name(number)) for number in chunk)
 
 
 def is_whole_image(path: Path) -> bool:
@@ -165,12 +158,9 @@ def is_whole_image(path: Path) -> bool:
     return True
 
 
-def _image_name(number: int) -> str:
-    return f"{number:06d}.png"
-
-
-def _write_images(images: Images, folder: Path, numbers: range) -> None:
-    make_folder(folder)
-    for image, number in zip(images, numbers, strict=True):
-        with replacing(folder / _image_name(number)) as part:
-            from_pixels(image).save(part, "PNG")
+def write_image(image: Image.Image, path: Path) -> None:
+    """By the ending of its name; JPEG at the highest quality."""
+    options: dict[str, Any] = {"quality": 100, "subsampling": 0} if path.suffix in (".jpg", ".jpeg") else {}
+    make_folder(path.parent)
+    with replacing(path, durable=True) as part:
+        image.save(part, "JPEG" if options else "PNG", **options)

@@ -76,10 +76,7 @@ def generate_images(
 ) -> tuple[Images, int]:
     """The images of these numbers, in memory of the CPU, and the network evaluations spent on each.
 
-    Image `i` has prompt `i` and the seed that is `i` after the first one.
-
-    Raises:
-        InputError: an image is not finite.
+    Image `i` has prompt `i` and the seed `i` after the first one. Raises `InputError`: an image is not finite.
     """
     width, height = settings.size or (model.pipeline.base_size,) * 2
     output: Any = model.pipeline(

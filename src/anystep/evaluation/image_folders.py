@@ -86,11 +86,7 @@ def list_folders(folders: Sequence[ImageFolder], samples: int) -> tuple[list[Lis
 
 
 def folder_points(evaluation: Evaluation, folders: Sequence[ListedFolder]) -> dict[str, list[Point]]:
-    """The points of each model.
-
-    Raises:
-        InputError: an image that cannot be read, or of another size than when its folder was listed.
-    """
+    """The points of each model. Raises `InputError`: an image cannot be read, or has not the size that was listed."""
     points: dict[str, list[Point]] = {}
     for (model, steps, nfe, folder), names, size in folders:
         paths = [folder / name for name in names]

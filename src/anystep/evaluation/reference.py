@@ -94,13 +94,14 @@ class Reference:
 
 
 def open_reference(
-    settings: MeasurementSettings, size: Fixed, metrics: Sequence[Metric], extractor: FeatureExtractor
+    settings: MeasurementSettings, size: tuple[int, int], metrics: Sequence[Metric], extractor: FeatureExtractor
 ) -> Reference:
     """The real images that settings name. Raises `InputError`: too few of them for the metrics."""
     options = {"vocabulary": "everyday", "split": "train"} if settings.data == "builtin" else {}
     part: Literal["whole", "validation"] = "validation" if settings.validation else "whole"
-    source = open_source(settings.data, size, **options)
-    reference = Reference.draw(source, size, settings.samples, settings.data_seed, part)
+    shape: Fixed = size[0] if size[0] == size[1] else size
+    source = open_source(settings.data, shape, **options)
+    reference = Reference.draw(source, shape, settings.samples, settings.data_seed, part)
     try:
         check_measurable(metrics, extractor, len(reference.real))
     except InputError as error:

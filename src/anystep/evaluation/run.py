@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from PIL import Image
 
-from anystep.data.sizing import Fixed
 from anystep.errors import InputError
 from anystep.evaluation.caption_scores import AlignmentHeads, CLIPScore
 from anystep.evaluation.collect import try_scorers
@@ -119,8 +118,7 @@ def _prepare(request: Request) -> _Prepared:
         if isinstance(metric, FrechetDistance):
             metric.check_width(features)
     try_scorers(scorers, features, width, height)
-    shape: Fixed = width if width == height else size
-    reference = open_reference(request, shape, metrics, extractor)
+    reference = open_reference(request, size, metrics, extractor)
     prompts = reference.prompts(request.samples, request.data_seed)
     for model in models:
         check_prompts(model, prompts, width, height, steps[-1], request.guidance)
@@ -165,11 +163,7 @@ def _made_before(folder: Path) -> tuple[str, ...]:
 def _common_size(
     models: Sequence[Model], folders: Sequence[ListedFolder], size: tuple[int, int] | None
 ) -> tuple[int, int]:
-    """Width and height of the real images: as large as those that are compared with them.
-
-    Raises:
-        InputError: images of several sizes.
-    """
+    """Width and height of all images that are compared. Raises `InputError`: they have several sizes."""
     sizes = {size or (model.pipeline.base_size,) * 2 for model in models} | {folder.size for folder in folders}
     if len(sizes) > 1:
         named = ", ".join(f"{width}x{height}" for width, height in sorted(sizes))

@@ -117,8 +117,7 @@ class Evaluation:
     ) -> "Evaluation":
         """Load the extractor and choose the metrics: all that it can serve when none are named.
 
-        Raises:
-            InputError: an extractor or metrics that are not there, do not go together, or need more images.
+        Raises `InputError`: they are not there, do not go together, or need more images.
         """
         extractor = load_extractor(settings.extractor, device, settings.allow_code)
         every = [name for name in METRICS if name != InceptionScore.name or extractor.classifies]
@@ -157,10 +156,9 @@ def step_counts(counts: Sequence[int], name: str = "steps") -> list[int]:
 
 @contextmanager
 def output_folder(ranks: Ranks, folder: Path, kind: str, legacy: Sequence[str] = ()) -> Iterator["Progress"]:
-    """The folder of a command, held and cleared of what killed processes have left half-written; with a progress bar.
+    """The folder of a command, claimed as `files.claimed` says, with a progress bar.
 
-    Args:
-        kind, legacy: as `files.claimed` takes them.
+    It is cleared of what killed processes have left half-written.
     """
     with ranks.claimed(folder, kind, legacy), progress_bar(ranks.is_main) as bar:
         ranks.on_main(lambda: remove_parts(folder))

@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from anystep.errors import InputError, first_line
+from anystep.errors import InputError, refused
 from anystep.files import write_tensors
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -63,15 +63,11 @@ def load_network(
     """
     if not path.is_file():
         raise InputError(f"no {what} at {str(path)!r}: `{command} --out {path}` makes one")
-    try:
+    with refused(f"{path}: no {what}"):
         with safe_open(path, "pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             network = build(state, file.metadata() or {})
         network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
-    except InputError:
-        raise
-    except Exception as error:  # safetensors and torch raise many kinds; all mean it is not such a file
-        raise InputError(f"{path}: no {what}: {first_line(error)}") from None
     for part, value in network.state_dict().items():
         if not value.isfinite().all():
             raise InputError(f"{path}: {part} is not finite: the file is damaged, or its training diverged")

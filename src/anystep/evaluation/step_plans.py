@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from anystep.data.sizing import Fixed
 from anystep.environment import environment
 from anystep.errors import InputError
 from anystep.evaluation.evaluate import Point, check_prompts, generate_points
@@ -72,24 +71,13 @@ class Planned:
     figure: float
     uniform: float
 
+    def plain(self) -> dict[str, Any]:
+        return {"budget": self.budget, "plan": str(self.plan), "uniform": self.uniform, "planned": self.figure}
 
-@dataclass(frozen=True)
-class Search:
-    """What a search found: `rows` by budget, after as many `evaluations` an image, a guided step counted once."""
 
-    rows: list[Planned] = field(default_factory=list)
-    evaluations: int = 0
-
-    @property
-    def plans(self) -> dict[int, StepPlan]:
-        return {row.budget: row.plan for row in self.rows}
-
-    def plain(self) -> list[dict[str, Any]]:
-        """As plain values, a row a budget."""
-        return [
-            {"budget": row.budget, "plan": str(row.plan), "uniform": row.uniform, "planned": row.figure}
-            for row in self.rows
-        ]
+def plans_of(rows: Sequence[Planned]) -> dict[int, StepPlan]:
+    """The plans by budget."""
+    return {row.budget: row.plan for row in rows}
 
 
 @dataclass(frozen=True)
@@ -132,7 +120,7 @@ def search_plans(
     directions: Sequence[Direction],
     choices: Choices,
     uniform: Callable[[int], StepPlan] = StepPlan,
-) -> Search:
+) -> list[Planned]:
     """For each budget the best plan, from the smallest budget on: a coordinate search on one set of seeds.
 
     One plan is better than another where the product of its figures is, so that none is bought with another. It begins
@@ -145,8 +133,7 @@ def search_plans(
 
     Args:
         generate: images by a plan; always of the same seeds and prompts.
-        measure: the figures of images, each with its replicates, always of the same bootstrap weights
-            (`evaluation.metrics.base`). The first is reported.
+        measure: the figures of images with their replicates, of the same bootstrap weights; the first is reported.
         budgets: numbers of steps.
         directions: of each figure.
         choices: groups of settings in their order: beyond `NEAR` steps only those next to the best are tried.
@@ -164,7 +151,7 @@ def search_plans(
             tried = sorted((p for p in trials.known if p.steps == budget), key=lambda p: -trials.gain(p, even)[0])
             best = next((p for p in [best, *tried] if trials.beats(p, before) and not trials.costs(p, before)), before)
         rows.append(Planned(budget, best, *(trials.figures(plan)[0][0].item() for plan in (best, even))))
-    return Search(rows, sum(plan.steps for plan in trials.known))
+    return rows
 
 
 def _best_of_choices(trials: _Trials, even: StepPlan, before: StepPlan | None, choices: Choices) -> StepPlan:
@@ -223,12 +210,10 @@ def plan_model(
     reference: Reference,
     budgets: Sequence[int],
     on_plan: Callable[[StepPlan, Point], None] = lambda plan, point: None,
-) -> Search:
-    """`search_plans` of a model by the metrics of an evaluation; what is generated stays in its folder.
+) -> list[Planned]:
+    """`search_plans` of a model by the metrics of an evaluation, against the real images of validation.
 
-    Args:
-        reference: the real images of validation.
-        on_plan: called with every plan that was tried.
+    What is generated stays in the folder of the evaluation; `on_plan` is called with every plan that was tried.
     """
     settings = evaluation.settings
     prompts = reference.prompts(settings.samples, settings.data_seed)
@@ -273,8 +258,7 @@ def plan_steps(request: PlanRequest) -> dict[str, Any]:
     folder = _folder(model, request.in_place)
     width, height = request.size or (model.pipeline.base_size,) * 2
     try_extractor(evaluation.extractor, width, height)
-    shape: Fixed = width if width == height else (width, height)
-    reference = open_reference(request, shape, evaluation.metrics, evaluation.extractor)
+    reference = open_reference(request, (width, height), evaluation.metrics, evaluation.extractor)
     prompts = reference.prompts(request.samples, request.data_seed)
     check_prompts(model, prompts, width, height, budgets[-1], request.guidance)
     with output_folder(evaluation.ranks, request.out, KIND) as bar:
@@ -285,29 +269,29 @@ def plan_steps(request: PlanRequest) -> dict[str, Any]:
             tried, spent = tried + 1, spent + point.nfe
             bar.update(task, description=f"{tried} plans, {spent:,} NFE an image; {plan}")
 
-        search = plan_model(evaluation, model, reference, budgets, on_plan)
+        rows = plan_model(evaluation, model, reference, budgets, on_plan)
         if not evaluation.ranks.is_main:
             return {}
-        figures = _figures(evaluation, model, reference, search)
+        figures = _figures(evaluation, model, reference, rows)
         figures |= {"tried": tried, "nfe_per_image": spent}
         write_json(request.out / "plans.json", figures)
         write_text(request.out / "plans.md", table(figures))
         if request.in_place:
-            write_plans(folder, search.plans)
+            write_plans(folder, plans_of(rows))
         else:
-            _copy(folder, request.out / "pipeline", search.plans)
+            _copy(folder, request.out / "pipeline", plans_of(rows))
     return figures
 
 
-def _figures(evaluation: Evaluation, model: Model, reference: Reference, search: Search) -> dict[str, Any]:
+def _figures(evaluation: Evaluation, model: Model, reference: Reference, rows: Sequence[Planned]) -> dict[str, Any]:
     """What a search has found, and what it was made with, as plain values."""
     settings, metric = evaluation.settings, evaluation.metrics[0]
     return {
         "model": model.name,
         "metric": evaluation.metric_name(metric),
         "better": metric.direction,
-        "plans": plain_plans(search.plans),
-        "rows": search.plain(),
+        "plans": plain_plans(plans_of(rows)),
+        "rows": [row.plain() for row in rows],
         "samples": settings.samples,
         "real_images": len(reference.real),
         "unused_below": len(reference.source) // 4,

@@ -13,9 +13,9 @@ from PIL import Image
 from anystep.data.example import BrokenExample
 from anystep.data.images import read_image
 from anystep.errors import InputError
-from anystep.evaluation.collect import is_whole_image
+from anystep.evaluation.collect import is_whole_image, write_image
 from anystep.evaluation.settings import GenerationSettings
-from anystep.files import check_settings, make_folder, read_json, remove_parts, replacing, write_json
+from anystep.files import check_settings, read_json, remove_parts, write_json
 from anystep.fingerprint import text_digest
 from anystep.pipelines.load import Model
 from anystep.ranks import Ranks
@@ -41,10 +41,9 @@ def made_before(out: Path) -> tuple[str, ...]:
 
 
 def keep_settings(out: Path, settings: Mapping[str, Any]) -> None:
-    """Write down what the images in `out` are made with, or refuse a folder whose images were made with something else.
+    """Write down what the images in `out` are made with.
 
-    Raises:
-        InputError: it holds others, or nobody knows which.
+    Raises `InputError`: images that were made with something else are there, or nobody knows with what.
     """
     path = out / "settings.json"
     try:
@@ -98,14 +97,6 @@ def generate_missing(
                 for request, image in compress(zip(batch, generated.images, strict=True), missing):
                     write_image(image, request.path)
             on_images(len(batch))
-
-
-def write_image(image: Image.Image, path: Path) -> None:
-    """By the ending of its name; JPEG at the highest quality."""
-    options: dict[str, Any] = {"quality": 100, "subsampling": 0} if path.suffix in (".jpg", ".jpeg") else {}
-    make_folder(path.parent)
-    with replacing(path, durable=True) as part:
-        image.save(part, "JPEG" if options else "PNG", **options)
 
 
 def open_image(path: Path) -> Image.Image:

@@ -72,8 +72,7 @@ def classes(entries: Sequence[Mapping[str, Any]]) -> set[str]:
 def read_folder(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     """The prompt folders of images that lie in GenEval's layout.
 
-    Raises:
-        InputError: none, or one whose metadata are not one line.
+    Raises `InputError`: none, or one whose metadata are not one line.
     """
     places = sorted(path.parent for path in folder.glob("*/metadata.jsonl"))
     if not places:

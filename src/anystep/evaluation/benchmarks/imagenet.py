@@ -68,14 +68,7 @@ def sample_imagenet(
     ranks: Ranks,
     on_images: Callable[[int], None] = lambda images: None,
 ) -> Path:
-    """Image `i` has seed `settings.seed + i` and class `labels[i]`. Returns the `.npz`, written by the first process.
-
-    Raises:
-        InputError: the model is not class-conditional.
-    """
-    names = model.pipeline.config.class_names
-    if not names:
-        raise InputError(f"model {model.name!r} is not class-conditional")
+    """Write the `.npz` of samples, image `i` with seed `settings.seed + i` and class `labels[i]`; return its path."""
     side = model.pipeline.base_size
     target = folder / f"samples_{len(labels)}x{side}x{side}x3.npz"
     chunks = folder / "chunks"

@@ -6,14 +6,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
 
-from anystep.bounds import Count, check
 from anystep.device import pick_device
 from anystep.environment import environment
-from anystep.errors import InputError
+from anystep.errors import InputError, first_line
 from anystep.evaluation.benchmarks import dpg, geneval, imagenet, mjhq, scenes
 from anystep.evaluation.benchmarks.detections import Detection
 from anystep.evaluation.benchmarks.generate import (
@@ -51,11 +50,7 @@ Scores = dict[str, dict[str, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkRequest(GenerationSettings):
-    """The options that every benchmark has.
-
-    Attributes:
-        images: a folder made elsewhere in the benchmark's layout; nothing is generated then.
-    """
+    """The options that every benchmark has; with `images`, made elsewhere in its layout, nothing is generated."""
 
     out: Path
     model: str = "builtin"
@@ -82,14 +77,14 @@ class Benchmark:
 
     Attributes:
         requests: the images of a folder.
-        load_scorer: called before anything is generated, by the first process only; None where nothing is scored.
+        load_scorer: called before anything is generated, by the first process only; gives None to score nothing.
         content: what is asked for; images of something else in the folder of the benchmark are refused.
         finish: what to do with the images of one number of steps before they are scored.
     """
 
     name: str
     requests: Callable[[Path, Model], Sequence[GenerationRequest]]
-    load_scorer: Callable[[], BenchmarkScorer] | None
+    load_scorer: Callable[[], BenchmarkScorer | None]
     notes: Sequence[str]
     content: Any
     finish: Callable[[Path], None] = lambda folder: None
@@ -100,7 +95,7 @@ def run(request: BenchmarkRequest, benchmark: Benchmark) -> dict[str, Any]:
     steps, device, ranks = step_counts(request.steps), request.begin(), Ranks()
     if request.images is not None:
         return _score_images(request.images, request, benchmark, ranks)
-    scorer = None if benchmark.load_scorer is None else ranks.on_main(benchmark.load_scorer)
+    scorer = ranks.on_main(benchmark.load_scorer)
     model = load(request.model, device)
     by_size: dict[tuple[int, int], list[str | int]] = {}
     for each in benchmark.requests(request.out, model):
@@ -134,13 +129,12 @@ def run(request: BenchmarkRequest, benchmark: Benchmark) -> dict[str, Any]:
 
 def _score_images(folder: Path, request: BenchmarkRequest, benchmark: Benchmark, ranks: Ranks) -> dict[str, Any]:
     """The report of images that were made elsewhere."""
-    if benchmark.load_scorer is None:
-        raise InputError(f"nothing to do: --images {folder} are to be scored, but nothing was given to score with")
     if not folder.is_dir():
         raise InputError(f"images {str(folder)!r}: no such folder")
     if not ranks.is_main:
         return {}
-    scorer = benchmark.load_scorer()
+    if (scorer := benchmark.load_scorer()) is None:
+        raise InputError(f"nothing to do: --images {folder} are to be scored, but nothing was given to score with")
     with claimed(request.out, KIND, made_before(request.out)):
         points = [{"steps": None, "nfe": None, "scores": scorer.score(folder)}]
         facts = {"seed": request.seed, "truth": scorer.truth}
@@ -180,14 +174,14 @@ def _generating(
 def run_geneval(
     request: BenchmarkRequest, metadata: Path, samples: int, detector: str | None, clip: str | None
 ) -> dict[str, Any]:
-    check("samples", samples, Count)
     entries = geneval.read_metadata(metadata)
     theirs = geneval.read_folder(request.images) if detector and request.images and request.images.is_dir() else None
     if theirs is not None:  # what was asked for is what lies beside the images
         entries = [entry for _, entry in theirs]
 
-    def load_scorer() -> BenchmarkScorer:
-        assert detector is not None
+    def load_scorer() -> BenchmarkScorer | None:
+        if detector is None:
+            return None
         if geneval.coloured(entries) and clip is None:
             raise InputError("these prompts ask for colours: --clip needs a CLIP model, by id or folder")
         device = pick_device(request.device)
@@ -215,7 +209,7 @@ def run_geneval(
         Benchmark(
             "GenEval",
             lambda folder, model: geneval.generation_requests(entries, folder, samples, request.seed),
-            None if detector is None else load_scorer,
+            load_scorer,
             notes,
             [entries, samples],
             lambda folder: geneval.write_metadata(entries, folder),
@@ -228,9 +222,9 @@ def run_dpg(request: BenchmarkRequest, prompts: Path, questions: Path | None, vq
     if vqa is not None and questions is None:
         raise InputError("scoring needs --questions, the published dpg_bench.csv")
 
-    def load_scorer() -> BenchmarkScorer:
-        assert vqa is not None
-        assert questions is not None
+    def load_scorer() -> BenchmarkScorer | None:
+        if vqa is None or questions is None:
+            return None
         known = dpg.read_questions(questions)
         dpg.check_questions(asked, known)
         answer = VisualQuestions(vqa, pick_device(request.device))
@@ -247,7 +241,7 @@ def run_dpg(request: BenchmarkRequest, prompts: Path, questions: Path | None, vq
         Benchmark(
             "DPG-Bench",
             lambda folder, model: dpg.generation_requests(asked, folder, request.seed),
-            None if vqa is None else load_scorer,
+            load_scorer,
             notes,
             asked,
             lambda folder: dpg.assemble(asked, folder),
@@ -264,12 +258,11 @@ def run_mjhq(
     count: int | None,
     allow_code: bool = False,
 ) -> dict[str, Any]:
-    if count is not None:
-        check("count", count, Count)
     entries = dict(list(mjhq.read_metadata(metadata).items())[:count])
 
-    def load_scorer() -> BenchmarkScorer:
-        assert real is not None
+    def load_scorer() -> BenchmarkScorer | None:
+        if real is None:
+            return None
         mjhq.check_real(real, entries)
         device = pick_device(request.device)
         settings = MeasurementSettings(
@@ -293,7 +286,7 @@ def run_mjhq(
         Benchmark(
             "MJHQ-30K",
             lambda folder, model: mjhq.generation_requests(entries, folder, request.seed),
-            None if real is None else load_scorer,
+            load_scorer,
             notes,
             entries,
         ),
@@ -301,7 +294,6 @@ def run_mjhq(
 
 
 def run_scenes(request: BenchmarkRequest, each: int, detector: str) -> dict[str, Any]:
-    check("each", each, Count)
     drawn = scenes.draw_scenes(each, request.seed)
 
     def load_scorer() -> BenchmarkScorer:
@@ -324,16 +316,13 @@ def run_scenes(request: BenchmarkRequest, each: int, detector: str) -> dict[str,
     return run(request, Benchmark("Scenes", requests, load_scorer, notes, content))
 
 
-def run_imagenet(request: BenchmarkRequest, samples: int, classes: str) -> list[Path]:
+def run_imagenet(request: BenchmarkRequest, samples: int, classes: Literal["balanced", "random"]) -> list[Path]:
     """Also writes `report.json`: what each `.npz` took."""
-    if classes not in ("balanced", "random"):
-        raise InputError(f"classes {classes!r}: expected balanced or random")
-    check("samples", samples, Count)
     steps, ranks, model = step_counts(request.steps), Ranks(), load(request.model, request.begin())
     names = model.pipeline.config.class_names
     if not names:
         raise InputError(f"model {request.model!r} is not class-conditional")
-    labels = imagenet.draw_labels(samples, len(names), classes, request.seed)  # type: ignore[arg-type]
+    labels = imagenet.draw_labels(samples, len(names), classes, request.seed)
     points, earlier = [], imagenet.read_points(request.out / "report.json")
     with _generating(request, "ImageNet", model, labels, ranks) as advance:
         for count in steps:
@@ -364,5 +353,4 @@ def check_usable(name: str, judge: Callable[[Image.Image], object]) -> None:
     try:
         judge(Image.new("RGB", (64, 64), "grey"))
     except Exception as error:  # transformers raises many kinds; all mean it is not usable
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{name} cannot judge images: {type(error).__name__}: {reason}") from None
+        raise InputError(f"{name} cannot judge images: {type(error).__name__}: {first_line(error)}") from None

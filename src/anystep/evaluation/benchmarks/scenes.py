@@ -54,8 +54,7 @@ def score(
 def read_images(scenes: Sequence[Scene], requests: Sequence[GenerationRequest]) -> list[Image.Image]:
     """Each at the size of its scene, which is what the detector knows; the rules do not depend on it.
 
-    Raises:
-        InputError: an image that is missing, or whose sides are not in its scene's proportion.
+    Raises `InputError`: an image that is missing, or whose sides are not in its scene's proportion.
     """
     images = []
     for scene, request in zip(scenes, requests, strict=True):

@@ -103,11 +103,7 @@ def load_classifier(path: Path) -> SmallClassifier:
 
 
 def _read(source: Source, size: int) -> tuple[UInt8[Tensor, "count 3 height width"], Int[Tensor, " count"]]:
-    """All that can be read.
-
-    Raises:
-        InputError: nothing can, an example has no class that there is, or memory would not hold them.
-    """
+    """All that can be read. Raises `InputError`: nothing, labels without a class, or more than memory would hold."""
     needed, memory = 3 * size**2 * len(source), memory_of(torch.device("cpu"))
     if needed > memory / 2:
         raise InputError(

@@ -170,13 +170,9 @@ def resize(images: Float[Tensor, "batch channels height width"], side: int) -> F
 
 
 class FIDInception:
-    """The features that FID is measured on.
+    """The features that FID is measured on, by the weights in a file, or in the folder that holds it.
 
-    Args:
-        path: of the weights, or of the folder that holds them.
-
-    Raises:
-        InputError: no such file, or other weights.
+    Raises `InputError`: no such file, or other weights.
     """
 
     name = "inception"

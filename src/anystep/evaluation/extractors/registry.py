@@ -37,11 +37,7 @@ class FeatureExtractor(Protocol):
 class EfficientNetLite0:
     """The pooled features of EfficientNet-Lite0, trained on ImageNet-1k (Apache-2.0). Not FID's Inception.
 
-    Args:
-        device: to compute on; images of any device are moved there, and the features stay there.
-
-    Raises:
-        InputError: the two packages that carry it are not installed.
+    They are computed and stay on `device`. Raises `InputError`: the packages that carry it are not installed.
     """
 
     name = "effnetlite0"
@@ -67,11 +63,7 @@ class EfficientNetLite0:
 
     @torch.no_grad()
     def __call__(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
-        """Features in float32.
-
-        Raises:
-            ValueError: images that are not uint8, whose features would be plausible and wrong.
-        """
+        """Features in float32. Raises ValueError for images that are not uint8: plausible features, and wrong."""
         if images.dtype != torch.uint8:
             raise ValueError(f"images must be uint8 in 0..255, got {images.dtype}")
         size = (self.side, self.side)
@@ -227,8 +219,7 @@ TRIAL = ["a trial image"] * 2
 def try_extractor(extractor: FeatureExtractor, width: int, height: int) -> int:
     """How many features it has, from two images of that size, before any work is spent on it.
 
-    Raises:
-        InputError: it cannot take them, or gives something else than a row of finite numbers an image.
+    Raises `InputError`: it cannot take them, or gives something else than a row of finite numbers an image.
     """
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (2, 3, height, width), generator=generator, dtype=torch.uint8)

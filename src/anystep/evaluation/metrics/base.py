@@ -116,11 +116,7 @@ def draw_bootstrap_weights(n_real: int, n_generated: int, replicates: int, seed:
 
 
 def measure(metric: Metric, real: ImageFeatures, generated: ImageFeatures, seed: int = 0) -> Replicates:
-    """The figure and, after it, its bootstrap replicates.
-
-    Raises:
-        InputError: too few images; says how many the metric needs.
-    """
+    """The figure and, after it, its bootstrap replicates. Raises `InputError`: fewer images than the metric needs."""
     if min(len(real), len(generated)) < metric.min_images:
         raise InputError(
             f"{metric.name} needs at least {metric.min_images} images on each side, "

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from anystep.errors import InputError
+from anystep.errors import InputError, refused
 from anystep.evaluation.metrics.base import BootstrapWeights, Direction, ImageFeatures, Replicates
 from anystep.files import check_regular, replacing
 
@@ -38,19 +38,10 @@ class Moments:
 
     @classmethod
     def load(cls, path: Path) -> "Moments":
-        """From an `.npz` of either layout; ADM's may hold much else.
-
-        Raises:
-            InputError: unreadable, or `mu` and `sigma` are not the mean and the covariance of anything.
-        """
+        """From an `.npz` of either layout. Raises `InputError`: unreadable, or no mean and covariance of anything."""
         check_regular(path)
-        try:
-            with zipfile.ZipFile(path) as archive:
-                mean, covariance = (_read_array(archive, key, path) for key in ("mu", "sigma"))
-        except InputError:
-            raise
-        except Exception as error:  # zip, pickle and I/O errors alike
-            raise InputError(f"{path}: no reference statistics: {error}") from None
+        with refused(f"{path}: no reference statistics"), zipfile.ZipFile(path) as archive:
+            mean, covariance = (_read_array(archive, key, path) for key in ("mu", "sigma"))
         if mean.ndim != 1 or not len(mean) or covariance.shape != (len(mean), len(mean)):
             raise InputError(f"{path}: mu {tuple(mean.shape)} and sigma {tuple(covariance.shape)} do not match")
         if not (mean.isfinite().all() and covariance.isfinite().all()):

@@ -29,17 +29,10 @@ class MeanScore:
 METRICS: dict[str, Callable[[], Metric]] = {
     metric.name: metric
     for metric in (
-        KernelDistance,
-        FrechetDistance,
-        PixelFrechetDistance,
-        Sharpness,
-        Precision,
-        Recall,
-        Density,
-        Coverage,
-        InceptionScore,
+        KernelDistance, FrechetDistance, PixelFrechetDistance, Sharpness,
+        Precision, Recall, Density, Coverage, InceptionScore,
     )
-}
+}  # fmt: skip
 # their figures do not depend on the extractor
 WITHOUT_FEATURES = (MeanScore, PixelFrechetDistance, Sharpness)
 
