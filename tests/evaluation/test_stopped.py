@@ -16,7 +16,8 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from anystep.evaluation.benchmarks.imagenet import _is_whole_chunk, is_whole
-from anystep.evaluation.collect import _read_chunk, is_whole_image
+from anystep.evaluation.collect import _read_chunk
+from anystep.evaluation.image_files import is_whole_image
 from anystep.files import HOLDER, LOCK, MARKER
 
 CLOCK = {"seconds", "seconds_per_image", "images_per_second", "peak_megabytes"}

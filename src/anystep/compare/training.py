@@ -56,10 +56,7 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 
 def train_all(
-    runs: Sequence[ComparedRun],
-    jobs: int,
-    on_run: Callable[[str], None],
-    finish: Callable[[Recipe, Path], None],
+    runs: Sequence[ComparedRun], jobs: int, on_run: Callable[[str], None], finish: Callable[[Recipe, Path], None]
 ) -> None:
     """Train all runs, so many at once. Raises `InputError` that names the run that cannot be trained.
 

@@ -8,10 +8,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -19,10 +17,11 @@ from anystep.data.images import from_pixels
 from anystep.errors import InputError, refused
 from anystep.evaluation.extractors.registry import TRIAL, FeatureExtractor, extract
 from anystep.evaluation.finite import check_finite
+from anystep.evaluation.image_files import is_whole_image, write_image
 from anystep.evaluation.metrics.base import ImageFeatures, Images, Scorer
 from anystep.evaluation.metrics.pixels import fine_energy, small_pixels
 from anystep.evaluation.settings import Evaluation
-from anystep.files import make_folder, replacing, write_tensors
+from anystep.files import make_folder, write_tensors
 
 CHUNK = 50
 ALWAYS = ("features", "pixels", "fine_energy")  # in every chunk; scores are there where they were asked for
@@ -44,7 +43,7 @@ def collect(
     count: int,
     make: Callable[[range], tuple[Images, Cost]],
     captions: Sequence[str] = (),
-    image_name: Callable[[int], str] | None = None,
+    image_names: Sequence[str] = (),
 ) -> tuple[ImageFeatures, list[Cost]]:
     """What metrics need to know of `count` images, and what each chunk cost; the same in every process.
 
@@ -53,9 +52,8 @@ def collect(
         folder: of the chunks.
         make: the images of a range of numbers.
         captions: one an image, for the scorers; without them nothing is scored.
-        image_name: the name of an image in errors, by its number.
+        image_names: of the images in errors; numbers where there are none.
     """
-    image_name = image_name or (lambda number: f"image {number} of {what}")
     chunks = {
         folder / f"{place:05d}.safetensors": range(first, min(count, first + CHUNK))
         for place, first in enumerate(range(0, count, CHUNK))
@@ -67,8 +65,8 @@ def collect(
             kept = [folder / "images" / f"{number:06d}.png" for number in chunk if keep]
             if _read_chunk(path, len(chunk)) is None or not all(map(is_whole_image, kept)):
                 images, cost = make(chunk)
-                mine, names = captions[chunk.start : chunk.stop], [image_name(number) for number in chunk]
-                tensors = _features(evaluation, images, mine, names)
+                names = [image_names[number] if image_names else f"image {number} of {what}" for number in chunk]
+                tensors = _features(evaluation, images, captions[chunk.start : chunk.stop], names)
                 for image, place in zip(images, kept, strict=False):
                     write_image(from_pixels(image), place)
                 write_tensors(path, tensors, {"cost": json.dumps(asdict(cost))})
@@ -137,30 +135,3 @@ def _read_chunk(path: Path, count: int) -> tuple[dict[str, Tensor], Cost] | None
         len(values) == count and values.isfinite().all() for values in tensors.values()
     )
     return (tensors, cost) if whole else None
-
-
-def is_whole_image(path: Path) -> bool:
-    """Whether a PNG of ours is there and was not cut off: its parts carry sums of themselves. JPEG has none."""
-    if not path.is_file():
-        return False
-    try:
-        with Image.open(path) as image:
-            image.verify()
-        if path.suffix != ".png":
-            with Image.open(path) as image:
-                image.load()
-    except OSError as error:
-        if error.errno is not None:  # no more files may be opened, or the like: no damage
-            raise
-        return False
-    except Exception:  # decoders meet damage with exceptions of every type
-        return False
-    return True
-
-
-def write_image(image: Image.Image, path: Path) -> None:
-    """By the ending of its name; JPEG at the highest quality."""
-    options: dict[str, Any] = {"quality": 100, "subsampling": 0} if path.suffix in (".jpg", ".jpeg") else {}
-    make_folder(path.parent)
-    with replacing(path, durable=True) as part:
-        image.save(part, "JPEG" if options else "PNG", **options)

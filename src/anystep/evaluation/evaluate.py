@@ -21,7 +21,6 @@ from anystep.evaluation.metrics.base import (
     interval,
     measure,
     probability_not_worse,
-    tied,
     verdict,
 )
 from anystep.evaluation.metrics.frechet_distance import FrechetDistance, Moments
@@ -150,16 +149,13 @@ def _monotone(points: Sequence[Point], metric_name: str, metric: Metric) -> dict
     """Whether a metric gets better with every number of steps."""
     neighbours = list(pairwise(point.replicates[metric_name] for point in points))
     probability = [probability_not_worse(fewer, more, metric.direction) for fewer, more in neighbours]
-    level = [place for place, pair in enumerate(neighbours) if tied(*pair)]
+    level = [place for place, pair in enumerate(neighbours) if torch.equal(*pair)]  # in every replicate
     told = verdict([point.steps for point in points], probability, level) if probability else "one step count only"
     return {"probability": probability, "verdict": told}
 
 
 def whole_report(
-    evaluation: Evaluation,
-    models: Sequence[dict[str, Any]],
-    real: ImageFeatures,
-    controls: Mapping[str, ImageFeatures],
+    evaluation: Evaluation, models: Sequence[dict[str, Any]], real: ImageFeatures, controls: Mapping[str, ImageFeatures]
 ) -> dict[str, Any]:
     """Everything measured, as plain values, from the reports of models; docs/evaluate.md explains the fields."""
     metrics = evaluation.named_metrics()

@@ -5,18 +5,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from PIL import Image
 
 from anystep.bounds import shown
-from anystep.data.example import BrokenExample
 from anystep.data.folders import find_images
-from anystep.data.images import ORIENTATION, read_image, to_pixels
+from anystep.data.images import to_pixels
 from anystep.errors import InputError
 from anystep.evaluation.collect import Cost, collect
 from anystep.evaluation.evaluate import Point
+from anystep.evaluation.image_files import image_header, open_image
 from anystep.evaluation.metrics.base import Images
 from anystep.evaluation.settings import Evaluation
-from anystep.files import check_regular
 
 
 class ImageFolder(NamedTuple):
@@ -69,7 +67,7 @@ def list_folders(folders: Sequence[ImageFolder], samples: int) -> tuple[list[Lis
             raise InputError(f"images of {folder.model!r} at {folder.steps} steps were given twice")
         size = listed[0].size if listed else None
         for name in names[:samples]:
-            this, form = _header(folder.path / name)
+            this, form = image_header(folder.path / name)
             size = size or this
             if this != size:
                 raise InputError(
@@ -94,32 +92,15 @@ def folder_points(evaluation: Evaluation, folders: Sequence[ListedFolder]) -> di
         def make(chunk: range, paths: list[Path] = paths, size: tuple[int, int] = size) -> tuple[Images, Cost]:
             return torch.stack([_read(path, size) for path in paths[chunk.start : chunk.stop]]), Cost()
 
-        def image_name(number: int, paths: list[Path] = paths) -> str:
-            return str(paths[number])
-
         stamps = [(name, path.stat().st_mtime_ns) for name, path in zip(names, paths, strict=True)]
         chunks = evaluation.chunk_folder(folder.resolve(), stamps)
-        images, _ = collect(evaluation, str(folder), chunks, len(names), make, image_name=image_name)
+        images, _ = collect(evaluation, str(folder), chunks, len(names), make, image_names=list(map(str, paths)))
         points.setdefault(model, []).append(Point(steps, nfe, images))
     return points
 
 
-def _header(path: Path) -> tuple[tuple[int, int], str]:
-    """The size of an image when upright, and its format, without decoding it."""
-    check_regular(path)
-    try:
-        with Image.open(path) as image:
-            turned = image.getexif().get(ORIENTATION, 1) >= 5
-            return image.size[::-1] if turned else image.size, str(image.format)
-    except Exception:  # decoders meet damage with exceptions of every type
-        raise InputError(f"{path}: not an image that can be read") from None
-
-
 def _read(path: Path, size: tuple[int, int]) -> torch.Tensor:
-    try:
-        image = read_image(path, None)
-    except BrokenExample as error:
-        raise InputError(str(error)) from None
+    image = open_image(path)
     if image.size != size:
         raise InputError(f"{path}: {image.width}x{image.height}, was {size[0]}x{size[1]} a moment ago")
     return to_pixels(image)

@@ -117,24 +117,28 @@ def real_features(evaluation: Evaluation, reference: Reference) -> ImageFeatures
 
 def control_features(evaluation: Evaluation, reference: Reference) -> dict[str, ImageFeatures]:
     """The controls by name: other real images, and these degraded in two ways."""
-    rng = torch.Generator().manual_seed(evaluation.seed)
     count = len(reference.held_out) if evaluation.scorers else 0
     captions = list(map(str, reference.prompts(count, evaluation.seed)))
 
-    def noisy(image: Image.Image) -> Image.Image:
-        levels = to_pixels(image).float()
-        noise = NOISE * torch.randn(levels.shape, generator=rng)
-        return from_pixels((levels + noise).clamp(0, 255).round().to(torch.uint8))
+    def blurred(first: int) -> Change:
+        return lambda image: image.filter(ImageFilter.GaussianBlur(BLUR))
 
-    def begin(first: int) -> None:  # a chunk does not depend on who made those before
-        rng.manual_seed(evaluation.seed + first)
+    def noisy(first: int) -> Change:
+        rng = torch.Generator().manual_seed(evaluation.seed + first)  # no chunk depends on another
 
-    def control(name: str, change: Change | None = None) -> ImageFeatures:
-        return _features(evaluation, reference, name, reference.held_out, change, captions, begin)
+        def change(image: Image.Image) -> Image.Image:
+            levels = to_pixels(image).float()
+            noise = NOISE * torch.randn(levels.shape, generator=rng)
+            return from_pixels((levels + noise).clamp(0, 255).round().to(torch.uint8))
+
+        return change
+
+    def control(name: str, change_from: Callable[[int], Change | None] = lambda first: None) -> ImageFeatures:
+        return _features(evaluation, reference, name, reference.held_out, captions, change_from)
 
     return {
         REAL: control("again"),
-        f"blurred by {BLUR:g} pixels": control("blurred", lambda image: image.filter(ImageFilter.GaussianBlur(BLUR))),
+        f"blurred by {BLUR:g} pixels": control("blurred", blurred),
         f"with noise of {NOISE:g} levels": control("noisy", noisy),
     }
 
@@ -144,11 +148,10 @@ def _features(
     reference: Reference,
     name: str,
     indices: list[int],
-    change: Change | None = None,
     captions: Sequence[str] = (),
-    begin: Callable[[int], None] = lambda first: None,
+    change_from: Callable[[int], Change | None] = lambda first: None,
 ) -> ImageFeatures:
-    """Images of a source, changed or not; `begin` is told the number of the first of every chunk that is made.
+    """Images of a source; `change_from` gives what changes those of a chunk, by the number of its first.
 
     `name` is part of the name of the folder that keeps them.
     """
@@ -156,7 +159,6 @@ def _features(
     folder = evaluation.chunk_folder(*key, scored=bool(captions))
 
     def make(chunk: range) -> tuple[Images, Cost]:
-        begin(chunk.start)
-        return reference.images([indices[number] for number in chunk], change), Cost()
+        return reference.images([indices[number] for number in chunk], change_from(chunk.start)), Cost()
 
     return collect(evaluation, name, folder, len(indices), make, captions)[0]

@@ -24,7 +24,7 @@ from anystep.evaluation.metrics.base import Scorer
 from anystep.evaluation.metrics.frechet_distance import FrechetDistance, Moments
 from anystep.evaluation.reference import Reference, control_features, open_reference, real_features
 from anystep.evaluation.report import check_drawing, write_report
-from anystep.evaluation.settings import Evaluation, MeasurementSettings, output_folder, step_counts
+from anystep.evaluation.settings import Evaluation, MeasurementSettings, image_counter, output_folder, step_counts
 from anystep.files import check_output
 from anystep.pipelines.load import Model, load
 from anystep.pipelines.step_sheet import models_sheet
@@ -71,14 +71,8 @@ def evaluate_models(request: Request) -> dict[str, Any]:
     prepared = _prepare(request)
     evaluation, reference, ranks = prepared.evaluation, prepared.reference, prepared.evaluation.ranks
     with output_folder(ranks, request.out, KIND, _made_before(request.out)) as bar:
-        tasks: dict[str, Any] = {}
-
-        def on_images(what: str, images: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=request.samples)
-            bar.advance(tasks[what], images * ranks.count)
-
-        evaluation = replace(evaluation, on_images=on_images)
+        count = image_counter(bar, ranks)
+        evaluation = replace(evaluation, on_images=lambda what, images: count(what, request.samples, images))
         real, controls = real_features(evaluation, reference), control_features(evaluation, reference)
         given = folder_points(evaluation, prepared.folders)  # first: one of their images may be damaged
         points = {m.name: generate_points(evaluation, m, prepared.steps, prepared.prompts) for m in prepared.models}

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -163,3 +163,18 @@ def output_folder(ranks: Ranks, folder: Path, kind: str, legacy: Sequence[str] =
     with ranks.claimed(folder, kind, legacy), progress_bar(ranks.is_main) as bar:
         ranks.on_main(lambda: remove_parts(folder))
         yield bar
+
+
+def image_counter(bar: "Progress", ranks: Ranks) -> Callable[[str, int, int], None]:
+    """What is told of images that are done: what they are, how many there will be in all, and how many more there are.
+
+    Of several processes each counts for all.
+    """
+    tasks: dict[str, Any] = {}
+
+    def count(what: str, total: int, images: int) -> None:
+        if what not in tasks:
+            tasks[what] = bar.add_task(what, total=total)
+        bar.advance(tasks[what], images * ranks.count)
+
+    return count

@@ -226,7 +226,7 @@ def test_features_that_are_not_finite_are_told_with_their_image(tmp_path: Path) 
 
     evaluation = Evaluation(MeasurementSettings(out=tmp_path, samples=6), extractor, [])
     with pytest.raises(InputError, match=r"broken gives numbers that are not finite, of c\.png and 1 more"):
-        collect(evaluation, "", tmp_path / "work", 6, make, image_name=lambda number: "___c__"[number] + ".png")
+        collect(evaluation, "", tmp_path / "work", 6, make, image_names=[f"{letter}.png" for letter in "___c__"])
     assert not list((tmp_path / "work").iterdir())
 
 

@@ -14,7 +14,6 @@ from anystep.evaluation.metrics.base import (
     measure,
     probability_not_worse,
     shortfall,
-    tied,
     verdict,
 )
 from anystep.evaluation.metrics.kernel_distance import KernelDistance
@@ -87,7 +86,6 @@ def test_twice_and_half_are_as_far_from_one() -> None:
 def test_ties_are_not_gains() -> None:
     same = measure(KernelDistance(), observed(60), observed(60, seed=1))
     assert probability_not_worse(same, same, "lower") == 1.0
-    assert tied(same, same)
     assert verdict([1, 2], [1.0], level=[0]) == "no difference between neighbouring step counts can be told"
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from PIL import Image
 
 from anystep.errors import InputError
-from anystep.evaluation.benchmarks.generate import GenerationRequest, open_image
+from anystep.evaluation.benchmarks.generate import GenerationRequest
 from anystep.evaluation.benchmarks.scores import share
-from anystep.evaluation.collect import write_image
+from anystep.evaluation.image_files import open_image, write_image
 from anystep.files import check_names, read_text
 
 GRID = 2  # samples on each side of a square

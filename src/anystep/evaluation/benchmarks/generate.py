@@ -8,12 +8,8 @@ from itertools import compress
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from anystep.data.example import BrokenExample
-from anystep.data.images import read_image
 from anystep.errors import InputError
-from anystep.evaluation.collect import is_whole_image, write_image
+from anystep.evaluation.image_files import is_whole_image, write_image
 from anystep.evaluation.settings import GenerationSettings
 from anystep.files import check_settings, read_json, remove_parts, write_json
 from anystep.fingerprint import text_digest
@@ -97,13 +93,3 @@ def generate_missing(
                 for request, image in compress(zip(batch, generated.images, strict=True), missing):
                     write_image(image, request.path)
             on_images(len(batch))
-
-
-def open_image(path: Path) -> Image.Image:
-    """Raises InputError: a missing or damaged file."""
-    if not path.exists():
-        raise InputError(f"no image {str(path)!r}: generate with the same command, or check the layout")
-    try:
-        return read_image(path, None)
-    except BrokenExample as error:
-        raise InputError(str(error)) from None

@@ -12,8 +12,9 @@ from typing import Any
 from anystep.bounds import Count, check, shown
 from anystep.errors import InputError
 from anystep.evaluation.benchmarks.detections import COLOURS, ColourClassifier, Detector, evaluate_image
-from anystep.evaluation.benchmarks.generate import GenerationRequest, open_image
+from anystep.evaluation.benchmarks.generate import GenerationRequest
 from anystep.evaluation.benchmarks.scores import over_groups
+from anystep.evaluation.image_files import open_image
 from anystep.files import parse_json, read_text, write_text
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")

@@ -16,13 +16,14 @@ from torch import Tensor
 from anystep.bounds import shown
 from anystep.data.images import to_pixels
 from anystep.errors import InputError
-from anystep.evaluation.benchmarks.generate import GenerationRequest, digest, open_image
+from anystep.evaluation.benchmarks.generate import GenerationRequest, digest
 from anystep.evaluation.collect import Cost, collect
+from anystep.evaluation.image_files import image_header, open_image
 from anystep.evaluation.metrics.base import ImageFeatures, Images, interval, measure
 from anystep.evaluation.metrics.frechet_distance import FrechetDistance
 from anystep.evaluation.metrics.registry import MeanScore
 from anystep.evaluation.settings import Evaluation
-from anystep.files import check_names, check_regular, read_json
+from anystep.files import check_names, read_json
 
 
 def read_metadata(path: Path) -> dict[str, dict[str, Any]]:
@@ -62,12 +63,7 @@ def check_real(real: Path, entries: Mapping[str, Mapping[str, Any]]) -> None:
     if missing := [path for path in paths if not path.exists()]:
         raise InputError(f"{len(missing)} of {len(entries)} real images are missing, for example {missing[0]}")
     for path in paths:
-        check_regular(path)
-        try:
-            with Image.open(path):
-                pass
-        except Exception:  # decoders meet damage with exceptions of every type
-            raise InputError(f"{path}: not an image that can be read") from None
+        image_header(path)
 
 
 def score(
@@ -124,4 +120,4 @@ def _features(
     stamps = [(str(path.resolve()), path.stat().st_mtime_ns if path.exists() else 0) for path in paths]
     extractor, scorers = evaluation.extractor, [(each.name, each.digest) for each in evaluation.scorers]
     chunks = evaluation.settings.out / digest([extractor.name, extractor.digest, size, stamps, scorers, captions])
-    return collect(evaluation, str(folder), chunks, len(paths), make, captions, lambda number: str(paths[number]))[0]
+    return collect(evaluation, str(folder), chunks, len(paths), make, captions, list(map(str, paths)))[0]

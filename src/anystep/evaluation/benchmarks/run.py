@@ -35,6 +35,7 @@ from anystep.evaluation.settings import (
     Evaluation,
     GenerationSettings,
     MeasurementSettings,
+    image_counter,
     output_folder,
     step_counts,
 )
@@ -161,14 +162,8 @@ def _generating(
     }
     with output_folder(ranks, request.out, KIND, made_before(request.out)) as bar:
         ranks.on_main(lambda: keep_settings(request.out, settings))
-        tasks: dict[int, Any] = {}
-
-        def advance(steps: int, total: int, images: int) -> None:
-            if steps not in tasks:
-                tasks[steps] = bar.add_task(f"{steps} steps", total=total)
-            bar.advance(tasks[steps], images * ranks.count)
-
-        yield advance
+        count = image_counter(bar, ranks)
+        yield lambda steps, total, images: count(f"{steps} steps", total, images)
 
 
 def run_geneval(

@@ -9,9 +9,10 @@ from PIL import Image
 from anystep.data.scenes import CANVASES, TASKS, Scene, draw_scene
 from anystep.errors import InputError
 from anystep.evaluation.benchmarks.detections import evaluate_image
-from anystep.evaluation.benchmarks.generate import GenerationRequest, open_image
+from anystep.evaluation.benchmarks.generate import GenerationRequest
 from anystep.evaluation.benchmarks.scene_detector import SceneDetector
 from anystep.evaluation.benchmarks.scores import over_groups
+from anystep.evaluation.image_files import open_image
 
 THRESHOLD = 0.3
 BASE = 64  # pixels on the shorter side of a canvas, as the detector was trained

@@ -158,11 +158,6 @@ def probability_not_worse(fewer: Replicates, more: Replicates, direction: Direct
     return 0.5 * (1 + math.erf(value / deviation / math.sqrt(2)))
 
 
-def tied(fewer: Replicates, more: Replicates) -> bool:
-    """Whether both are the same, in every replicate: then neither is better."""
-    return torch.equal(fewer, more)
-
-
 def verdict(steps: list[int], probability: list[float], level: Sequence[int] = ()) -> str:
     """Monotonicity in words.
 
