@@ -133,7 +133,7 @@ def make_inputs(folder: Path) -> None:
 
 def smaller() -> None:
     """The alignment score learns from all of the built-in art: here from a little of it."""
-    from anystep.evaluation import caption_scores as alignment
+    from anystep.evaluation.metrics import caption_scores as alignment
 
     whole = alignment.ArtSource
 

@@ -7,9 +7,9 @@ import torch
 
 from anystep.cli import main
 from anystep.errors import InputError
-from anystep.evaluation import caption_scores
 from anystep.evaluation.benchmarks import scene_detector
 from anystep.evaluation.extractors import classifier
+from anystep.evaluation.metrics import caption_scores
 
 
 @pytest.mark.parametrize(

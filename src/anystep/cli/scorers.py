@@ -37,7 +37,7 @@ def run_classifier(options: argparse.Namespace) -> None:
 
 def run_alignment(options: argparse.Namespace) -> None:
     from anystep.device import pick_device
-    from anystep.evaluation.caption_scores import AlignmentHeads, train_alignment
+    from anystep.evaluation.metrics.caption_scores import AlignmentHeads, train_alignment
 
     check_output(options.out, ".safetensors", AlignmentHeads.load)
     heads = train_alignment(device=pick_device(options.device))

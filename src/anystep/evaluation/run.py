@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 
 from anystep.errors import InputError
-from anystep.evaluation.caption_scores import AlignmentHeads, CLIPScore
 from anystep.evaluation.collect import try_scorers
 from anystep.evaluation.evaluate import (
     check_prompts,
@@ -21,6 +20,7 @@ from anystep.evaluation.evaluate import (
 from anystep.evaluation.extractors.registry import EfficientNetLite0, FeatureExtractor, try_extractor
 from anystep.evaluation.image_folders import ListedFolder, folder_points, list_folders, parse_folder
 from anystep.evaluation.metrics.base import Scorer
+from anystep.evaluation.metrics.caption_scores import AlignmentHeads, CLIPScore
 from anystep.evaluation.metrics.frechet_distance import FrechetDistance, Moments
 from anystep.evaluation.reference import Reference, control_features, open_reference, real_features
 from anystep.evaluation.report import check_drawing, write_report

@@ -22,7 +22,7 @@ def read_npz(folder: Path, out: Path, rng: random.Random) -> None:
 
 def make_safetensors(folder: Path) -> None:
     from anystep.evaluation.benchmarks.scene_detector import SceneDetector
-    from anystep.evaluation.caption_scores import AlignmentHeads
+    from anystep.evaluation.metrics.caption_scores import AlignmentHeads
 
     SceneDetector(["a", "b"], 8, 1).save(folder / "detector.safetensors")
     heads = AlignmentHeads(8, 8, 4)
@@ -32,7 +32,7 @@ def make_safetensors(folder: Path) -> None:
 
 def read_safetensors(folder: Path, out: Path, rng: random.Random) -> None:
     from anystep.evaluation.benchmarks.scene_detector import SceneDetector
-    from anystep.evaluation.caption_scores import AlignmentHeads
+    from anystep.evaluation.metrics.caption_scores import AlignmentHeads
 
     for path in folder.iterdir():
         kind = SceneDetector if path.name.startswith("d") else AlignmentHeads

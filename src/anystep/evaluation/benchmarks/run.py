@@ -26,10 +26,10 @@ from anystep.evaluation.benchmarks.generate import (
 from anystep.evaluation.benchmarks.judges import CLIPColours, TransformersDetector, VisualQuestions
 from anystep.evaluation.benchmarks.scene_detector import SceneDetector
 from anystep.evaluation.benchmarks.scores import write_scores
-from anystep.evaluation.caption_scores import CLIPScore
 from anystep.evaluation.collect import try_scorers
 from anystep.evaluation.evaluate import check_prompts
 from anystep.evaluation.extractors.registry import try_extractor
+from anystep.evaluation.metrics.caption_scores import CLIPScore
 from anystep.evaluation.metrics.frechet_distance import FrechetDistance
 from anystep.evaluation.settings import (
     Evaluation,

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from anystep.conditioning import load_text_encoder
 from anystep.errors import InputError
-from anystep.evaluation import caption_scores as alignment
-from anystep.evaluation.caption_scores import AlignmentHeads, CLIPScore, train_alignment
 from anystep.evaluation.extractors.registry import load_extractor
+from anystep.evaluation.metrics import caption_scores as alignment
+from anystep.evaluation.metrics.caption_scores import AlignmentHeads, CLIPScore, train_alignment
 
 
 @pytest.fixture(scope="module")
