@@ -246,9 +246,9 @@ PROMPTS = ["a red apple", "a whale on a blue background", "a tractor"]
 
 
 def draw_latents(pipeline: Any, prompts: Any = PROMPTS, steps: int = 2, **options: Any) -> torch.Tensor:
-    if not options.keys() & {"generator", "latents"}:
+    if not options.keys() & {"generator", "latents", "seeds"}:
         count = (1 if isinstance(prompts, str) else len(prompts)) * options.get("num_images_per_prompt", 1)
-        options = {"seeds": list(range(count)), **options}
+        options["seeds"] = list(range(count))
     images = pipeline(prompts, num_inference_steps=steps, **{"output_type": "latent", **options}).images
     assert isinstance(images, torch.Tensor)
     return images

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,11 +20,13 @@ from anystep.models import load_reference_transformer
 from anystep.sampling import (
     Memory,
     Sampled,
+    Step,
     StepPlan,
     StopSampling,
     extrapolated,
     guided,
     initial_sample,
+    joined,
     noise,
     resolution_shift,
     sample,
@@ -50,7 +53,8 @@ class Gaussian(nn.Module):
 
     def __init__(self, transport: Transport, spread: float = 0.5) -> None:
         super().__init__()
-        self.transport, self.spread, self.calls, self.encoded = transport, spread, 0, 0
+        self.transport, self.spread = transport, spread
+        self.calls = self.rows = self.encoded = 0
 
     def std(self, t: Tensor) -> Tensor:
         c = self.transport.coefficients(t.double())
@@ -62,6 +66,7 @@ class Gaussian(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, r: Tensor, condition: Tensor, mask: Tensor | None = None) -> Tensor:
         self.calls += 1
+        self.rows += len(x)
         t, r = (time_of(self.transport, each.double()) for each in (t, r))
         A, B = self.transport.transition_coefficients(t, r)
         return (x.double() * ((self.std(r) / self.std(t) - A) / B)[:, None]).float()
@@ -164,7 +169,7 @@ def test_the_reference_takes_the_same_path(
     open_interval = (interval[0] + 1e-6, interval[1] - 1e-6)  # the reference's ends are open, ours are closed
     sampled = draw(
         network, FLOW, z, stored["y"], steps, null=stored["y_null"], scale=guidance, interval=open_interval,
-        callback=lambda i, r, x: path.append(x),
+        callback=lambda step: path.append(step.x),
     )  # fmt: skip
     expected = stored[f"steps{steps}_cfg{guidance}_{interval[0]}to{interval[1]}"]
     torch.testing.assert_close(torch.stack(path), expected, rtol=1e-5, atol=1e-5)
@@ -190,7 +195,8 @@ def test_evaluations_are_counted_and_the_interval_is_closed(guidance: float, int
         network, network.transport, torch.randn(3, 2), condition, 4, null=condition, scale=guidance,
         interval=interval,
     )  # fmt: skip
-    assert sampled.nfe == network.calls == nfe
+    assert sampled.nfe == network.rows / 3 == nfe
+    assert network.calls == 4  # a guided step is one batch
     assert sampled.steps == 4
 
 
@@ -221,8 +227,9 @@ def test_a_network_that_is_told_the_scale_is_guided_in_one_evaluation(interval: 
 def test_the_condition_is_encoded_once() -> None:
     network = Gaussian(make_transport("ot_fm"))
     condition = torch.zeros(3, 1)
-    draw(network, network.transport, torch.randn(3, 2), condition, 8, null=condition, scale=2.0)
-    assert network.encoded == 2  # once the captions, once the null caption
+    z = torch.randn(3, 2)
+    draw(network, network.transport, z, condition, 8, null=condition, scale=2.0, interval=(0.5, 1.0))
+    assert network.encoded == 2  # once the captions and the null caption together, once the captions
 
 
 @pytest.mark.parametrize("name", list(TRANSPORTS))
@@ -331,7 +338,7 @@ def test_memory_follows_a_path_only_as_long_as_it_is_the_same() -> None:
     assert torch.equal(curved(memory=True), curved())  # no velocity is asked for
     noisy: dict[str, Any] = {"velocity_below": 1.0, "stochasticity": 0.3, "seeds": [0, 1, 2]}
     assert torch.equal(curved(memory=True, **noisy), curved(**noisy))  # fresh noise is another path
-    moved: dict[str, Any] = {"velocity_below": 1.0, "callback": lambda i, r, x: x + 0.01}
+    moved: dict[str, Any] = {"velocity_below": 1.0, "callback": lambda step: step.x + 0.01}
     assert torch.equal(curved(memory=True, **moved), curved(**moved))
     inside: dict[str, Any] = {"velocity_below": 1.0, "null": torch.ones(3, 1), "scale": 2.0}
     inside |= {"times": [1.0, 0.6, 0.0], "interval": (0.5, 0.9)}
@@ -357,20 +364,70 @@ def test_a_seed_means_the_same_noise_alone_and_in_a_batch() -> None:
 def test_times_may_be_given_and_a_callback_may_change_or_stop_the_sample() -> None:
     network, seen = Gaussian(make_transport("ot_fm")), []
 
-    def zero_at_second(i: int, r: float, x: Tensor) -> Tensor | None:
-        seen.append(round(r, 3))
-        if i == 2:
-            assert (x == 0).all()
+    def zero_at_second(step: Step) -> Tensor | None:
+        seen.append((round(step.t, 3), round(step.r, 3)))
+        if step.index == 2:
+            assert (step.x == 0).all()
             raise StopSampling
-        return torch.zeros_like(x) if i == 1 else None
+        return torch.zeros_like(step.x) if step.index == 1 else None
 
     sampled = draw(
         network, network.transport, torch.randn(3, 2), torch.zeros(3, 1), [1.0, 0.7, 0.3, 0.2, 0.0],
         callback=zero_at_second,
     )  # fmt: skip
-    assert seen == [0.7, 0.3, 0.2]
+    assert seen == [(1.0, 0.7), (0.7, 0.3), (0.3, 0.2)]
     assert sampled.nfe == sampled.steps == 3
     assert (sampled.sample == 0).all()
+
+
+@pytest.mark.parametrize("name", list(TRANSPORTS))
+def test_a_step_tells_the_data_that_it_goes_to(name: str) -> None:
+    transport, data = make_transport(name), torch.randn(3, 2)
+    z = torch.randn(3, 2)
+
+    def certain(x: Tensor, t: Tensor, r: Tensor, condition: Tensor, mask: Any) -> Tensor:  # knows data and noise
+        return transport.target(data, z, time_of(transport, t))
+
+    seen: list[Tensor] = []
+    start = transport.interpolate(data, z, torch.full((3,), transport.t_max))
+    predict = guided(certain, transport, (torch.zeros(3, 1), None))
+    sample(predict, transport, start, 4, callback=lambda step: seen.append(step.clean))
+    assert len(seen) == 4
+    for each in seen:
+        torch.testing.assert_close(each, data, atol=1e-3, rtol=1e-3)
+
+
+def masking(x: Tensor, t: Tensor, r: Tensor, condition: Tensor, mask: Tensor | None = None) -> Tensor:
+    """A network that reads the mean of the states that are no padding."""
+    weight = torch.ones(condition.shape[:2]) if mask is None else mask.float()
+    return x * (condition.sum(-1) * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True)
+
+
+class Masking(nn.Module):
+    config = SimpleNamespace(mask_text=True)
+    forward = staticmethod(masking)
+
+
+@pytest.mark.parametrize(("length", "other"), [(5, 2), (2, 5), (3, 3)])
+@pytest.mark.parametrize("padded", [False, True])
+def test_one_batch_is_what_two_evaluations_are(length: int, other: int, padded: bool) -> None:
+    condition, null = torch.randn(3, length, 4), torch.randn(3, other, 4)
+    masks: list[Any] = [None, None]
+    if padded:
+        masks = [torch.arange(each) < torch.tensor([each, each - 1, 1])[:, None] for each in (length, other)]
+    x, pair = torch.randn(3, 2), ((condition, masks[0]), (null, masks[1]))
+    one, two = (guided(Masking(), FLOW, *pair, 2.5, one_batch=together) for together in (True, False))
+    assert joined(Masking(), *pair) is not None
+    torch.testing.assert_close(one(x, 0.8, 0.2).F, two(x, 0.8, 0.2).F)
+    assert one(x, 0.8, 0.2)[1:] == two(x, 0.8, 0.2)[1:] == (2, 2.5)
+    assert (joined(masking, *pair) is None) == (length != other)  # it does not say that it leaves padding out
+
+
+def test_what_cannot_be_one_batch_is_none() -> None:
+    labels, states = torch.arange(3), torch.randn(3, 4, 2)
+    assert joined(Masking(), (labels, None), (labels, None)) is not None
+    for null in (states[:2], torch.randn(3, 4, 5), labels, object()):
+        assert joined(Masking(), (states, None), (null, None)) is None
 
 
 @given(t=st.floats(0.1, 1), r=st.floats(0, 0.1), seed=st.integers(0, 100))

@@ -42,7 +42,8 @@ def test_a_callback_sees_every_step_and_may_change_and_stop_it(pipeline: Transit
 
 
 def test_what_is_seen_by_a_callback_is_what_it_asked_for(pipeline: TransitionPipeline) -> None:
-    for asked in ([], ["latents"], ["latents", "prompt_embeds"]):
+    every = ["latents", "prompt_embeds", "negative_prompt_embeds", "pred_original_sample"]
+    for asked in ([], ["latents"], every):
         seen: list[set[str]] = []
         draw(
             pipeline,
@@ -105,3 +106,17 @@ def test_a_callback_stops_its_own_call_alone(pipeline: TransitionPipeline) -> No
         pipeline.interrupt = True  # of a thread that draws nothing: a server that shuts down
         go_on.set()
         assert slow.result().nfe == 1
+
+
+def test_a_callback_sees_what_the_image_would_be_by_now(pipeline: TransitionPipeline) -> None:
+    seen: list[torch.Tensor] = []
+
+    def watch(pipe: TransitionPipeline, step: int, timestep: float, tensors: dict[str, Any]) -> None:
+        seen.append(tensors["pred_original_sample"])
+
+    last = draw(
+        pipeline, steps=3, callback_on_step_end=watch, callback_on_step_end_tensor_inputs=["pred_original_sample"]
+    )
+    close(seen[-1], last)  # the last step goes to the data itself
+    assert not torch.allclose(seen[0], seen[1], atol=1e-3)
+    assert pipeline.decode_latents(seen[0]).shape == (3, 3, 16, 16)

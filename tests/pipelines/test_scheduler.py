@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import FlowMapEulerDiscreteScheduler
@@ -179,3 +180,54 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
     loaded = TransitionScheduler.from_pretrained(tmp_path)
     assert vars(loaded.transport) == vars(make_transport("edm", sigma_data=2.0))
     assert (loaded.config.shift, loaded.config.base_size) == (3.0, 128)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_given_times_are_those_of_diffusers(shift: float) -> None:
+    ours, theirs = TransitionScheduler(shift=shift), FlowMapEulerDiscreteScheduler(shift=shift)
+    for times in ({"sigmas": [1.0, 0.7, 0.2]}, {"timesteps": [900, 500, 100]}):
+        ours.set_timesteps(3, **times)
+        theirs.set_timesteps(3, **times)
+        torch.testing.assert_close(ours.sigmas, theirs.sigmas.float())
+        torch.testing.assert_close(ours.timesteps, theirs.timesteps.float())
+    ours.set_timesteps(sigmas=np.array([1.0, 0.5]))
+    assert ours.num_inference_steps == 2
+    for bad in ({"num_inference_steps": 3, "sigmas": [1.0, 0.5]}, {}, {"sigmas": [[1.0]]}, {"timesteps": [0]}):
+        with pytest.raises(InputError):
+            ours.set_timesteps(**bad)
+
+
+def test_given_times_of_every_transport_end_at_its_data() -> None:
+    for name in TRANSPORTS:
+        scheduler = TransitionScheduler(name)
+        transport = scheduler.transport
+        scheduler.set_timesteps(sigmas=[transport.t_max, (transport.t_min + transport.t_max) / 2])
+        assert scheduler.sigmas[0].item() == pytest.approx(transport.t_max)
+        assert scheduler.sigmas[-1].item() == pytest.approx(transport.t_min)
+
+
+@pytest.mark.parametrize("begin", [None, 1])
+def test_steps_are_counted_as_diffusers_counts_them(begin: int | None) -> None:
+    counts = []
+    for scheduler in (TransitionScheduler(), FlowMapEulerDiscreteScheduler()):
+        scheduler.set_timesteps(4)
+        assert scheduler.step_index is None
+        if begin is not None:
+            scheduler.set_begin_index(begin)
+        x, found = draw(0), [scheduler.begin_index]
+        for time in scheduler.timesteps[begin or 0 :]:
+            x = scheduler.step(draw(1), time, x).prev_sample
+            found.append(scheduler.step_index)
+        counts.append(found)
+        scheduler.set_timesteps(4)
+        assert scheduler.step_index is None
+        assert scheduler.begin_index is None
+    assert counts[0] == counts[1]
+
+
+def test_noise_is_put_on_as_diffusers_puts_it() -> None:
+    theirs = FlowMapEulerDiscreteScheduler().scale_noise(draw(0), torch.tensor([300.0]), draw(1))
+    torch.testing.assert_close(TransitionScheduler().scale_noise(draw(0), torch.tensor([300.0]), draw(1)), theirs)
+    edm = TransitionScheduler("edm")
+    expected = edm.transport.interpolate(draw(0), draw(1), torch.full((3,), 2.0))
+    torch.testing.assert_close(edm.scale_noise(draw(0), 2000, draw(1)), expected)

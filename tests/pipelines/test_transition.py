@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import EulerDiscreteScheduler, FlowMapEulerDiscreteScheduler
 from helpers import PROMPTS
 from helpers import assert_latents_close as close
 from helpers import draw_latents as draw
@@ -100,7 +101,10 @@ def test_captions_are_encoded_once_a_generation(pipeline: TransitionPipeline, mo
         pipeline.transformer, "encode_condition", lambda *arguments: (calls.append(1), real(*arguments))[1]
     )
     draw(pipeline, steps=5)
-    assert len(calls) == 2  # the captions and the empty one
+    assert len(calls) == 1  # the captions and the empty one together
+    calls.clear()
+    draw(pipeline, steps=5, guidance_in_one_batch=False)
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (16, 32), (48, 16), (8, 8)])
@@ -276,10 +280,10 @@ def test_a_codec_of_other_channels_or_none_is_said(pipeline: TransitionPipeline)
 
 
 def test_one_prompt_to_encode_is_no_list_of_letters(pipeline: TransitionPipeline) -> None:
-    one, mask = pipeline.encode_prompt("a red apple", "cpu")
-    assert one.shape == (1, 5, 384)
-    assert mask is None
-    assert torch.equal(one, pipeline.encode_prompt(["a red apple"], "cpu")[0])
+    one = pipeline.encode_prompt("a red apple", "cpu")
+    assert one.prompt_embeds.shape == (1, 5, 384)
+    assert one.prompt_attention_mask is None
+    assert torch.equal(one.prompt_embeds, pipeline.encode_prompt(["a red apple"], "cpu")[0])
 
 
 def test_the_end_of_a_prompt_that_is_too_long_is_said(
@@ -407,3 +411,58 @@ def test_what_a_call_asks_of_the_network_ends_with_it(tiny_model: Path) -> None:
     for bad in ({"rope_scaling": "none"}, {"key_grid": 1}):
         with pytest.raises(InputError, match="expected"):
             model("a whale", size=(64, 32), **bad)
+
+
+def test_the_scheduler_of_diffusers_draws_the_same_images(tiny_model: Path, tmp_path: Path) -> None:
+    pipeline = TransitionPipeline.from_pretrained(tiny_model)
+    pipeline.set_progress_bar_config(disable=True)
+    wide: dict[str, Any] = {"steps": 4, "height": 32, "width": 32}
+    plain, large = draw(pipeline, steps=4), draw(pipeline, **wide)
+    theirs = FlowMapEulerDiscreteScheduler.from_config(pipeline.scheduler.config)
+    for scheduler in (theirs, FlowMapEulerDiscreteScheduler()):
+        pipeline.scheduler = scheduler
+        torch.testing.assert_close(draw(pipeline, steps=4), plain, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(draw(pipeline, **wide), large, atol=1e-3)  # it knows no base size, which shifts times
+    pipeline.scheduler = theirs
+    torch.testing.assert_close(draw(pipeline, **wide), large, atol=1e-5, rtol=1e-5)
+    pipeline.save_pretrained(tmp_path)
+    again = TransitionPipeline.from_pretrained(tmp_path)
+    again.set_progress_bar_config(disable=True)
+    torch.testing.assert_close(draw(again, **wide), large, atol=1e-5, rtol=1e-5)
+    pipeline.scheduler = FlowMapEulerDiscreteScheduler(shift=3.0)
+    expected = TransitionScheduler(shift=3.0).times(4)
+    found: list[float] = []
+    draw(pipeline, steps=4, callback_on_step_end=lambda p, i, t, k: found.append(t / 1000))
+    assert found == pytest.approx(expected[:-1].tolist())
+    pipeline.scheduler = EulerDiscreteScheduler()
+    with pytest.raises(InputError, match="scheduler EulerDiscreteScheduler: its steps are not told the time they go"):
+        draw(pipeline)
+
+
+def test_times_may_be_given_in_place_of_a_number_of_steps(pipeline: TransitionPipeline) -> None:
+    times = pipeline.scheduler.times(4)[:-1]
+    expected = draw(pipeline, steps=4)
+    for given in ({"sigmas": times.tolist()}, {"timesteps": (1000 * times).tolist()}, {"sigmas": times}):
+        output = pipeline(PROMPTS, seeds=[0, 1, 2], output_type="latent", **given)
+        close(output.images, expected)
+        assert (output.steps, output.nfe) == (4, 8)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8))
+    half = draw(pipeline, PROMPTS[0], 1, image=image, strength=0.5)
+    close(draw(pipeline, PROMPTS[0], image=image, sigmas=[0.5]), half)
+
+
+def test_guidance_in_one_batch_is_a_matter_of_time_and_memory_alone(
+    pipeline: TransitionPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+    real = pipeline.transformer.forward
+    monkeypatch.setattr(
+        pipeline.transformer, "forward", lambda x, *more, **options: (rows.append(len(x)), real(x, *more, **options))[1]
+    )
+    one, two = (draw(pipeline, steps=3, guidance_in_one_batch=together) for together in (True, False))
+    torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-5)
+    assert rows == [6] * 3 + [3] * 6
+    for sides, expected in ((16, [6]), (128, [3, 3])):  # 4 x 4 and 32 x 32 tokens each
+        rows.clear()
+        draw(pipeline, steps=1, height=sides, width=sides)
+        assert rows == expected

@@ -45,12 +45,16 @@ class TextEncoder:
         return encoder_digest(self.model, tokenizer_digest(self.tokenizer), self.max_length)
 
     @torch.no_grad()
-    def __call__(self, prompts: Sequence[str]) -> States:
-        """States padded to the longest caption of the batch; the mask is None when nothing is padded."""
+    def __call__(self, prompts: Sequence[str], max_length: int | None = None) -> States:
+        """States padded to the longest caption of the batch; the mask is None when nothing is padded.
+
+        Args:
+            max_length: tokens after which captions are cut, where these are fewer than those of the encoder.
+        """
         with _TOKENIZING:  # tokenizers are not safe for threads
             tokens = self.tokenizer(
                 [plain_text(prompt) for prompt in prompts],
-                padding="longest", truncation=True, max_length=self.max_length, return_tensors="pt",
+                padding="longest", truncation=True, max_length=self.tokens_read(max_length), return_tensors="pt",
             ).to(execution_device(self.model))  # fmt: skip
         states = self.model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
         mask = tokens.attention_mask.bool()
@@ -62,13 +66,17 @@ class TextEncoder:
         weight = torch.ones(states.shape[:2], device=states.device) if mask is None else mask.float()
         return (states * weight[..., None]).sum(1) / weight.sum(1, keepdim=True)
 
-    def cut_off(self, prompt: str) -> str:
-        """The end of a prompt that is not read, because it has more than `max_length` tokens; empty where all is."""
+    def tokens_read(self, max_length: int | None = None) -> int:
+        """How many tokens of a caption are read, of which a call asks for `max_length`."""
+        return self.max_length if max_length is None else min(max_length, self.max_length)
+
+    def cut_off(self, prompt: str, max_length: int | None = None) -> str:
+        """The end of a prompt that is not read, because it has more tokens than that; empty where all is read."""
         with _TOKENIZING:
             specials = len(self.tokenizer("")["input_ids"])
             options = {"add_special_tokens": False, "truncation": False, "padding": False, "verbose": False}
             tokens = self.tokenizer(plain_text(prompt), return_offsets_mapping=self.tokenizer.is_fast, **options)
-        kept = max(0, self.max_length - specials)
+        kept = max(0, self.tokens_read(max_length) - specials)
         if len(tokens["input_ids"]) <= kept:
             return ""
         if self.tokenizer.is_fast:

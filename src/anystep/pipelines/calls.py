@@ -1,6 +1,6 @@
 """What the calls of a pipeline are doing: several threads may use one pipeline, each with its own settings."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import get_ident
@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from anystep.pipelines.inputs import CallOptions, latents_of
-from anystep.sampling import StopSampling
+from anystep.pipelines.inputs import CLEAN, CallOptions, latents_of
+from anystep.sampling import Step, StopSampling
 
 
 @dataclass
@@ -74,18 +74,23 @@ class CallState:
                 self._calls[get_ident()] = before
 
     def _step_callback(
-        self, call: Call, options: CallOptions, timesteps: list[float], prompt_embeds: Tensor, progress: Any
-    ) -> Callable[[int, float, Tensor], Tensor | None]:
+        self,
+        call: Call,
+        options: CallOptions,
+        timesteps: list[float],
+        embeds: Mapping[str, Tensor | None],
+        progress: Any,
+    ) -> Callable[[Step], Tensor | None]:
         """What the sampler calls after each step: it shows progress, and calls what the user gave."""
 
-        def on_step(index: int, time: float, x: Tensor) -> Tensor | None:
+        def on_step(step: Step) -> Tensor | None:
             progress.update()
             latents: Tensor | None = None
             if options.callback is not None:
-                tensors = {"latents": x, "prompt_embeds": prompt_embeds}
-                tensors = {name: tensors[name] for name in options.callback_tensors}
-                changed = options.callback(self, index, timesteps[index], tensors)
-                latents = None if changed is None else latents_of(changed, x)
+                known = {"latents": step.x, **embeds}
+                tensors = {name: step.clean if name == CLEAN else known[name] for name in options.callback_tensors}
+                changed = options.callback(self, step.index, timesteps[step.index], tensors)
+                latents = None if changed is None else latents_of(changed, step.x)
             if call.interrupted:
                 raise StopSampling
             return latents

@@ -12,7 +12,7 @@ from anystep.pipelines.saved import EARLIER_VAE
 def describe(model: Model) -> dict[str, Any]:
     """Sizes, transport, trained shapes and licence, as plain values."""
     pipeline = model.pipeline
-    transformer, scheduler, codec = pipeline.transformer, pipeline.scheduler, pipeline.latent_codec
+    transformer, scheduler, codec = pipeline.transformer, pipeline.schedule, pipeline.latent_codec
     folder = pipeline.config.get("_name_or_path")
     base = pipeline.base_size
     return {
@@ -48,7 +48,7 @@ def model_digest(model: Model) -> str:
         return {EARLIER_VAE if key == "vae" else key: value for key, value in kept.items()}  # as digests always were
 
     pipeline = model.pipeline
-    said: list[Any] = [plain(part.config) for part in (pipeline, pipeline.transformer, pipeline.scheduler)]
+    said: list[Any] = [plain(part.config) for part in (pipeline, pipeline.transformer, pipeline.schedule)]
     said.append(weights_digest(pipeline.transformer))
     if pipeline.vae is not None:
         said += [plain(pipeline.vae.config), weights_digest(pipeline.vae)]

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
+import numpy as np
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch import Tensor
@@ -17,7 +18,8 @@ from anystep.objective.presets import OBJECTIVES
 
 MAX_ASPECT = 5  # longest side over shortest
 STRENGTH = 0.6  # how far back to begin from an image, where nobody says
-CALLBACK_TENSORS = ["latents", "prompt_embeds"]
+CLEAN = "pred_original_sample"  # the name in diffusers for what a step takes the data to be
+CALLBACK_TENSORS = ["latents", "prompt_embeds", "negative_prompt_embeds", CLEAN]
 
 
 @dataclass
@@ -38,6 +40,15 @@ class CallOptions:
     strength: Any
     callback: Any
     callback_tensors: Any
+    plan: Any = None
+    shift: Any = None
+    sigmas: Any = None
+    timesteps: Any = None
+
+    @property
+    def times_given(self) -> bool:
+        """Whether the call says where each step begins."""
+        return self.sigmas is not None or self.timesteps is not None
 
     def __post_init__(self) -> None:
         self.num_images_per_prompt = check("num_images_per_prompt", self.num_images_per_prompt, bounds.Images)
@@ -53,7 +64,15 @@ class CallOptions:
         if self.key_grid is not None:
             self.key_grid = check("key_grid", self.key_grid, bounds.KeyGrid)
         self.strength = check("strength", self.strength, bounds.PositiveShare)
+        if self.times_given:
+            for name in ("plan", "shift"):
+                if getattr(self, name) is not None:
+                    raise InputError(f"{name}: goes with a number of steps, and the times of the steps are given")
+            if self.strength != STRENGTH:
+                raise InputError(f"strength {self.strength:g}: the first of the times that are given says it")
         if self.images is not None:
+            if isinstance(self.images, np.ndarray | Tensor) and self.images.ndim == 4:
+                self.images = list(self.images)
             self.images = list(self.images) if isinstance(self.images, list | tuple) else [self.images]
         elif self.strength == STRENGTH:
             self.images, self.strength = [], 1.0
@@ -93,12 +112,36 @@ def check_prompts(prompts: Sequence[Any], reads_text: bool) -> None:
     for prompt in prompts:
         if isinstance(prompt, str) and not prompt.strip():
             raise InputError('empty prompt: say what to draw, for example "a red apple"')
-        if reads_text and not isinstance(prompt, str):
-            raise InputError(f"prompt {shown(prompt)}: expected text, which is what this model reads")
-        if isinstance(prompt, str) and any("\ud800" <= letter <= "\udfff" for letter in prompt):
-            raise InputError(f"prompt {shown(prompt)}: not text, its bytes are no UTF-8")
+        check_text("prompt", prompt, reads_text)
     if not prompts:
         raise InputError('no prompt given: say what to draw, for example "a red apple"')
+
+
+def check_text(name: str, prompt: Any, reads_text: bool) -> None:
+    """Refuse what is not text where the model reads text, and text that is none."""
+    if reads_text and not isinstance(prompt, str):
+        raise InputError(f"{name} {shown(prompt)}: expected text, which is what this model reads")
+    if isinstance(prompt, str) and any("\ud800" <= letter <= "\udfff" for letter in prompt):
+        raise InputError(f"{name} {shown(prompt)}: not text, its bytes are no UTF-8")
+
+
+def check_embeds(name: str, embeds: Any, mask: Any, width: int | None) -> None:
+    """Refuse states of captions, and a mask of them, that are not what the network reads."""
+    if embeds is None and mask is None:
+        return
+    if width is None:
+        raise InputError(f"{name}_embeds: goes with captions, and this model reads classes")
+    if not isinstance(embeds, Tensor) or not embeds.is_floating_point():
+        raise InputError(f"{name}_embeds {shown(type(embeds).__name__)}: expected a tensor of floating point")
+    if embeds.ndim != 3 or embeds.shape[2] != width or 0 in embeds.shape:
+        raise InputError(f"{name}_embeds of shape {tuple(embeds.shape)}: expected (prompts, tokens, {width})")
+    if not bool(embeds.isfinite().all()):
+        raise InputError(f"{name}_embeds: expected finite numbers")
+    if mask is not None and (not isinstance(mask, Tensor) or mask.shape != embeds.shape[:2]):
+        found = tuple(mask.shape) if isinstance(mask, Tensor) else shown(mask)
+        raise InputError(f"{name}_attention_mask {found}: expected a tensor of shape {tuple(embeds.shape[:2])}")
+    if mask is not None and not bool(mask.any(dim=1).all()):
+        raise InputError(f"{name}_attention_mask: expected a token that is read in every row")
 
 
 def check_size(height: Any, width: Any, multiple: int) -> None:

@@ -36,6 +36,7 @@ from anystep.models.presets import PRESETS, depths_of
 from anystep.models.transformer import TransitionTransformer2DModel
 from anystep.pipelines.load import Model, find
 from anystep.pipelines.saved import EARLIER_VAE
+from anystep.pipelines.transition import ONE_BATCH_TOKENS
 from anystep.sampling import evaluations_per_step, is_guided
 from anystep.weights import BUILTIN
 
@@ -214,6 +215,8 @@ def plan_generation(
         return fake.flops_by_kind()
 
     flops, attention = extrapolated("t2i-test", options, measure)
+    tokens = rows * columns // model.patch**2
+    rows_at_once = evaluations if tokens <= ONE_BATCH_TOKENS else 1
     # noise, latents, and while they are combined two more, beside each prediction
     latents = (4 + evaluations) * 4 * model.channels * rows * columns
     hidden = int(model.network["hidden_size"])
@@ -226,12 +229,12 @@ def plan_generation(
         parameters=parameters,
         codec_parameters=codec_parameters,
         weight_bytes=size * (parameters + codec_parameters),
-        tokens=rows * columns // model.patch**2,
+        tokens=tokens,
         evaluations=steps * evaluations,
         evaluation_flops=flops,
         attention_flops=attention,
         decode_flops=decode_flops,
-        sampling_bytes=max(peaks) + latents + text,
+        sampling_bytes=rows_at_once * max(peaks) + latents + text,
         decode_bytes=decode_bytes,
     )
 

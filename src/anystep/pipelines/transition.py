@@ -1,33 +1,27 @@
 """Prompts to images: encode, sample in any number of steps, decode."""
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from threading import RLock
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderDC, AutoencoderKL
+from diffusers import AutoencoderDC, AutoencoderKL, FlowMapEulerDiscreteScheduler
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
-from PIL import Image
 from torch import Tensor
 
 from anystep import bounds
 from anystep.bounds import check, shown
-from anystep.codecs import AutoencoderCodec, Codec, IdentityCodec, to_uint8
-from anystep.codecs.tiling import decode_tiled, encode_tiled
-from anystep.conditioning import Conditioner, LabelEncoder, TextEncoder, load_text_encoder
-from anystep.data.images import to_rgb, to_tensor
-from anystep.data.sizing import resize_and_crop
-from anystep.errors import InputError, refused
+from anystep.errors import InputError
 from anystep.models.transformer import TransitionTransformer2DModel
 from anystep.pipelines import inputs
 from anystep.pipelines.calls import Call, CallState
-from anystep.pipelines.inputs import CallOptions, listed
+from anystep.pipelines.images import OUTPUT_TYPES, ImageCoding
+from anystep.pipelines.inputs import CallOptions
+from anystep.pipelines.prompts import PromptEncoding, Prompts
 from anystep.pipelines.saved import SavedPipeline
-from anystep.pipelines.scheduler import Planning, TransitionScheduler
+from anystep.pipelines.scheduler import Planning, TransitionScheduler, transition_scheduler
 from anystep.sampling import (
     StepPlan,
     drawn_seeds,
@@ -39,9 +33,9 @@ from anystep.sampling import (
     sample,
 )
 
-MAX_WARNINGS = 5  # about prompts that are cut, of one pipeline
-log = logging.getLogger(__name__)
-_LOADING = RLock()  # transformers builds one model at a time
+# tokens of all images of a call up to which a guided step is one batch unless a call says: beyond, a processor is busy
+# with one half, and two halves take twice the memory (benchmarks/pipeline.py)
+ONE_BATCH_TOKENS = 1024
 
 
 @dataclass
@@ -53,11 +47,12 @@ class TransitionPipelineOutput(BaseOutput):
     steps: int = 0
 
 
-class TransitionPipeline(CallState, SavedPipeline):
+class TransitionPipeline(CallState, PromptEncoding, ImageCoding, SavedPipeline):
     """Text- or class-to-image generation with a transition model.
 
     Args:
-        transformer, scheduler: the network and its transport.
+        transformer, scheduler: the network, and its transport with the times. A FlowMapEulerDiscreteScheduler of
+            diffusers may stand for the scheduler of `ot_fm`.
         vae: a diffusers AutoencoderDC or AutoencoderKL; None for a model of pixels.
         text_encoder, tokenizer: of the captions. None where `text_encoder_name` says what to load instead, or where
             the model is class-conditional.
@@ -77,7 +72,7 @@ class TransitionPipeline(CallState, SavedPipeline):
     def __init__(
         self,
         transformer: TransitionTransformer2DModel,
-        scheduler: TransitionScheduler,
+        scheduler: TransitionScheduler | FlowMapEulerDiscreteScheduler,
         vae: AutoencoderDC | AutoencoderKL | None = None,
         text_encoder: Any = None,
         tokenizer: Any = None,
@@ -98,61 +93,11 @@ class TransitionPipeline(CallState, SavedPipeline):
             guidance_scale=guidance_scale, license=license, sampling=sampling, trained_shapes=trained_shapes,
         )  # fmt: skip
         inputs.check_settings(self.config)
-        self._conditioner: Conditioner | None = None
-        self._warned: set[str] = set()
 
     @property
-    def conditioner(self) -> Conditioner:
-        """What encodes prompts; a text encoder given by name is loaded on first use.
-
-        Raises:
-            InputError: no text encoder, or one of another width; class names that are not as many as the classes.
-        """
-        with _LOADING:
-            if self._conditioner is None:
-                self._conditioner = self._make_conditioner()
-            return self._conditioner
-
-    def _make_conditioner(self) -> Conditioner:
-        config, name = self.transformer.config, self.config.text_encoder_name
-        if config.num_classes is not None:
-            names = self.config.class_names or [str(number) for number in range(config.num_classes)]
-            if len(names) != config.num_classes:
-                raise InputError(f"{len(names)} class_names for a network of {config.num_classes} classes")
-            return LabelEncoder(names)
-        if self.text_encoder is not None and self.tokenizer is not None:
-            encoder = TextEncoder(self.tokenizer, self.text_encoder, "pipeline")
-        elif name is None:
-            raise InputError(
-                "this pipeline has no text encoder: give it text_encoder and tokenizer, or text_encoder_name "
-                "('builtin', a folder or a hub id)"
-            )
-        else:
-            encoder = load_text_encoder(name)
-            encoder.model.to(self._execution_device if self.device.type == "meta" else self.device)
-        if encoder.width != config.text_width:
-            states = f"text encoder {encoder.name!r} gives states {encoder.width} wide"
-            raise InputError(f"{states}, but the network reads {config.text_width}")
-        return encoder
-
-    @property
-    def codec(self) -> AutoencoderDC | AutoencoderKL | None:
-        """The autoencoder under its earlier name."""
-        return self.vae
-
-    @property
-    def latent_codec(self) -> Codec:
-        return IdentityCodec(self.transformer.config.in_channels) if self.vae is None else AutoencoderCodec(self.vae)
-
-    @property
-    def size_multiple(self) -> int:
-        """Both sides of an image must be multiples of this."""
-        return self.latent_codec.factor * int(self.transformer.config.patch_size)
-
-    @property
-    def base_size(self) -> int:
-        """Side in pixels of the images the model was trained on."""
-        return self.latent_codec.factor * int(self.transformer.config.sample_size)
+    def schedule(self) -> TransitionScheduler:
+        """The scheduler as this pipeline reads it; raises `InputError` for one that transitions cannot be made with."""
+        return transition_scheduler(self.scheduler)
 
     def resolve_guidance(self, scale: Any) -> float:
         """The guidance scale of a call: the model's own for None, and 1.0 for all that mean unguided.
@@ -184,7 +129,7 @@ class TransitionPipeline(CallState, SavedPipeline):
         Raises:
             InputError: a value that is none of its kind.
         """
-        found = self.scheduler.plan(steps, plan)
+        found = self.schedule.plan(steps, plan)
         if found is None:
             found = StepPlan(steps, stochasticity=float(self.config.sampling == "consistency" and steps > 1))
         if self.config.sampling == "instantaneous":
@@ -193,18 +138,21 @@ class TransitionPipeline(CallState, SavedPipeline):
         changes = {name: check(name, value, kind) for name, (value, kind) in said.items() if value is not None}
         return replace(found, **changes)
 
-    def check_inputs(self, prompts: Sequence[Any], height: Any, width: Any, steps: Any, output_type: Any) -> None:
-        """Raises InputError in one line for what this model cannot generate."""
+    def check_inputs(
+        self, prompts: Sequence[Any] | None, height: Any, width: Any, steps: Any, output_type: Any
+    ) -> None:
+        """Raises InputError in one line for what this model cannot generate; prompts may be checked apart, as None."""
         config, codec = self.transformer.config, self.latent_codec
-        inputs.check_prompts(prompts, reads_text=config.num_classes is None)
+        if prompts is not None:
+            inputs.check_prompts(prompts, reads_text=config.num_classes is None)
         check("steps", steps, bounds.SamplingSteps)
         inputs.check_size(height, width, self.size_multiple)
         channels = config.in_channels
         if codec.channels != channels or (self.vae is None and channels not in (1, 3) and output_type != "latent"):
             other = "there is no codec" if self.vae is None else f"the codec's have {codec.channels}"
             raise InputError(f"the network draws latents of {channels} channels, but {other}: give the codec it is for")
-        if output_type not in ("pil", "np", "pt", "latent"):
-            raise InputError(f"output_type {shown(output_type)}: expected pil, np, pt or latent")
+        if output_type not in OUTPUT_TYPES:
+            raise InputError(f"output_type {shown(output_type)}: expected one of {', '.join(OUTPUT_TYPES)}")
 
     def _check_guidance(self, scale: Any) -> float:
         """`resolve_guidance`, refused where the network knows no empty class to guide away from."""
@@ -213,33 +161,6 @@ class TransitionPipeline(CallState, SavedPipeline):
         if self.evaluations_per_step(guidance) == 2 and not unconditional:
             raise InputError(f"guidance {guidance:g}: this network knows no empty class, so it draws unguided only")
         return guidance
-
-    @torch.no_grad()
-    def encode(self, image: Any, height: int, width: int) -> Tensor:
-        """The latent (1, channels, rows, columns) of an image, scaled until it covers that size, and cropped.
-
-        Raises:
-            InputError: no image, or one whose pixels cannot be read as RGB.
-        """
-        if not isinstance(image, Image.Image):
-            raise InputError(f"image {shown(type(image).__name__)}: expected a PIL image, or one for each prompt")
-        with refused("image: cannot be read"):  # a file that PIL opens lazily
-            pixels = to_tensor(resize_and_crop(to_rgb(image), (width, height)))
-        return encode_tiled(self.latent_codec, pixels[None].to(self._execution_device))
-
-    def encode_prompt(self, prompts: Any, device: Any) -> tuple[Tensor, Tensor | None]:
-        """Condition and mask of the prompts, or of one, on the device."""
-        return _on_device(self.conditioner(listed(prompts)), device)
-
-    def _tell_of_cuts(self, prompts: Sequence[Any]) -> None:
-        """Say in one line what of a prompt is not read, once for each of the first few."""
-        if not isinstance(self.conditioner, TextEncoder):
-            return
-        for prompt in [each for each in dict.fromkeys(prompts) if each not in self._warned]:
-            if len(self._warned) < MAX_WARNINGS and (rest := self.conditioner.cut_off(prompt)):
-                self._warned.add(prompt)
-                read, rest = self.conditioner.max_length, shown(rest.strip(), 120)
-                log.warning("the prompt is longer than the %d tokens that are read: %s is not drawn", read, rest)
 
     def prepare_latents(
         self, shape: Sequence[int], generator: Any, seeds: Sequence[int] | None, latents: Any, device: Any
@@ -255,10 +176,16 @@ class TransitionPipeline(CallState, SavedPipeline):
         inputs.check_generator(generator, shape[0])
         return randn_tensor(tuple(shape), generator=generator, device=torch.device(device), dtype=torch.float32)
 
+    def _check_negatives(self, prompts: Prompts, twice: bool) -> None:
+        given = [name for name in ("negative_prompt", "negative_prompt_embeds") if getattr(prompts, name) is not None]
+        if given and not twice:
+            why = "this network is told the scale, and" if self.guidance_embedded else "at a scale of 1 and below"
+            raise InputError(f"{given[0]}: {why} nothing is guided away from")
+
     @torch.no_grad()
     def __call__(
         self,
-        prompt: str | int | Sequence[str | int] | Tensor | np.ndarray,
+        prompt: str | int | Sequence[str | int] | Tensor | np.ndarray | None = None,
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int = 4,
@@ -273,12 +200,21 @@ class TransitionPipeline(CallState, SavedPipeline):
         plan: StepPlan | Planning | None = None,
         rope_scaling: str | None = None,
         key_grid: int | None = None,
-        image: Image.Image | Sequence[Image.Image] | None = None,
+        image: Any = None,
         strength: float = inputs.STRENGTH,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        negative_prompt: str | int | Sequence[str | int] | None = None,
+        prompt_embeds: Tensor | None = None,
+        prompt_attention_mask: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        negative_prompt_attention_mask: Tensor | None = None,
+        max_sequence_length: int | None = None,
+        timesteps: Sequence[float] | Tensor | np.ndarray | None = None,
+        sigmas: Sequence[float] | Tensor | np.ndarray | None = None,
+        guidance_in_one_batch: bool | None = None,
     ) -> TransitionPipelineOutput | tuple[Any, int]:
         """Images of the prompts.
 
@@ -300,43 +236,62 @@ class TransitionPipeline(CallState, SavedPipeline):
                 the model's own when None.
             key_grid: tokens along the longer side that are attended to, all when None
                 (`anystep.models.kv_downsampling`).
-            image: to start from, or one for each prompt or each image; scaled until it covers `height` x `width`, and
-                cropped. Several seeds, or `num_images_per_prompt`, give variations of it.
+            image: to start from, or one for each prompt or each image, as `anystep.pipelines.images.as_images` takes
+                them; scaled until it covers `height` x `width`, and cropped. Several seeds, or
+                `num_images_per_prompt`, give variations of it.
             strength: with `image`: the share of the times to go through from there, above 0 and at most 1, which
                 leaves nothing of the image where a transport ends in pure noise.
             output_type: `pil`; `np` (batch, height, width, 3) or `pt` (batch, 3, height, width) in [0, 1]; `latent`.
             callback_on_step_end: called as (pipeline, step, timestep, tensors) after each step, with the timestep that
                 the step began at; or a callback of diffusers. It may return {"latents": ...} to go on with, may set
                 `pipeline.interrupt` to stop, and `pipeline.guidance_scale` of the steps to come.
-            callback_on_step_end_tensor_inputs: what it is given, of `latents` and `prompt_embeds`.
+            callback_on_step_end_tensor_inputs: what it is given, of `latents`, `prompt_embeds`,
+                `negative_prompt_embeds` and `pred_original_sample`, the latents that the image would have by now.
+            negative_prompt: what to guide away from in place of the empty prompt, one for all or one each.
+            prompt_embeds, prompt_attention_mask: states of a text encoder (prompts, tokens, width) in place of the
+                prompt, and which of them are no padding: as `encode_prompt` gives them.
+            negative_prompt_embeds, negative_prompt_attention_mask: likewise, in place of the negative prompt.
+            max_sequence_length: tokens of a prompt that are read.
+            timesteps, sigmas: where each step begins, in place of a number of steps: as timesteps, or as times t.
+                With an image the first says how much noise is put on it.
+            guidance_in_one_batch: evaluate a guided step as one batch of twice the images, which is faster for small
+                images and takes more memory; by default where all images have at most 1,024 tokens.
 
         Raises:
             InputError: what cannot be generated, in one line.
         """
         # 1. Check inputs
-        prompts = listed(prompt)
+        prompts = Prompts(
+            prompt, negative_prompt, prompt_embeds, prompt_attention_mask, negative_prompt_embeds,
+            negative_prompt_attention_mask, max_sequence_length,
+        )  # fmt: skip
         height, width = self.base_size if height is None else height, self.base_size if width is None else width
-        self.check_inputs(prompts, height, width, num_inference_steps, output_type)
+        prompts.check(self.transformer.config.text_width)
+        self.check_inputs(None, height, width, num_inference_steps, output_type)
         options = CallOptions(
             num_images_per_prompt, guidance_interval, seeds, rope_scaling, key_grid, image, strength,
-            callback_on_step_end, callback_on_step_end_tensor_inputs,
+            callback_on_step_end, callback_on_step_end_tensor_inputs, plan, shift, sigmas, timesteps,
         )  # fmt: skip
-        planned = self.plan(int(num_inference_steps), plan, stochasticity, shift)
         guidance = self._check_guidance(guidance_scale)
+        twice = self.evaluations_per_step(guidance) == 2
+        self._check_negatives(prompts, twice)
 
         # 2. Define call parameters
-        height, width, repeats = int(height), int(width), options.num_images_per_prompt
-        count, device, transport = len(prompts) * repeats, self._execution_device, self.scheduler.transport
+        schedule, height, width, repeats = self.schedule, int(height), int(width), options.num_images_per_prompt
+        count, device, transport = prompts.count * repeats, self._execution_device, schedule.transport
 
         # 3. Encode prompts
-        self._tell_of_cuts(prompts)
-        condition = self.encode_prompt([each for each in prompts for _ in range(repeats)], device)
-        twice = self.evaluations_per_step(guidance) == 2
-        null = _on_device(self.conditioner.null(count), device) if twice else None
+        self._tell_of_cuts(prompts.texts, max_sequence_length)
+        embeds = self._encode(prompts, device, repeats, twice)
 
         # 4. Prepare timesteps
-        times = self.scheduler.times(planned, height, width, options.strength)
-        timesteps = (times * self.scheduler.config.num_train_timesteps).tolist()
+        if options.times_given:
+            times = schedule.given_times(sigmas, timesteps)
+            planned = self.plan(len(times) - 1, "uniform", stochasticity)
+        else:
+            planned = self.plan(int(num_inference_steps), plan, stochasticity, shift)
+            times = schedule.times(planned, height, width, options.strength)
+        begins = (times * schedule.config.num_train_timesteps).tolist()
 
         # 5. Prepare latents
         factor = self.latent_codec.factor
@@ -349,50 +304,29 @@ class TransitionPipeline(CallState, SavedPipeline):
 
         # 6. Denoising loop
         call = Call(guidance, planned.steps)
+        if guidance_in_one_batch is None:
+            guidance_in_one_batch = count * height * width // self.size_multiple**2 <= ONE_BATCH_TOKENS
         predict = guided(
-            self.transformer, transport, condition, null, lambda: call.guidance, options.guidance_interval,
-            self.guidance_embedded, rope_scaling=options.rope_scaling, key_grid=options.key_grid,
+            self.transformer, transport, embeds[:2], embeds[2:] if twice else None, lambda: call.guidance,
+            options.guidance_interval, self.guidance_embedded, guidance_in_one_batch,
+            rope_scaling=options.rope_scaling, key_grid=options.key_grid,
         )  # fmt: skip
         with self._running(call), self.progress_bar(total=planned.steps) as progress:
             sampled = sample(
                 predict, transport, x, times, stochasticity=planned.stochasticity,
                 velocity_below=planned.velocity_below, memory=planned.memory, seeds=options.seeds,
-                callback=self._step_callback(call, options, timesteps, condition[0], progress),
+                callback=self._step_callback(call, options, begins, embeds._asdict(), progress),
             )  # fmt: skip
         inputs.check_finite(sampled.sample, f"the model, in {planned.steps} steps with guidance {guidance:g},")
 
         # 7. Decode
-        images = self._decode(sampled.sample, output_type)
+        images = self._show(sampled.sample, output_type)
 
         # 8. Offload all models
         self.maybe_free_model_hooks()
         if not return_dict:
             return images, sampled.nfe
         return TransitionPipelineOutput(images, sampled.nfe, sampled.steps)
-
-    def _decode(self, latents: Tensor, output_type: str) -> Any:
-        """Images of latents; `to_uint8` is the one rule by which numbers become pixels."""
-        if output_type == "latent":
-            return latents
-        decoded = decode_tiled(self.latent_codec, latents)
-        inputs.check_finite(decoded, "the codec")
-        pixels = to_uint8(decoded)
-        if output_type == "pil":
-            return [Image.fromarray(each) for each in pixels.permute(0, 2, 3, 1).cpu().numpy()]
-        scaled = (pixels / 255).float()
-        return scaled if output_type == "pt" else scaled.permute(0, 2, 3, 1).cpu().numpy()
-
-    def _encode_all(self, images: list[Any], height: int, width: int, count: int, repeats: int) -> Tensor:
-        """The latents of one image for all, of one for each prompt, or of one for each of `count` images."""
-        if len(images) not in (1, count // repeats, count):
-            raise InputError(f"{len(images)} images to start from: expected one, or one for each of {count // repeats}")
-        latents = torch.cat([self.encode(each, height, width) for each in images])
-        return latents.repeat_interleave(count // len(images), dim=0)
-
-
-def _on_device(condition: tuple[Tensor, Tensor | None], device: Any) -> tuple[Tensor, Tensor | None]:
-    states, mask = condition
-    return states.to(device), None if mask is None else mask.to(device)
 
 
 TransitionPipeline.__module__ = "anystep"

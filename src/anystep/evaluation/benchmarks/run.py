@@ -150,7 +150,7 @@ def _generating(
 
     Yields what is told of images that are done: the number of steps, how many images it has, and how many are done.
     """
-    plans = model.pipeline.scheduler.config.plans if request.plan in (None, "model") else None
+    plans = model.pipeline.schedule.config.plans if request.plan in (None, "model") else None
     settings = {  # what fixes an image beside the number of steps
         "benchmark": benchmark,
         "model": model_digest(model),

@@ -1,0 +1,199 @@
+"""Prompts of a call, and the conditions that they become."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from threading import RLock
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from anystep.bounds import Count, check, shown
+from anystep.conditioning import Conditioner, LabelEncoder, TextEncoder, load_text_encoder
+from anystep.errors import InputError
+from anystep.pipelines.inputs import check_embeds, check_prompts, check_text, listed
+
+MAX_WARNINGS = 5  # about prompts that are cut, of one pipeline
+log = logging.getLogger(__name__)
+_LOADING = RLock()  # transformers builds one model at a time
+
+
+class Encoded(NamedTuple):
+    """The conditions of a call and their masks, in the order of diffusers' pipelines; None where there is none."""
+
+    prompt_embeds: Tensor
+    prompt_attention_mask: Tensor | None
+    negative_prompt_embeds: Tensor | None
+    negative_prompt_attention_mask: Tensor | None
+
+
+@dataclass
+class Prompts:
+    """What a call is to draw, and to keep away from: text, or states that were encoded before."""
+
+    prompt: Any = None
+    negative_prompt: Any = None
+    prompt_embeds: Any = None
+    prompt_attention_mask: Any = None
+    negative_prompt_embeds: Any = None
+    negative_prompt_attention_mask: Any = None
+    max_sequence_length: Any = None
+
+    @property
+    def count(self) -> int:
+        """How many are drawn."""
+        return len(listed(self.prompt) if self.prompt_embeds is None else self.prompt_embeds)
+
+    @property
+    def texts(self) -> list[Any]:
+        """What there is of text."""
+        given = [self.prompt] if self.prompt_embeds is None else []
+        return [each for one in [*given, self.negative_prompt] if one is not None for each in listed(one)]
+
+    def check(self, text_width: int | None) -> None:
+        """Refuse what contradicts itself; `text_width` is None where the model reads classes."""
+        if self.max_sequence_length is not None:
+            check("max_sequence_length", self.max_sequence_length, Count)
+            if text_width is None:
+                raise InputError("max_sequence_length: goes with captions, and this model reads classes")
+        if self.prompt_embeds is None:
+            if self.prompt is None:
+                check_prompts([], reads_text=False)
+            check_prompts(listed(self.prompt), reads_text=text_width is not None)
+        elif self.prompt is not None:
+            raise InputError("prompt and prompt_embeds: give one of them")
+        if self.negative_prompt is not None:
+            if self.negative_prompt_embeds is not None:
+                raise InputError("negative_prompt and negative_prompt_embeds: give one of them")
+            negatives = listed(self.negative_prompt)
+            for each in negatives:
+                check_text("negative_prompt", each, reads_text=text_width is not None)
+            self._check_negatives(len(negatives))
+        for kind in ("prompt", "negative_prompt"):
+            embeds, mask = (getattr(self, f"{kind}_{name}") for name in ("embeds", "attention_mask"))
+            check_embeds(kind, embeds, mask, text_width)
+        if self.negative_prompt_embeds is not None:
+            self._check_negatives(len(self.negative_prompt_embeds))
+
+    def _check_negatives(self, found: int) -> None:
+        if found not in (1, self.count):
+            raise InputError(f"{found} negative prompts for {self.count} prompts: expected one, or one each")
+
+
+class PromptEncoding:
+    """What a pipeline does with prompts, by its text encoder or the names of its classes."""
+
+    transformer: Any
+    text_encoder: Any
+    tokenizer: Any
+    config: Any
+    device: Any
+    _execution_device: Any
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._conditioner: Conditioner | None = None
+        self._warned: set[str] = set()
+
+    @property
+    def conditioner(self) -> Conditioner:
+        """What encodes prompts; a text encoder given by name is loaded on first use.
+
+        Raises:
+            InputError: no text encoder, or one of another width; class names that are not as many as the classes.
+        """
+        with _LOADING:
+            if self._conditioner is None:
+                self._conditioner = self._make_conditioner()
+            return self._conditioner
+
+    def _make_conditioner(self) -> Conditioner:
+        config, name = self.transformer.config, self.config.text_encoder_name
+        if config.num_classes is not None:
+            names = self.config.class_names or [str(number) for number in range(config.num_classes)]
+            if len(names) != config.num_classes:
+                raise InputError(f"{len(names)} class_names for a network of {config.num_classes} classes")
+            return LabelEncoder(names)
+        if self.text_encoder is not None and self.tokenizer is not None:
+            encoder = TextEncoder(self.tokenizer, self.text_encoder, "pipeline")
+        elif name is None:
+            raise InputError(
+                "this pipeline has no text encoder: give it text_encoder and tokenizer, or text_encoder_name "
+                "('builtin', a folder or a hub id)"
+            )
+        else:
+            encoder = load_text_encoder(name)
+            encoder.model.to(self._execution_device if self.device.type == "meta" else self.device)
+        if encoder.width != config.text_width:
+            states = f"text encoder {encoder.name!r} gives states {encoder.width} wide"
+            raise InputError(f"{states}, but the network reads {config.text_width}")
+        return encoder
+
+    def encode_prompt(
+        self,
+        prompt: Any = None,
+        device: Any = None,
+        num_images_per_prompt: int = 1,
+        do_classifier_free_guidance: bool = True,
+        negative_prompt: Any = None,
+        prompt_embeds: Tensor | None = None,
+        prompt_attention_mask: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        negative_prompt_attention_mask: Tensor | None = None,
+        max_sequence_length: int | None = None,
+    ) -> Encoded:
+        """Conditions of prompts, one row an image, which a call takes in their place.
+
+        Args:
+            do_classifier_free_guidance: also those to guide away from: of `negative_prompt`, else of the empty prompt.
+            max_sequence_length: tokens of a prompt that are read; as many as the text encoder takes by default.
+
+        Raises:
+            InputError: what cannot be encoded, in one line.
+        """
+        prompts = Prompts(
+            prompt, negative_prompt, prompt_embeds, prompt_attention_mask, negative_prompt_embeds,
+            negative_prompt_attention_mask, max_sequence_length,
+        )  # fmt: skip
+        prompts.check(self.transformer.config.text_width)
+        return self._encode(prompts, device, num_images_per_prompt, do_classifier_free_guidance)
+
+    def _encode(self, prompts: Prompts, device: Any, repeats: int, guided: bool) -> Encoded:
+        device = self._execution_device if device is None else device
+        condition, length = (prompts.prompt_embeds, prompts.prompt_attention_mask), prompts.max_sequence_length
+        if prompts.prompt_embeds is None:
+            condition = self._states(listed(prompts.prompt), length)
+        null: tuple[Tensor | None, Tensor | None] = (None, None)
+        if guided:
+            null = (prompts.negative_prompt_embeds, prompts.negative_prompt_attention_mask)
+            if prompts.negative_prompt is not None:
+                null = self._states(listed(prompts.negative_prompt), length)
+            elif null[0] is None:
+                null = self.conditioner.null(prompts.count)
+
+        def rows(values: Any) -> Any:  # one an image
+            return (
+                None
+                if values is None
+                else values.repeat_interleave(prompts.count * repeats // len(values), 0).to(device)
+            )
+
+        masks = (None if mask is None else rows(mask.bool()) for mask in (condition[1], null[1]))
+        return Encoded(rows(condition[0]), next(masks), rows(null[0]), next(masks))
+
+    def _states(self, prompts: list[Any], length: int | None) -> tuple[Tensor, Tensor | None]:
+        if length is None:
+            return self.conditioner(prompts)
+        if not isinstance(self.conditioner, TextEncoder):
+            raise InputError("max_sequence_length: this model's captions were encoded before")
+        return self.conditioner(prompts, length)
+
+    def _tell_of_cuts(self, prompts: Sequence[Any], length: int | None = None) -> None:
+        """Say in one line what of a prompt is not read, once for each of the first few."""
+        if not prompts or not isinstance(self.conditioner, TextEncoder):
+            return
+        for prompt in [each for each in dict.fromkeys(prompts) if each not in self._warned]:
+            if len(self._warned) < MAX_WARNINGS and (rest := self.conditioner.cut_off(prompt, length)):
+                self._warned.add(prompt)
+                read, rest = self.conditioner.tokens_read(length), shown(rest.strip(), 120)
+                log.warning("the prompt is longer than the %d tokens that are read: %s is not drawn", read, rest)

@@ -1,0 +1,91 @@
+"""Prompts, negative prompts, and states that were encoded before."""
+
+from typing import Any
+
+import pytest
+import torch
+from helpers import PROMPTS
+from helpers import assert_latents_close as close
+from helpers import draw_latents as draw
+
+from anystep import TransitionPipeline, TransitionScheduler
+from anystep.errors import InputError
+from anystep.models import build_transformer
+
+
+def test_what_was_encoded_before_draws_what_the_prompt_draws(pipeline: TransitionPipeline) -> None:
+    encoded = pipeline.encode_prompt(PROMPTS)
+    assert encoded._fields == (
+        "prompt_embeds", "prompt_attention_mask", "negative_prompt_embeds", "negative_prompt_attention_mask"
+    )  # fmt: skip
+    words: dict[str, Any] = {"seeds": [0, 1, 2]}
+    assert torch.equal(draw(pipeline, None, **encoded._asdict(), **words), draw(pipeline))
+    whole = {"prompt_embeds": encoded.prompt_embeds, "prompt_attention_mask": encoded.prompt_attention_mask.long()}
+    assert torch.equal(draw(pipeline, None, **whole, **words), draw(pipeline))
+    unmasked = draw(pipeline, None, prompt_embeds=encoded.prompt_embeds, **words)
+    assert not torch.allclose(unmasked, draw(pipeline), atol=1e-3)
+
+
+def test_a_pipeline_without_a_text_encoder_draws_what_was_encoded_elsewhere(pipeline: TransitionPipeline) -> None:
+    bare = TransitionPipeline(**pipeline.components)
+    bare.set_progress_bar_config(disable=True)
+    encoded = pipeline.encode_prompt("a whale")._asdict()
+    drawn = draw(bare, None, guidance_scale=1.5, seeds=[0], **encoded)
+    assert torch.equal(drawn, draw(pipeline, "a whale"))
+
+
+def test_several_images_of_states(pipeline: TransitionPipeline) -> None:
+    encoded = pipeline.encode_prompt(PROMPTS[:2], num_images_per_prompt=2)
+    assert encoded.prompt_embeds.shape[0] == 4
+    seeds = [0, 1, 2, 3]
+    one = pipeline.encode_prompt(PROMPTS[:2])._asdict()
+    both = draw(pipeline, PROMPTS[:2], num_images_per_prompt=2, seeds=seeds)
+    close(draw(pipeline, None, num_images_per_prompt=2, seeds=seeds, **one), both)
+    close(draw(pipeline, None, seeds=seeds, **encoded._asdict()), both)
+
+
+def test_a_negative_prompt_stands_for_the_empty_one(pipeline: TransitionPipeline) -> None:
+    plain = draw(pipeline, guidance_scale=2.0)
+    close(draw(pipeline, guidance_scale=2.0, negative_prompt=""), plain)
+    away = draw(pipeline, guidance_scale=2.0, negative_prompt="a blue whale")
+    assert not torch.allclose(away, plain, atol=1e-3)
+    each = ["", "a blue whale", "a blue whale"]
+    several = draw(pipeline, guidance_scale=2.0, negative_prompt=each)
+    close(several, torch.cat([plain[:1], away[1:]]))
+    # guided away from itself a prompt is drawn as it is
+    close(draw(pipeline, guidance_scale=7.0, negative_prompt=PROMPTS), draw(pipeline, guidance_scale=1.0))
+    encoded = pipeline.encode_prompt(PROMPTS, negative_prompt="a blue whale")
+    close(draw(pipeline, None, guidance_scale=2.0, seeds=[0, 1, 2], **encoded._asdict()), away)
+
+
+def test_classes_are_guided_away_from_too(tiny_classes: Any) -> None:
+    pipeline = TransitionPipeline.from_pretrained(tiny_classes)
+    pipeline.set_progress_bar_config(disable=True)
+    away = draw(pipeline, ["ant", "bee"], guidance_scale=2.0, negative_prompt="cat")
+    assert torch.equal(away, draw(pipeline, [0, 1], guidance_scale=2.0, negative_prompt=[2, 2]))
+    assert not torch.allclose(away, draw(pipeline, ["ant", "bee"], guidance_scale=2.0), atol=1e-3)
+    for options, message in (
+        ({"max_sequence_length": 3}, "max_sequence_length: goes with captions"),
+        ({"prompt_embeds": torch.zeros(1, 2, 3)}, "prompt_embeds: goes with captions"),
+    ):
+        with pytest.raises(InputError, match=message):
+            pipeline(None if "prompt_embeds" in options else "ant", seeds=[0], **options)
+
+
+def test_a_network_that_is_told_the_scale_has_no_negative_prompt() -> None:
+    network = build_transformer("c2i-test", in_channels=3, num_classes=3, guidance_embed=True)
+    pipeline = TransitionPipeline(network, TransitionScheduler())
+    with pytest.raises(InputError, match="negative_prompt: this network is told the scale"):
+        pipeline(1, seeds=[0], guidance_scale=2.0, negative_prompt=2)
+
+
+def test_fewer_tokens_are_read_on_request_and_what_is_cut_is_said(
+    pipeline: TransitionPipeline, caplog: pytest.LogCaptureFixture
+) -> None:
+    prompt = "a red apple on a blue background"
+    short = draw(pipeline, prompt, max_sequence_length=5)
+    (record,) = caplog.records
+    assert "longer than the 5 tokens" in record.getMessage()
+    assert "on a blue background" in record.getMessage()
+    close(short, draw(pipeline, "a red apple"))
+    assert torch.equal(draw(pipeline, prompt, max_sequence_length=10_000), draw(pipeline, prompt))
