@@ -26,7 +26,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent / "fuzz"))
 
-import areas
+from areas import area, folders
 from run import imports
 
 SIGNALS = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
@@ -108,14 +108,14 @@ def make_inputs(folder: Path) -> None:
     for number in range(120):
         place = folder / "images" / "abc"[number % 3]
         place.mkdir(parents=True, exist_ok=True)
-        (place / f"{number}.png").write_bytes(areas.png(rng.randrange(256)))
+        (place / f"{number}.png").write_bytes(area.png(rng.randrange(256)))
     (folder / "pictures").mkdir()
     for number in range(64):
-        (folder / "pictures" / f"{number:02d}.png").write_bytes(areas.png(rng.randrange(256)))
+        (folder / "pictures" / f"{number:02d}.png").write_bytes(area.png(rng.randrange(256)))
         (folder / "pictures" / f"{number:02d}.txt").write_text(f"colour {number}")
-    areas.make_model(folder / "model")
+    folders.make_model(folder / "model")
     data = {"source": f"classes:{folder / 'images'}", "size": 8}
-    recipe = {**areas.TINY, "data": data, "run": {**areas.TINY["run"], "checkpoint_every": 5, "sample_every": 20}}  # type: ignore[dict-item]
+    recipe = {**area.TINY, "data": data, "run": {**area.TINY["run"], "checkpoint_every": 5, "sample_every": 20}}  # type: ignore[dict-item]
     (folder / "r.yaml").write_text(dump_yaml(recipe))
     codec = {
         "data": {"source": f"{folder / 'pictures'}", "size": 16},
@@ -179,7 +179,8 @@ class Killer:
         self.rng, self.top = random.Random(seed), top
         self.inputs = top / "inputs"
         self.inputs.mkdir()
-        self.code(self.start(lambda: make_inputs(self.inputs), top))
+        if self.code(self.start(lambda: make_inputs(self.inputs), top)):
+            sys.exit(f"no inputs: {(top / 'stderr').read_text()}")
         self.expected: dict[str, dict[str, str]] = {}
         self.spans: dict[str, tuple[float, float]] = {}
         self.before = self.listing(self.inputs)
