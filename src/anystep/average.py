@@ -2,7 +2,6 @@
 
 import copy
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from anystep.bounds import AverageLength, check
 from anystep.errors import InputError
 from anystep.evaluation.metrics.frechet_distance import FrechetDistance
 from anystep.evaluation.run import Request, evaluate_models
-from anystep.files import PUBLISHED, check_claim, publishing, write_json
+from anystep.files import PUBLISHED, check_claim, check_room, publishing, write_json
 from anystep.pipelines.load import Model, load
 from anystep.pipelines.transition import TransitionPipeline
 from anystep.ranks import Ranks
@@ -100,15 +99,7 @@ def _free(out: Path, run: Path) -> Path:
     """The folder, if a model can be written there."""
     out = out.resolve()
     check_claim(out, PUBLISHED)
-    if not (pipeline := run / "pipeline").is_dir():
-        return out  # said by what reads it
-    place = next(folder for folder in (out, *out.parents) if folder.exists())
-    needed, free = sum(path.stat().st_size for path in pipeline.rglob("*") if path.is_file()), shutil.disk_usage(place)
-    if needed > free.free:
-        raise InputError(
-            f"the model takes {needed / 1e9:.3g} GB, {place} has {free.free / 1e9:.3g} GB left: make room, or choose "
-            "another --out"
-        )
+    check_room(out, sum(path.stat().st_size for path in (run / "pipeline").rglob("*") if path.is_file()))
     return out
 
 

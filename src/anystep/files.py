@@ -117,6 +117,17 @@ def check_output(path: Path, suffix: str, reads: Callable[[Path], object]) -> No
         pass
 
 
+def check_room(out: Path, needed: int) -> None:
+    """Refuse a model of so many bytes where the disk that `out` is on, or will be, has not that much left."""
+    place = next(folder for folder in (out, *out.parents) if folder.exists())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise InputError(
+            f"the model takes {needed / 1e9:.3g} GB, {place} has {free / 1e9:.3g} GB left: make room, or choose "
+            "another --out"
+        )
+
+
 def check_names(paths: Iterable[Sequence[Any]], what: str) -> None:
     """Refuse names that somebody else chose where they cannot be names of files in a folder of ours.
 

@@ -180,6 +180,12 @@ def is_guided(scale: float) -> bool:
     return scale > 1.0
 
 
+def without_ends(transport: Transport, interval: tuple[float, float] | None = None) -> tuple[float, float]:
+    """The closed interval of all times between the ends of one, by default those of the transport, but for the ends."""
+    low, high = interval or (transport.t_min, transport.t_max)
+    return math.nextafter(low, math.inf), math.nextafter(high, -math.inf)
+
+
 def evaluations_per_step(guided: bool, embedded: bool) -> int:
     """Network evaluations of one image in a step: two where guided by a network that is not told the scale."""
     return 1 + (guided and not embedded)

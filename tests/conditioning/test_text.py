@@ -144,3 +144,17 @@ def test_a_damaged_encoder_is_one_line_that_names_it(
 def test_a_folder_of_something_else_is_refused(tiny_codec: Path) -> None:
     with pytest.raises(InputError, match="no text encoder at"):
         load_text_encoder(tiny_codec)
+
+
+def test_padding_of_the_null_caption_attends_to_nothing(tiny_text_models: dict[str, Path]) -> None:
+    encoder = load_text_encoder(tiny_text_models["gemma3"])
+    null, _ = encoder.null(1)
+    padded = encoder.padded_null(5)
+    torch.testing.assert_close(padded[:, : null.shape[1]], null, atol=1e-6, rtol=0)
+    assert torch.equal(encoder.null(1)[0], null)  # nothing is left behind
+    for layer in encoder.model.layers:  # then no token reads another
+        layer.self_attn.o_proj.weight.zero_()
+    padding = torch.full((1, 1), encoder.tokenizer.pad_token_id)
+    alone = encoder.model(input_ids=padding).last_hidden_state
+    for place in range(null.shape[1], 5):
+        torch.testing.assert_close(padded[:, place : place + 1], alone, atol=1e-6, rtol=0)

@@ -15,6 +15,7 @@ from anystep.cli import (
     benchmark,
     compare,
     completion,
+    convert,
     data,
     evaluate,
     generate,
@@ -31,7 +32,8 @@ from anystep.console import set_quiet
 from anystep.errors import InputError
 
 COMMANDS = (
-    generate, train, plan, evaluate, plan_steps, benchmark, scorers, average, compare, data, recipes, info, completion,
+    generate, train, plan, evaluate, plan_steps, benchmark, scorers, average, compare, convert, data,
+    recipes, info, completion,
 )  # fmt: skip
 AT_ONCE = ("generate", "objectives", "recipes", "completion")  # which say that they have begun later, or never
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from anystep.device import execution_device
 from anystep.errors import InputError
@@ -29,7 +29,11 @@ class TextEncoder:
         name: the name or path that it was loaded from.
         width: width of a token's state.
         max_length: number of tokens after which captions are cut.
+        escape: whether captions are read as Python escapes them, as released weights learned them: other letters than
+            those of ASCII, line breaks and backslashes become `\\xe9`, `\\n` and the like.
     """
+
+    escape = False
 
     def __init__(self, tokenizer: Any, model: Any, name: str, max_length: int = MAX_LENGTH) -> None:
         self.tokenizer, self.model, self.name = tokenizer, model.eval().requires_grad_(False), name
@@ -53,12 +57,16 @@ class TextEncoder:
         """
         with _TOKENIZING:  # tokenizers are not safe for threads
             tokens = self.tokenizer(
-                [plain_text(prompt) for prompt in prompts],
+                [self.read(prompt) for prompt in prompts],
                 padding="longest", truncation=True, max_length=self.tokens_read(max_length), return_tensors="pt",
             ).to(execution_device(self.model))  # fmt: skip
         states = self.model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
         mask = tokens.attention_mask.bool()
         return states, None if bool(mask.all()) else mask
+
+    def read(self, caption: str) -> str:
+        """A caption as the tokenizer is given it."""
+        return caption.encode("unicode-escape").decode() if self.escape else plain_text(caption)
 
     def mean_states(self, prompts: Sequence[str]) -> Float[Tensor, "batch width"]:
         """The mean state of the tokens of each caption."""
@@ -75,17 +83,43 @@ class TextEncoder:
         with _TOKENIZING:
             specials = len(self.tokenizer("")["input_ids"])
             options = {"add_special_tokens": False, "truncation": False, "padding": False, "verbose": False}
-            tokens = self.tokenizer(plain_text(prompt), return_offsets_mapping=self.tokenizer.is_fast, **options)
+            tokens = self.tokenizer(self.read(prompt), return_offsets_mapping=self.tokenizer.is_fast, **options)
         kept = max(0, self.tokens_read(max_length) - specials)
         if len(tokens["input_ids"]) <= kept:
             return ""
         if self.tokenizer.is_fast:
-            return prompt[tokens["offset_mapping"][kept][0] :]
+            return self.read(prompt)[tokens["offset_mapping"][kept][0] :]
         return str(self.tokenizer.decode(tokens["input_ids"][kept:]))
 
     def null(self, count: int) -> States:
         """The states of the empty caption."""
         return self([""] * count)
+
+    @torch.no_grad()
+    def padded_null(self, length: int) -> Float[Tensor, "1 length width"]:
+        """The states of the empty caption with padding up to `length` tokens, for networks that attend to padding.
+
+        States of padding are those of flash attention, which released weights were trained with: padded tokens attend
+        to nothing, and every layer of attention gives zero there. Other kinds of attention would let them read the
+        tokens before them.
+        """
+        with _TOKENIZING:
+            tokens = self.tokenizer(
+                [""], padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+            ).to(execution_device(self.model))
+        padding = tokens.attention_mask[..., None] == 0
+
+        def silence(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return (inputs[0].masked_fill(padding, 0), *inputs[1:])
+
+        outputs = [module for name, module in self.model.named_modules() if name.endswith(".o_proj")]
+        hooks = [module.register_forward_pre_hook(silence) for module in outputs]
+        try:
+            states: Tensor = self.model(**tokens).last_hidden_state
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return states
 
 
 def plain_text(caption: str) -> str:

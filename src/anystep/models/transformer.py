@@ -268,7 +268,7 @@ class TransitionTransformer2DModel(
         return c
 
     def block_captions(
-        self, condition: Tensor | EncodedCaption, mask: Tensor | None
+        self, condition: Tensor | EncodedCaption, mask: Tensor | None, mask_text: bool | None = None
     ) -> tuple[Sequence[Any], Tensor | None]:
         """The caption of each block and its mask: keys and values, or states that a block makes its own of.
 
@@ -279,7 +279,8 @@ class TransitionTransformer2DModel(
             captions, mask = condition.keys_values, condition.mask
         elif self.caption_projection is not None:
             captions = [self.project_caption(condition)] * len(captions)
-        return captions, mask if self.config.mask_text else None
+        masked = self.config.mask_text if mask_text is None else mask_text
+        return captions, mask if masked else None
 
     def forward(
         self,
@@ -295,6 +296,7 @@ class TransitionTransformer2DModel(
         guidance: Float[Tensor, " images"] | None = None,
         return_velocity: bool = False,
         branch: Literal["velocity", "transition"] | None = None,
+        mask_text: bool | None = None,
     ) -> Any:
         """The prediction of F, float32, shaped as x; in a tuple with features and velocity where these are asked for.
 
@@ -314,6 +316,7 @@ class TransitionTransformer2DModel(
             return_velocity: also return v(x, t) of all images, where the network has branches: from the same trunk.
             branch: the branch that all images go through. By default it is that of the velocity where r = t and that
                 of transitions elsewhere; each runs on its own images only, so that an image costs one branch.
+            mask_text: whether `condition_mask` is followed; the network's own setting by default.
         """
         if (return_velocity or branch is not None) and self.transition_branch is None:
             raise ValueError("return_velocity and branch are of a network with branches: branch_depth is 0")
@@ -321,7 +324,7 @@ class TransitionTransformer2DModel(
             raise ValueError("return_features needs a projector: z_dim is 0")
         if guidance is not None and self.guidance_embedding is None:
             raise ValueError("guidance is for a network that is told it: guidance_embed is false")
-        captions, mask = self.block_captions(condition, condition_mask)  # one for each block
+        captions, mask = self.block_captions(condition, condition_mask, mask_text)  # one for each block
         patch = self.config.patch_size
         rows, columns = (side // patch for side in x.shape[-2:])
         tokens = self.patch_embed(patchify(x, patch, packing))  # (B, N, C p^2) -> (B, N, D)

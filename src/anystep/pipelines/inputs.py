@@ -196,7 +196,10 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         texts = settings.get(name)
         if texts is not None and not (isinstance(texts, list | tuple) and all(isinstance(each, str) for each in texts)):
             raise InputError(f"{name} {shown(texts)}: expected a list of texts")
-    for name in ("text_encoder_name", "license"):
+    for name in ("open_guidance_interval", "escape_captions"):
+        if not isinstance(settings.get(name, False), bool):
+            raise InputError(f"{name} {shown(settings[name])}: expected true or false")
+    for name in ("text_encoder_name", "vae_name", "license"):
         if not isinstance(settings.get(name), str | None):
             raise InputError(f"{name} {shown(settings[name])}: expected text")
     words = sorted({preset.sampling for preset in OBJECTIVES.values()})

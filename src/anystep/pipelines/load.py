@@ -110,7 +110,7 @@ class Model:
 
     def nfe(self, steps: int, guidance: float | None = None, plan: StepPlan | Planning | None = None) -> int:
         """Network evaluations of one image that is generated in so many steps."""
-        return self.pipeline.plan(steps, plan).steps * self.pipeline.evaluations_per_step(guidance)
+        return self.pipeline.evaluations(self.pipeline.plan(steps, plan), guidance)
 
 
 def _several(name: str, values: Any, count: int) -> list[Any]:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import RLock
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor
 
@@ -124,6 +124,7 @@ class PromptEncoding:
         else:
             encoder = load_text_encoder(name)
             encoder.model.to(self._execution_device if self.device.type == "meta" else self.device)
+        encoder.escape = bool(self.config.escape_captions)
         if encoder.width != config.text_width:
             states = f"text encoder {encoder.name!r} gives states {encoder.width} wide"
             raise InputError(f"{states}, but the network reads {config.text_width}")
@@ -169,7 +170,7 @@ class PromptEncoding:
             if prompts.negative_prompt is not None:
                 null = self._states(listed(prompts.negative_prompt), length)
             elif null[0] is None:
-                null = self.conditioner.null(prompts.count)
+                null = self._null(prompts.count, condition)
 
         def rows(values: Any) -> Any:  # one an image
             return (
@@ -180,6 +181,17 @@ class PromptEncoding:
 
         masks = (None if mask is None else rows(mask.bool()) for mask in (condition[1], null[1]))
         return Encoded(rows(condition[0]), next(masks), rows(null[0]), next(masks))
+
+    def _null(self, count: int, condition: tuple[Any, Tensor | None]) -> tuple[Tensor, Tensor | None]:
+        """The empty condition of prompts; of a network that attends to padding, padded as long as each caption is.
+
+        Masks end at the end of the caption in both, so that each image is drawn as if its caption were alone.
+        """
+        network, conditioner = self.transformer.config, cast(Any, self.conditioner)
+        if network.mask_text or network.num_classes is not None:
+            return self.conditioner.null(count)
+        states, mask = condition
+        return conditioner.padded_null(states.shape[1]).expand(count, -1, -1), mask
 
     def _states(self, prompts: list[Any], length: int | None) -> tuple[Tensor, Tensor | None]:
         if length is None:

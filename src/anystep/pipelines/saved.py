@@ -41,7 +41,9 @@ class SavedPipeline(DiffusionPipeline):
                 raise InputError(f"it is a {shown(index.get('_class_name'))}, not a {cls.__name__}")
             check_settings(index)
             if (index.get(EARLIER_VAE) or [None])[0] is not None and "vae" not in options:
-                options["vae"] = _load_earlier_vae(folder / EARLIER_VAE, options)
+                options["vae"] = _load_vae(folder / EARLIER_VAE, options)
+            if index.get("vae_name") and (index.get("vae") or [None])[0] is None and "vae" not in options:
+                options["vae"] = _load_vae(index["vae_name"], options)
             pipeline: Any = super().from_pretrained(str(folder), **options)
             for part in pipeline.components.values():
                 if isinstance(part, torch.nn.Module):
@@ -82,10 +84,10 @@ class SavedPipeline(DiffusionPipeline):
         return f"{type(self).__name__}({', '.join([*parts, *said])})"
 
 
-def _load_earlier_vae(folder: Path, options: Mapping[str, Any]) -> Any:
-    """The autoencoder of a model that was saved with the earlier name, as the options of `from_pretrained` say."""
+def _load_vae(place: str | Path, options: Mapping[str, Any]) -> Any:
+    """The autoencoder of a folder or hub id, as the options of `from_pretrained` say."""
     dtype = options.get("dtype", options.get("torch_dtype"))
     if isinstance(dtype, Mapping):
         dtype = dtype.get("vae", dtype.get("default", torch.float32))
     more = {name: options[name] for name in ("use_safetensors", "variant") if name in options}
-    return load_autoencoder(folder, dtype=dtype, **more)
+    return load_autoencoder(place, dtype=dtype, **more)

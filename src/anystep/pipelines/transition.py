@@ -31,6 +31,7 @@ from anystep.sampling import (
     is_guided,
     noise,
     sample,
+    without_ends,
 )
 
 # tokens of all images of a call up to which a guided step is one batch unless a call says: beyond, a processor is busy
@@ -63,6 +64,10 @@ class TransitionPipeline(CallState, PromptEncoding, ImageCoding, SavedPipeline):
         license: of the weights.
         sampling: how the network was trained to be asked, a word of `anystep.objective.presets`.
         trained_shapes: sizes in pixels, the most frequent first; squares of the base size when None.
+        vae_name: a folder or hub id that the autoencoder is loaded from with the pipeline, where it is not in there.
+        open_guidance_interval: whether steps that begin at an end of the guidance interval are unguided, and so is the
+            first where no interval is given, as with released weights.
+        escape_captions: whether captions are escaped (`TextEncoder.escape`), as released weights learned them.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
@@ -83,6 +88,9 @@ class TransitionPipeline(CallState, PromptEncoding, ImageCoding, SavedPipeline):
         license: str | None = None,
         sampling: str = "transition",
         trained_shapes: list[str] | None = None,
+        vae_name: str | None = None,
+        open_guidance_interval: bool = False,
+        escape_captions: bool = False,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -91,6 +99,7 @@ class TransitionPipeline(CallState, PromptEncoding, ImageCoding, SavedPipeline):
         self.register_to_config(
             text_encoder_name=text_encoder_name, class_names=class_names, concepts=concepts,
             guidance_scale=guidance_scale, license=license, sampling=sampling, trained_shapes=trained_shapes,
+            vae_name=vae_name, open_guidance_interval=open_guidance_interval, escape_captions=escape_captions,
         )  # fmt: skip
         inputs.check_settings(self.config)
 
@@ -117,6 +126,15 @@ class TransitionPipeline(CallState, PromptEncoding, ImageCoding, SavedPipeline):
     def evaluations_per_step(self, scale: Any = None) -> int:
         """Network evaluations of one image in a step of that guidance scale, the model's own for None."""
         return evaluations_per_step(is_guided(self.resolve_guidance(scale)), self.guidance_embedded)
+
+    def evaluations(self, plan: StepPlan, scale: Any = None) -> int:
+        """Network evaluations of one image that follows a plan at that guidance scale, in no interval of a call's."""
+        each = self.evaluations_per_step(scale)
+        return plan.steps * each - (each > 1 and self.config.open_guidance_interval)
+
+    def _guided_times(self, interval: tuple[float, float] | None) -> tuple[float, float] | None:
+        """The closed interval in which steps are guided, of one that is given."""
+        return without_ends(self.schedule.transport, interval) if self.config.open_guidance_interval else interval
 
     @property
     def do_classifier_free_guidance(self) -> bool:
@@ -308,8 +326,8 @@ class TransitionPipeline(CallState, PromptEncoding, ImageCoding, SavedPipeline):
             guidance_in_one_batch = count * height * width // self.size_multiple**2 <= ONE_BATCH_TOKENS
         predict = guided(
             self.transformer, transport, embeds[:2], embeds[2:] if twice else None, lambda: call.guidance,
-            options.guidance_interval, self.guidance_embedded, guidance_in_one_batch,
-            rope_scaling=options.rope_scaling, key_grid=options.key_grid,
+            self._guided_times(options.guidance_interval), self.guidance_embedded, guidance_in_one_batch,
+            rope_scaling=options.rope_scaling, key_grid=options.key_grid, mask_text=True,
         )  # fmt: skip
         with self._running(call), self.progress_bar(total=planned.steps) as progress:
             sampled = sample(
