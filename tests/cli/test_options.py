@@ -125,7 +125,8 @@ def test_bad_values_of_every_option_are_one_line_that_names_it(
 def test_the_table_has_every_command() -> None:
     assert {words[0] for words in COMMANDS} == {
         "generate", "train", "plan", "train-codec", "evaluate", "benchmark", "train-scene-detector", "train-alignment",
-        "train-classifier", "average", "compare", "convert", "data", "recipes", "info", "plan-steps", "objectives", "completion",
+        "train-classifier", "average", "compare", "convert", "data", "recipes", "info", "plan-steps", "objectives",
+        "completion",
     }  # fmt: skip
 
 
