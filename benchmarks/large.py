@@ -80,10 +80,10 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     width, height = options.size
     drawing = Drawing(options.model, device)
-    plan = plan_generation(drawing.blueprint, width, height, options.steps, caption_tokens=WORDS)
+    plan = plan_generation(drawing.spec, width, height, options.steps, caption_tokens=WORDS)
     gigabytes = [f"{count / 1e9:.2f} GB" for count in (plan.sampling_bytes, plan.decode_bytes)]
     print(f"planned: sampling {gigabytes[0]}, decoding {gigabytes[1]}", flush=True)
-    least = 4 * drawing.blueprint.multiple
+    least = 4 * drawing.spec.multiple
     drawing.pixels(drawing.latents(least, least, 1))  # brings the code of the libraries into memory
     before = held(device)
     latents = drawing.measure("sampling", before, lambda: drawing.latents(width, height, options.steps))

@@ -78,3 +78,13 @@ def test_the_page_of_scale_is_made(tmp_path: Path) -> None:
     page = (tmp_path / "scale.md").read_text()
     assert page.count("| ddp |") == page.count("| hsdp |") == 6
     assert "{" not in page
+
+
+@pytest.mark.slow
+def test_released_weights_of_the_true_size_are_converted_and_loaded_in_little_more_memory_than_they_take(
+    tmp_path: Path,
+) -> None:
+    phases = run("released.py", tmp_path, "--folder", str(tmp_path))["phases"]
+    assert phases["converting"]["weights"] > 1.7e9
+    assert phases["converting"]["peak_over_weights"] < 1.3
+    assert phases["loading"]["added_over_weights"] < 1.2
