@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from anystep.data.npy import to_npy
 from anystep.errors import InputError
 from anystep.evaluation.evaluate import generate_images
 from anystep.evaluation.settings import GenerationSettings
@@ -84,8 +85,8 @@ def sample_imagenet(
             rows = range(number * CHUNK, min(len(labels), (number + 1) * CHUNK))
             if not _is_whole_chunk(paths[number], (len(rows), side, side, 3)):
                 images, _ = generate_images(model, labels, rows, steps, settings)
-                with replacing(paths[number], durable=True) as part, part.open("wb") as file:
-                    np.save(file, images.permute(0, 2, 3, 1).numpy())
+                with replacing(paths[number], durable=True) as part:
+                    part.write_bytes(to_npy(images.permute(0, 2, 3, 1).numpy()))  # numpy's own loses a Ctrl-C
             on_images(len(rows))
 
     def finish() -> None:
