@@ -20,6 +20,7 @@ FLOORS = [
     {"pipelines"},
     {"training", "evaluation"},
     {"average", "compare"},
+    {"studio"},
     {"cli"},
     {"__main__"},
 ]

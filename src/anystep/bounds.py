@@ -61,6 +61,11 @@ Time = Annotated[float, Ge(0), Le(10**5)]
 """A time of a transport."""
 Aspect = Annotated[float, Ge(1), Le(1000)]
 """The longer side over the shorter one."""
+Port = Annotated[int, Ge(0), Le(65_535)]
+"""A TCP port; 0 is a free one."""
+Seconds = Annotated[float, Gt(0), Le(86_400)]
+Milliseconds = Annotated[float, Ge(0), Le(10_000)]
+Mebibytes = Annotated[float, Gt(0), Le(10_000)]
 LearningRate = Annotated[float, Gt(0), Le(1000)]
 Coefficient = Annotated[float, Ge(0), Le(10**6)]
 """A weight of a term, or a factor."""

@@ -249,6 +249,17 @@ def save_image(
     check_writable(path)
     path = Path(path)
     kind = Image.registered_extensions()[path.suffix.lower()]
+    beside = written_beside(kind, texts, software)
+    try:
+        with replacing(path) as part, part.open("xb") as file:
+            # Pillow's quality of 75 shows around text and flat colours; lossless formats ignore it
+            image.save(file, kind, quality=95, **beside)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def written_beside(kind: str, texts: Mapping[str, str] | None, software: str = "") -> dict[str, Any]:
+    """Options with which Pillow writes these texts into a file of that format: see `save_image`."""
     beside: dict[str, Any] = {}
     exif = Image.Exif()
     if software:
@@ -263,9 +274,4 @@ def save_image(
             exif[ExifTags.Base.ImageDescription] = first
     if exif:
         beside["exif"] = exif
-    try:
-        with replacing(path) as part, part.open("xb") as file:
-            # Pillow's quality of 75 shows around text and flat colours; lossless formats ignore it
-            image.save(file, kind, quality=95, **beside)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+    return beside

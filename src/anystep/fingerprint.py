@@ -46,7 +46,12 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 def text_digest(text: str) -> str:
     """Sixteen hexadecimal digits of the SHA-256 of a text."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return bytes_digest(text.encode("utf-8", "surrogatepass"))
+
+
+def bytes_digest(content: bytes) -> str:
+    """What `file_digest` says of a file of this content."""
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def file_digest(path: Path) -> str:

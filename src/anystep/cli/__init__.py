@@ -24,6 +24,7 @@ from anystep.cli import (
     plan_steps,
     recipes,
     scorers,
+    serve,
     train,
 )
 from anystep.cli.output import close_stdout, complain, say_loading
@@ -33,7 +34,7 @@ from anystep.errors import InputError
 
 COMMANDS = (
     generate, train, plan, evaluate, plan_steps, benchmark, scorers, average, compare, convert, data,
-    recipes, info, completion,
+    recipes, serve, info, completion,
 )  # fmt: skip
 AT_ONCE = ("generate", "objectives", "recipes", "completion")  # which say that they have begun later, or never
 

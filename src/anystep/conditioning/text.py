@@ -68,6 +68,11 @@ class TextEncoder:
         """A caption as the tokenizer is given it."""
         return caption.encode("unicode-escape").decode() if self.escape else plain_text(caption)
 
+    def length(self, prompt: str) -> int:
+        """The number of tokens of a caption, as it is cut."""
+        with _TOKENIZING:
+            return len(self.tokenizer(self.read(prompt), truncation=True, max_length=self.max_length)["input_ids"])
+
     def mean_states(self, prompts: Sequence[str]) -> Float[Tensor, "batch width"]:
         """The mean state of the tokens of each caption."""
         states, mask = self(prompts)

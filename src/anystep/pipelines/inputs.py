@@ -144,6 +144,16 @@ def check_embeds(name: str, embeds: Any, mask: Any, width: int | None) -> None:
         raise InputError(f"{name}_attention_mask: expected a token that is read in every row")
 
 
+def cut_short(times: Tensor, finish_after: Any) -> Tensor:
+    """Times that go to the end in one step after so many transitions; all of them for None."""
+    if finish_after is None:
+        return times
+    kept = check("finish_after", finish_after, bounds.OptionalCount)
+    if kept > len(times) - 2:
+        raise InputError(f"finish_after {kept}: expected fewer than the {len(times) - 1} transitions")
+    return torch.cat([times[: kept + 1], times[-1:]])
+
+
 def check_size(height: Any, width: Any, multiple: int) -> None:
     """Refuse sides that are no multiples of what one token covers, or that are too unlike."""
     for name, side in (("height", height), ("width", width)):

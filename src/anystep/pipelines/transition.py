@@ -172,7 +172,7 @@ class TransitionPipeline(CallState, PromptEncoding, ImageCoding, SavedPipeline):
         if output_type not in OUTPUT_TYPES:
             raise InputError(f"output_type {shown(output_type)}: expected one of {', '.join(OUTPUT_TYPES)}")
 
-    def _check_guidance(self, scale: Any) -> float:
+    def check_guidance(self, scale: Any) -> float:
         """`resolve_guidance`, refused where the network knows no empty class to guide away from."""
         guidance, network = self.resolve_guidance(scale), self.transformer.config
         unconditional = network.num_classes is None or network.class_dropout_prob
@@ -233,6 +233,7 @@ class TransitionPipeline(CallState, PromptEncoding, ImageCoding, SavedPipeline):
         timesteps: Sequence[float] | Tensor | np.ndarray | None = None,
         sigmas: Sequence[float] | Tensor | np.ndarray | None = None,
         guidance_in_one_batch: bool | None = None,
+        finish_after: int | None = None,
     ) -> TransitionPipelineOutput | tuple[Any, int]:
         """Images of the prompts.
 
@@ -272,6 +273,7 @@ class TransitionPipeline(CallState, PromptEncoding, ImageCoding, SavedPipeline):
             max_sequence_length: tokens of a prompt that are read.
             timesteps, sigmas: where each step begins, in place of a number of steps: as timesteps, or as times t.
                 With an image the first says how much noise is put on it.
+            finish_after: after so many transitions jump from there to the end in one more; None: make them all.
             guidance_in_one_batch: evaluate a guided step as one batch of twice the images, which is faster for small
                 images and takes more memory; by default where all images have at most 1,024 tokens.
 
@@ -290,7 +292,7 @@ class TransitionPipeline(CallState, PromptEncoding, ImageCoding, SavedPipeline):
             num_images_per_prompt, guidance_interval, seeds, rope_scaling, key_grid, image, strength,
             callback_on_step_end, callback_on_step_end_tensor_inputs, plan, shift, sigmas, timesteps,
         )  # fmt: skip
-        guidance = self._check_guidance(guidance_scale)
+        guidance = self.check_guidance(guidance_scale)
         twice = self.evaluations_per_step(guidance) == 2
         self._check_negatives(prompts, twice)
 
@@ -309,6 +311,7 @@ class TransitionPipeline(CallState, PromptEncoding, ImageCoding, SavedPipeline):
         else:
             planned = self.plan(int(num_inference_steps), plan, stochasticity, shift)
             times = schedule.times(planned, height, width, options.strength)
+        times = inputs.cut_short(times, finish_after)
         begins = (times * schedule.config.num_train_timesteps).tolist()
 
         # 5. Prepare latents
@@ -321,7 +324,7 @@ class TransitionPipeline(CallState, PromptEncoding, ImageCoding, SavedPipeline):
         x = initial_sample(transport, z, times[0].item(), init_latents)
 
         # 6. Denoising loop
-        call = Call(guidance, planned.steps)
+        call = Call(guidance, len(times) - 1)
         if guidance_in_one_batch is None:
             guidance_in_one_batch = count * height * width // self.size_multiple**2 <= ONE_BATCH_TOKENS
         predict = guided(
@@ -329,13 +332,13 @@ class TransitionPipeline(CallState, PromptEncoding, ImageCoding, SavedPipeline):
             self._guided_times(options.guidance_interval), self.guidance_embedded, guidance_in_one_batch,
             rope_scaling=options.rope_scaling, key_grid=options.key_grid, mask_text=True,
         )  # fmt: skip
-        with self._running(call), self.progress_bar(total=planned.steps) as progress:
+        with self._running(call), self.progress_bar(total=call.steps) as progress:
             sampled = sample(
                 predict, transport, x, times, stochasticity=planned.stochasticity,
                 velocity_below=planned.velocity_below, memory=planned.memory, seeds=options.seeds,
                 callback=self._step_callback(call, options, begins, embeds._asdict(), progress),
             )  # fmt: skip
-        inputs.check_finite(sampled.sample, f"the model, in {planned.steps} steps with guidance {guidance:g},")
+        inputs.check_finite(sampled.sample, f"the model, in {call.steps} steps with guidance {guidance:g},")
 
         # 7. Decode
         images = self._show(sampled.sample, output_type)
