@@ -29,7 +29,7 @@ from record import write_record
 from resident import held, peak
 
 from anystep.device import pick_device, pick_precision
-from anystep.models.cost import ForwardFlops
+from anystep.models.cost import forward_flops
 from anystep.models.presets import PRESETS, build_transformer
 from anystep.objective import Identity, TrainingBatch, derivative
 from anystep.training.config import Recipe
@@ -141,7 +141,7 @@ def main() -> None:
 
     count, rated = recipe.run.batch_size, peak_flops(recipe.run, device)
     side = int({**PRESETS[recipe.model.preset], **recipe.model.options}["sample_size"])
-    flops = ForwardFlops.of(recipe.model.preset, **recipe.model.options)(side, side, options.length)
+    flops = forward_flops(recipe.model.preset, **recipe.model.options)(side, side, options.length)
     figures: dict[str, dict[str, Any]] = {}
     print(f"{'':22}{'s / step':>9}{'images/s':>10}{'ratio':>7}{'min':>6}{'max':>6}{'peak MB':>9}{'ratio':>7}{'MFU':>7}")
     for variant, (target, _) in VARIANTS.items():
