@@ -70,8 +70,8 @@ def tiny_model(tiny_codec: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def tiny_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a class-conditional pipeline of 8 x 8 pixels and three classes."""
     from anystep.models import build_transformer
+    from anystep.pipelines.classes import TransitionClassPipeline
     from anystep.pipelines.scheduler import TransitionScheduler
-    from anystep.pipelines.transition import TransitionPipeline
 
     torch.manual_seed(0)
     network = build_transformer("c2i-test", in_channels=3, num_classes=3)
@@ -79,7 +79,7 @@ def tiny_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.1)
     folder = tmp_path_factory.mktemp("classes")
-    pipeline = TransitionPipeline(network, TransitionScheduler(base_size=8), class_names=["ant", "bee", "cat"])
+    pipeline = TransitionClassPipeline(network, TransitionScheduler(base_size=8), class_names=["ant", "bee", "cat"])
     pipeline.save_pretrained(folder)
     return folder
 

@@ -11,6 +11,7 @@ from typing import Any as _Any
 
 if TYPE_CHECKING:
     from anystep.models.transformer import TransitionTransformer2DModel as TransitionTransformer2DModel
+    from anystep.pipelines.classes import TransitionClassPipeline as TransitionClassPipeline
     from anystep.pipelines.load import load as load
     from anystep.pipelines.scheduler import TransitionScheduler as TransitionScheduler
     from anystep.pipelines.transition import TransitionPipeline as TransitionPipeline
@@ -25,6 +26,7 @@ except _PackageNotFoundError:  # a source tree that is not installed
 _WHERE = {
     "TransitionTransformer2DModel": "anystep.models.transformer",
     "TransitionPipeline": "anystep.pipelines.transition",
+    "TransitionClassPipeline": "anystep.pipelines.classes",
     "TransitionScheduler": "anystep.pipelines.scheduler",
     "load": "anystep.pipelines.load",
     "make_transport": "anystep.transport",

@@ -123,7 +123,7 @@ def _models(run: Path, plans: Sequence[Rebuilt], snapshots: Snapshots) -> list[M
         transformer = base.transformer if len(plans) == 1 else copy.deepcopy(base.transformer)
         transformer.load_state_dict(state)
         state.clear()
-        pipeline = base if len(plans) == 1 else TransitionPipeline.from_pipe(base, transformer=transformer)
+        pipeline = base if len(plans) == 1 else type(base).from_pipe(base, transformer=transformer)
         pipeline.set_progress_bar_config(disable=True)
         made.append(Model(f"length {plan.length:g}", pipeline))
     return made

@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import lively, text_inputs
+from diffusers import FirstBlockCacheConfig, PyramidAttentionBroadcastConfig
+from helpers import draw_latents, lively, text_inputs
 from torch import nn
 
+import anystep
 from anystep import TransitionTransformer2DModel
+from anystep.errors import InputError
 from anystep.models import build_transformer
 
 
@@ -141,3 +144,60 @@ torch.testing.assert_close(compiled(*inputs), network(*inputs), rtol=1e-4, atol=
 def test_bad_sizes_are_refused(preset: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_transformer(preset, **options)
+
+
+def test_blocks_are_left_out_by_the_cache_of_diffusers(tiny_model: Path) -> None:
+    pipeline = anystep.load(tiny_model, "cpu").pipeline
+    network, calls = pipeline.transformer, []
+    network.blocks[-1].mlp.register_forward_hook(lambda *_: calls.append(1))
+    for together in (True, False):
+        words: dict[str, Any] = {"steps": 6, "guidance_scale": 2.0, "guidance_in_one_batch": together}
+        plain = draw_latents(pipeline, **words)
+        each = len(calls)
+        for threshold in (0.0, 1e9):
+            network.enable_cache(FirstBlockCacheConfig(threshold=threshold))
+            calls.clear()
+            first = draw_latents(pipeline, **words)
+            expected = each if threshold == 0 else each // 6  # the first step alone
+            assert len(calls) == expected
+            assert torch.equal(draw_latents(pipeline, **words), first)  # nothing is left from the call before
+            torch.testing.assert_close(first, plain, atol=1e-5, rtol=1e-5) if threshold == 0 else None
+            network.disable_cache()
+        calls.clear()
+        assert torch.equal(draw_latents(pipeline, **words), plain)
+        calls.clear()
+
+
+def test_caches_that_would_not_work_are_refused() -> None:
+    with pytest.raises(InputError, match="cache PyramidAttentionBroadcastConfig: expected a FirstBlockCacheConfig"):
+        lively("t2i-test").enable_cache(PyramidAttentionBroadcastConfig())
+    with pytest.raises(InputError, match="this network has branches"):
+        lively("t2i-test", branch_depth=1).enable_cache(FirstBlockCacheConfig())
+
+
+@pytest.mark.slow
+def test_it_is_exported_with_every_size_dynamic() -> None:
+    """In a process of its own: the shape checks of these tests are not traceable."""
+    code = """
+import torch
+from torch.export import Dim, export
+from anystep.models import build_transformer
+torch.manual_seed(0)
+network = build_transformer("t2i-test").eval()
+for parameter in network.parameters():
+    torch.nn.init.normal_(parameter, std=0.1)
+
+def inputs(count, length, rows, columns):
+    mask = torch.arange(length) < 1 + torch.arange(count)[:, None] % length
+    x, states = torch.randn(count, 4, rows, columns), torch.randn(count, length, 16)
+    return x, torch.rand(count), torch.zeros(count), states, mask
+
+any = Dim.AUTO
+sizes = {"x": {0: any, 2: any, 3: any}, "t": {0: any}, "r": {0: any}, "condition": {0: any, 1: any},
+         "condition_mask": {0: any, 1: any}}
+exported = export(network, inputs(2, 5, 16, 20), dynamic_shapes=sizes).module()
+for size in ((2, 5, 16, 20), (3, 7, 32, 8), (1, 2, 8, 64)):
+    given = inputs(*size)
+    torch.testing.assert_close(exported(*given), network(*given), rtol=1e-5, atol=1e-5)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,10 +29,11 @@ def test_saved_and_loaded_it_draws_the_same(pipeline: TransitionPipeline, tmp_pa
 
 def test_the_folder_is_of_diffusers_layout(tiny_model: Path) -> None:
     index = json.loads((tiny_model / "model_index.json").read_text())
-    assert index["_class_name"] == "TransitionPipeline"
-    assert index["transformer"] == ["anystep", "TransitionTransformer2DModel"]
-    assert index["scheduler"] == ["anystep", "TransitionScheduler"]
+    assert index["_class_name"] == ["pipeline", "TransitionPipeline"]
+    assert index["transformer"] == ["modeling", "TransitionTransformer2DModel"]
+    assert index["scheduler"] == ["scheduling", "TransitionScheduler"]
     assert index["vae"] == ["diffusers", "AutoencoderDC"]
+    assert index["concepts"] == {"0": "red apple", "1": "whale", "2": "tractor"}
     assert {"transformer", "scheduler", "vae"} <= {path.name for path in tiny_model.iterdir()}
     parts = DiffusionPipeline.load_config(tiny_model)
     assert parts["text_encoder_name"] == "builtin"
@@ -103,3 +105,112 @@ def test_a_pipeline_is_shown_in_one_line_that_errors_of_python_can_carry(pipelin
     with pytest.raises(TypeError) as told:
         pipeline("a whale", colour="red")
     assert len(str(told.value)) < 1000
+
+
+@pytest.fixture
+def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where diffusers copies the code of a folder to."""
+    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    return tmp_path / "modules"
+
+
+@pytest.mark.parametrize("folder", ["tiny_model", "tiny_classes"])
+def test_the_loader_of_diffusers_takes_a_folder(
+    folder: str, modules: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    source = request.getfixturevalue(folder)
+    with pytest.raises(ValueError, match=r"pipeline\.py"):
+        DiffusionPipeline.from_pretrained(source)
+    own, theirs = (
+        anystep.load(source, "cpu").pipeline,
+        DiffusionPipeline.from_pretrained(source, trust_remote_code=True),
+    )
+    theirs.set_progress_bar_config(disable=True)
+    prompts = ["ant", "bee"] if folder == "tiny_classes" else ["a whale", "a tractor"]
+    assert type(theirs) is type(own)
+    assert torch.equal(draw(theirs, prompts), draw(own, prompts))
+    theirs.save_pretrained(tmp_path / "again")
+    assert torch.equal(draw(anystep.load(tmp_path / "again", "cpu").pipeline, prompts), draw(own, prompts))
+
+
+def test_code_of_a_folder_is_never_run_by_ours(tiny_model: Path, modules: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "evil")
+    for path in folder.rglob("*.py"):
+        path.write_text("raise SystemExit('it ran')\n")
+    assert {path.name for path in folder.rglob("*.py")} == {"pipeline.py", "modeling.py", "scheduling.py"}
+    for options in ({}, {"trust_remote_code": True}):
+        assert type(TransitionPipeline.from_pretrained(folder, **options)) is TransitionPipeline
+    assert not list(modules.rglob("*.py"))
+
+
+def test_folders_without_code_load_as_before(tiny_model: Path, pipeline: TransitionPipeline, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "earlier", ignore=shutil.ignore_patterns("*.py"))
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {
+        "_class_name": "TransitionPipeline",
+        "transformer": ["anystep", "TransitionTransformer2DModel"],
+        "scheduler": ["anystep", "TransitionScheduler"],
+        "concepts": ["red apple", "whale", "tractor"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
+    assert torch.equal(draw(anystep.load(folder, "cpu").pipeline), draw(pipeline))
+
+
+@pytest.mark.parametrize("kind", [DiffusionPipeline, TransitionPipeline])
+def test_a_model_of_the_hub_is_fetched(
+    kind: Any, tiny_model: Path, pipeline: TransitionPipeline, modules: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub is a folder here: what is asked of it, and what is left out, are diffusers' own."""
+    files = sorted(str(path.relative_to(tiny_model)) for path in tiny_model.rglob("*") if path.is_file())
+    asked: list[Any] = []
+
+    def snapshot(name: str, **options: Any) -> str:
+        asked.append(name)
+        return str(tiny_model)
+
+    hub = {
+        "_resolve_revision": lambda name, **options: "main",
+        "model_info": lambda name, **options: SimpleNamespace(siblings=[SimpleNamespace(rfilename=f) for f in files]),
+        "hf_hub_download": lambda name, file, **options: str(tiny_model / file),
+        "snapshot_download": snapshot,
+    }
+    for name, answer in hub.items():
+        monkeypatch.setattr(f"diffusers.pipelines.pipeline_utils.{name}", answer)
+    monkeypatch.setattr(
+        "diffusers.pipelines.pipeline_loading_utils.get_class_from_dynamic_module",
+        lambda folder, **options: getattr(anystep, options["class_name"] or "TransitionPipeline"),
+    )
+    options = {"trust_remote_code": True} if kind is DiffusionPipeline else {}
+    loaded = kind.from_pretrained("owner/name", **options)
+    loaded.set_progress_bar_config(disable=True)
+    assert type(loaded) is TransitionPipeline
+    assert torch.equal(draw(loaded), draw(pipeline))
+
+
+def test_a_text_encoder_given_by_name_is_carried_on_request(
+    pipeline: TransitionPipeline, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pipeline.save_pretrained(tmp_path, carry_text_encoder=True)
+    assert (tmp_path / "text_encoder" / "model.safetensors").exists()
+    assert json.loads((tmp_path / "model_index.json").read_text())["text_encoder_name"] is None
+    assert pipeline.text_encoder is None
+    again = TransitionPipeline.from_pretrained(tmp_path)
+    assert "MISSING" not in "".join(capfd.readouterr())
+    again.set_progress_bar_config(disable=True)
+    assert again.config.guidance_scale == pipeline.config.guidance_scale
+    assert torch.equal(draw(again), draw(pipeline))
+
+
+def test_variants_shards_and_types_are_those_of_diffusers(pipeline: TransitionPipeline, tmp_path: Path) -> None:
+    pipeline.save_pretrained(tmp_path, variant="fp16", max_shard_size="100KB")
+    assert len(list((tmp_path / "transformer").glob("*fp16*.safetensors"))) > 1
+    again = TransitionPipeline.from_pretrained(tmp_path, variant="fp16", torch_dtype={"default": torch.float32})
+    again.set_progress_bar_config(disable=True)
+    assert torch.equal(draw(again), draw(pipeline))
+    half = TransitionPipeline.from_pretrained(tmp_path, variant="fp16", torch_dtype=torch.bfloat16)
+    assert half.transformer.blocks[0].mlp.gate.weight.dtype == torch.bfloat16
+    assert half.transformer.time_embed.linear_1.weight.dtype == torch.float32
+    mapped = TransitionPipeline.from_pretrained(tmp_path, variant="fp16", device_map="cpu")
+    mapped.set_progress_bar_config(disable=True)
+    assert torch.equal(draw(mapped), draw(pipeline))

@@ -29,7 +29,7 @@ class TransitionBlock(nn.Module):
 
     def forward(
         self,
-        x: Tokens,
+        hidden_states: Tokens,
         c: Vector,
         interval: Vector,
         rope: Rope,
@@ -38,6 +38,7 @@ class TransitionBlock(nn.Module):
         packing: Packing | None = None,
         kv_index: Int[Tensor, " keys"] | None = None,
     ) -> Tokens:
+        x = hidden_states  # the name by which caching of diffusers asks for it
         dtype = compute_dtype(self.mlp.gate) or x.dtype  # the stream x and its modulation stay in float32
         modulation = spread(self.modulation(c), packing)  # (B, 1, 6 D) or (B, 1, 9 D)
         parts = modulation.chunk(6 if self.caption_attn is None else 9, dim=-1)  # (B, 1, D) each

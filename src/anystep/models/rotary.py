@@ -86,7 +86,7 @@ def rope_angles(
     angles, largest = [], 1.0
     lengths = (width, height) if grid == "row_major" else (height, width)  # number of positions of each axis
     for axis, length in zip(places.unbind(1), lengths, strict=True):
-        stretch = 1.0 if extent is None else max(1.0, length / extent)
+        stretch = 1.0 if extent is None or scaling == "plain" else max(1.0, length / extent)
         largest = max(largest, stretch)
         angles.append(axis.float()[:, None] * frequencies(pairs, scaling, stretch, extent or 1))
     factor = None

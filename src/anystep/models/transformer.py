@@ -6,13 +6,15 @@ normalisation and a 2-D rotary embedding. Class- and text-conditional models dif
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, wraps
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as functional
 from diffusers import CacheMixin, ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from diffusers.hooks import FirstBlockCacheConfig
+from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook
@@ -195,10 +197,26 @@ class TransitionTransformer2DModel(
                 "fuse_lora() and unload_lora(), or keep it apart by save_lora_adapter(folder) and then unload_lora()"
             )
 
+    @wraps(ModelMixin.save_pretrained)  # pipelines of diffusers look whether it takes `variant` and `max_shard_size`
     def save_pretrained(self, *arguments: Any, **options: Any) -> None:
         """Save as diffusers does; raises `InputError` as `check_saveable` does, before anything is written."""
         self.check_saveable()
         super().save_pretrained(*arguments, **options)
+
+    def enable_cache(self, config: Any) -> None:
+        """Leave out blocks whose output has hardly changed since the step before: `FirstBlockCacheConfig` of diffusers.
+
+        Raises:
+            InputError: another kind, or a network with branches, whose last blocks are not those of every evaluation.
+        """
+        if not isinstance(config, FirstBlockCacheConfig):
+            raise InputError(f"cache {type(config).__name__}: expected a FirstBlockCacheConfig")
+        if self.transition_branch is not None:
+            raise InputError(
+                "FirstBlockCacheConfig: this network has branches, whose blocks cannot stand for each other"
+            )
+        TransformerBlockRegistry.register(TransitionBlock, TransformerBlockMetadata(return_hidden_states_index=0))
+        super().enable_cache(config)
 
     def _initialise(self) -> None:
         for module in self.modules():

@@ -25,6 +25,7 @@ from anystep.model_folder import check_part
 from anystep.models.reference import CHARACTERISTIC, fitted_network, restore_reference_names
 from anystep.models.released import ReleasedConfig, preset_options, read_config, release_of
 from anystep.models.weight_files import read_weights
+from anystep.pipelines.classes import TransitionClassPipeline
 from anystep.pipelines.load import find
 from anystep.pipelines.scheduler import TransitionScheduler
 from anystep.pipelines.transition import TransitionPipeline
@@ -86,7 +87,8 @@ def convert_reference(request: Request) -> Converted:
     network, converted = fitted_network(weights, config.network, source)
     parts = _parts(request, config, network.config)
     check_room(out, sum(tensor.nbytes for tensor in converted.values()))
-    pipeline = TransitionPipeline(
+    kind = TransitionClassPipeline if network.config.text_width is None else TransitionPipeline
+    pipeline = kind(
         transformer=network,
         scheduler=TransitionScheduler(),
         guidance_scale=1.5 if release is None else release.guidance_scale,

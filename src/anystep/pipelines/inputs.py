@@ -19,6 +19,7 @@ from anystep.objective.presets import OBJECTIVES
 MAX_ASPECT = 5  # longest side over shortest
 STRENGTH = 0.6  # how far back to begin from an image, where nobody says
 CLEAN = "pred_original_sample"  # the name in diffusers for what a step takes the data to be
+NAMES = ("class_names", "concepts", "trained_shapes")  # settings of a pipeline that are lists
 CALLBACK_TENSORS = ["latents", "prompt_embeds", "negative_prompt_embeds", CLEAN]
 
 
@@ -200,10 +201,17 @@ def check_finite(numbers: Tensor, source: str) -> None:
         )
 
 
+def in_order(names: Any) -> Any:
+    """A list of names that an index holds as a dict by number, as a list; anything else as it is."""
+    if not isinstance(names, Mapping) or not all(str(number).isdecimal() for number in names):
+        return names
+    return [names[number] for number in sorted(names, key=int)]
+
+
 def check_settings(settings: Mapping[str, Any]) -> None:
     """Refuse values of a pipeline's settings, or of its model_index.json, that are not of their kind."""
-    for name in ("class_names", "concepts", "trained_shapes"):
-        texts = settings.get(name)
+    for name in NAMES:
+        texts = in_order(settings.get(name))
         if texts is not None and not (isinstance(texts, list | tuple) and all(isinstance(each, str) for each in texts)):
             raise InputError(f"{name} {shown(texts)}: expected a list of texts")
     for name in ("open_guidance_interval", "escape_captions"):

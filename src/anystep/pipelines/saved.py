@@ -1,31 +1,56 @@
-"""The folder of a pipeline: looked through before it is loaded, and read as earlier versions wrote it."""
+"""The folder of a pipeline: looked through before it is loaded, and read as earlier versions wrote it.
 
-from collections.abc import Mapping
+diffusers finds classes that are not its own by code in the folder (`trust_remote_code=True`). What is written here
+imports a class from anystep and does nothing more; it is for `DiffusionPipeline.from_pretrained`, and nothing of ours
+runs it. Lists of names are dicts by number in the index, because diffusers takes a list for a component and asks the
+hub for its code.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from diffusers import DiffusionPipeline
 
+import anystep
 from anystep.bounds import shown
 from anystep.codecs.codec import check_whole, load_autoencoder
 from anystep.errors import InputError
-from anystep.files import read_json
+from anystep.files import read_json, write_json, write_text
 from anystep.model_folder import check_model_folder
-from anystep.pipelines.inputs import check_settings
+from anystep.pipelines.inputs import NAMES, check_settings, in_order
 
 EARLIER_VAE = "codec"  # what the component `vae` was called, and its folder
 HUB_OPTIONS = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "variant",
                "use_safetensors")  # fmt: skip
+PIPELINES = ("TransitionPipeline", "TransitionClassPipeline")
+# component: (module beside its weights that diffusers imports, class of ours)
+SHIMS = {
+    "transformer": ("modeling", "TransitionTransformer2DModel"),
+    "scheduler": ("scheduling", "TransitionScheduler"),
+}
+SHIM = """# for DiffusionPipeline.from_pretrained(folder, trust_remote_code=True), with anystep installed
+from anystep import {name}  # noqa: F401
+"""
 Pipeline = TypeVar("Pipeline", bound="SavedPipeline")
 
 
 class SavedPipeline(DiffusionPipeline):
-    """Loading of diffusers with checks before and after it."""
+    """Loading of diffusers with checks before and after it, and folders that its own loader takes too."""
+
+    transformer: Any
+    text_encoder: Any
+    conditioner: Any
 
     @classmethod
     def from_pretrained(cls: type[Pipeline], pretrained_model_name_or_path: str | Path, **options: Any) -> Pipeline:
         """That of diffusers, of a folder that was looked through before (`anystep.model_folder`).
+
+        The pipeline is of the class that was saved, where that is this one or one made of it. No code of a folder is
+        run, whatever `trust_remote_code` says.
 
         Raises:
             InputError: what is missing, damaged or refused, in one line.
@@ -37,14 +62,15 @@ class SavedPipeline(DiffusionPipeline):
             folder = Path(name if Path(name).is_dir() else cls.download(name, **hub))
             check_model_folder(folder, options)
             index = read_json(folder / "model_index.json")
-            if index.get("_class_name") != cls.__name__:
-                raise InputError(f"it is a {shown(index.get('_class_name'))}, not a {cls.__name__}")
+            kind = _class_to_load(cls, _plain_name(index.get("_class_name")))
             check_settings(index)
             if (index.get(EARLIER_VAE) or [None])[0] is not None and "vae" not in options:
                 options["vae"] = _load_vae(folder / EARLIER_VAE, options)
             if index.get("vae_name") and (index.get("vae") or [None])[0] is None and "vae" not in options:
                 options["vae"] = _load_vae(index["vae_name"], options)
-            pipeline: Any = super().from_pretrained(str(folder), **options)
+            options.pop("trust_remote_code", None)
+            with _without_reports_of_poolers():
+                pipeline: Any = super(SavedPipeline, kind).from_pretrained(str(folder), **options)
             for part in pipeline.components.values():
                 if isinstance(part, torch.nn.Module):
                     check_whole(part)
@@ -60,17 +86,68 @@ class SavedPipeline(DiffusionPipeline):
 
     @classmethod
     def load_config(cls, *arguments: Any, **options: Any) -> Any:
-        """That of diffusers, in the words of today."""
+        """That of diffusers, in the words of today, with classes of ours by the name of the package."""
         loaded = super().load_config(*arguments, **options)
         config = loaded[0] if isinstance(loaded, tuple) else loaded
         if EARLIER_VAE in config:
             config["vae"] = config.pop(EARLIER_VAE)
+        for part, (module, name) in SHIMS.items():
+            if list(config.get(part) or ()) == [module, name]:
+                config[part] = ["anystep", name]
+        config |= {name: in_order(config[name]) for name in NAMES if name in config}
         return loaded
 
-    def save_pretrained(self, save_directory: Any, *arguments: Any, **options: Any) -> None:
-        """That of diffusers. Raises `InputError` before anything is written where it could not be loaded."""
+    @classmethod
+    def _dict_from_json_file(cls, json_file: Any) -> dict[str, Any]:
+        """What diffusers reads of a config file, without the code that stands for the pipeline's class there."""
+        config: dict[str, Any] = super()._dict_from_json_file(json_file)
+        config["_class_name"] = _plain_name(config.get("_class_name"))
+        return config
+
+    def save_pretrained(
+        self, save_directory: Any, *arguments: Any, carry_text_encoder: bool = False, **options: Any
+    ) -> None:
+        """That of diffusers, with what `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` asks for.
+
+        Args:
+            carry_text_encoder: put the text encoder into the folder, where it was given by name.
+
+        Raises:
+            InputError: what is saved could not be loaded; before anything is written.
+        """
         self.transformer.check_saveable()
-        super().save_pretrained(save_directory, *arguments, **options)
+        if carry_text_encoder:
+            return self._with_text_encoder().save_pretrained(save_directory, *arguments, **options)
+        return super().save_pretrained(save_directory, *arguments, **options)
+
+    def _with_text_encoder(self) -> Any:
+        """The same pipeline with its text encoder as a component."""
+        encoder: Any = self.conditioner
+        if self.text_encoder is not None or self.transformer.config.num_classes is not None:
+            return self
+        parts = {**self.components, "text_encoder": encoder.model, "tokenizer": encoder.tokenizer}
+        settings = {name: self.config[name] for name in self._optional_settings() if name != "text_encoder_name"}
+        return type(self)(**parts, **settings)
+
+    @classmethod
+    def _optional_settings(cls) -> list[str]:
+        parts, settings = cls._get_signature_keys(cls)
+        return [name for name in settings if name not in parts]
+
+    def save_config(self, save_directory: Any, *arguments: Any, **options: Any) -> None:
+        """The index of the folder, and what finds our classes for it."""
+        super().save_config(save_directory, *arguments, **options)
+        folder = Path(save_directory)
+        index = read_json(folder / "model_index.json")
+        index["_class_name"] = ["pipeline", _plain_name(index["_class_name"])]
+        index |= {name: dict(enumerate(index[name])) for name in NAMES if index.get(name) is not None}
+        write_text(folder / "pipeline.py", SHIM.format(name=", ".join(PIPELINES)))
+        for part, (module, name) in SHIMS.items():
+            if index.get(part) == ["anystep", name]:
+                index[part] = [module, name]
+                (folder / part).mkdir(exist_ok=True)
+                write_text(folder / part / f"{module}.py", SHIM.format(name=name))
+        write_json(folder / "model_index.json", index)
 
     def __repr__(self) -> str:
         """The parts by their classes, and plain settings; lists by their lengths, since errors of Python show it."""
@@ -82,6 +159,35 @@ class SavedPipeline(DiffusionPipeline):
             if value is not None and not name.startswith("_")
         ]
         return f"{type(self).__name__}({', '.join([*parts, *said])})"
+
+
+@contextmanager
+def _without_reports_of_poolers() -> Iterator[None]:
+    """While it lasts, transformers does not report encoders that were saved without the pooler, which nothing asks."""
+
+    def worth_telling(entry: logging.LogRecord) -> bool:
+        rows = [line.split("|")[0].strip() for line in entry.getMessage().splitlines() if "| MISSING |" in line]
+        return not rows or not all("pooler." in row for row in rows)
+
+    reports = logging.getLogger("transformers.modeling_utils")
+    reports.addFilter(worth_telling)
+    try:
+        yield
+    finally:
+        reports.removeFilter(worth_telling)
+
+
+def _plain_name(name: Any) -> Any:
+    """The name of a class, of an entry that may say its module too."""
+    return name[-1] if isinstance(name, list | tuple) and name else name
+
+
+def _class_to_load(asked: type[Pipeline], name: Any) -> type[Pipeline]:
+    """The class of a folder that names it, as it was asked for."""
+    if name not in PIPELINES:
+        raise InputError(f"it is a {shown(name)}, not a {asked.__name__}")
+    saved: type[Pipeline] = getattr(anystep, name)
+    return saved if issubclass(saved, asked) else asked
 
 
 def _load_vae(place: str | Path, options: Mapping[str, Any]) -> Any:

@@ -58,7 +58,8 @@ class TransitionPipeline(CallState, PromptEncoding, ImageCoding, SavedPipeline):
         text_encoder, tokenizer: of the captions. None where `text_encoder_name` says what to load instead, or where
             the model is class-conditional.
         text_encoder_name: `builtin`, or a folder or hub id.
-        class_names: of a class-conditional model; their order is that of the labels.
+        class_names: of a class-conditional model; their order is that of the labels. Like the other lists of names
+            they may be a dict by number.
         concepts: what the model was shown, for suggestions.
         guidance_scale: used when a call gives none.
         license: of the weights.
@@ -82,12 +83,12 @@ class TransitionPipeline(CallState, PromptEncoding, ImageCoding, SavedPipeline):
         text_encoder: Any = None,
         tokenizer: Any = None,
         text_encoder_name: str | None = None,
-        class_names: list[str] | None = None,
-        concepts: list[str] | None = None,
+        class_names: list[str] | dict[str, str] | None = None,
+        concepts: list[str] | dict[str, str] | None = None,
         guidance_scale: float = 1.0,
         license: str | None = None,
         sampling: str = "transition",
-        trained_shapes: list[str] | None = None,
+        trained_shapes: list[str] | dict[str, str] | None = None,
         vae_name: str | None = None,
         open_guidance_interval: bool = False,
         escape_captions: bool = False,
@@ -97,8 +98,9 @@ class TransitionPipeline(CallState, PromptEncoding, ImageCoding, SavedPipeline):
             transformer=transformer, scheduler=scheduler, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer
         )
         self.register_to_config(
-            text_encoder_name=text_encoder_name, class_names=class_names, concepts=concepts,
-            guidance_scale=guidance_scale, license=license, sampling=sampling, trained_shapes=trained_shapes,
+            text_encoder_name=text_encoder_name, class_names=inputs.in_order(class_names),
+            concepts=inputs.in_order(concepts), guidance_scale=guidance_scale, license=license, sampling=sampling,
+            trained_shapes=inputs.in_order(trained_shapes),
             vae_name=vae_name, open_guidance_interval=open_guidance_interval, escape_captions=escape_captions,
         )  # fmt: skip
         inputs.check_settings(self.config)

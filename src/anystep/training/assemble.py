@@ -22,6 +22,7 @@ from anystep.files import publishing
 from anystep.models.presets import PRESETS, build_transformer, preset_option
 from anystep.models.transformer import TransitionTransformer2DModel
 from anystep.objective.presets import OBJECTIVES
+from anystep.pipelines.classes import TransitionClassPipeline
 from anystep.pipelines.load import Model, load
 from anystep.pipelines.scheduler import TransitionScheduler
 from anystep.pipelines.step_sheet import models_sheet
@@ -179,7 +180,8 @@ def as_pipeline(inputs: TrainingInputs, network: TransitionTransformer2DModel) -
     """The network as users will load it."""
     recipe, codec, data = inputs.recipe, inputs.codec, inputs.data
     text = reads_captions(recipe.model)
-    pipeline = TransitionPipeline(
+    kind = TransitionPipeline if text else TransitionClassPipeline
+    pipeline = kind(
         transformer=network,
         scheduler=TransitionScheduler(
             recipe.transport.name,
