@@ -1,6 +1,7 @@
 """Released weights through the command into a folder, out of it as pictures with the reference's numbers, and back."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -256,5 +257,25 @@ def test_only_networks_that_the_reference_has_are_written_with_its_names(tiny_mo
     save_file({"mine": torch.zeros(2)}, other)
     with pytest.raises(InputError, match="what is there was not made by this command"):
         restore_reference(str(tiny_model), other)
+    with pytest.raises(InputError, match="rope_grid of its network is 'row_major', which the reference does not have"):
+        restore_reference(str(tiny_model), tmp_path / "back.safetensors")
     with pytest.raises(InputError, match="unknown model"):
         restore_reference(str(tmp_path / "nowhere"), tmp_path / "back.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("open_guidance_interval", "yes", "true or false"),
+        ("escape_captions", 1, "true or false"),
+        ("vae_name", 3, "text"),
+    ],
+)
+def test_settings_of_released_weights_are_checked(
+    converted: dict[str, Path], tmp_path: Path, name: str, value: Any, expected: str
+) -> None:
+    shutil.copytree(converted["c2i"], tmp_path / "odd")
+    index = json.loads((tmp_path / "odd" / "model_index.json").read_text())
+    (tmp_path / "odd" / "model_index.json").write_text(json.dumps({**index, name: value}))
+    with pytest.raises(InputError, match=f"{name} {value!r}: expected {expected}"):
+        opened(tmp_path / "odd")

@@ -37,7 +37,7 @@ def add_reference(parser: OneLineParser) -> None:
 
 def add_to_reference(parser: OneLineParser) -> None:
     option = parser.add_argument
-    add_options(parser, "--model")
+    option("--model", type=spec, required=True, help="a folder that was converted, or a hub id")
     option("--out", type=output_file, required=True, metavar="FILE", help="a .safetensors file")
     parser.set_defaults(run=run_to_reference)
 

@@ -5,6 +5,7 @@ captions in the network's config, the guidance interval without its ends and esc
 uniform times at every size in the scheduler's.
 """
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,13 +25,18 @@ from anystep.files import PUBLISHED, check_claim, check_output, check_room, publ
 from anystep.model_folder import check_part
 from anystep.models.reference import CHARACTERISTIC, fitted_network, restore_reference_names
 from anystep.models.released import ReleasedConfig, preset_options, read_config, release_of
+from anystep.models.transformer import TransitionTransformer2DModel
 from anystep.models.weight_files import read_weights
 from anystep.pipelines.classes import TransitionClassPipeline
 from anystep.pipelines.load import find
 from anystep.pipelines.scheduler import TransitionScheduler
 from anystep.pipelines.transition import TransitionPipeline
 
-OURS_ALONE = ("branch_depth", "guidance_embed")  # options of networks that the reference cannot hold
+# of every network that the reference has
+REFERENCE = {
+    "rope_grid": "reference", "mask_text": False, "branch_depth": 0, "guidance_embed": False, "max_time_frequency": 1.0,
+}  # fmt: skip
+DEFAULTS = inspect.signature(TransitionTransformer2DModel.__init__).parameters
 
 
 @dataclass(frozen=True)
@@ -120,8 +126,12 @@ def restore_reference(model: str, out: Path) -> int:
         raise InputError(f"model {shown(model)}: there is no folder {str(folder)!r}; download it first")
     check_part(folder)
     config = read_json(folder / "config.json")
-    if own := [name for name in OURS_ALONE if config.get(name)]:
-        raise InputError(f"model {shown(model)}: its network has {own[0]}, which the reference's does not")
+    for name, wanted in REFERENCE.items():
+        if config.get(name, DEFAULTS[name].default) != wanted:
+            raise InputError(
+                f"model {shown(model)}: {name} of its network is {shown(config.get(name))}, which the reference does not"
+                f" have: expected {wanted!r}"
+            )
     weights: dict[str, Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
         weights |= load_file(path)
