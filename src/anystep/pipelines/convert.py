@@ -129,8 +129,8 @@ def restore_reference(model: str, out: Path) -> int:
     for name, wanted in REFERENCE.items():
         if config.get(name, DEFAULTS[name].default) != wanted:
             raise InputError(
-                f"model {shown(model)}: {name} of its network is {shown(config.get(name))}, which the reference does not"
-                f" have: expected {wanted!r}"
+                f"model {shown(model)}: {name} of its network is {shown(config.get(name))}, which the reference does "
+                f"not have: expected {wanted!r}"
             )
     weights: dict[str, Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
