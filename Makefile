@@ -34,6 +34,7 @@ bench: $(STAMP)
 	$(PYTHON) benchmarks/network_speed.py
 	$(PYTHON) benchmarks/engine.py
 	$(PYTHON) benchmarks/latency.py
+	$(PYTHON) benchmarks/pipeline.py
 	$(PYTHON) benchmarks/growth.py
 	$(PYTHON) benchmarks/prepare.py
 

@@ -57,6 +57,15 @@ def test_growth_is_measured_and_drawn(tmp_path: Path, side: int, rows: list[tupl
     assert (tmp_path / "growth.png").stat().st_size > 10_000
 
 
+def test_a_call_of_the_pipeline_is_measured_against_what_it_is_made_of(tmp_path: Path, tiny_model: Path) -> None:
+    record = run("pipeline.py", tmp_path, "--rounds", "1", "--model", str(tiny_model))
+    assert [(row["steps"], row["guidance"]) for row in record["overhead"]] == [(8, 1.0), (8, 1.5)]
+    assert [row["tokens"] for row in record["one_batch"]] == [64, 256, 1024, 2304]
+    for row in record["overhead"] + record["one_batch"]:
+        assert row["range"][0] <= row["ratio"] <= row["range"][1]
+        assert min(row["ms"]) > 0
+
+
 def test_preparing_is_measured_against_the_codec_alone(tmp_path: Path) -> None:
     record = run("prepare.py", tmp_path, "--images", "4", "--turns", "1", "--threads", "1")
     assert 0.1 < record["ratio"] < 2  # it reads, scales and writes too

@@ -201,3 +201,42 @@ for size in ((2, 5, 16, 20), (3, 7, 32, 8), (1, 2, 8, 64)):
     torch.testing.assert_close(exported(*given), network(*given), rtol=1e-5, atol=1e-5)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.slow
+def test_it_is_written_as_onnx_with_every_size_dynamic() -> None:
+    """In a process of its own, for the same reason."""
+    code = """
+import io
+import onnxruntime
+import torch
+from anystep.models import build_transformer
+torch.manual_seed(0)
+network = build_transformer("t2i-test").eval()
+for parameter in network.parameters():
+    torch.nn.init.normal_(parameter, std=0.1)
+
+class Plain(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.network = network
+    def forward(self, x, t, r, condition, mask):
+        return self.network(x, t, r, condition, mask)
+
+def inputs(count, length, rows, columns):
+    mask = torch.arange(length) < 1 + torch.arange(count)[:, None] % length
+    x, states = torch.randn(count, 4, rows, columns), torch.randn(count, length, 16)
+    return x, torch.rand(count), torch.zeros(count), states, mask
+
+file, names = io.BytesIO(), ["x", "t", "r", "condition", "mask"]
+axes = {"x": {0: "b", 2: "h", 3: "w"}, "t": {0: "b"}, "r": {0: "b"}}
+axes |= {"condition": {0: "b", 1: "l"}, "mask": {0: "b", 1: "l"}}
+options = {"input_names": names, "dynamic_axes": axes, "opset_version": 17}
+torch.onnx.export(Plain(), inputs(2, 5, 16, 20), file, dynamo=False, **options)
+session = onnxruntime.InferenceSession(file.getvalue())
+for size in ((2, 5, 16, 20), (1, 7, 8, 32)):
+    given = inputs(*size)
+    (found,) = session.run(None, {name: each.numpy() for name, each in zip(names, given)})
+    torch.testing.assert_close(torch.from_numpy(found), network(*given).detach(), rtol=1e-5, atol=1e-5)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,6 +1,8 @@
 """The pipeline: what a prompt, a seed and a size mean, and what is refused."""
 
 import inspect
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -466,3 +468,60 @@ def test_guidance_in_one_batch_is_a_matter_of_time_and_memory_alone(
         rows.clear()
         draw(pipeline, steps=1, height=sides, width=sides)
         assert rows == expected
+
+
+def test_group_offloading_changes_no_image(tiny_model: Path) -> None:
+    """The CPU stands for the accelerator: weights are brought before each layer, and taken away after it."""
+    plain, pipeline = (anystep.load(tiny_model, "cpu").pipeline for _ in range(2))
+    pipeline.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")
+    for _ in range(2):
+        close(draw(pipeline, guidance_scale=2.0), draw(plain, guidance_scale=2.0))
+
+
+@pytest.mark.slow
+def test_sequential_offloading_changes_no_image(tiny_model: Path) -> None:
+    """In a process of its own: the type checks of these tests look at weights that are not there."""
+    code = f"""
+import anystep, torch
+plain, pipeline = (anystep.load({str(tiny_model)!r}, "cpu").pipeline for _ in range(2))
+pipeline.enable_sequential_cpu_offload(device="cpu")
+assert next(pipeline.transformer.parameters()).is_meta
+words = dict(prompt="a whale", num_inference_steps=2, seeds=[0], guidance_scale=2.0, output_type="pt")
+for _ in range(2):
+    torch.testing.assert_close(pipeline(**words).images, plain(**words).images, atol=1.01 / 255, rtol=0)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+class EightBit(torch.nn.Module):
+    """A linear layer as quantising libraries make them: whole numbers in place of weights, and a scale a row."""
+
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        super().__init__()
+        self.scale = linear.weight.data.abs().amax(1, keepdim=True) / 127
+        numbers = (linear.weight.data / self.scale + 128).round().to(torch.uint8)
+        self.weight, self.bias = torch.nn.Parameter(numbers, requires_grad=False), linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = (self.weight.float() - 128) * self.scale
+        return torch.nn.functional.linear(x, weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+
+@pytest.mark.parametrize("stored", ["uint8", "dynamic", "float8"])
+@pytest.mark.filterwarnings("ignore")
+def test_weights_are_stored_in_fewer_bits_than_they_compute_in(tiny_model: Path, stored: str) -> None:
+    pipeline = anystep.load(tiny_model, "cpu").pipeline
+    expected = draw(pipeline)
+    if stored == "float8":
+        pipeline.transformer.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
+    elif stored == "dynamic":
+        pipeline.transformer = torch.ao.quantization.quantize_dynamic(pipeline.transformer, {torch.nn.Linear})
+    else:
+        for block in pipeline.transformer.blocks:
+            for part in (block.attn, block.caption_attn, block.mlp):
+                for name, layer in list(part.named_children()):
+                    if type(layer) is torch.nn.Linear:
+                        setattr(part, name, EightBit(layer))
+    drawn = draw(pipeline)
+    assert not torch.equal(drawn, expected)
+    assert (drawn - expected).abs().mean() < 0.2 * expected.abs().mean()

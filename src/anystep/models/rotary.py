@@ -113,7 +113,8 @@ def rotate(
 ) -> Float[Tensor, "batch tokens heads head_dim"]:
     """Rotate each interleaved pair of channels (x_2i, x_2i+1), in float32: a product of complex numbers."""
     pairs, cos_sin = x.float().unflatten(-1, (-1, 2)), cos_sin[:, None]
-    if not torch.compiler.is_compiling():  # one pass over memory
+    # one pass over memory, of complex numbers, which exporters do not know
+    if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
         return torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(cos_sin)).flatten(-2).to(x.dtype)
     (even, odd), (cos, sin) = pairs.unbind(-1), cos_sin.unbind(-1)  # which the compiler makes one pass of
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x.dtype)
