@@ -57,6 +57,7 @@ def test_growth_is_measured_and_drawn(tmp_path: Path, side: int, rows: list[tupl
     assert (tmp_path / "growth.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_a_call_of_the_pipeline_is_measured_against_what_it_is_made_of(tmp_path: Path, tiny_model: Path) -> None:
     record = run("pipeline.py", tmp_path, "--rounds", "1", "--model", str(tiny_model))
     assert [(row["steps"], row["guidance"]) for row in record["overhead"]] == [(8, 1.0), (8, 1.5)]
