@@ -38,14 +38,15 @@ class Service:
 
     Attributes:
         api: the FastAPI app, to which routes may be added.
+        metrics: counts of the engine.
         asgi: what a server runs: the app behind its guard.
         ready: whether `/readyz` says so; a server that is about to end sets it to false.
     """
 
     def __init__(self, engine: Engine, options: AppOptions = AppOptions()) -> None:
         self.engine, self.ready = engine, True
-        metrics = Metrics(engine)
-        engine.on_drawn, engine.on_event = metrics.on_drawn, metrics.on_event
+        self.metrics = Metrics(engine)
+        engine.on_drawn, engine.on_event = self.metrics.on_drawn, self.metrics.on_event
         self.api = FastAPI(title="anystep", version=__version__, docs_url=None, redoc_url=None)
         for kind in (*HANDLED, Exception):
             self.api.add_exception_handler(kind, answer_error)
@@ -65,7 +66,7 @@ class Service:
         @self.api.get("/metrics", response_class=Response, responses=answers("Prometheus' text format", 401, 403))
         async def prometheus() -> Response:
             """Counts, for a monitor."""
-            return Response(metrics.text(), media_type="text/plain; version=0.0.4")
+            return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
 
         guarded: ASGIApp = Guard(self.api, options.guard)
         if options.guard.origins:

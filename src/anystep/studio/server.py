@@ -49,9 +49,17 @@ class DrainingServer(uvicorn.Server):
     """A server that at SIGTERM or Ctrl-C takes no more connections, and ends when what it has accepted is answered.
 
     A second signal ends it at once.
+
+    Args:
+        drain: seconds that accepted requests have after the signal.
+        on_start: called with the address when it is answered.
     """
 
-    def __init__(self, config: uvicorn.Config, service: Service, on_start: Callable[[str], None]) -> None:
+    def __init__(self, service: Service, drain: float, on_start: Callable[[str], None] = lambda address: None) -> None:
+        config = uvicorn.Config(
+            service.asgi, http=PatientProtocol, ws="none", lifespan="off", log_level="warning", access_log=False,
+            server_header=False, timeout_graceful_shutdown=math.ceil(drain),
+        )  # fmt: skip
         super().__init__(config)
         self.should_exit = False
         self.service, self.on_start = service, on_start
@@ -80,19 +88,8 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(service: Service, listener: socket.socket, drain: float, on_start: Callable[[str], None]) -> None:
-    """Answer until a signal ends it.
-
-    Args:
-        listener: of `listen`.
-        drain: seconds that accepted requests have after the signal.
-        on_start: called with the address when it is answered.
-    """
-    config = uvicorn.Config(
-        service.asgi, http=PatientProtocol, ws="none", lifespan="off", log_level="warning", access_log=False,
-        server_header=False, timeout_graceful_shutdown=math.ceil(drain),
-    )  # fmt: skip
+    """Answer at a `listen`ing socket until a signal ends it: see `DrainingServer`."""
     try:
-        DrainingServer(config, service, on_start).run([listener])
+        DrainingServer(service, drain, on_start).run([listener])
     finally:
-        service.ready = False
         service.engine.close()

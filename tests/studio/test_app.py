@@ -1,0 +1,82 @@
+"""The app as its OpenAPI description says: fuzzed, and watched."""
+
+from typing import Any
+
+import httpx2
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    negative_data_rejection,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from .conftest import Running
+
+CHECKS = [
+    not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance,
+    negative_data_rejection,
+]  # fmt: skip
+
+
+def fuzz(running: Running, examples: int) -> None:
+    """Ask for everything that is described, as it is and as it is not, and check the answers."""
+    described = schemathesis.openapi.from_url(f"{running.url}/openapi.json")
+    operations = [each.ok() for each in described.get_all_operations()]
+    assert len(operations) == 7
+    for operation in operations:
+        for mode in GenerationMode:
+            if mode is GenerationMode.NEGATIVE and operation.body.is_empty():
+                continue
+
+            @settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+            @given(case=operation.as_strategy(generation_mode=mode))
+            def ask(case: Any) -> None:
+                case.call_and_validate(checks=CHECKS, timeout=60)
+
+            ask()
+
+
+def test_no_request_gets_an_answer_that_is_not_described(service: Running) -> None:
+    fuzz(service, 8)
+
+
+@pytest.mark.slow
+def test_no_request_of_many_gets_an_answer_that_is_not_described(service: Running) -> None:
+    fuzz(service, 300)
+
+
+def test_metrics_count_what_was_drawn(service: Running) -> None:
+    before = metrics(service)
+    body = {"prompt": "a whale", "steps": 3, "n": 2, "guidance": 2, "model": "tiny"}
+    assert httpx2.post(f"{service.url}/v1/images/generations", json=body, timeout=30).status_code == 200
+    after = metrics(service)
+
+    def grown(name: str) -> float:
+        return after.get(name, 0.0) - before.get(name, 0.0)
+
+    assert grown('anystep_images_total{model="tiny",outcome="drawn"}') == 2
+    assert grown('anystep_network_evaluations_total{model="tiny"}') == 2 * 3 * 2
+    assert grown('anystep_latency_seconds_count{model="tiny",steps="4"}') == 2
+    assert grown("anystep_batch_images_sum") == 2
+    assert after["anystep_queue_length"] == after["anystep_running_images"] == 0
+    assert after["anystep_memory_bytes"] > 10**7
+
+
+def metrics(running: Running) -> dict[str, float]:
+    lines = httpx2.get(f"{running.url}/metrics").text.splitlines()
+    return {
+        name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if not line.startswith("#"))
+    }
+
+
+def test_a_server_that_is_about_to_end_is_not_ready_but_lives(service: Running) -> None:
+    service.service.ready = False
+    assert httpx2.get(f"{service.url}/readyz").status_code == 503
+    assert httpx2.get(f"{service.url}/healthz").status_code == 200
+    service.service.ready = True
+    assert httpx2.get(f"{service.url}/readyz").status_code == 200
