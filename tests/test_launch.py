@@ -1,5 +1,6 @@
 """The launch files start the command that exists, with what it needs to come back."""
 
+import ast
 import re
 import subprocess
 from pathlib import Path
@@ -7,7 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+import anystep
 from anystep.cli import build_parser
+from anystep.cli.serve import KEYS
 from anystep.ranks import STORE_A_LIFE
 from anystep.training.recipes import find_recipe
 
@@ -48,3 +51,30 @@ def test_on_several_machines_every_life_has_a_store_of_its_own() -> None:
     # pods find the first one by the name that the service gives it
     (endpoint,) = [word for word in command if word.startswith("--rdzv-endpoint=")]
     assert re.fullmatch(rf"--rdzv-endpoint={job['metadata']['name']}-0\.{pod['subdomain']}:\d+", endpoint)
+
+
+def test_replicas_of_the_service_are_ready_drained_and_scaled_by_their_queue() -> None:
+    parts = {part["kind"]: part for part in yaml.safe_load_all((LAUNCH / "serve.kubernetes.yaml").read_text())}
+    pod = parts["Deployment"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    options = build_parser().parse_args(container["command"][1:])
+    assert str(options.port) == str(container["ports"][0]["containerPort"])
+    assert {"readinessProbe", "livenessProbe", "startupProbe"} <= container.keys()
+    assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
+    pause = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert pod["terminationGracePeriodSeconds"] >= pause + options.drain
+    assert KEYS in {variable["name"] for variable in container["env"]}
+    (metric,) = parts["HorizontalPodAutoscaler"]["spec"]["metrics"]
+    source = (Path(anystep.__file__).parent / "studio" / "metrics.py").read_text()
+    assert f'"{metric["pods"]["metric"]["name"]}"' in source
+
+
+def test_the_deployment_of_ray_uses_what_there_is() -> None:
+    tree = ast.parse((LAUNCH / "serve_ray.py").read_text())
+    imported = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
+    ours = [node for node in imported if str(node.module).startswith("anystep")]
+    assert ours
+    for node in ours:
+        module = ast.parse((Path(anystep.__file__).parents[1] / f"{str(node.module).replace('.', '/')}.py").read_text())
+        names = {each.name for each in module.body if isinstance(each, ast.ClassDef | ast.FunctionDef)}
+        assert {alias.name for alias in node.names} <= names

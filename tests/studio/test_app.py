@@ -30,7 +30,7 @@ def fuzz(running: Running, examples: int) -> None:
     assert len(operations) == 7
     for operation in operations:
         for mode in GenerationMode:
-            if mode is GenerationMode.NEGATIVE and operation.body.is_empty():
+            if mode is GenerationMode.NEGATIVE and not list(operation.body):
                 continue
 
             @settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
