@@ -35,6 +35,7 @@ bench: $(STAMP)
 	$(PYTHON) benchmarks/engine.py
 	$(PYTHON) benchmarks/latency.py
 	$(PYTHON) benchmarks/pipeline.py
+	$(PYTHON) benchmarks/load.py
 	$(PYTHON) benchmarks/growth.py
 	$(PYTHON) benchmarks/prepare.py
 

@@ -1,7 +1,7 @@
 """The service under load: `python benchmarks/load.py` starts one, asks it from several clients and checks each image.
 
-Every request has a prompt and seed of its own. One service is asked one after the other, and a new one several at once: no
-image may be lost, and each must have the bytes that it had alone.
+Every request has a prompt and seed of its own. One service is asked one after the other, and a new one several at once:
+no image may be lost, and each must have the bytes that it had alone.
 """
 
 import argparse

@@ -102,6 +102,8 @@ def test_a_negative_prompt_is_what_guidance_leads_away_from(engines: Engines) ->
     )
     assert plain.image.tobytes() == empty.image.tobytes() != other.image.tobytes()
     assert plain.texts
+    classes = [ImageRequest("ant", "classes", negative_prompt=each, guidance=2.0) for each in ("", "bee")]
+    assert len({each.image.tobytes() for each in draw_all(engines(), classes)}) == 2
     assert not other.texts  # what `anystep generate` could not draw again says nothing
 
 

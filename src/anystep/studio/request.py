@@ -102,13 +102,10 @@ def checked(request: ImageRequest, model: Model, limits: Limits) -> ImageRequest
     if width * height > limits.pixels:
         raise InputError(f"size {width}x{height}: expected at most {limits.pixels:,} pixels here")
     if pipeline.config.class_names is not None:
-        pipeline.conditioner([request.prompt])
+        pipeline.conditioner([request.prompt, *([request.negative_prompt] if request.negative_prompt else [])])
     guidance = pipeline.check_guidance(request.guidance)
-    if negative := request.negative_prompt:
-        if pipeline.transformer.config.num_classes is not None:
-            raise InputError(f"negative_prompt {shown(negative)}: this model knows classes only")
-        if pipeline.evaluations_per_step(guidance) == 1:
-            raise InputError(f"negative_prompt {shown(negative)}: guidance {guidance:g} leads away from nothing")
+    if (negative := request.negative_prompt) and pipeline.evaluations_per_step(guidance) == 1:
+        raise InputError(f"negative_prompt {shown(negative)}: guidance {guidance:g} leads away from nothing")
     check("seed", request.seed, bounds.Seed)
     CallOptions(
         1, request.guidance_interval, None, request.rope_scaling, request.key_grid, request.image, request.strength,
