@@ -42,7 +42,7 @@ def test_previews_are_as_many_as_asked_for_and_never_the_image_itself(transition
         ({"image": Image.new("RGB", (4, 4)), "strength": 0.0}, "strength 0.0"),
         ({"previews": -1}, "previews -1"),
     ],
-    ids=str,
+    ids=lambda each: each if isinstance(each, str) else "-".join(each),
 )
 def test_what_cannot_be_drawn_is_refused_before_it_waits(alone: Model, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message.replace("(", r"\(")):
