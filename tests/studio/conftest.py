@@ -88,7 +88,7 @@ def service(served: dict[str, Model]) -> Iterator[Running]:
     from anystep.studio.app import AppOptions, Service
     from anystep.studio.guard import GuardOptions
 
-    engine = Engine(served, EngineOptions())
+    engine = Engine(served, EngineOptions(), Limits(pixels=64 * 64))
     running = Running(Service(engine, AppOptions(GuardOptions(body=2**20, seconds=5.0))))
     yield running
     running.stop()

@@ -15,7 +15,7 @@ from anystep.studio.draw import Drawn, Painter
 from anystep.studio.engine import Draining, Engine, UnknownModel
 from anystep.studio.fair_queue import QueueFull
 from anystep.studio.job import Cancelled, Event, Failed, Job, Progress, Started
-from anystep.studio.request import ImageRequest
+from anystep.studio.request import ImageRequest, Limits
 
 from .conftest import Engines
 
@@ -94,6 +94,11 @@ def test_other_shapes_steps_and_models_are_other_batches(engines: Engines) -> No
         ImageRequest(1, "classes", steps=2),
     ]
     assert [each.batch for each in draw_all(engines(window=0.2), others)] == [1] * len(others)
+
+
+def test_a_batch_has_no_more_pixels_than_an_image_may_have(engines: Engines) -> None:
+    engine = engines(Limits(pixels=2 * 16 * 16), window=0.2)
+    assert max(each.batch for each in draw_all(engine, [request(seed=seed) for seed in range(5)])) == 2
 
 
 def test_a_negative_prompt_is_what_guidance_leads_away_from(engines: Engines) -> None:

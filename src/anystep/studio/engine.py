@@ -34,7 +34,7 @@ class EngineOptions:
     """How the engine works.
 
     Attributes:
-        batch: most images drawn together.
+        batch: most images drawn together; fewer where these have more pixels than one image may have.
         window: seconds that an image waits for others to be drawn with.
         waiting: most images that may wait.
         workers: batches drawn at the same time; each takes a core of a CPU.
@@ -193,17 +193,23 @@ class Engine:
                     if head is None:
                         self._changed.wait()
                         continue
+                    most = self._most(head.request)
                     alike, left = self._queue.like_head(), head.submitted + self.options.window - time.monotonic()
-                    if alike < self.options.batch and left > 0 and not self._draining:
+                    if alike < most and left > 0 and not self._draining:
                         self._changed.wait(left)
                         continue
                     # workers that are idle share what is there
-                    batch = self._queue.take(min(self.options.batch, math.ceil(alike / self._idle)))
+                    batch = self._queue.take(min(most, math.ceil(alike / self._idle)))
                     self._running += len(batch)
                     return batch
                 return []
             finally:
                 self._idle -= 1
+
+    def _most(self, request: ImageRequest) -> int:
+        """How many images like this one are drawn together: in no more memory than the largest image alone may take."""
+        width, height = request.size or (1, 1)
+        return max(1, min(self.options.batch, self.limits.pixels // (width * height)))
 
     def _drop_given_up(self) -> None:
         """Tell those in the queue whose deadline has passed, or for which nobody waits. The lock is held."""
