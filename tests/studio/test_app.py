@@ -24,7 +24,6 @@ def no_fault(context: Any, response: Any, case: Any) -> None:
 
 CHECKS = [
     no_fault, status_code_conformance, content_type_conformance, response_schema_conformance,
-    negative_data_rejection,
 ]  # fmt: skip
 
 
@@ -41,7 +40,9 @@ def fuzz(running: Running, examples: int) -> None:
             @settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
             @given(case=operation.as_strategy(generation_mode=mode))
             def ask(case: Any) -> None:
-                case.call_and_validate(checks=CHECKS, timeout=60)
+                # a form of one number reads as a list of one would, so that what it violates cannot be seen
+                rejects = [] if case.path.endswith("/edits") else [negative_data_rejection]
+                case.call_and_validate(checks=[*CHECKS, *rejects], timeout=60)
 
             ask()
 

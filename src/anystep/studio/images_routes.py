@@ -44,14 +44,14 @@ def images_router(engine: Engine, deadline: float) -> APIRouter:
         said = {"output_format": fields.form, "size": size, "background": "opaque", "usage": NO_TOKENS}
         return JSONResponse({"created": int(time.time()), "data": data, **said})
 
-    @router.post("/images/generations", openapi_extra=body_of(GenerationFields), responses=answers("an image"))
+    @router.post("/images/generations", openapi_extra=body_of(GenerationFields), responses=DRAWN)
     async def generations(request: Request) -> Response:
         """Draw a prompt."""
         check_content_type(request, "application/json")
         fields = GenerationFields.model_validate_json(await request.body(), strict=True)
         return await answer(request, fields, fields.requests(engine), "image_generation")
 
-    @router.post("/images/edits", openapi_extra=body_of(EditFields, "image"), responses=answers("an image"))
+    @router.post("/images/edits", openapi_extra=body_of(EditFields, "image"), responses=DRAWN)
     async def edits(request: Request) -> Response:
         """Draw a prompt, starting from an image."""
         check_content_type(request, "multipart/form-data")
@@ -198,3 +198,7 @@ def answers(what: str, *statuses: int) -> dict[int | str, Any]:
         each: {"description": CODES[each], "content": content} for each in statuses or REFUSED
     }
     return {200: {"description": what}, **refused}
+
+
+DRAWN = answers("images, or with `stream` the events of their making")
+DRAWN[200]["content"] = {"text/event-stream": {"schema": {}}}
