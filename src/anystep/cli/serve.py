@@ -1,6 +1,7 @@
 """`anystep serve`: models over HTTP, with OpenAI's images API."""
 
 import argparse
+import math
 import os
 from ipaddress import ip_address
 
@@ -42,7 +43,7 @@ def add(commands: Commands) -> None:
     add_options(parser, "--threads")
     option("--queue", type=Count, default=256, help="most images that wait; further ones are told when to ask again")
     option("--deadline", type=Seconds, default=120.0, help="most seconds that a request waits for its answer")
-    option("--max-size", type=size, metavar="WxH", default=(1024, 1024), help="most pixels of an image, as an area")
+    option("--max-size", type=size, metavar="WxH", help="most pixels of an image, as an area (default: 1024x1024)")
     option("--max-steps", type=SamplingSteps, default=128, help="most steps of an image")
     option("--max-prompt", type=Count, default=2000, help="most characters of a prompt")
     option("--max-body", type=Mebibytes, default=20.0, help="most MiB of a request")
@@ -89,7 +90,7 @@ def run(options: argparse.Namespace) -> None:
     workers = options.workers or (max(1, (os.cpu_count() or 1) // options.threads) if on_cpu else 1)
     engine = Engine(
         models, EngineOptions(options.batch, options.window / 1000, options.queue, workers),
-        Limits(options.max_size[0] * options.max_size[1], options.max_steps, options.max_prompt),
+        Limits(math.prod(options.max_size or (1024, 1024)), options.max_steps, options.max_prompt),
     )  # fmt: skip
     hosts, body = served_hosts(options.host, keys), int(options.max_body * 2**20)
     service = Service(engine, AppOptions(GuardOptions(keys, hosts, options.allow_origin, body), options.deadline))
