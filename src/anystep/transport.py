@@ -15,6 +15,7 @@ Times have shape (batch,) and broadcast over samples of shape (batch, ...).
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -48,7 +49,7 @@ class Coefficients(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Transport:
+class Transport(ABC):
     """The algebra that all transports share.
 
     A transport is a frozen dataclass whose fields are its options, each with its bounds; it defines `coefficients`,
@@ -66,13 +67,13 @@ class Transport:
 
     # --- what a transport defines ---------------------------------------------------------------------------------
 
+    @abstractmethod
     def coefficients(self, t: Tensor) -> Coefficients:
         """alpha, sigma, alpha_hat and sigma_hat at some times."""
-        raise NotImplementedError
 
+    @abstractmethod
     def raw_times(self, normal: Tensor, uniform: Tensor) -> Tensor:
         """Training times from standard normal and uniform draws, before they are clamped to the range."""
-        raise NotImplementedError
 
     def c_noise(self, t: Tensor) -> Tensor:
         """The time that the network is given for `t` (`c_noise` of EDM, arXiv 2206.00364, table 1)."""

@@ -138,22 +138,17 @@ def test_two_processes_write_the_same_report_bit_for_bit(command: list[str], fin
     assert without_clock(read(tmp_path)) == without_clock(read(finished))
 
 
+def measuring(extractor: Path, data: Path, out: Path) -> list[str]:
+    """The words of a command that measures images, which it lacks."""
+    return [*f"evaluate --extractor {extractor} --allow-code --data {data} --out {out}".split(), *SMALL]
+
+
 def test_images_of_others_are_measured_like_our_own(
     finished: Path, pooled: Path, colours: Path, tmp_path: Path
 ) -> None:
     made = [folder for folder in finished.rglob("images") if folder.is_dir()]
     mine = {point["metrics"]["kernel_distance_pooled"]["value"] for point in read(finished)["models"][0]["points"]}
-    arguments = [
-        "evaluate",
-        "--extractor",
-        str(pooled),
-        "--allow-code",
-        "--data",
-        str(colours),
-        *SMALL,
-        "--out",
-        str(tmp_path),
-    ]
+    arguments = measuring(pooled, colours, tmp_path)
     assert main([*arguments, "--images", *(f"{n + 1}:{2 * n + 1}={folder}" for n, folder in enumerate(made))]) == 0
     points = read(tmp_path)["models"][0]["points"]
     assert [point["nfe"] for point in points] == [2 * n + 1 for n in range(len(made))]
@@ -213,17 +208,7 @@ def test_folders_of_several_models_make_a_line_each(
     finished: Path, pooled: Path, colours: Path, tmp_path: Path
 ) -> None:
     one, two, *_ = (folder for folder in finished.rglob("images") if folder.is_dir())
-    arguments = [
-        "evaluate",
-        "--extractor",
-        str(pooled),
-        "--allow-code",
-        "--data",
-        str(colours),
-        *SMALL,
-        "--out",
-        str(tmp_path),
-    ]
+    arguments = measuring(pooled, colours, tmp_path)
     assert main([*arguments, "--images", f"ours@1={one}", f"theirs@1:2={two}", f"theirs@2:4={two}"]) == 0
     ours, theirs = read(tmp_path)["models"]
     assert (ours["name"], [point["nfe"] for point in ours["points"]]) == ("ours", [1])

@@ -6,12 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from torch import Tensor
 
 import anystep
@@ -142,17 +140,6 @@ def test_what_does_the_same_is_told_to() -> None:
     assert effect(StepPlan(8, velocity_below=1.0, memory=True)) != effect(StepPlan(8, velocity_below=1.0))
     noisy = StepPlan(8, velocity_below=1.0, stochasticity=0.1)
     assert effect(StepPlan(8, velocity_below=1.0, stochasticity=0.1, memory=True)) == effect(noisy)
-
-
-@pytest.fixture(scope="module")
-def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two hundred and twenty images of three classes."""
-    folder, generator = tmp_path_factory.mktemp("classes"), np.random.default_rng(0)
-    for number in range(220):
-        (folder / f"{number % 3}").mkdir(exist_ok=True)
-        blocks = generator.integers(0, 256, (4, 4, 3), dtype=np.uint8)
-        Image.fromarray(blocks.repeat(2, 0).repeat(2, 1)).save(folder / f"{number % 3}" / f"{number:03d}.png")
-    return folder
 
 
 @pytest.fixture(scope="module")

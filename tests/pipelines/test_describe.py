@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from anystep.pipelines.describe import describe
+from anystep.pipelines.describe import describe, model_digest
 from anystep.pipelines.load import Model, load
 
 
@@ -22,3 +22,11 @@ def test_description_holds_what_info_prints(model: Model) -> None:
     assert (facts["size_multiple"], facts["tokens_at_base"], facts["transport"]) == (4, 16, "ot_fm")
     assert facts["concepts"] == ["red apple", "whale", "tractor"]
     json.dumps(facts)
+
+
+def test_a_model_that_was_drawn_with_before_has_the_digest_that_its_images_hold() -> None:
+    """Of the shipped weights: it changes with them alone, not where pipelines gain settings."""
+    built_in = load("builtin")
+    assert model_digest(built_in) == "8c0f72915a557ec5"
+    built_in.pipeline.register_to_config(escape_captions=True)
+    assert model_digest(built_in) != "8c0f72915a557ec5"

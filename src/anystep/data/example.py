@@ -1,6 +1,7 @@
 """What every source of data yields."""
 
 import hashlib
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -125,11 +126,13 @@ class BaseSource(Sequence[Example]):
             raise IndexError(index)
         return self._read(index)
 
+    @abstractmethod
     def _read(self, index: int) -> Example:
-        raise NotImplementedError
+        """The example of an index that is there."""
 
+    @abstractmethod
     def stamp(self, index: int) -> str:
-        raise NotImplementedError
+        """Tells cheaply whether an example has changed, as `Traceable` says."""
 
     def digest(self, index: int) -> str:
         return self.stamp(index)

@@ -8,6 +8,9 @@ from anystep.fingerprint import text_digest, weights_digest
 from anystep.pipelines.load import Model
 from anystep.pipelines.saved import EARLIER_VAE
 
+# settings that models have gained, at what those saved earlier do without them
+GAINED = {"vae_name": None, "open_guidance_interval": False, "escape_captions": False}
+
 
 def describe(model: Model) -> dict[str, Any]:
     """Sizes, transport, trained shapes and licence, as plain values."""
@@ -40,11 +43,13 @@ def describe(model: Model) -> dict[str, Any]:
 def model_digest(model: Model) -> str:
     """Tells one model from another: weights, and the configuration of every part, wherever its folder is.
 
-    Plans are no part of it: they say how a model is used, as steps and guidance do.
+    Plans are no part of it: they say how a model is used, as steps and guidance do. Nor are settings that models have
+    gained since, where they change nothing: images that hold a digest can be drawn again by later versions.
     """
 
     def plain(config: Mapping[str, Any]) -> dict[str, Any]:  # without names of folders and versions
-        kept = {key: value for key, value in config.items() if not key.startswith("_") and key != "plans"}
+        unsaid = [key for key, value in GAINED.items() if config.get(key) == value]
+        kept = {key: config[key] for key in config if not key.startswith("_") and key not in ("plans", *unsaid)}
         return {EARLIER_VAE if key == "vae" else key: value for key, value in kept.items()}  # as digests always were
 
     pipeline = model.pipeline
