@@ -1,5 +1,6 @@
 """The processes of one run: one alone, or those that `torchrun` starts."""
 
+import atexit
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,12 @@ STORE_A_LIFE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"  # read by torchrun
 def _host_group() -> dist.ProcessGroup:
     """One for the life of the process: each is made by all processes together."""
     return dist.new_group(backend="gloo")
+
+
+def _leave() -> None:
+    """The threads of a group that outlives the interpreter abort a process whose work is done, on a busy machine."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _life() -> str:
@@ -62,6 +69,7 @@ class Ranks:
                 "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
                 store=dist.PrefixStore(_life(), store), rank=rank, world_size=count,
             )  # fmt: skip
+            atexit.register(_leave)
         self.host_group = _host_group()
 
     @classmethod

@@ -100,8 +100,16 @@ def alone(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_two_processes_have_the_losses_of_one(recipe: Path, alone: Path, tmp_path: Path) -> None:
-    train(2, recipe, tmp_path / "run", "--parallel", "ddp")
+# a group that is still there when the interpreter ends aborts a process now and then
+AT_EXIT = """import atexit
+import torch.distributed as dist
+atexit.register(lambda: print("in a group at the end:", dist.is_initialized()))
+"""
+
+
+def test_two_processes_have_the_losses_of_one_and_leave_their_group(recipe: Path, alone: Path, tmp_path: Path) -> None:
+    said = train(2, recipe, tmp_path / "run", "--parallel", "ddp", first=AT_EXIT)
+    assert said.count("in a group at the end: False") == 2
     assert losses(tmp_path / "run") == pytest.approx(losses(alone), rel=1e-5)
     assert close(tmp_path / "run", alone)
 
