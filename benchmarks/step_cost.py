@@ -119,6 +119,8 @@ def main() -> None:
     parser.add_argument("--debug", action="store_true", help="the recipe's laptop size")
     parser.add_argument("--length", type=int, default=12, help="of captions, in tokens (default: 12)")
     parser.add_argument("--rounds", type=int, default=9)
+    others = [variant for variant in VARIANTS if variant != PLAIN]
+    parser.add_argument("--variants", choices=others, nargs="+", default=others, help=f"beside {PLAIN} (default: all)")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "step_cost.json")
     parser.add_argument("--memory-of", choices=VARIANTS, help=argparse.SUPPRESS)
     options, overrides = parser.parse_known_args()
@@ -129,9 +131,10 @@ def main() -> None:
         print(json.dumps(memory(recipe, options.memory_of, device, options.length)))
         return
 
-    used = {variant: memory_alone(variant) for variant in VARIANTS}
-    steps = {variant: build_step(recipe, variant, device, options.length) for variant in VARIANTS}
-    seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
+    variants = {variant: VARIANTS[variant] for variant in [PLAIN, *options.variants]}
+    used = {variant: memory_alone(variant) for variant in variants}
+    steps = {variant: build_step(recipe, variant, device, options.length) for variant in variants}
+    seconds: dict[str, list[float]] = {variant: [] for variant in variants}
     for turn in range(WARM_UP + options.rounds):
         for variant, step in steps.items():
             begin = time.perf_counter()
@@ -144,7 +147,7 @@ def main() -> None:
     flops = forward_flops(recipe.model.preset, **recipe.model.options)(side, side, options.length)
     figures: dict[str, dict[str, Any]] = {}
     print(f"{'':22}{'s / step':>9}{'images/s':>10}{'ratio':>7}{'min':>6}{'max':>6}{'peak MB':>9}{'ratio':>7}{'MFU':>7}")
-    for variant, (target, _) in VARIANTS.items():
+    for variant, (target, _) in variants.items():
         ratios = [mine / plain for mine, plain in zip(seconds[variant], seconds[PLAIN], strict=True)]
         typical = median(seconds[variant])
         evaluations = count + moving(variant, count) * target.cost

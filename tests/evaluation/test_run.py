@@ -1,10 +1,7 @@
 """Evaluations: the same bits from one process and two, from one go and two, and every bad input in one line."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import run_ranks
 from torch import Tensor, nn
 
 from anystep.cli import main
@@ -128,14 +126,10 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(
 
 
 def test_two_processes_write_the_same_report_bit_for_bit(command: list[str], finished: Path, tmp_path: Path) -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    code = f"import sys; from anystep.cli import main; sys.exit(main({[*command, '--out', str(tmp_path)]!r}))"
-    script = tmp_path.with_name("run.py")
-    script.write_text(code)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    shown = subprocess.run([*torchrun, str(script)], check=True, capture_output=True, env=environment, text=True)
+    shown = run_ranks(2, [*command, "--out", str(tmp_path / "out")], tmp_path)
+    assert shown.returncode == 0, shown.stderr
     assert shown.stdout.count("wrote") == 1
-    assert without_clock(read(tmp_path)) == without_clock(read(finished))
+    assert without_clock(read(tmp_path / "out")) == without_clock(read(finished))
 
 
 def measuring(extractor: Path, data: Path, out: Path) -> list[str]:

@@ -1,7 +1,6 @@
 """Killed at any moment, the same command goes on as if nothing had happened."""
 
 import json
-import multiprocessing
 import multiprocessing.process
 import os
 import random
@@ -14,8 +13,9 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from processes import SERVERS
 
-STEPS, LOGGED = 60, 6
+STEPS, LOGGED = 30, 6
 PUBLISHED = {"train": "pipeline/transformer", "train-codec": "codec"}
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # what depends on the clock and the machine
@@ -80,12 +80,10 @@ def test_a_run_that_is_ended_again_and_again_is_the_undisturbed_one(
     recipes: dict[str, Path], tmp_path: Path, command: str, kills: int
 ) -> None:
     # all in processes of one kind: what other tests left in this one may change the last bit
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["anystep.cli", "anystep.training.train", "anystep.training.train_codec"])
     every = 1 if command == "train" else LOGGED
 
     def begin(run: Path) -> multiprocessing.process.BaseProcess:
-        child = context.Process(target=begun, args=([command, str(recipes[command]), "--out", str(run)],))
+        child = SERVERS.Process(target=begun, args=([command, str(recipes[command]), "--out", str(run)],))
         child.start()
         return child
 

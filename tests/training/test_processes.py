@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from helpers import losses
+from processes import run_ranks
 
 from anystep.pipelines.load import load
 from anystep.ranks import STORE_A_LIFE
@@ -55,13 +56,16 @@ def recipe(captioned_folder: Path, tiny_codec: Path, tmp_path_factory: pytest.Te
 
 
 def launch(
-    processes: int, recipe: Path, out: Path, *options: str, first: str = "", restarts: int = 0
+    processes: int, recipe: Path, out: Path, *options: str, first: str = "", restarts: int | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """The command under torchrun; every worker runs the code `first` before it."""
+    """The command in several processes; under torchrun where it is said how often that may start them again."""
+    arguments = ["train", str(recipe), "--out", str(out), *options]
+    if restarts is None:
+        return run_ranks(processes, arguments, out.parent, first)
     worker = out.parent / "worker.py"
     worker.write_text(WORKER.format(first=first))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command += ["--max-restarts", str(restarts), str(worker), "train", str(recipe), "--out", str(out), *options]
+    command += ["--max-restarts", str(restarts), str(worker), *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=400, check=False)
 
 
@@ -108,7 +112,7 @@ atexit.register(lambda: print("in a group at the end:", dist.is_initialized()))
 
 
 def test_two_processes_have_the_losses_of_one_and_leave_their_group(recipe: Path, alone: Path, tmp_path: Path) -> None:
-    said = train(2, recipe, tmp_path / "run", "--parallel", "ddp", first=AT_EXIT)
+    said = train(2, recipe, tmp_path / "run", "--parallel", "ddp", first=AT_EXIT, restarts=0)
     assert said.count("in a group at the end: False") == 2
     assert losses(tmp_path / "run") == pytest.approx(losses(alone), rel=1e-5)
     assert close(tmp_path / "run", alone)
@@ -312,7 +316,7 @@ def test_a_disk_that_is_full_for_one_process_stops_all_and_loses_nothing(
     done = launch(2, recipe, run, "--parallel", "fsdp", first=FULL)
     assert done.returncode != 0
     assert done.stderr.count("anystep: error: the snapshot of step 4 could not be written") == 1
-    assert 'Traceback (most recent call last):\n  File "' + str(tmp_path / "worker.py") not in done.stderr
+    assert "Traceback" not in done.stderr
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000002"]
     train(2, recipe, run, "--parallel", "fsdp")
     assert losses(run) == pytest.approx(losses(alone), rel=1e-5)

@@ -321,7 +321,8 @@ def test_sources_are_mixed_and_a_run_begins_with_the_weights_of_another(
     config["optimizer"] |= {"learning_rate": 1e-30}
     train(Recipe.model_validate(config), tmp_path / "second")
     average = {name: value for name, value in weights(tmp_path / "first").items() if name.startswith("ema-0.")}
-    torch.testing.assert_close({name: weights(tmp_path / "second")[name] for name in average}, average)
+    after = weights(tmp_path / "second")
+    torch.testing.assert_close({name: after[name] for name in average}, average)
 
     config["model"] |= {"options": {"depth": 1}}
     with pytest.raises(InputError, match=r"another architecture, its tensors differ in blocks\.1\."):

@@ -1,16 +1,14 @@
 """The detector sees true scenes, blank pictures score nothing, and the command reports both."""
 
 import json
-import os
 import random
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from processes import run_ranks
 
 from anystep.cli import main
 from anystep.data.images import to_tensor
@@ -157,10 +155,8 @@ def test_a_detector_that_cannot_be_written_is_not_trained(capsys: pytest.Capture
 def test_two_processes_make_the_same_images_and_report(tmp_path: Path, tiny_model: Path) -> None:
     command = ["benchmark", "scenes", "--model", str(tiny_model), "--each", "2", "--steps", "1", "--out"]
     assert main([*command, str(tmp_path / "one")]) == 0
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    both = [*torchrun, "-m", "anystep", *command, str(tmp_path / "two")]
-    subprocess.run(both, check=True, capture_output=True, env=environment)
+    done = run_ranks(2, [*command, str(tmp_path / "two")], tmp_path)
+    assert done.returncode == 0, done.stderr
     for path in (tmp_path / "one").rglob("*.*"):
         assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes(), path
 
