@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from anystep.cli import main
+from anystep.compare import measure
+from anystep.evaluation.step_plans import plan_model
 from anystep.pipelines.load import load
 
 
@@ -62,7 +64,9 @@ def test_a_report_says_who_is_best_or_level_with_a_score_and_how_pictures_move(f
 
 
 @pytest.mark.slow
-def test_a_comparison_measures_every_run_with_plans_of_its_own(small: Path, tmp_path: Path) -> None:
+def test_a_comparison_measures_every_run_with_plans_of_its_own(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = ["compare", "--allow-code", str(small), "--out", str(tmp_path), "--seeds", "[0]"]
     words += ["--metrics", "[kernel_distance]", "--steps", "[1, 2, 4]"]
     assert main([*words, "--plans", "true"]) == 0
@@ -81,7 +85,14 @@ def test_a_comparison_measures_every_run_with_plans_of_its_own(small: Path, tmp_
     uniform = read(tmp_path)
     assert uniform["plans"] == {}
     assert [point["nfe"] for point in uniform["models"][0]["points"]] == [1, 2, 4]
+
+    searched = []
+    monkeypatch.setattr(measure, "plan_model", lambda *arguments: (searched.append(1), plan_model(*arguments))[1])
+    first, _ = sorted(tmp_path.rglob("plans.json"))
+    first.write_bytes(first.read_bytes()[:-9])
     assert main([*words, "--plans", "true"]) == 0
+    assert len(searched) == 1  # what was found before is read again
+    assert read(tmp_path)["plans"] == planned["plans"]
     for old, new in zip(planned["models"], read(tmp_path)["models"], strict=True):
         assert [point["metrics"] for point in old["points"]] == [point["metrics"] for point in new["points"]]
 

@@ -1,6 +1,7 @@
 """All runs of a comparison measured alike, and the report of them."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from anystep.compare.report import markdown
 from anystep.contact_sheet import save_image
 from anystep.data.sources import ConcatSource
 from anystep.environment import environment
+from anystep.errors import InputError
 from anystep.evaluation.evaluate import Point, generate_points, model_report, whole_report
 from anystep.evaluation.extractors.registry import try_extractor
 from anystep.evaluation.metrics.base import ImageFeatures
@@ -22,10 +24,12 @@ from anystep.evaluation.reference import Reference, control_features, real_featu
 from anystep.evaluation.report import curve
 from anystep.evaluation.settings import Evaluation, MeasurementSettings
 from anystep.evaluation.step_plans import BESIDE, VALIDATION_SAMPLES, Planned, plan_model, plans_of
-from anystep.files import write_json, write_text
+from anystep.files import make_folder, read_json, write_json, write_text
+from anystep.pipelines.describe import model_digest
 from anystep.pipelines.load import Model, find, load
 from anystep.pipelines.scheduler import write_plans
 from anystep.pipelines.step_sheet import models_sheet
+from anystep.sampling import StepPlan
 from anystep.training.config import Recipe
 
 SHEET_PROMPTS = 3
@@ -97,9 +101,23 @@ class Measurement:
         model = load(folder, self.device)
         if self.validation is None:
             return model, []
-        rows = plan_model(self.plan_evaluation, model, self.validation, self.comparison.steps)
+        rows = self._search(model, self.validation)
         write_plans(Path(find(folder)), plans_of(rows))
         return load(folder, self.device), rows
+
+    def _search(self, model: Model, validation: Reference) -> list[Planned]:
+        """The plans of a model; those found before are read again, as images are."""
+        evaluation, budgets = self.plan_evaluation, self.comparison.steps
+        metrics, images = [each.name for each in evaluation.metrics], [*validation.real, *validation.held_out]
+        keys = model_digest(model), validation.fingerprint(images), metrics, budgets, evaluation.settings.guidance
+        kept = evaluation.chunk_folder("plans", *keys) / "plans.json"
+        with suppress(InputError):  # not there, or damaged
+            found = read_json(kept)["plans"]
+            return [Planned(**{**row, "plan": StepPlan.parse("plan", row["plan"])}) for row in found]
+        rows = plan_model(evaluation, model, validation, budgets)
+        make_folder(kept.parent)
+        write_json(kept, {"plans": [{**vars(row), "plan": row.plan.plain()} for row in rows]})
+        return rows
 
     def report(
         self,
