@@ -256,3 +256,12 @@ def draw_latents(pipeline: Any, prompts: Any = PROMPTS, steps: int = 2, **option
 
 def assert_latents_close(one: torch.Tensor, other: torch.Tensor) -> None:
     torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4)
+
+
+def offload_layers(pipeline: Any) -> None:
+    """`enable_sequential_cpu_offload` of diffusers, with the CPU for an accelerator: weights come for one layer."""
+    from accelerate import cpu_offload
+
+    for part in (part for part in pipeline.components.values() if isinstance(part, nn.Module)):
+        cpu_offload(part, torch.device("cpu"), offload_buffers=len(part._parameters) > 0)
+    assert {part.device.type for part in (pipeline.transformer, pipeline)} == {"meta"}

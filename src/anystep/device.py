@@ -43,8 +43,10 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def execution_device(module: torch.nn.Module) -> torch.device:
-    """Where a module computes: its weights may be elsewhere until a hook of accelerate brings them."""
-    place = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    """Where a module computes: its weights may be elsewhere until a hook of accelerate brings them or a part."""
+    hooks = (getattr(each, "_hf_hook", None) for each in module.modules())
+    places = (getattr(hook, "execution_device", None) for hook in hooks)
+    place = next((each for each in places if each is not None), None)
     return next(module.parameters()).device if place is None else torch.device(place)
 
 

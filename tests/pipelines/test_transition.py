@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import EulerDiscreteScheduler, FlowMapEulerDiscreteScheduler
-from helpers import PROMPTS
+from helpers import PROMPTS, offload_layers
 from helpers import assert_latents_close as close
 from helpers import draw_latents as draw
 from PIL import Image
@@ -17,6 +17,7 @@ from torch import Tensor
 
 import anystep
 from anystep import TransitionPipeline, TransitionScheduler
+from anystep.codecs.codec import AutoencoderCodec
 from anystep.errors import InputError
 from anystep.models import build_transformer
 from anystep.pipelines.load import Model
@@ -340,6 +341,23 @@ def test_offloaded_parts_are_brought_before_captions_are_encoded_and_latents_dec
     cpu_offload_with_hook(pipeline.vae, device)
     assert codec.decode(torch.empty(1, 4, 4, 4, device="meta")).device == device
     assert codec.encode(torch.empty(1, 3, 16, 16, device="meta")).device == device
+
+
+def test_offloaded_layer_by_layer_it_draws_the_same(
+    tiny_model: Path, tiny_text_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the text encoder carried along: every part has weights only while one of its layers runs."""
+    monkeypatch.setattr(AutoencoderCodec, "fingerprint", "")  # which jaxtyping's check of the protocol computes
+    pipeline = anystep.load(tiny_model, "cpu").pipeline._with_text_encoder()
+    pipeline.set_progress_bar_config(disable=True)
+    image = Image.new("RGB", (16, 16), "red")
+    words: dict[str, Any] = {"seeds": [0, 1, 2], "output_type": "pt", "num_inference_steps": 2}
+    for options in ({}, {"image": image, "strength": 0.5}):
+        expected = pipeline(PROMPTS, **words, **options).images
+        offload_layers(pipeline)
+        for _ in range(2):
+            assert torch.equal(pipeline(PROMPTS, **words, **options).images, expected)
+        pipeline.remove_all_hooks()
 
 
 def test_the_vae_is_tiled_and_sliced_where_users_of_diffusers_ask_for_it(tiny_model: Path) -> None:

@@ -31,6 +31,7 @@ def compute_dtype(layer: nn.Module) -> torch.dtype | None:
 
     Its weights may be stored in another dtype: `enable_layerwise_casting` keeps them in 8 bits between calls.
     """
+    layer = getattr(layer, "base_layer", layer)  # of a layer that an adapter has wrapped
     hook = getattr(getattr(layer, "_diffusers_hook", None), "hooks", {}).get("layerwise_casting")
     declared = getattr(layer if hook is None else hook, "compute_dtype", None)
     stored = getattr(layer.weight, "dtype", None)  # a method, of torch.ao's layers

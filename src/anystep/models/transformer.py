@@ -194,7 +194,8 @@ class TransitionTransformer2DModel(
         if names := list(getattr(self, "peft_config", {})):
             raise InputError(
                 f"the transformer carries the adapter {names[0]!r}, with which it cannot be saved: merge it by "
-                "fuse_lora() and unload_lora(), or keep it apart by save_lora_adapter(folder) and then unload_lora()"
+                "fuse_lora() and unload_lora_weights() of its pipeline, or keep it apart by save_lora_weights(folder, "
+                "network)"
             )
 
     @wraps(ModelMixin.save_pretrained)  # pipelines of diffusers look whether it takes `variant` and `max_shard_size`

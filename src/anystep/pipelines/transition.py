@@ -19,6 +19,7 @@ from anystep.pipelines import inputs
 from anystep.pipelines.calls import Call, CallState
 from anystep.pipelines.images import OUTPUT_TYPES, ImageCoding
 from anystep.pipelines.inputs import CallOptions
+from anystep.pipelines.lora import LoraLoading
 from anystep.pipelines.prompts import PromptEncoding, Prompts
 from anystep.pipelines.saved import SavedPipeline
 from anystep.pipelines.scheduler import Planning, TransitionScheduler, transition_scheduler
@@ -48,7 +49,7 @@ class TransitionPipelineOutput(BaseOutput):
     steps: int = 0
 
 
-class TransitionPipeline(CallState, PromptEncoding, ImageCoding, SavedPipeline):
+class TransitionPipeline(CallState, PromptEncoding, ImageCoding, LoraLoading, SavedPipeline):
     """Text- or class-to-image generation with a transition model.
 
     Args:
@@ -236,6 +237,7 @@ class TransitionPipeline(CallState, PromptEncoding, ImageCoding, SavedPipeline):
         sigmas: Sequence[float] | Tensor | np.ndarray | None = None,
         guidance_in_one_batch: bool | None = None,
         finish_after: int | None = None,
+        attention_kwargs: dict[str, Any] | None = None,
     ) -> TransitionPipelineOutput | tuple[Any, int]:
         """Images of the prompts.
 
@@ -278,6 +280,7 @@ class TransitionPipeline(CallState, PromptEncoding, ImageCoding, SavedPipeline):
             finish_after: after so many transitions jump from there to the end in one more; None: make them all.
             guidance_in_one_batch: evaluate a guided step as one batch of twice the images, which is faster for small
                 images and takes more memory; by default where all images have at most 1,024 tokens.
+            attention_kwargs: `{"scale": s}` for a LoRA that counts s times what it does.
 
         Raises:
             InputError: what cannot be generated, in one line.
@@ -294,7 +297,7 @@ class TransitionPipeline(CallState, PromptEncoding, ImageCoding, SavedPipeline):
             num_images_per_prompt, guidance_interval, seeds, rope_scaling, key_grid, image, strength,
             callback_on_step_end, callback_on_step_end_tensor_inputs, plan, shift, sigmas, timesteps,
         )  # fmt: skip
-        guidance = self.check_guidance(guidance_scale)
+        guidance, lora_scale = self.check_guidance(guidance_scale), self.lora_scale_of(attention_kwargs)
         twice = self.evaluations_per_step(guidance) == 2
         self._check_negatives(prompts, twice)
 
@@ -334,7 +337,7 @@ class TransitionPipeline(CallState, PromptEncoding, ImageCoding, SavedPipeline):
             self._guided_times(options.guidance_interval), self.guidance_embedded, guidance_in_one_batch,
             rope_scaling=options.rope_scaling, key_grid=options.key_grid, mask_text=True,
         )  # fmt: skip
-        with self._running(call), self.progress_bar(total=call.steps) as progress:
+        with self._running(call), self.lora_scaled(lora_scale), self.progress_bar(total=call.steps) as progress:
             sampled = sample(
                 predict, transport, x, times, stochasticity=planned.stochasticity,
                 velocity_below=planned.velocity_below, memory=planned.memory, seeds=options.seeds,
