@@ -11,11 +11,29 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import hypothesis
 import pytest
 import torch
+from browsers import INSTALL, NEEDED, find_chromium
 from torch import Tensor, nn
 
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("anystep", deadline=None, derandomize=True, max_examples=15)
 hypothesis.settings.load_profile("anystep")
+
+
+def left_out() -> bool:
+    """Whether tests of the page are, since there is no browser to drive and nobody insists on them."""
+    return find_chromium() is None and not os.environ.get(NEEDED)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    of_the_page = [item for item in items if item.get_closest_marker("browser")]
+    if of_the_page and left_out():
+        config.hook.pytest_deselected(items=of_the_page)
+        items[:] = [item for item in items if item not in of_the_page]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if left_out():
+        terminalreporter.write_line(f"NOT TESTED: the studio's page, since there is no Chromium: {INSTALL}", red=True)
 
 
 @pytest.fixture(scope="session")

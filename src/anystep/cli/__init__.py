@@ -25,6 +25,7 @@ from anystep.cli import (
     recipes,
     scorers,
     serve,
+    studio,
     train,
 )
 from anystep.cli.output import close_stdout, complain, say_loading
@@ -34,7 +35,7 @@ from anystep.errors import InputError
 
 COMMANDS = (
     generate, train, plan, evaluate, plan_steps, benchmark, scorers, average, compare, convert, data,
-    recipes, serve, info, completion,
+    recipes, serve, studio, info, completion,
 )  # fmt: skip
 AT_ONCE = ("generate", "objectives", "recipes", "completion")  # which say that they have begun later, or never
 

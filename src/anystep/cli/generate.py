@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anystep.bounds import Count, PositiveShare, Seed, Share, Time, TimeShift, cut, parse
+from anystep.bounds import Count, OptionalCount, PositiveShare, Seed, Share, Time, TimeShift, cut, parse
 from anystep.cli.option_types import STANDARD_INPUT, input_file, input_text, output_file, output_folder, text
 from anystep.cli.options import Commands, add_options, as_fields
 from anystep.cli.output import complain, print_json, say_loading, warn
@@ -45,6 +45,7 @@ def add(commands: Commands) -> None:
     option("--stochasticity", type=Share, help="0 to 1: jump below the target and re-noise (default: the model's)")
     option("--shift", type=TimeShift, help="of the times, above 1 towards noise (default: the plan's)")
     add_options(parser, "--plan")
+    option("--finish-after", type=OptionalCount, metavar="N", help="jump to the end in one step after N transitions")
     option("--force", action="store_true", help="draw prompts that the model does not know")
     add_options(parser, "--model", default=None)
     add_options(parser, "--device", "--json")

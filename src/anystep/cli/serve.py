@@ -81,13 +81,12 @@ def run(options: argparse.Namespace) -> None:
     from anystep.studio.app import AppOptions, Service
     from anystep.studio.engine import Engine, EngineOptions
     from anystep.studio.guard import GuardOptions, served_hosts
-    from anystep.studio.models import load_models
+    from anystep.studio.models import load_models, worker_count
     from anystep.studio.request import Limits
 
     listener = listen(options.host, options.port)
     models = load_models(options.model, options.device, options.threads)
-    on_cpu = all(model.pipeline.device.type == "cpu" for model in models.values())
-    workers = options.workers or (max(1, (os.cpu_count() or 1) // options.threads) if on_cpu else 1)
+    workers = options.workers or worker_count(models, options.threads)
     engine = Engine(
         models, EngineOptions(options.batch, options.window / 1000, options.queue, workers),
         Limits(math.prod(options.max_size or (1024, 1024)), options.max_steps, options.max_prompt),

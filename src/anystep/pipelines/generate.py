@@ -49,6 +49,7 @@ class Request:
     plan: Planning | None = None
     rope_scaling: str | None = None
     key_grid: int | None = None
+    finish_after: int | None = None
     image: Path | None = None
     strength: float | None = None
     separate: Path | None = None
@@ -98,7 +99,7 @@ def generate(request: Request, on_warning: Callable[[str], None] = lambda messag
     for count in steps:
         model.pipeline.check_inputs(["a prompt"], height, width, count, "pil")
     prompts, refused = _known_prompts(model, prompts, request.force, on_warning)
-    how = {name: setting(name) for name in ("stochasticity", "rope_scaling", "key_grid")}
+    how = {name: setting(name) for name in ("stochasticity", "rope_scaling", "key_grid", "finish_after")}
     how["guidance_interval"] = tuple(setting("guidance_interval", ())) or None
     how |= {"size": (width, height), "guidance": model.pipeline.resolve_guidance(setting("guidance"))}
     check_room(model, width, height, how["guidance"], how["key_grid"])

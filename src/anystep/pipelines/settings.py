@@ -5,6 +5,7 @@ for people in the form that other programs write. JPEG and WebP hold the object 
 """
 
 import json
+from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -12,7 +13,7 @@ from annotated_types import Len
 from PIL import ExifTags, Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from anystep.bounds import Guidance, PositiveShare, SamplingSteps, Seed, Share, Side, Time, shown
+from anystep.bounds import Guidance, OptionalCount, PositiveShare, SamplingSteps, Seed, Share, Side, Time, shown
 from anystep.errors import InputError, refused
 from anystep.files import check_regular, parse_json
 from anystep.models.rotary import RotaryScaling
@@ -36,6 +37,7 @@ class Settings(BaseModel):
         nfe: network evaluations at each of the step counts.
         plans: of the step counts whose times were not uniform, the fields of their `StepPlan`.
         size: width and height in pixels.
+        finish_after: transitions after which it went to the end in one more; None: it made them all.
         image, image_digest, strength: the name and content of a file that was started from, and how far back.
     """
 
@@ -59,6 +61,7 @@ class Settings(BaseModel):
     strength: PositiveShare | None = None
     rope_scaling: Literal[get_args(RotaryScaling)] | None = None  # type: ignore[valid-type]
     key_grid: Side | None = None
+    finish_after: OptionalCount | None = None
 
     def texts(self) -> dict[str, str]:
         """The text chunks; none where they would be too long to be read."""
@@ -79,6 +82,7 @@ class Settings(BaseModel):
             "Model hash": self.model_digest,
             "Model": self.model,
             "NFE": several(self.nfe),
+            "Finished after": self.finish_after,
             "Denoising strength": None if self.strength is None else f"{self.strength:g}",
             "Version": f"anystep {self.version}",
         }
@@ -93,11 +97,16 @@ def read_settings(path: Path) -> Settings:
         InputError: no image, none of ours, or settings that cannot be.
     """
     check_regular(path)
-    with refused(f"cannot read {shown(str(path))} as a PNG, JPEG or WebP"), Image.open(path, formats=FORMATS) as image:
+    return settings_in(path, shown(str(path)))
+
+
+def settings_in(file: Path | BytesIO, name: str) -> Settings:
+    """`read_settings` of an open file, which messages call by that name."""
+    with refused(f"cannot read {name} as a PNG, JPEG or WebP"), Image.open(file, formats=FORMATS) as image:
         text = image.info.get(KEY) or image.getexif().get(ExifTags.Base.ImageDescription)
     if not isinstance(text, str) or not text.startswith("{"):
-        raise InputError(f"{shown(str(path))} does not say how it was made: expected an image that anystep has written")
-    content = parse_json(text, f"the settings in {shown(str(path))}")
+        raise InputError(f"{name} does not say how it was made: expected an image that anystep has written")
+    content = parse_json(text, f"the settings in {name}")
     try:
         return Settings.model_validate(content)
     except ValidationError as error:
@@ -105,4 +114,4 @@ def read_settings(path: Path) -> Settings:
         where, value = ".".join(map(str, first["loc"])), first["input"]
         wrong = f"{first['msg'][0].lower()}{first['msg'][1:]}"
         what = "" if first["type"] == "missing" else f", got {shown(value)}"
-        raise InputError(f"the settings in {shown(str(path))}: {where}: {wrong}{what}") from None
+        raise InputError(f"the settings in {name}: {where}: {wrong}{what}") from None

@@ -156,13 +156,13 @@ class Painter:
         return image
 
     def _texts(self, request: ImageRequest, made: Generated) -> dict[str, str]:
-        if request.negative_prompt or request.finish_after is not None:
+        if request.negative_prompt:
             return {}
         plan: StepPlan = self.model.pipeline.plan(request.steps, request.plan, request.stochasticity, request.shift)
         start = Start()
         if request.image is not None:
             start = Start(request.image, "image", request.image_digest, request.strength)
-        names = ("size", "guidance", "guidance_interval", "stochasticity", "rope_scaling", "key_grid")
+        names = ("size", "guidance", "guidance_interval", "stochasticity", "rope_scaling", "key_grid", "finish_after")
         how = {name: getattr(request, name) for name in names}
         cell = Generated(made.images, made.steps, made.nfe, made.seconds, (request.seed,), request.steps, plan)
         return Record(self.model, self.digest, start, how).texts([str(request.prompt)], [request.seed], [cell])

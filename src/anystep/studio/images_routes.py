@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import json
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -10,12 +9,12 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
-from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.responses import JSONResponse, Response
 
 from anystep.studio.answers import CODES, Refusal, refusal
 from anystep.studio.draw import QUALITY, Drawn, file_content
 from anystep.studio.engine import Engine
+from anystep.studio.event_stream import HEARD, EventStream, event_text
 from anystep.studio.events import submitted
 from anystep.studio.job import Event, Failed, Progress
 from anystep.studio.openai_images import FORMATS, EditFields, GenerationFields, ImageFields, Start, parse_form
@@ -119,7 +118,7 @@ def image_data(fields: ImageFields, drawn: Drawn) -> dict[str, Any]:
     }  # fmt: skip
 
 
-class EventResponse(StreamingResponse):
+class EventResponse(EventStream):
     """Server-sent events of images as they come: OpenAI's partial images and completed ones. It ends with its client.
 
     Args:
@@ -129,19 +128,11 @@ class EventResponse(StreamingResponse):
     def __init__(
         self, context: AbstractAsyncContextManager[Any], events: Any, fields: ImageFields, kind: str, seconds: float
     ) -> None:
-        self.context, self.fields, self.kind = context, fields, kind
-        super().__init__(
-            self._texts(events, seconds), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
-        )
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            await self.context.__aexit__(None, None, None)
+        self.fields, self.kind = fields, kind
+        super().__init__(self._texts(events, seconds), context)
 
     async def _texts(self, events: AsyncIterator[tuple[int, Event]], seconds: float) -> AsyncIterator[str]:
-        yield ": waiting\n\n"  # a comment, so that the client learns at once that it is heard
+        yield HEARD
         shown: dict[int, int] = {}
         try:
             async with asyncio.timeout(seconds):
@@ -160,7 +151,7 @@ class EventResponse(StreamingResponse):
                         said = await asyncio.to_thread(image_data, self.fields, event)
                         yield self._event("completed", place, event.image, {**said, "usage": NO_TOKENS})
         except Exception as error:
-            yield f"event: error\ndata: {json.dumps(refusal(error).body)}\n\n"
+            yield event_text("error", refusal(error).body)
 
     def _event(self, name: str, place: int, image: Any, said: dict[str, Any]) -> str:
         kind = f"{self.kind}.{name}"
@@ -168,7 +159,7 @@ class EventResponse(StreamingResponse):
             "type": kind, "index": place, "created_at": int(time.time()), "size": f"{image.width}x{image.height}",
             "quality": "auto", "background": "opaque", "output_format": self.fields.form,
         }  # fmt: skip
-        return f"event: {kind}\ndata: {json.dumps({**common, **said})}\n\n"
+        return event_text(kind, {**common, **said})
 
 
 def check_content_type(request: Request, expected: str) -> None:

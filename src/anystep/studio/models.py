@@ -1,6 +1,7 @@
 """The models that are served, by the names that requests call them."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 
 import torch
@@ -30,3 +31,9 @@ def load_models(names: Sequence[str], device: str = "auto", threads: int = 1) ->
         prompt = 0 if pipeline.transformer.config.num_classes is not None else "a picture"
         models[short].generate(prompt, 1)  # the first call pays for allocations
     return models
+
+
+def worker_count(models: Mapping[str, Model], threads: int) -> int:
+    """Batches drawn at the same time where nobody says: on a CPU as many as there are cores for their threads."""
+    on_cpu = all(model.pipeline.device.type == "cpu" for model in models.values())
+    return max(1, (os.cpu_count() or 1) // threads) if on_cpu else 1
