@@ -3,6 +3,8 @@
 import torch
 from helpers import lively, text_inputs
 
+from anystep.models.attention import AttentionProcessor
+
 
 def test_an_encoded_caption_stands_for_the_caption() -> None:
     network, (x, t, r, caption) = lively("t2i-test"), text_inputs()
@@ -30,6 +32,19 @@ def test_an_image_does_not_depend_on_its_batch_mates() -> None:
 def test_the_interval_reaches_the_network() -> None:
     network, (x, t, r, caption) = lively("t2i-test"), text_inputs()
     assert not torch.allclose(network(x, t, r, caption), network(x, t, r - 0.2, caption), atol=1e-3)
+
+
+def test_attention_of_bfloat16_computes_in_float32_on_a_cpu() -> None:
+    q, k, v = torch.randn(3, 2, 40, 4, 16).bfloat16().requires_grad_().unbind()
+    wide = [each.detach().float().requires_grad_() for each in (q, k, v)]
+    mask = torch.arange(40) < torch.tensor([[40], [17]])
+    expected = AttentionProcessor()(*wide, mask)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = AttentionProcessor()(q, k, v, mask)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, expected.bfloat16())
+    found, expected = (torch.autograd.grad(each.sum(), of) for each, of in ((found, (q, k, v)), (expected, wide)))
+    assert all(torch.equal(one, other.bfloat16()) for one, other in zip(found, expected, strict=True))
 
 
 def test_attention_backends_agree() -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from jaxtyping import Float, Int
@@ -21,6 +22,12 @@ class AttentionProcessor:
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         if mask is not None:  # (batch, length) -> (batch, 1, 1, length)
             mask = mask[:, None, None, :]
+        if q.device.type == "cpu" and q.dtype == torch.bfloat16:  # whose kernels for it are slower, backward five times
+            with torch.autocast("cpu", enabled=False):
+                return self._attend(q.float(), k.float(), v.float(), mask).to(q.dtype)
+        return self._attend(q, k, v, mask)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         return dispatch_attention_fn(
             q, k, v, attn_mask=mask, backend=self._attention_backend, parallel_config=self._parallel_config
         ).flatten(2)
