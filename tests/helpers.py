@@ -6,14 +6,17 @@ import json
 import math
 import tarfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from PIL import Image
 from torch import Tensor, nn
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from anystep.cli import main
 from anystep.data.encode import Encoders
@@ -265,3 +268,41 @@ def offload_layers(pipeline: Any) -> None:
     for part in (part for part in pipeline.components.values() if isinstance(part, nn.Module)):
         cpu_offload(part, torch.device("cpu"), offload_buffers=len(part._parameters) > 0)
     assert {part.device.type for part in (pipeline.transformer, pipeline)} == {"meta"}
+
+
+def weights(run: Path, folder: str = "checkpoints", place: int = -1) -> dict[str, torch.Tensor]:
+    """The tensors of the newest checkpoint: `network.NAME`, `ema-0.NAME`, `optimizer.NAME`; but its step."""
+    newest = sorted((run / folder).glob("step-*"))[place]
+    reader = dcp.FileSystemReader(newest)
+    wanted = reader.read_metadata().state_dict_metadata
+    state = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in wanted.items()
+        if isinstance(entry, TensorStorageMetadata) and name != "step"
+    }
+    dcp.load(state, storage_reader=reader, no_dist=True)
+    return state
+
+
+@contextmanager
+def interrupted_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A Ctrl-C that arrives in the given step of training."""
+    from anystep.training import train as module
+
+    caught: list[int] = []
+
+    @contextmanager
+    def interruptible() -> Iterator[list[int]]:
+        yield caught
+
+    real = module.learning_rate
+
+    def learning_rate(config: Any, step: int, total: int) -> float:
+        if step + 1 == steps:
+            caught.append(2)
+        return real(config, step, total)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "interruptible", interruptible)
+        patched.setattr(module, "learning_rate", learning_rate)
+        yield

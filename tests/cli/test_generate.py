@@ -430,3 +430,35 @@ def test_a_prompts_file_may_be_standard_input(generate: Any, monkeypatch: pytest
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a whale\n\na tractor\n")))
     assert generate("a red apple", "--prompts-file", "-", "--steps", "1", "--out", "a.png") == 0
     assert settings("a.png")["prompts"] == ["a red apple", "a whale", "a tractor"]
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an adapter of the small model."""
+    from anystep.models.lora import LORA_FILE, add_lora, lora_of, lora_parameters, write_lora
+
+    network, folder = load(tiny_model, "cpu").pipeline.transformer, tmp_path_factory.mktemp("adapter")
+    add_lora(network, 2, 4.0, ["to_q", "mlp.up"])
+    for value in lora_parameters(network).values():
+        value.data.fill_(0.3)
+    write_lora(lora_of(network), folder / LORA_FILE)
+    return folder
+
+
+def test_adapters_are_drawn_with_and_told(generate: Any, adapter: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("a whale", "--steps", "1")
+    assert generate(*words, "--out", "plain.png") == 0
+    assert generate(*words, "--out", "none.png", "--lora", f"{adapter}:0") == 0
+    assert generate(*words, "--out", "half.png", "--lora", f"{adapter}:0.5") == 0
+    assert generate(*words, "--out", "twice.png", "--lora", f"{adapter}:0.25", f"{adapter}:0.25") == 0
+    assert pixels("none.png") == pixels("plain.png")
+    assert pixels("half.png") == pixels("twice.png") != pixels("plain.png")
+    told = settings("half.png")
+    assert told["model_digest"] == settings("plain.png")["model_digest"]
+    assert [(each["name"], each["scale"]) for each in told["lora"]] == [(str(adapter), 0.5)]
+    assert "Lora: " in Image.open("half.png").info["parameters"]
+    again = refused(capsys, "generate", "--like", "half.png", "--out", "again.png")
+    assert "was drawn with --lora" in again
+    assert generate("--like", "half.png", "--lora", f"{adapter}:0.5", "--out", "again.png", model=False) == 0
+    assert pixels("again.png") == pixels("half.png")
+    assert "no LoRA at 'nowhere'" in refused(capsys, "generate", *words, "--lora", "nowhere:2")

@@ -2,18 +2,14 @@
 
 import gzip
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
-from helpers import losses
+from helpers import interrupted_after, losses, weights
 from safetensors.torch import load_file
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 import anystep
 from anystep.errors import InputError
@@ -40,42 +36,6 @@ def recipe(source: Path, codec: Path | str, objective: dict[str, Any] | None = N
             "sample_steps": [1, 2],
         }
     )
-
-
-def weights(run: Path, folder: str = "checkpoints", place: int = -1) -> dict[str, torch.Tensor]:
-    """The tensors of the newest checkpoint: `network.NAME`, `ema-0.NAME`, `optimizer.NAME`; but its step."""
-    newest = sorted((run / folder).glob("step-*"))[place]
-    reader = dcp.FileSystemReader(newest)
-    wanted = reader.read_metadata().state_dict_metadata
-    state = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in wanted.items()
-        if isinstance(entry, TensorStorageMetadata) and name != "step"
-    }
-    dcp.load(state, storage_reader=reader, no_dist=True)
-    return state
-
-
-@contextmanager
-def interrupted_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A Ctrl-C that arrives in the given step."""
-    caught: list[int] = []
-
-    @contextmanager
-    def interruptible() -> Iterator[list[int]]:
-        yield caught
-
-    real = module.learning_rate
-
-    def learning_rate(config: Any, step: int, total: int) -> float:
-        if step + 1 == steps:
-            caught.append(2)
-        return real(config, step, total)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(module, "interruptible", interruptible)
-        patched.setattr(module, "learning_rate", learning_rate)
-        yield
 
 
 RUNNING_MEAN = {"normalise": "running_mean", "adaptive": 0}

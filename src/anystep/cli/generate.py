@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anystep.bounds import Count, OptionalCount, PositiveShare, Seed, Share, Time, TimeShift, cut, parse
-from anystep.cli.option_types import STANDARD_INPUT, input_file, input_text, output_file, output_folder, text
+from anystep.cli.option_types import (
+    STANDARD_INPUT,
+    input_file,
+    input_text,
+    output_file,
+    output_folder,
+    text,
+    weighted_spec,
+)
 from anystep.cli.options import Commands, add_options, as_fields
 from anystep.cli.output import complain, print_json, say_loading, warn
 from anystep.errors import InputError
@@ -48,6 +56,8 @@ def add(commands: Commands) -> None:
     option("--finish-after", type=OptionalCount, metavar="N", help="jump to the end in one step after N transitions")
     option("--force", action="store_true", help="draw prompts that the model does not know")
     add_options(parser, "--model", default=None)
+    adapter = "an adapter (LoRA) on the model, a file, folder, run or hub id, and how much of it (default: 1)"
+    option("--lora", type=weighted_spec, nargs="+", metavar="PATH[:SCALE]", help=adapter)
     add_options(parser, "--device", "--json")
     parser.set_defaults(run=run)
 

@@ -9,7 +9,7 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from anystep.bounds import Side, check_name, check_text, cut, parse, shown
+from anystep.bounds import Real, Side, check_name, check_text, cut, parse, shown
 from anystep.errors import InputError
 
 STANDARD_INPUT = Path("-")
@@ -28,6 +28,15 @@ def spec(value: str) -> str:
     except RuntimeError:
         wrong = "there is no such home folder; expected a name or path"
         raise argparse.ArgumentTypeError(f"{shown(value)}: {wrong}") from None
+
+
+def weighted_spec(value: str) -> tuple[str, float]:
+    """A `spec` and the scale after its last colon, where a number is there; 1 where none is."""
+    name, colon, scale = value.rpartition(":")
+    try:
+        return (spec(name), parse(Real)(scale)) if colon and name else (spec(value), 1.0)
+    except argparse.ArgumentTypeError:
+        return spec(value), 1.0
 
 
 def _checked(check: Callable[[str], str], value: str) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from anystep.device import execution_device
 from anystep.errors import InputError
 from anystep.fingerprint import encoder_digest, tokenizer_digest
+from anystep.model_folder import check_part
 from anystep.pretrained import loading, pretrained_encoder
 from anystep.weights import BUILTIN, shipped
 
@@ -150,6 +151,8 @@ def pad_states(rows: Sequence[Float[Tensor, "_ width"]]) -> States:
 def load_text_encoder(name_or_path: str | Path = BUILTIN) -> TextEncoder:
     """`builtin` (all-MiniLM-L6-v2, shipped), or a folder or hub id of a transformers text model.
 
+    The folder may be that of a whole model, which carries its text encoder.
+
     Raises:
         InputError: nothing there, not a text encoder, damaged weights, a tokenizer without words, or what is refused
             (`anystep.model_folder`), as code that comes with a model is.
@@ -159,11 +162,15 @@ def load_text_encoder(name_or_path: str | Path = BUILTIN) -> TextEncoder:
     name = str(name_or_path)
     if name == BUILTIN:
         return _builtin()
-    with loading("text encoder", name):
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    parts = (Path(name) / part for part in ("text_encoder", "tokenizer"))  # where it is the folder of a whole model
+    place, words = (str(part) if part.is_dir() else name for part in parts)
+    with loading("text encoder", place):
+        if words != place:
+            check_part(Path(words))
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
         kind = T5EncoderModel if config.model_type in ("t5", "umt5") else AutoModel
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        encoder = TextEncoder(tokenizer, pretrained_encoder(kind, name, r"^pooler\."), name)
+        tokenizer = AutoTokenizer.from_pretrained(words, trust_remote_code=False)
+        encoder = TextEncoder(tokenizer, pretrained_encoder(kind, place, r"^pooler\."), name)
         if len(tokenizer) <= len(tokenizer.all_special_tokens) + 1:  # transformers makes those of nothing
             raise InputError("its tokenizer has no words; are its files there?")
     return encoder

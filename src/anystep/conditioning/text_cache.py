@@ -31,7 +31,7 @@ class CachedTextEncoder:
 
     def __init__(self, encoder: TextEncoder, path: Path) -> None:
         self.encoder = encoder
-        self._key = encoder.fingerprint
+        self._key = encoder.fingerprint + " escaped" * encoder.escape  # read otherwise, a caption has other states
         self._path: Path | None = path
         self._database = sqlite3.connect(":memory:")
         try:

@@ -19,9 +19,10 @@ from anystep.fingerprint import file_digest
 from anystep.pipelines.describe import model_digest
 from anystep.pipelines.inputs import STRENGTH
 from anystep.pipelines.load import BUILTIN, Generated, Model, find, load
+from anystep.pipelines.lora import find_lora
 from anystep.pipelines.plan import check_room
 from anystep.pipelines.scheduler import Planning, parse_plans
-from anystep.pipelines.settings import Settings, read_settings
+from anystep.pipelines.settings import Adapter, Settings, read_settings
 from anystep.pipelines.step_sheet import AnyStepSheet, any_step_sheet
 from anystep.pipelines.vocabulary import unknown
 from anystep.sampling import StepPlan
@@ -36,6 +37,7 @@ class Request:
     prompts: Sequence[str] = ()
     like: Path | None = None
     model: str | None = None
+    lora: Sequence[tuple[str, float]] | None = None
     device: str = "auto"
     steps: Sequence[int] | None = None
     seed: int | None = None
@@ -92,7 +94,8 @@ def generate(request: Request, on_warning: Callable[[str], None] = lambda messag
     _check_images(len(prompts) * len(seeds) * len(steps))
     start = _start(request, like, on_warning)
     model = load(_model_name(request, like), request.device)
-    digest = model_digest(model)
+    digest = model_digest(model)  # of the model without adapters
+    adapters = _put_adapters(model, request, like, on_warning)
     if like is not None and like.model_digest != digest:
         _check_other_model(request, model, on_warning)
     width, height = setting("size", (model.pipeline.base_size,) * 2)
@@ -103,7 +106,7 @@ def generate(request: Request, on_warning: Callable[[str], None] = lambda messag
     how["guidance_interval"] = tuple(setting("guidance_interval", ())) or None
     how |= {"size": (width, height), "guidance": model.pipeline.resolve_guidance(setting("guidance"))}
     check_room(model, width, height, how["guidance"], how["key_grid"])
-    record = Record(model, digest, start, how)
+    record = Record(model, digest, start, {**how, "lora": adapters or None})
     files = _separate_files(request.separate, len(prompts), seeds, steps)
     with progress_bar() as bar:
         task = bar.add_task("drawing", total=len(prompts) * len(seeds) * len(steps))
@@ -214,6 +217,28 @@ def _check_other_model(request: Request, model: Model, on_warning: Callable[[str
     if request.model is None and not request.force:
         raise InputError(f"{told}: --model names the right one, --force draws with this one")
     on_warning(told)
+
+
+def _put_adapters(
+    model: Model, request: Request, like: Settings | None, on_warning: Callable[[str], None]
+) -> tuple[Adapter, ...]:
+    """Load the adapters that were named, and tell them from others; those of an image to be like must be named."""
+    recorded = like.lora or () if like is not None else ()
+    if request.lora is None and recorded:
+        told = " ".join(f"{each.name}:{each.scale:g}" for each in recorded)
+        raise InputError(f"{shown(str(request.like))} was drawn with --lora {shown(told, 100)}: name them again")
+    names: list[str] = []
+    found: list[Adapter] = []
+    for number, (source, scale) in enumerate(request.lora or ()):
+        file = find_lora(source)
+        model.pipeline.load_lora_weights(file, adapter_name=f"lora-{number}")
+        names.append(f"lora-{number}")
+        found.append(Adapter(name=source, digest=file_digest(file), scale=scale))
+    if found:
+        model.pipeline.set_adapters(names, [each.scale for each in found])
+    if recorded and [each.digest for each in recorded] != [each.digest for each in found]:
+        on_warning(f"--lora: not the adapters that {shown(str(request.like))} was drawn with")
+    return tuple(found)
 
 
 def _known_prompts(

@@ -166,6 +166,8 @@ def find(model: str | Path) -> str:
 
 def _instead(folder: Path) -> str:
     """What may have been meant by a folder that holds no model."""
+    if (folder / "lora").is_dir():
+        return f"a training run of an adapter: give --lora {folder} beside the model that it is for"
     if (folder / "checkpoints").is_dir():
         return "a training run that has not ended yet; its model is written at its end"
     hint = ""

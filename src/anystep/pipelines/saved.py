@@ -38,6 +38,13 @@ from anystep import {name}  # noqa: F401
 Pipeline = TypeVar("Pipeline", bound="SavedPipeline")
 
 
+def settings_of(folder: Path) -> dict[str, Any]:
+    """What the index of a model's folder says, with lists of names as lists. Raises `InputError` where it cannot be."""
+    index = read_json(folder / "model_index.json")
+    check_settings(index)
+    return {**index, **{name: in_order(index[name]) for name in NAMES if name in index}}
+
+
 class SavedPipeline(DiffusionPipeline):
     """Loading of diffusers with checks before and after it, and folders that its own loader takes too."""
 

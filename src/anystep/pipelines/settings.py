@@ -13,7 +13,7 @@ from annotated_types import Len
 from PIL import ExifTags, Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from anystep.bounds import Guidance, OptionalCount, PositiveShare, SamplingSteps, Seed, Share, Side, Time, shown
+from anystep.bounds import Guidance, OptionalCount, PositiveShare, Real, SamplingSteps, Seed, Share, Side, Time, shown
 from anystep.errors import InputError, refused
 from anystep.files import check_regular, parse_json
 from anystep.models.rotary import RotaryScaling
@@ -26,6 +26,16 @@ Name = Annotated[str, Len(1, 1000)]
 Prompt = Annotated[str, Len(1, 100_000)]
 
 
+class Adapter(BaseModel):
+    """An adapter (LoRA) that an image was drawn with: its name, the digest of its file, and how much of it."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    name: Name
+    digest: Name
+    scale: Real
+
+
 class Settings(BaseModel):
     """How an image, or a sheet of them, was made. None stands for the model's own setting.
 
@@ -35,6 +45,7 @@ class Settings(BaseModel):
         model, model_digest: its name, and what tells its weights and configuration from all others.
         prompts, seeds, steps: every prompt is drawn with every seed at every number of steps.
         nfe: network evaluations at each of the step counts.
+        lora: the adapters that were on the model.
         plans: of the step counts whose times were not uniform, the fields of their `StepPlan`.
         size: width and height in pixels.
         finish_after: transitions after which it went to the end in one more; None: it made them all.
@@ -62,6 +73,7 @@ class Settings(BaseModel):
     rope_scaling: Literal[get_args(RotaryScaling)] | None = None  # type: ignore[valid-type]
     key_grid: Side | None = None
     finish_after: OptionalCount | None = None
+    lora: Annotated[tuple[Adapter, ...], Len(1, 100)] | None = None
 
     def texts(self) -> dict[str, str]:
         """The text chunks; none where they would be too long to be read."""
@@ -83,6 +95,7 @@ class Settings(BaseModel):
             "Model": self.model,
             "NFE": several(self.nfe),
             "Finished after": self.finish_after,
+            "Lora": None if self.lora is None else several(tuple(f"{each.name}:{each.scale:g}" for each in self.lora)),
             "Denoising strength": None if self.strength is None else f"{self.strength:g}",
             "Version": f"anystep {self.version}",
         }

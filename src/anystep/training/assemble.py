@@ -28,6 +28,7 @@ from anystep.pipelines.scheduler import TransitionScheduler
 from anystep.pipelines.step_sheet import models_sheet
 from anystep.pipelines.transition import TransitionPipeline
 from anystep.ranks import Ranks
+from anystep.training.adapter import base_settings, check_classes, export_adapter, frozen, put_adapter
 from anystep.training.checkpoint_files import differing_tensors, read_average
 from anystep.training.config import ModelConfig, Recipe
 from anystep.training.parallel import all_finite, shard
@@ -59,6 +60,8 @@ def prepare_data(recipe: Recipe, out: Path, device: torch.device, ranks: Ranks |
     """
     codec = load_codec(recipe.model.codec, device)
     text = load_text_encoder(recipe.model.text_encoder) if reads_captions(recipe.model) else None
+    if text is not None:
+        text.escape = bool(base_settings(recipe).get("escape_captions"))
     cached = None if text is None else CachedTextEncoder(text, cache_folder() / "text.sqlite")
     if cached is not None:
         cached.fill([""])
@@ -89,6 +92,7 @@ def prepare_data(recipe: Recipe, out: Path, device: torch.device, ranks: Ranks |
             raise InputError(
                 f"model.preset {recipe.model.preset} is for classes, but the data has none: choose a t2i one"
             )
+        check_classes(recipe, data.class_names)
         return TrainingInputs(recipe, codec, data, LabelEncoder(data.class_names))
     if data.captioned < len(data):
         raise InputError(
@@ -136,6 +140,8 @@ def prepare_network(inputs: TrainingInputs, init_from: str | None = None) -> Tra
         raise InputError(f"data.size {recipe.data.size}: must be a multiple of {codec.factor * patch}")
     if init_from is not None:
         load_weights(network, init_from)
+    if recipe.lora is not None:
+        put_adapter(network, recipe.lora)
     return network
 
 
@@ -166,7 +172,9 @@ def prepare_networks(
     recipe = inputs.recipe
     network = prepare_network(inputs, recipe.model.weights).to(device)
     kept = (*recipe.ema_decays, *recipe.ema_lengths)
-    averages = [copy.deepcopy(network).eval().requires_grad_(False) for _ in kept]
+    # those of an adapter share the frozen weights, unless these are sharded
+    shared = {} if mesh is not None else {id(weight): weight for weight in frozen(network)}
+    averages = [copy.deepcopy(network, dict(shared)).eval().requires_grad_(False) for _ in kept]
     if recipe.model.gradient_checkpointing:
         network.enable_gradient_checkpointing()
     if recipe.run.compile:
@@ -196,6 +204,7 @@ def as_pipeline(inputs: TrainingInputs, network: TransitionTransformer2DModel) -
         sampling=OBJECTIVES[recipe.objective.kind].sampling,
         trained_shapes=shapes_in_pixels(data, codec.factor) if recipe.data.native else None,
     )
+    pipeline.register_to_config(**base_settings(recipe))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -234,12 +243,16 @@ def sample_grid(inputs: TrainingInputs, pipeline: TransitionPipeline) -> Any:
 def export(run: Path, inputs: TrainingInputs) -> None:
     """Write the average of the newest checkpoint in diffusers' layout to `run / "pipeline"`, whole or not at all.
 
+    An adapter goes to `run / "lora"`, alone.
+
     It is read from the shards straight into a network of this process, so that no process gathers those of others.
     """
     network, conditioner = prepare_network(inputs), inputs.conditioner
     step = read_average(run / "checkpoints", network)
     if not all_finite([network], Ranks.single()):
         raise InputError(f"the weights of checkpoint step {step} are not finite: nothing is exported")
+    if inputs.recipe.lora is not None:
+        return export_adapter(run, inputs.recipe, network)
     pipeline = as_pipeline(inputs, network.eval())
     if isinstance(conditioner, CachedTextEncoder) and Path(inputs.recipe.model.text_encoder).exists():
         encoder = conditioner.encoder  # a folder of this machine: what is moved elsewhere would not find it

@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 
 from anystep.errors import InputError
 from anystep.files import read_json
+from anystep.models.lora import lora_parameters
 from anystep.ranks import Ranks
 from anystep.training.checkpoint_reader import METADATA, SafePlanner, SafeReader, read_metadata
 from anystep.training.old_names import current_manifest
@@ -173,13 +174,16 @@ def differing_tensors(there: Mapping[str, Tensor | Size], here: Mapping[str, Ten
 def read_average(folder: Path, network: nn.Module, place: int = 0, step: int | None = None) -> int:
     """Read an average from the shards of a checkpoint, the newest where `step` is None, as `read_saved` does.
 
+    Of a network with an adapter, it is that of the adapter.
+
     Returns its step.
     """
     steps = checkpoint_steps(folder)
     if not steps:
         raise InputError(f"{folder}: no checkpoint to export")
     step = steps[-1] if step is None else step
-    read_saved(folder, step, {f"ema-{place}": network.state_dict()})
+    adapter = {name: weight.detach() for name, weight in lora_parameters(network).items()}
+    read_saved(folder, step, {f"ema-{place}": adapter or network.state_dict()})
     return step
 
 

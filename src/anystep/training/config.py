@@ -293,6 +293,19 @@ class AlignmentConfig(Section):
     projector_dim: Width = 2048
 
 
+class LoraConfig(Section):
+    """A low-rank adapter of `model.weights`, which stay as they are: alpha / rank B A beside each chosen layer."""
+
+    # Rank of A and B.
+    rank: Width = 16
+    # Factor on B A, over the rank (null: the rank, so that the factor is 1).
+    alpha: PositiveCoefficient | None = None
+    # Ends of the names of the linear layers that it changes.
+    targets: Annotated[tuple[Name, ...], MinLen(1)] = (
+        "to_q", "to_k", "to_v", "to_out", "mlp.gate", "mlp.up", "mlp.down"
+    )  # fmt: skip
+
+
 class Recipe(Section):
     """`anystep train`."""
 
@@ -302,6 +315,8 @@ class Recipe(Section):
     model: ModelConfig = ModelConfig()
     # Path from data to noise.
     transport: TransportConfig = TransportConfig()
+    # Train a low-rank adapter of `model.weights` alone (null: the whole network).
+    lora: LoraConfig | None = None
     # What is learned, and how it is weighted.
     objective: ObjectiveConfig = ObjectiveConfig()
     # Optimizer and learning-rate schedule.
@@ -345,6 +360,17 @@ class Recipe(Section):
             raise ValueError("run.accumulate is for squares: data.native has run.micro_batches")
         if self.data.native and self.data.balanced:
             raise ValueError("data.balanced is for squares: data.native sees shapes in proportion to their tokens")
+        return self
+
+    @model_validator(mode="after")
+    def _lora_goes_together(self) -> "Recipe":
+        if self.lora is None:
+            return self
+        if self.model.weights is None:
+            raise ValueError("lora needs model.weights: the model that the adapter is for, such as builtin")
+        for name in ("alignment", "ema_lengths"):
+            if getattr(self, name):
+                raise ValueError(f"{name} is for whole networks: leave it out, or lora")
         return self
 
     @model_validator(mode="after")

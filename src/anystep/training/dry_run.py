@@ -10,6 +10,7 @@ from anystep.device import pick_precision, planned_device
 from anystep.errors import InputError
 from anystep.models.presets import PRESETS
 from anystep.pipelines.plan import ModelSpec
+from anystep.training.adapter import count_adapter, on_base
 from anystep.training.batch_samplers import count_micro_batches
 from anystep.training.config import Recipe
 from anystep.training.objective import make_objective
@@ -27,6 +28,7 @@ class DryRun:
     """
 
     def __init__(self, recipe: Recipe, on: str | None, devices: int = 1, utilisation: float | None = None) -> None:
+        recipe = on_base(recipe)
         make_objective(recipe)
         count_micro_batches(recipe.data, recipe.run, devices)
         self.recipe, self.devices = recipe, devices
@@ -43,6 +45,7 @@ class DryRun:
         device, run, plan, seconds = self.device, self.recipe.run, self.budget, self.seconds
         facts = {
             "parameters": f"{plan.parameters:,}",
+            **({"trained": f"{count_adapter(self.recipe):,} of an adapter"} if self.recipe.lora else {}),
             "tokens": f"{plan.tokens_per_image:,} an image, {plan.tokens_per_step:,} a step",
             "network evaluations": f"{recipe_evaluations(self.recipe):.2f} a sample",
             "operations": f"{plan.flops_per_step / 1e12:,.3f} TFLOP a step",

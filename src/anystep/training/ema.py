@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 
+from anystep.training.adapter import trained
+
 Numbers = Float64[np.ndarray, " profiles"]
 
 SMALLEST = 1e-12  # of the singular values that count, against the largest
@@ -40,7 +42,7 @@ class ExponentialAverages:
     def __init__(self, networks: Sequence[nn.Module], decays: Sequence[float]) -> None:
         self.decays = decays
         # listed once: walking through a network takes as long as averaging it
-        self._weights = [list(each.parameters()) for each in networks]
+        self._weights = [trained(each) for each in networks]
 
     def update(self, weights: Sequence[Tensor], step: int) -> None:
         """Take in the weights of a step that moved them, 0 being the first."""

@@ -7,6 +7,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from anystep.errors import InputError
+from anystep.training.adapter import trained
 from anystep.training.config import OptimizerConfig
 
 
@@ -23,12 +24,14 @@ def make_optimizers(network: nn.Module, config: OptimizerConfig, device: torch.d
         InputError: this PyTorch has none of that name.
     """
     if config.name == "adafactor":
-        return [torch.optim.Adafactor(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)]
+        return [torch.optim.Adafactor(trained(network), lr=config.learning_rate, weight_decay=config.weight_decay)]
     matrices: list[nn.Parameter] = []
-    rest = list(network.parameters())
+    rest: list[nn.Parameter] = trained(network)
     if config.name == "muon":
         blocks: list[nn.Module] = network.all_blocks  # type: ignore[assignment]
-        matrices = [weight for block in blocks for weight in block.parameters() if weight.ndim == 2]
+        learning = {id(weight) for weight in rest}
+        weights = [weight for block in blocks for weight in block.parameters() if id(weight) in learning]
+        matrices = [weight for weight in weights if weight.ndim == 2]
         chosen = {id(weight) for weight in matrices}
         rest = [weight for weight in rest if id(weight) not in chosen]
     adamw = torch.optim.AdamW(

@@ -14,6 +14,7 @@ from anystep.errors import InputError
 from anystep.models.cost import count_parameters, network_cost
 from anystep.models.presets import depths_of, preset_option
 from anystep.objective import GuidanceCondition, TimeDraws, target_cost
+from anystep.training.adapter import count_adapter
 from anystep.training.config import ModelConfig, Recipe, RunConfig
 from anystep.training.objective import make_objective, make_target, make_velocity
 from anystep.training.objective_config import ObjectiveConfig
@@ -111,6 +112,19 @@ def weight_copies(recipe: Recipe) -> int:
     return 4 + len(recipe.ema_decays) + len(recipe.ema_lengths)
 
 
+def kept_values(recipe: Recipe, parameters: int) -> int:
+    """Number of values kept in memory, of a network of so many weights; those beside an adapter are frozen."""
+    if recipe.lora is None:
+        return parameters * weight_copies(recipe)
+    return parameters + count_adapter(recipe) * weight_copies(recipe)
+
+
+def saved_values(recipe: Recipe, parameters: int) -> int:
+    """Number of values in a checkpoint."""
+    trained = parameters if recipe.lora is None else count_adapter(recipe)
+    return trained * (weight_copies(recipe) - 1)
+
+
 def shard_count(recipe: Recipe, processes: int) -> int:
     """Number of devices over which one copy of the weights is sharded."""
     spread = {"fsdp": processes, "hsdp": recipe.run.shard_size or min(PER_MACHINE, processes)}
@@ -153,9 +167,9 @@ def budget(
         images_at_once=micro,
         tokens_per_step=of_step,
         flops_per_step=cost.flops / micro * of_step / tokens * evaluations,
-        state_bytes=4 * cost.parameters * weight_copies(recipe) // shards + gathered,
+        state_bytes=4 * kept_values(recipe, cost.parameters) // shards + gathered,
         activation_bytes=max(cost.training_bytes, cost.saved_bytes + target),
-        checkpoint_bytes=4 * cost.parameters * (weight_copies(recipe) - 1),
+        checkpoint_bytes=4 * saved_values(recipe, cost.parameters),
         snapshot_bytes=KEPT_AS.itemsize * cost.parameters * len(recipe.ema_lengths),
     )
 
@@ -240,11 +254,11 @@ def check_fits(recipe: Recipe, out: Path, processes: int, device: torch.device, 
         InputError: more memory or disk than there is; says how much, and what would fit.
     """
     parameters = count_parameters(recipe.model.preset, **recipe.model.options)
-    state = 4 * parameters * weight_copies(recipe)
+    state, saved = 4 * kept_values(recipe, parameters), 4 * saved_values(recipe, parameters)
     place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     snapshots = recipe.ema_snapshots if recipe.ema_lengths else 0
     kept = snapshots * KEPT_AS.itemsize * parameters * len(recipe.ema_lengths)
-    disk, free = state * (recipe.run.keep + 1) + kept, shutil.disk_usage(place).free
+    disk, free = saved * (recipe.run.keep + 1) + kept, shutil.disk_usage(place).free
     if disk > free:
         beside, or_fewer = (f" and {snapshots} snapshots", " or ema_snapshots") if kept else ("", "")
         raise InputError(

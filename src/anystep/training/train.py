@@ -21,6 +21,7 @@ from anystep.environment import peak_megabytes
 from anystep.models.transformer import TransitionTransformer2DModel
 from anystep.objective import RunningMean, SelfEvaluation, TransitionObjective
 from anystep.ranks import Ranks
+from anystep.training.adapter import check_base, on_base, trained
 from anystep.training.assemble import (
     as_pipeline,
     export,
@@ -59,6 +60,7 @@ SHOWN = ("residual", "residual_short", "residual_long")  # in the line of progre
 
 def train(recipe: Recipe, out: Path) -> dict[str, Any]:
     """Train or resume in the run folder `out`; `out/pipeline` holds the EMA model. Returns the last log record."""
+    recipe = on_base(recipe)
     ranks, config = Ranks(), recipe.run
     micro_batches = count_micro_batches(recipe.data, config, ranks.count)
     check_parallel(recipe.parallel, ranks, config.shard_size)
@@ -110,8 +112,9 @@ class Trainer:
         folder = run.folder / "checkpoints"
         self.checkpoints = Checkpoints(folder, run.ranks, config.keep, config.keep_every, recipe)
         self.state = state = TrainerState.of(self.checkpoints.load(self.tensors))
+        check_base(recipe, state)
         self.guard = Guard(recipe.guard, state)
-        self.weights = list(network.parameters())
+        self.weights = trained(network)
         exponential = len(recipe.ema_decays)
         self.ema = ExponentialAverages(averages[:exponential], recipe.ema_decays)
         self.powers = PowerAverages(run.folder, recipe, averages[exponential:], run.ranks)

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
     get_state_dict,
@@ -29,6 +30,7 @@ class TrainerState:
         spikes: number of steps whose gradient norm stood out.
         rollbacks: number of times that the run went back to a checkpoint.
         diverged: whether the weights are those of a run that has lost its way.
+        base: what tells the weights that an adapter is trained on from others; "" of a run of a whole network.
     """
 
     step: int = 0
@@ -38,6 +40,7 @@ class TrainerState:
     spikes: int = 0
     rollbacks: int = 0
     diverged: bool = False
+    base: str = ""
 
     @classmethod
     def of(cls, manifest: Mapping[str, Any] | None) -> "TrainerState":
@@ -69,11 +72,16 @@ class TrainingTensors:
     ) -> None:
         self.network, self.averages, self.optimizers = network, averages, optimizers
         self.normaliser, self.normaliser_optimizers = normaliser, normaliser_optimizers
+        # of an adapter the frozen network is no part: it is where it was read from
+        frozen = not all(weight.requires_grad for weight in network.parameters())
+        self._options = StateDictOptions(ignore_frozen_params=frozen, strict=not frozen)
 
     def state_dict(self) -> dict[str, Any]:
-        network, optimizer = get_state_dict(self.network, self.optimizers)
+        network, optimizer = get_state_dict(self.network, self.optimizers, options=self._options)
         state = {"network": network, "optimizer": optimizer}
-        state |= {f"ema-{place}": get_model_state_dict(each) for place, each in enumerate(self.averages)}
+        for place, each in enumerate(self.averages):
+            average = get_model_state_dict(each)
+            state[f"ema-{place}"] = {name: average[name] for name in network}
         if self.normaliser is not None:
             state["normaliser"] = get_model_state_dict(self.normaliser)
         if self.normaliser is not None and self.normaliser_optimizers:
@@ -82,10 +90,11 @@ class TrainingTensors:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         set_state_dict(
-            self.network, self.optimizers, model_state_dict=state["network"], optim_state_dict=state["optimizer"]
-        )
+            self.network, self.optimizers, model_state_dict=state["network"], optim_state_dict=state["optimizer"],
+            options=self._options,
+        )  # fmt: skip
         for place, each in enumerate(self.averages):
-            set_model_state_dict(each, state[f"ema-{place}"])
+            set_model_state_dict(each, state[f"ema-{place}"], options=StateDictOptions(strict=self._options.strict))
         if self.normaliser is not None:
             set_model_state_dict(self.normaliser, state["normaliser"])
         if self.normaliser is not None and self.normaliser_optimizers:
