@@ -16,8 +16,11 @@ from anystep.studio.app import Service
 from anystep.studio.engine import Engine, EngineOptions
 from anystep.studio.gallery import Gallery
 from anystep.studio.page_routes import page_router
+from anystep.studio.runs import Runs
+from anystep.studio.runs_routes import runs_router
 
 from .conftest import Running
+from .test_runs import line, write_comparison, write_run
 
 pytestmark = pytest.mark.browser
 Open = Callable[..., Any]
@@ -43,10 +46,21 @@ def gallery(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def studio(served: dict[str, Model], gallery: Path) -> Iterator[Running]:
+def watched(tmp_path: Path) -> Path:
+    """A folder with a run of three steps and a comparison."""
+    folder = write_run(tmp_path / "runs" / "one", 3)
+    for step in (2, 3):
+        Image.new("RGB", (8, 8), (step, 0, 0)).save(folder / "samples" / f"step-{step:08d}.png")
+    write_comparison(tmp_path / "runs" / "two")
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def studio(served: dict[str, Model], gallery: Path, watched: Path) -> Iterator[Running]:
     engine = Engine(served, EngineOptions())
     service = Service(engine)
     service.api.include_router(page_router(engine, Gallery(gallery), 60.0))
+    service.api.include_router(runs_router(Runs([watched])))
     running = Running(service)
     yield running
     running.stop()
@@ -253,7 +267,7 @@ def test_a_cancelled_request_and_a_refused_one_leave_the_page_usable(opened: Ope
     ask(page, stop=7)
     page.locator("#go").click()
     drawn(page, 1)
-    page.get_by_role("button", name="Cancel").click()
+    page.locator("#cancel").click()
     page.locator("#status").get_by_text("Cancelled").wait_for()
     assert page.locator("#strip .waiting").count() == 0
     engine = studio.service.engine
@@ -321,3 +335,79 @@ def test_it_is_accessible_and_fits_a_phone(opened: Open, scheme: str, width: int
     found = Axe().run(page)
     assert found.violations_count == 0, found.generate_report()
     assert page.evaluate("() => document.documentElement.scrollWidth") <= width
+
+
+def test_a_trajectory_is_scrubbed_and_left_for_the_end(opened: Open, alone: Model) -> None:
+    page = opened()
+    ask(page)
+    page.locator("#go").click()
+    drawn(page, 4)
+    page.get_by_role("button", name="Trajectory").click()
+    page.locator("#frames li:nth-child(4)").wait_for()
+    page.locator("#status").get_by_text("Drawing").wait_for(state="detached")
+    estimates: list[Any] = []
+
+    def keep(pipeline: Any, index: int, timestep: Any, tensors: Any) -> dict[str, Any]:
+        estimates.append(pipeline._show(tensors["pred_original_sample"], "pil")[0])
+        return {}
+
+    options: dict[str, Any] = {
+        "callback_on_step_end": keep, "callback_on_step_end_tensor_inputs": ["pred_original_sample"],
+    }  # fmt: skip
+    whole = alone("a whale", 4, 7, guidance_in_one_batch=False, **options)[0]
+    for place, expected in enumerate([*estimates[:3], whole]):
+        page.locator("#scrub").fill(str(place))
+        assert pixels(page, "#hero img") == expected.tobytes()
+    page.locator("#scrub").fill("1")
+    page.locator("#caption").get_by_text("After 2 of 4 transitions").wait_for()
+    page.get_by_role("button", name="To the end from here: 3 steps").click()
+    page.locator("#caption").get_by_text("3 steps · 6 NFE").wait_for()
+    jumped = alone("a whale", 4, 7, guidance_in_one_batch=False, finish_after=2)[0]
+    assert pixels(page, "#hero img") == jumped.tobytes()
+    page.locator("#film-close").click()
+    assert pixels(page, "#hero img") == whole.tobytes()
+
+
+def test_two_pictures_are_compared_with_a_wipe(opened: Open, alone: Model) -> None:
+    page = opened()
+    ask(page, stop=1)
+    page.locator("#go").click()
+    drawn(page, 2)
+    page.locator("#caption").get_by_text("2 steps").wait_for()
+    page.get_by_role("button", name="Compare").click()
+    page.locator("#guidance").fill("4")
+    page.locator("#go").click()
+    page.locator(".sides").get_by_text("2 steps · 4 NFE · guidance 4").wait_for()
+    page.locator(".wipe .over").wait_for()
+    assert pixels(page, ".wipe .over") == alone("a whale", 2, 7, guidance_in_one_batch=False)[0].tobytes()
+    page.locator(".wipe input").fill("25")
+    assert page.locator(".wipe .over").evaluate("image => image.style.clipPath") == "inset(0px 75% 0px 0px)"
+    page.get_by_role("button", name="Compare").click()
+    assert page.locator(".wipe").count() == 0
+    page.locator("#model").select_option("classes")  # another model offers what it knows
+    assert page.locator("#examples button").all_inner_texts() == ["ant", "bee", "cat"]
+
+
+def test_a_run_is_watched_as_it_goes_on(opened: Open, watched: Path) -> None:
+    page = opened(bypass_csp=True)
+    page.locator("#to-watch").click()
+    page.locator("#runs button").filter(has_text="runs/one").click()
+    page.locator("#watched").get_by_text("3 of 100").wait_for()
+    assert page.locator("#watched .legend li").all_inner_texts() == ["no interval (t = r)", "long intervals"]
+    assert page.locator("#watched svg.chart .line").count() == 2
+    with (watched / "one" / "metrics.jsonl").open("a") as file:
+        file.write(line(4))
+    page.locator("#watched").get_by_text("4 of 100").wait_for()
+    page.locator(".samples input").fill("0")
+    page.locator("img[alt='Samples after 2 steps']").wait_for()
+    page.locator("#runs button").filter(has_text="comparison").click()
+    page.locator("#watched .legend").get_by_text("theirs").wait_for()
+    assert page.locator("#watched svg .band").count() == 2
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
+    page = opened(again=page)  # the view is in the address
+    page.locator("#watched").get_by_text("4 of 100").wait_for()
+    page.locator("#to-draw").click()
+    page.locator("#prompt").wait_for()

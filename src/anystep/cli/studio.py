@@ -8,7 +8,7 @@ import webbrowser
 from pathlib import Path
 
 from anystep.bounds import Port, Threads
-from anystep.cli.option_types import output_folder, size
+from anystep.cli.option_types import input_folder, output_folder, size
 from anystep.cli.options import Commands, add_options
 from anystep.console import say
 from anystep.errors import InputError
@@ -25,6 +25,10 @@ def add(commands: Commands) -> None:
     option(
         "--gallery", type=output_folder, default=Path("gallery"), metavar="FOLDER",
         help="where pictures are kept (default: gallery)",
+    )  # fmt: skip
+    option(
+        "--runs", type=input_folder, nargs="+", metavar="FOLDER",
+        help="folders of training runs and comparisons to watch (default: runs, where there is one)",
     )  # fmt: skip
     option("--port", type=Port, default=8188, help="0 is a free one")
     option("--workers", type=Threads, help="batches drawn at a time (default: 1; on a CPU its cores / --threads)")
@@ -46,6 +50,8 @@ def run(options: argparse.Namespace) -> None:
     from anystep.studio.models import load_models, worker_count
     from anystep.studio.page_routes import page_router
     from anystep.studio.request import Limits
+    from anystep.studio.runs import Runs
+    from anystep.studio.runs_routes import runs_router
 
     listener = listen(HOST, options.port)
     models = load_models(options.model, options.device, options.threads)
@@ -53,6 +59,8 @@ def run(options: argparse.Namespace) -> None:
     engine = Engine(models, EngineOptions(workers=workers), Limits(math.prod(options.max_size or (4096, 4096))))
     service = Service(engine, AppOptions(GuardOptions(hosts=served_hosts(HOST, ())), DEADLINE))
     service.api.include_router(page_router(engine, Gallery(options.gallery), DEADLINE))
+    watched = options.runs or [folder for folder in (Path("runs"),) if folder.is_dir()]
+    service.api.include_router(runs_router(Runs(watched)))
 
     def started(url: str) -> None:
         say(f"the studio is at {url}  (Ctrl-C ends it)")

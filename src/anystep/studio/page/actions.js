@@ -2,11 +2,22 @@
 
 import { asCommand, asPython } from "./copy.js";
 import { $, make, say } from "./dom.js";
+import * as film from "./film.js";
 import { restore, setSeed, setStart, sourceOf } from "./form.js";
+import * as gallery from "./gallery.js";
 import { fileName, fileOf } from "./picture.js";
+import * as stage from "./stage.js";
+import * as wipe from "./wipe.js";
 
 const ACTIONS = {
-  "Use these settings": (picture) => {
+  "Trajectory": (picture) => film.begin(picture, stage.asked(), gallery.add),
+  "Compare": (picture, button) => {
+    wipe.pin(wipe.isPinned() ? null : picture);
+    button.setAttribute("aria-pressed", wipe.isPinned());
+    say(wipe.isPinned() ? "Choose or draw another picture: of other steps, other settings, another model." : "");
+    stage.show(picture);
+  },
+  "Use settings": (picture) => {
     restore(picture.fields);
     setSeed(picture.seed);
     say((picture.warnings ?? []).join("; "));
@@ -34,11 +45,11 @@ async function copy(text) {
   }
 }
 
-/** The buttons; more of them by their names. `current` is the picture they are for. */
-export function open(current, more = {}) {
-  $("actions").replaceChildren(...Object.entries({ ...more, ...ACTIONS }).map(([name, act]) => {
+/** The buttons. */
+export function open() {
+  $("actions").replaceChildren(...Object.entries(ACTIONS).map(([name, act]) => {
     const button = make("button", { type: "button", textContent: name });
-    button.onclick = () => Promise.resolve(act(current(), button)).catch((error) => say(error.message, true));
+    button.onclick = () => Promise.resolve(act(stage.current(), button)).catch((error) => say(error.message, true));
     return button;
   }));
 }

@@ -19,10 +19,10 @@ export function cancel() {
  * Returns whether all was told before it was cancelled. Throws an error in words for the reader.
  */
 export async function draw(fields, steps, { image = null, n = 1, keep = true, previews = 0 }, on) {
+  if (fields.strength && !image) throw new Error("this was begun with a picture that is not here: drop it to start from");
   cancel();
   const own = (controller = new AbortController());
   const { start, ...asked } = fields;
-  if (!image) delete asked.strength;
   delete asked.warnings;
   const body = { fields: { ...asked, n, user: TAB, partial_images: previews }, steps, image, keep };
   if (previews === null) delete body.fields.partial_images;

@@ -4,6 +4,7 @@ import { $, make, say, stepsLabel } from "./dom.js";
 import { cancel, draw, isDrawing } from "./drawing.js";
 import { STOPS, dice, fields, isLocked, start, stop } from "./form.js";
 import { alt, cost, drawn } from "./picture.js";
+import * as wipe from "./wipe.js";
 
 let ground = null; // fields of what is on the stage, but for the steps, and the image to start from
 let pictures = new Map(); // by the number of steps
@@ -13,7 +14,9 @@ let onSelect = () => {};
 let onKept = () => {};
 
 export const current = () => selected;
-export const shown = () => [...pictures.values()];
+
+/** What the pictures on the stage were asked for with: fields, and the image to start from. */
+export const asked = () => ground;
 
 /** Set the stage up; `select` is told of the picture that is shown, `keep` of each that the gallery has gained. */
 export function open(select, keep) {
@@ -81,7 +84,7 @@ function moveTo(count) {
   $("slider").value = STOPS.indexOf(count);
   if (!ground) return refresh();
   refresh();
-  show(pictures.get(count) ?? [...pictures.values()].findLast((each) => each.steps < count) ?? shown()[0] ?? null);
+  show(pictures.get(count) ?? [...pictures.values()].findLast((each) => each.steps < count) ?? [...pictures.values()][0] ?? null);
   if (!pictures.has(count)) fill();
 }
 
@@ -105,7 +108,7 @@ async function run(steps, options, saying, onDrawn) {
   const began = ground;
   for (const each of steps) cells.get(each).cell.classList.add("waiting");
   say(`${saying} …`);
-  $("go").textContent = "Cancel";
+  $("cancel").hidden = false;
   const problems = [];
   try {
     const whole = await draw(began.fields, steps, { ...options, image: began.image }, {
@@ -128,7 +131,7 @@ async function run(steps, options, saying, onDrawn) {
     say(error.message, true);
   } finally {
     if (!isDrawing()) {
-      $("go").textContent = "Draw";
+      $("cancel").hidden = true;
       for (const { cell, bar } of cells.values()) {
         cell.classList.remove("waiting");
         bar.style.width = 0;
@@ -156,22 +159,32 @@ function refresh() {
   }
 }
 
+/** An image large that is no picture to do something with. */
+export function preview(url, { width, height }, caption) {
+  selected = null;
+  $("hero").replaceChildren(make("figure", { className: "one" }, make("img", { src: url, alt: caption, width, height })));
+  $("caption").replaceChildren(caption);
+  $("actions").hidden = true;
+}
+
 /** One picture large. */
 export function show(picture) {
   selected = picture;
   $("caption").replaceChildren();
-  if (picture) {
+  if (wipe.isCompared(picture)) {
+    $("hero").replaceChildren(wipe.figure(picture));
+  } else if (picture) {
     const image = make("img", { src: picture.url, alt: alt(picture), width: picture.width, height: picture.height });
     const figure = make("figure", { className: "one" }, image);
     figure.classList.toggle("pending", picture.steps < stop() && isDrawing() && !pictures.has(stop()));
-    const old = $("hero").querySelector(".one img");
+    const old = $("hero").querySelector(".one > img");
     if (old && $("hero").children.length === 1 && old.width / old.height === image.width / image.height) {
       Object.assign(old, { src: image.src, alt: image.alt });
       old.parentElement.className = figure.className;
     } else {
       $("hero").replaceChildren(figure);
     }
-    $("caption").append(cost(picture), make("span", { className: "more", textContent: ` · seed ${picture.seed}` }));
   }
+  if (picture) $("caption").append(cost(picture), make("span", { className: "more", textContent: ` · seed ${picture.seed}` }));
   onSelect(picture);
 }
