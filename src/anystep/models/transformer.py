@@ -15,7 +15,7 @@ from diffusers import CacheMixin, ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.hooks import FirstBlockCacheConfig
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
-from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
+from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from jaxtyping import Bool, Float, Int
@@ -30,13 +30,14 @@ from anystep.models.embeddings import CaptionProjection, TimeEmbedding, patchify
 from anystep.models.kv_downsampling import kv_tokens
 from anystep.models.layers import Float32Linear, Mask, Modulation, Tokens, Vector, compute_dtype
 from anystep.models.rotary import RopeAngles, RotaryGrid, RotaryScaling, rope, rope_angles
+from anystep.models.single_file import SingleFileLoading
 from anystep.packing import Packing
 
 IntervalCondition = Literal["t-r", "r", "t,r", "t,t-r", "r,t-r", "t,r,t-r"]
 
 
 class TransitionTransformer2DModel(
-    ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin, FromOriginalModelMixin, CacheMixin
+    ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin, SingleFileLoading, CacheMixin
 ):
     """f(x_t, t, r, condition): predicts, in the transport's F space, the transition from time t to time r.
 

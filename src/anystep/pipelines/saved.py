@@ -19,10 +19,12 @@ import anystep
 from anystep.bounds import shown
 from anystep.codecs.codec import check_whole, load_autoencoder
 from anystep.errors import InputError
-from anystep.files import read_json, write_json, write_text
+from anystep.files import read_json, read_text, write_json, write_text
 from anystep.model_folder import check_model_folder
 from anystep.pipelines.inputs import NAMES, check_settings, in_order
+from anystep.pipelines.model_card import TEMPLATE, model_card
 
+CARD = "README.md"
 EARLIER_VAE = "codec"  # what the component `vae` was called, and its folder
 HUB_OPTIONS = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "variant",
                "use_safetensors")  # fmt: skip
@@ -155,6 +157,15 @@ class SavedPipeline(DiffusionPipeline):
                 (folder / part).mkdir(exist_ok=True)
                 write_text(folder / part / f"{module}.py", SHIM.format(name=name))
         write_json(folder / "model_index.json", index)
+        if not (folder / CARD).exists():  # one that somebody has written stays
+            write_text(folder / CARD, model_card(self))
+
+    def _upload_folder(self, working_dir: Any, *arguments: Any, **options: Any) -> Any:
+        """That of diffusers, which has put a card there that says nothing where the hub has none of the model yet."""
+        page = Path(working_dir) / CARD
+        if TEMPLATE in read_text(page):
+            write_text(page, model_card(self))
+        return super()._upload_folder(working_dir, *arguments, **options)
 
     def __repr__(self) -> str:
         """The parts by their classes, and plain settings; lists by their lengths, since errors of Python show it."""
