@@ -248,3 +248,14 @@ def fashion(tmp_path_factory: pytest.TempPathFactory) -> Path:
             header = bytes((0, 0, 8, array.ndim)) + b"".join(side.to_bytes(4, "big") for side in array.shape)
             (folder / name).write_bytes(gzip.compress(header + array.tobytes()))
     return folder
+
+
+@pytest.fixture(scope="session")
+def baselines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The folders of small random pipelines of diffusers, by the names of `diffusers_pipelines.MAKERS`."""
+    import diffusers_pipelines
+
+    folder = tmp_path_factory.mktemp("baselines")
+    for name in diffusers_pipelines.MAKERS:
+        diffusers_pipelines.make(name).save_pretrained(folder / name)
+    return {name: folder / name for name in diffusers_pipelines.MAKERS}

@@ -59,17 +59,18 @@ def pretrained(kind: Any, name_or_path: str, what: str) -> Any:
         return kind.from_pretrained(name_or_path, trust_remote_code=False)
 
 
-def pretrained_encoder(kind: Any, name_or_path: str, unused: str) -> Any:
+def pretrained_encoder(kind: Any, name_or_path: str, unused: str, **options: Any) -> Any:
     """A model from safetensors alone, with all of its weights: transformers draws missing ones at random.
 
     Args:
         unused: a pattern of the weights that may be missing.
+        options: further arguments of `from_pretrained`.
 
     Raises:
         InputError: others are missing; `loading` says of what.
     """
     model, found = kind.from_pretrained(
-        name_or_path, output_loading_info=True, trust_remote_code=False, use_safetensors=True
+        name_or_path, output_loading_info=True, trust_remote_code=False, use_safetensors=True, **options
     )
     if missing := sorted(key for key in found["missing_keys"] if not re.search(unused, key)):
         raise InputError(f"{len(missing)} weights are missing, the first {missing[0]}")

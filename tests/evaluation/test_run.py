@@ -285,3 +285,31 @@ def test_a_report_is_not_written_among_what_others_have_made(
     with claimed(unmarked, "evaluation report"):
         assert main([*command, "--out", str(unmarked)]) == 2
     assert "is in use by process" in capsys.readouterr().err
+
+
+def test_baselines_stand_beside_a_transition_model(
+    tiny_model: Path, baselines: dict[str, Path], colours: Path, pooled: Path, tmp_path: Path
+) -> None:
+    uniform = f"{baselines['flux']}?plan=uniform&guidance_scale=0"
+    models = [str(tiny_model), str(baselines["lcm"]), uniform]
+    command = [
+        "evaluate",
+        "--model",
+        *models,
+        "--extractor",
+        str(pooled),
+        "--allow-code",
+        "--data",
+        str(colours),
+        *SMALL,
+    ]
+    assert main([*command, "--size", "32", "--out", str(tmp_path)]) == 0
+    report = read(tmp_path)
+    points = {model["name"]: model["points"] for model in report["models"]}
+    assert [[point["nfe"] for point in points[name]] for name in models] == [[2, 4], [1, 2], [1, 2]]
+    distances = [point["metrics"]["kernel_distance_pooled"]["value"] for each in points.values() for point in each]
+    assert len(set(distances)) == len(distances)  # no two have drawn the same
+    told = report["settings"]["models"]
+    assert [told[name]["guidance"] for name in models] == [1.5, 8.5, 0.0]
+    assert told[uniform]["options"] == {"plan": "uniform", "guidance_scale": 0}
+    assert "counted" in (tmp_path / "report.md").read_text()

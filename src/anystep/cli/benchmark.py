@@ -4,8 +4,8 @@ import argparse
 
 from anystep.bounds import Count
 from anystep.cli.option_types import input_file, input_folder, spec
-from anystep.cli.options import Commands, add_options, as_fields
-from anystep.cli.output import is_main, print_file
+from anystep.cli.options import BASELINES, Commands, add_options, as_fields
+from anystep.cli.output import is_main, print_dry_run, print_file
 from anystep.cli.parser import OneLineParser
 
 # by benchmark, its own options in the order that its function takes them
@@ -46,10 +46,12 @@ def add(commands: Commands) -> None:
         "--classes", choices=("balanced", "random"), default="balanced", help="all alike often, or by chance"
     )
     for name, kind in kinds.choices.items():
-        add_options(kind, "--model", "--device")
+        add_options(kind, "--model", **({} if name == "imagenet" else {"help": BASELINES}))
+        add_options(kind, "--device")
         add_options(kind, "--steps", default=[1, 2, 4, 8])
         add_options(kind, "--out")
         if name != "imagenet":  # which is drawn only
+            add_options(kind, "--dry-run")
             kind.add_argument("--images", type=input_folder, help="score this folder, made elsewhere, and draw nothing")
         if name not in ("imagenet", "scenes"):  # which say it themselves
             add_options(kind, "--size")
@@ -66,7 +68,9 @@ def run(options: argparse.Namespace) -> None:
     request = run.BenchmarkRequest(**as_fields(options, run.BenchmarkRequest))
     own = (getattr(options, name) for name in OWN_OPTIONS[options.benchmark])
     found = getattr(run, f"run_{options.benchmark}")(request, *own)
-    if options.json:
+    if getattr(options, "dry_run", False):
+        print_dry_run(options, found)
+    elif options.json:
         if found and is_main():
             print_file(options.out / "report.json")
     elif options.benchmark == "imagenet":

@@ -4,8 +4,8 @@ import argparse
 
 from anystep.bounds import Count
 from anystep.cli.option_types import input_file, output_file, spec
-from anystep.cli.options import Commands, add_options, as_fields
-from anystep.cli.output import print_file
+from anystep.cli.options import BASELINES, Commands, add_options, as_fields
+from anystep.cli.output import print_dry_run, print_file
 
 IMAGES = "[NAME@]STEPS[:NFE]=FOLDER"
 
@@ -13,7 +13,7 @@ IMAGES = "[NAME@]STEPS[:NFE]=FOLDER"
 def add(commands: Commands) -> None:
     parser = commands.add_parser("evaluate", help="measure quality against network evaluations")
     option, several = parser.add_argument, {"type": spec, "nargs": "+"}
-    option("--model", **several, default=[], help="default: builtin, unless --images is given")
+    option("--model", **several, default=[], help=f"{BASELINES} (default: builtin, unless --images is given)")
     made = "images made elsewhere, a folder each, with the name of their model"
     option("--images", **several, default=[], metavar=IMAGES, help=made)
     add_options(parser, "--steps", default=[1, 2, 4, 8, 16, 32])
@@ -28,7 +28,7 @@ def add(commands: Commands) -> None:
     option("--clip-score", type=spec, metavar="MODEL", help="a CLIP model of transformers, by id or folder")
     add_options(parser, "--size", "--guidance", "--plan", "--seed")
     option("--keep-images", action="store_true", help="also write every image as a PNG file")
-    add_options(parser, "--batch", "--threads", "--device", "--json")
+    add_options(parser, "--batch", "--threads", "--device", "--dry-run", "--json")
     parser.set_defaults(run=run)
 
 
@@ -37,6 +37,9 @@ def run(options: argparse.Namespace) -> None:
 
     figures = evaluate_models(Request(**as_fields(options, Request)))
     if not figures:  # one of several processes speaks
+        return
+    if options.dry_run:
+        print_dry_run(options, figures)
         return
     if options.json:
         print_file(options.out / "report.json")

@@ -10,6 +10,7 @@ from anystep.errors import InputError
 
 Commands = Any  # what argparse's add_subparsers returns, a private class
 
+BASELINES = "builtin, a folder or a hub id; or a text-to-image pipeline of diffusers, with its options after ?"
 # what `OneLineParser.add_argument` is given
 OPTIONS: dict[str, dict[str, Any]] = {
     "--model": {"type": spec, "default": "builtin", "help": "builtin, a folder, or a hub id"},
@@ -36,6 +37,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--allow-code": {"action": "store_true", "help": "run a .pt extractor, a program that can do all that you can"},
     "--data": {"type": spec, "default": "builtin", "help": "real images and captions"},
     "--out": {"type": output_folder, "required": True, "help": "the folder; the same command resumes"},
+    "--dry-run": {
+        "action": "store_true",
+        "help": "check everything but the weights of baselines, say what drawing takes, and draw nothing",
+    },
     "--json": {"action": "store_true", "help": "print JSON, for other programs"},
     "--on": {"choices": DEVICES, "help": "plan for this device (default: this machine)"},
     "--devices": {"type": Count, "help": "how many of them (default: 1)"},

@@ -34,6 +34,14 @@ def print_facts(facts: Mapping[str, Any], width: int = 22) -> None:
         print(f"{name:{width}}{told}")
 
 
+def print_dry_run(options: argparse.Namespace, found: Any) -> None:
+    """What a dry run found, once of all processes."""
+    from anystep.pipelines.dry_run import describe
+
+    if is_main():
+        print_json(found) if options.json else print(describe(found))
+
+
 def warn(message: str) -> None:
     print(f"anystep: warning: {one_line(message)}", file=sys.stderr)
 

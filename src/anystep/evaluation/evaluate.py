@@ -26,8 +26,7 @@ from anystep.evaluation.metrics.base import (
 from anystep.evaluation.metrics.frechet_distance import FrechetDistance, Moments
 from anystep.evaluation.metrics.movement import movement
 from anystep.evaluation.settings import Evaluation, GenerationSettings
-from anystep.pipelines.describe import model_digest
-from anystep.pipelines.load import Model
+from anystep.pipelines.image_model import ImageModel
 from anystep.pipelines.plan import check_room
 
 NOTES = (
@@ -59,48 +58,47 @@ class Point:
 
 
 def check_prompts(
-    model: Model, prompts: Sequence[str | int], width: int, height: int, steps: int, guidance: float | None = None
+    model: ImageModel, prompts: Sequence[str | int], width: int, height: int, steps: int, guidance: float | None = None
 ) -> None:
     """Raise `InputError`, before anything is drawn, for prompts that the model cannot read or a size it cannot draw."""
-    names = model.pipeline.config.class_names
+    names = model.class_names
     if names is None and not all(isinstance(prompt, str) for prompt in prompts):
         raise InputError(f"model {model.name!r} draws captions, but the data has classes only")
-    model.pipeline.check_inputs(prompts, height, width, steps, "pt")
+    model.check(prompts, width, height, steps)
     check_room(model, width, height, guidance)
-    model.pipeline.conditioner(prompts[:1] if names is None else list(dict.fromkeys(prompts)))
+    model.check_conditions(prompts[:1] if names is None else list(dict.fromkeys(prompts)))
 
 
 def generate_images(
-    model: Model, prompts: Sequence[str | int], numbers: Sequence[int], steps: int, settings: GenerationSettings
+    model: ImageModel, prompts: Sequence[str | int], numbers: Sequence[int], steps: int, settings: GenerationSettings
 ) -> tuple[Images, int]:
     """The images of these numbers, in memory of the CPU, and the network evaluations spent on each.
 
     Image `i` has prompt `i` and the seed `i` after the first one. Raises `InputError`: an image is not finite.
     """
-    width, height = settings.size or (model.pipeline.base_size,) * 2
-    output: Any = model.pipeline(
-        [prompts[number] for number in numbers], height, width, steps, guidance_scale=settings.guidance,
-        seeds=[settings.first_seed + number for number in numbers], plan=settings.plan, output_type="pt",
-    )  # fmt: skip
+    width, height = settings.size or (model.base_size,) * 2
+    seeds = [settings.first_seed + number for number in numbers]
+    output = model.draw(
+        [prompts[number] for number in numbers], width, height, steps, seeds, settings.guidance, settings.plan, "pt"
+    )
     check_finite(output.images, f"model {model.name!r} at {steps} steps", numbers)
     return (output.images * 255).round().to(torch.uint8).cpu(), output.nfe
 
 
 def generate_points(
-    evaluation: Evaluation, model: Model, steps: Sequence[int], prompts: Sequence[str | int]
+    evaluation: Evaluation, model: ImageModel, steps: Sequence[int], prompts: Sequence[str | int]
 ) -> list[Point]:
     """The same seeds and prompts at every number of steps; `check_prompts` comes first."""
     settings, points, warm = evaluation.settings, [], False
-    pipeline, digest = model.pipeline, model_digest(model)
-    width, height = settings.size or (pipeline.base_size,) * 2
-    scale = pipeline.resolve_guidance(settings.guidance)
+    digest, scale = model.digest, model.resolve_guidance(settings.guidance)
+    width, height = settings.size or (model.base_size,) * 2
     captions = [str(prompt) for prompt in prompts] if evaluation.scorers else []
     for count in steps:
 
         def make(chunk: range, count: int = count) -> tuple[Images, Cost]:
             nonlocal warm
             if not warm:  # loading the text encoder, for one, is no part of what an image costs
-                generate_images(model, prompts, chunk[:1], 1, replace(settings, plan="uniform"))
+                generate_images(model, prompts, chunk[:1], 1, replace(settings, plan=None))
                 warm = True
             reset_peak()
             begin = time.perf_counter()
@@ -110,9 +108,9 @@ def generate_points(
             )
             return torch.cat(images), Cost(evaluations[0], time.perf_counter() - begin, peak_megabytes())
 
-        planned, uniform = (pipeline.plan(count, each) for each in (settings.plan, "uniform"))
+        planned = model.plan_settings(settings.plan, count)
         key = [digest, prompts, width, height, count, scale, evaluation.seed, settings.batch]
-        folder = evaluation.chunk_folder(*key, *[planned] * (planned != uniform), scored=bool(captions))
+        folder = evaluation.chunk_folder(*key, *[planned] * (planned is not None), scored=bool(captions))
         what = f"{model.name}, {count} steps"
         images, costs = collect(evaluation, what, folder, len(prompts), make, captions)
         seconds, megabytes = sum(cost.seconds for cost in costs), max(cost.megabytes for cost in costs)

@@ -26,7 +26,9 @@ from anystep.evaluation.reference import Reference, control_features, open_refer
 from anystep.evaluation.report import check_drawing, write_report
 from anystep.evaluation.settings import Evaluation, MeasurementSettings, image_counter, output_folder, step_counts
 from anystep.files import check_output
-from anystep.pipelines.load import Model, load
+from anystep.pipelines.baselines import load_image_model
+from anystep.pipelines.dry_run import dry_run
+from anystep.pipelines.image_model import ImageModel
 from anystep.pipelines.step_sheet import models_sheet
 
 KIND = "evaluation report"
@@ -40,7 +42,7 @@ class Request(MeasurementSettings):
     Of `model`, those that are loaded already are taken as they are.
     """
 
-    model: Sequence[str | Model]
+    model: Sequence[str | ImageModel]
     images: list[str]
     steps: list[int]
     metrics: list[str] | None = None
@@ -56,7 +58,7 @@ class _Prepared:
 
     request: Request
     evaluation: Evaluation
-    models: list[Model]
+    models: list[ImageModel]
     folders: list[ListedFolder]
     reference: Reference
     steps: list[int]
@@ -67,8 +69,13 @@ class _Prepared:
 
 
 def evaluate_models(request: Request) -> dict[str, Any]:
-    """Measure everything asked for, write the report and return it; {} in all processes but the first."""
+    """Measure everything asked for, write the report and return it; {} in all processes but the first.
+
+    Of a dry run it is what `anystep.pipelines.dry_run` tells, and nothing is written.
+    """
     prepared = _prepare(request)
+    if request.dry_run:
+        return dry_run(prepared.models, prepared.steps, prepared.size, request.guidance, request.plan)
     evaluation, reference, ranks = prepared.evaluation, prepared.reference, prepared.evaluation.ranks
     with output_folder(ranks, request.out, KIND, _made_before(request.out)) as bar:
         count = image_counter(bar, ranks)
@@ -83,7 +90,7 @@ def evaluate_models(request: Request) -> dict[str, Any]:
         bar.add_task("measuring", total=None)
         models = [model_report(evaluation, name, each, real) for name, each in {**points, **given}.items()]
         report = whole_report(evaluation, models, real, controls)
-        report["notes"] += prepared.notes
+        report["notes"] += [*prepared.notes, *(model.note for model in prepared.models if model.note)]
         report["settings"] = _reported_settings(prepared)
         write_report(report, request.out, _sheet(prepared) if prepared.models else None)
     return report
@@ -103,7 +110,7 @@ def _prepare(request: Request) -> _Prepared:
     extractor, metrics = evaluation.extractor, with_reference_statistics(evaluation.metrics, request.reference)
     scorers = _scorers(request, extractor, device)
     models = [
-        Model(each.name, each.pipeline.to(device)) if isinstance(each, Model) else load(each, device)
+        each.to(device) if isinstance(each, ImageModel) else load_image_model(each, device, request.dry_run)
         for each in request.model or ([] if folders else ["builtin"])
     ]
     size = width, height = _common_size(models, folders, request.size)
@@ -132,6 +139,10 @@ def _reported_settings(prepared: _Prepared) -> dict[str, Any]:
         "reference": None if request.reference is None else str(request.reference),
         "device": str(prepared.device),
         "threads": request.threads,
+        "models": {
+            model.name: {**model.facts(), "guidance": model.resolve_guidance(request.guidance)}
+            for model in prepared.models
+        },
         "batch": request.batch,
     }
 
@@ -155,10 +166,10 @@ def _made_before(folder: Path) -> tuple[str, ...]:
 
 
 def _common_size(
-    models: Sequence[Model], folders: Sequence[ListedFolder], size: tuple[int, int] | None
+    models: Sequence[ImageModel], folders: Sequence[ListedFolder], size: tuple[int, int] | None
 ) -> tuple[int, int]:
     """Width and height of all images that are compared. Raises `InputError`: they have several sizes."""
-    sizes = {size or (model.pipeline.base_size,) * 2 for model in models} | {folder.size for folder in folders}
+    sizes = {size or (model.base_size,) * 2 for model in models} | {folder.size for folder in folders}
     if len(sizes) > 1:
         named = ", ".join(f"{width}x{height}" for width, height in sorted(sizes))
         raise InputError(f"images of {named} cannot be compared with the same real images: give one --size")

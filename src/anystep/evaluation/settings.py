@@ -39,6 +39,7 @@ class GenerationSettings:
     Attributes:
         guidance, plan, size: the model's own when None; the size is (width, height) in pixels.
         seed: of the first image; further images have the seeds after it.
+        dry_run: draw nothing, and load no weights that need not be there: say what drawing takes.
         batch: images generated at once. Other batch mates, like other numbers of threads, change last bits.
     """
 
@@ -49,6 +50,7 @@ class GenerationSettings:
     batch: int = 50
     threads: int = 1
     device: str = "auto"
+    dry_run: bool = False
 
     @property
     def first_seed(self) -> int:

@@ -16,9 +16,10 @@ from anystep.data.example import BrokenExample
 from anystep.data.images import read_image
 from anystep.errors import InputError
 from anystep.fingerprint import file_digest
-from anystep.pipelines.describe import model_digest
-from anystep.pipelines.inputs import STRENGTH
-from anystep.pipelines.load import BUILTIN, Generated, Model, find, load
+from anystep.pipelines.baselines import Baseline, load_image_model, split_options
+from anystep.pipelines.image_model import Generated, ImageModel
+from anystep.pipelines.inputs import STRENGTH, check_prompts
+from anystep.pipelines.load import BUILTIN, Model, find
 from anystep.pipelines.lora import find_lora
 from anystep.pipelines.plan import check_room
 from anystep.pipelines.scheduler import Planning, parse_plans
@@ -93,20 +94,22 @@ def generate(request: Request, on_warning: Callable[[str], None] = lambda messag
     seeds, steps = _seeds(request, like), setting("steps", [1, 2, 4, 8])
     _check_images(len(prompts) * len(seeds) * len(steps))
     start = _start(request, like, on_warning)
-    model = load(_model_name(request, like), request.device)
-    digest = model_digest(model)  # of the model without adapters
+    model = load_image_model(_model_name(request, like), request.device)
+    digest = model.digest  # of the model without adapters
     adapters = _put_adapters(model, request, like, on_warning)
     if like is not None and like.model_digest != digest:
         _check_other_model(request, model, on_warning)
-    width, height = setting("size", (model.pipeline.base_size,) * 2)
+    width, height = setting("size") or (model.base_size,) * 2
     for count in steps:
-        model.pipeline.check_inputs(["a prompt"], height, width, count, "pil")
+        model.check(["a prompt"], width, height, count)
     prompts, refused = _known_prompts(model, prompts, request.force, on_warning)
     how = {name: setting(name) for name in ("stochasticity", "rope_scaling", "key_grid", "finish_after")}
     how["guidance_interval"] = tuple(setting("guidance_interval", ())) or None
-    how |= {"size": (width, height), "guidance": model.pipeline.resolve_guidance(setting("guidance"))}
+    how |= {"size": (width, height), "guidance": model.resolve_guidance(setting("guidance"))}
     check_room(model, width, height, how["guidance"], how["key_grid"])
-    record = Record(model, digest, start, {**how, "lora": adapters or None})
+    plans = _plans(request, like, steps, model)
+    how_drawn = {**how, "lora": adapters or None}
+    record = Record(model, digest, start, how_drawn, model.plan_settings(plans.get(steps[0])))
     files = _separate_files(request.separate, len(prompts), seeds, steps)
     with progress_bar() as bar:
         task = bar.add_task("drawing", total=len(prompts) * len(seeds) * len(steps))
@@ -117,7 +120,7 @@ def generate(request: Request, on_warning: Callable[[str], None] = lambda messag
                 save_image(cell.images[0], path, record.texts([prompts[row]], [seeds[place]], [cell]))
 
         options = {**how, **start.options, "shift": request.shift}
-        sheet = any_step_sheet(model, prompts, steps, seeds, keep, _plans(request, like, steps), **options)
+        sheet = any_step_sheet(model, prompts, steps, seeds, keep, plans, **options)
     texts = record.texts(prompts, seeds, [cells[0] for cells in sheet.columns])
     return Drawn(sheet, texts, list(files.values()), refused)
 
@@ -141,20 +144,27 @@ class Start:
 class Record:
     """What images say of how they were made."""
 
-    model: Model
+    model: ImageModel
     digest: str
     start: Start
     how: dict[str, Any]
+    planned: Any = None
 
     def texts(self, prompts: Sequence[str], seeds: Sequence[int], cells: Sequence[Generated]) -> dict[str, str]:
         """Of these prompts and seeds, at the numbers of steps of the cells."""
-        plan, start = self.model.pipeline.plan, self.start
-        uniform = {cell.asked: plan(cell.asked, "uniform", self.how["stochasticity"]) for cell in cells}
+        model, start = self.model, self.start
+        same = {"plan": "uniform", "stochasticity": self.how["stochasticity"]}
+        uniform = {cell.asked: model.followed_plan(cell.asked, **same) for cell in cells}
+        if isinstance(model, Baseline):
+            told = {"pipeline": type(model.pipeline).__name__, "pipeline_plan": self.planned}
+        else:
+            told = {}
         special = {cell.asked: cell.plan.plain() for cell in cells if cell.plan and cell.plan != uniform[cell.asked]}
         return Settings(
-            version=__version__, model=self.model.name, model_digest=self.digest, prompts=tuple(prompts),
+            version=__version__, model=model.name, model_digest=self.digest, prompts=tuple(prompts),
             seeds=tuple(seeds), steps=tuple(cell.asked for cell in cells), nfe=tuple(cell.nfe for cell in cells),
-            plans=special or None, strength=start.strength, image=start.name, image_digest=start.digest, **self.how,
+            plans=special or None, strength=start.strength, image=start.name, image_digest=start.digest, **told,
+            **self.how,
         ).texts()  # fmt: skip
 
 
@@ -202,7 +212,7 @@ def _model_name(request: Request, like: Settings | None) -> str:
     if request.model is not None or like is None:
         return request.model or BUILTIN
     try:
-        if Path(find(like.model)).is_dir():
+        if Path(find(split_options(like.model)[0])).is_dir():
             return like.model
     except InputError:
         pass
@@ -211,7 +221,7 @@ def _model_name(request: Request, like: Settings | None) -> str:
     )
 
 
-def _check_other_model(request: Request, model: Model, on_warning: Callable[[str], None]) -> None:
+def _check_other_model(request: Request, model: ImageModel, on_warning: Callable[[str], None]) -> None:
     """Another model than that of the image to be like is refused, unless it was named or is forced."""
     told = f"{shown(str(request.like))} was drawn by another model than {shown(model.name)} is now"
     if request.model is None and not request.force:
@@ -220,9 +230,13 @@ def _check_other_model(request: Request, model: Model, on_warning: Callable[[str
 
 
 def _put_adapters(
-    model: Model, request: Request, like: Settings | None, on_warning: Callable[[str], None]
+    model: ImageModel, request: Request, like: Settings | None, on_warning: Callable[[str], None]
 ) -> tuple[Adapter, ...]:
     """Load the adapters that were named, and tell them from others; those of an image to be like must be named."""
+    if not isinstance(model, Model):
+        if request.lora:
+            raise InputError(f"--lora {request.lora[0][0]}: goes with transition models, and {model.name!r} is none")
+        return ()
     recorded = like.lora or () if like is not None else ()
     if request.lora is None and recorded:
         told = " ".join(f"{each.name}:{each.scale:g}" for each in recorded)
@@ -242,20 +256,20 @@ def _put_adapters(
 
 
 def _known_prompts(
-    model: Model, prompts: Sequence[str], force: bool, on_warning: Callable[[str], None]
+    model: ImageModel, prompts: Sequence[str], force: bool, on_warning: Callable[[str], None]
 ) -> tuple[list[str], list[str]]:
     """Those that can be drawn, and what is wrong with the others; all that can be said without stopping is a warning.
 
     Raises:
         InputError: none can be drawn.
     """
-    conditioner: Any = model.pipeline.conditioner
     good, wrong = [], []
-    for prompt, said in zip(prompts, unknown(model.pipeline, prompts), strict=True):
+    told = unknown(model.pipeline, prompts) if isinstance(model, Model) else [None] * len(prompts)
+    for prompt, said in zip(prompts, told, strict=True):
         try:
-            model.pipeline.check_inputs([prompt], model.pipeline.base_size, model.pipeline.base_size, 1, "pil")
-            if model.pipeline.config.class_names is not None:
-                conditioner([prompt])
+            check_prompts([prompt], reads_text=model.class_names is None)
+            if model.class_names is not None:
+                model.check_conditions([prompt])
             if said is not None and not force:
                 raise InputError(f"{said}; --force draws it")
         except InputError as error:
@@ -269,12 +283,16 @@ def _known_prompts(
     return good, wrong
 
 
-def _plans(request: Request, like: Settings | None, steps: Sequence[int]) -> dict[int, StepPlan | Planning]:
+def _plans(
+    request: Request, like: Settings | None, steps: Sequence[int], model: ImageModel
+) -> dict[int, StepPlan | Planning]:
     """The plans of some of the steps that are not to be the model's: as given, else as in the image to be like."""
     if request.plan is not None:
         return dict.fromkeys(steps, request.plan)
     if like is None:
         return {}
+    if isinstance(model, Baseline):
+        return dict.fromkeys(steps, like.pipeline_plan or "model")
     try:
         recorded = parse_plans(like.plans)
     except InputError as error:

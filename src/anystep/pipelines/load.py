@@ -1,57 +1,26 @@
 """`anystep.load`: a model by name, ready to draw."""
 
 import difflib
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
 import torch
 from diffusers.utils import logging as library_log
-from PIL import Image
 
-from anystep.bounds import Count, SamplingSteps, Seed, Side, check, shown
+from anystep.bounds import shown
 from anystep.device import pick_device
 from anystep.errors import InputError
-from anystep.pipelines.inputs import listed
+from anystep.pipelines.image_model import ImageModel, Output, count_parameters
 from anystep.pipelines.scheduler import Planning
 from anystep.pipelines.transition import TransitionPipeline
 from anystep.sampling import StepPlan
 from anystep.weights import BUILTIN, shipped
 
-if TYPE_CHECKING:
-    Prompts: TypeAlias = str | int | Sequence[str | int]
-    Seeds: TypeAlias = int | Sequence[int]
-    Whole: TypeAlias = int
-    Size: TypeAlias = tuple[int, int]
-else:  # `generate` checks them itself, and takes the numbers of numpy
-    Prompts = Seeds = Whole = Size = Any
 
-
-@dataclass(frozen=True)
-class Generated:
-    """Images, those of a prompt beside each other, with the seed of each and with what they cost.
-
-    Attributes:
-        steps, nfe: transitions made and network evaluations spent on each image.
-        asked: steps that were asked for; a plan may make fewer.
-        plan: the plan that the steps followed.
-    """
-
-    images: list[Image.Image]
-    steps: int
-    nfe: int
-    seconds: float
-    seeds: tuple[int, ...] = ()
-    asked: int = 0
-    plan: StepPlan | None = None
-
-
-class Model:
-    """A loaded model. `model("a red apple", steps=4, seed=0)` is a list of PIL images.
+class Model(ImageModel):
+    """A loaded transition model. `model("a red apple", steps=4, seed=0)` is a list of PIL images.
 
     Attributes:
         name: what it was loaded from.
@@ -61,71 +30,73 @@ class Model:
     def __init__(self, name: str, pipeline: TransitionPipeline) -> None:
         self.name, self.pipeline = name, pipeline
 
-    def __call__(self, prompt: Prompts, steps: Whole = 4, seed: Seeds = 0, **options: Any) -> list[Image.Image]:
-        """The images of `generate`."""
-        return self.generate(prompt, steps, seed, **options).images
+    @property
+    def class_names(self) -> list[str] | None:
+        names: list[str] | None = self.pipeline.config.class_names
+        return names
 
-    def generate(
-        self,
-        prompt: Prompts,
-        steps: Whole = 4,
-        seed: Seeds = 0,
-        size: Size | None = None,
-        guidance: float | None = None,
-        num_images_per_prompt: Whole = 1,
-        **options: Any,
-    ) -> Generated:
-        """Generate images of the prompts.
+    @property
+    def device(self) -> torch.device:
+        where: torch.device = self.pipeline.device
+        return where
 
-        Args:
-            prompt: a caption or class, or several.
-            seed: one for all prompts, or one for each image.
-            size: (width, height) in pixels; the training size when None.
-            guidance: guidance scale; 1 and below mean unguided, None the model's default.
-            num_images_per_prompt: with one seed, the further images of a prompt have the seeds after it.
-            options: further arguments of `TransitionPipeline.__call__`, such as `plan`.
+    def to(self, device: torch.device) -> "Model":
+        return Model(self.name, self.pipeline.to(device))
 
-        Raises:
-            InputError: what cannot be drawn, in one line.
-        """
-        if not isinstance(prompt, Integral | Iterable):
-            raise InputError(f"prompt {shown(prompt)}: expected one, or a list of them")
-        prompts = listed(prompt)
-        steps = check("steps", steps, SamplingSteps)
-        each = check("num_images_per_prompt", num_images_per_prompt, Count)
-        seeds = _seeds(seed, len(prompts), each)
-        base = self.pipeline.base_size
-        sides = (base, base) if size is None else _several("size", size, 2)
-        width, height = (check("size", side, Side) for side in sides)
-        start = time.perf_counter()
-        output: Any = self.pipeline(
-            prompts, height, width, steps, guidance_scale=guidance, seeds=seeds, num_images_per_prompt=each,
-            output_type="pil", **options,
-        )  # fmt: skip
-        if self.pipeline.device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds = time.perf_counter() - start
-        plan = self.pipeline.plan(steps, *(options.get(name) for name in ("plan", "stochasticity", "shift")))
-        return Generated(output.images, output.steps, output.nfe, seconds, tuple(seeds), steps, plan)
+    @property
+    def base_size(self) -> int:
+        return self.pipeline.base_size
+
+    @property
+    def digest(self) -> str:
+        from anystep.pipelines.describe import model_digest  # which describes what is loaded here
+
+        return model_digest(self)
+
+    def facts(self) -> dict[str, Any]:
+        return {"pipeline": type(self.pipeline).__name__, "parameters": count_parameters(self.pipeline)}
+
+    def resolve_guidance(self, scale: float | None) -> float:
+        return self.pipeline.resolve_guidance(scale)
+
+    def plan_settings(self, plan: StepPlan | Planning | None, steps: int | None = None) -> Any:
+        if steps is not None:
+            planned, uniform = (self.pipeline.plan(steps, each) for each in (plan, "uniform"))
+            return planned if planned != uniform else None
+        if isinstance(plan, StepPlan):
+            return str(plan)
+        return self.pipeline.schedule.config.plans if plan in (None, "model") else None
 
     def nfe(self, steps: int, guidance: float | None = None, plan: StepPlan | Planning | None = None) -> int:
-        """Network evaluations of one image that is generated in so many steps."""
         return self.pipeline.evaluations(self.pipeline.plan(steps, plan), guidance)
 
+    def check(self, prompts: Sequence[Any] | None, width: int, height: int, steps: int) -> None:
+        self.pipeline.check_inputs(prompts, height, width, steps, "pil")
 
-def _several(name: str, values: Any, count: int) -> list[Any]:
-    found = listed(values)
-    if isinstance(values, str | bytes) or len(found) != count:
-        raise InputError(f"{name} {shown(values)}: expected {count} of them, got {len(found)}")
-    return found
+    def check_conditions(self, prompts: Sequence[Any]) -> None:
+        conditioner: Any = self.pipeline.conditioner
+        conditioner(prompts)
 
+    def draw(
+        self,
+        prompts: Sequence[Any],
+        width: int,
+        height: int,
+        steps: int,
+        seeds: Sequence[int],
+        guidance: float | None = None,
+        plan: StepPlan | Planning | None = None,
+        output_type: str = "pil",
+        **options: Any,
+    ) -> Output:
+        output: Any = self.pipeline(
+            prompts, height, width, steps, guidance_scale=guidance, seeds=seeds, plan=plan, output_type=output_type,
+            num_images_per_prompt=len(seeds) // max(1, len(prompts)), **options,
+        )  # fmt: skip
+        return Output(output.images, output.steps, output.nfe)
 
-def _seeds(seed: Any, prompts: int, each: int) -> list[int]:
-    """The seed of every image, from one for all prompts or one for each image."""
-    if isinstance(seed, Iterable) and not isinstance(seed, str | bytes) and getattr(seed, "ndim", 1) > 0:
-        return [check("seed", one, Seed) for one in _several("seed", seed, prompts * each)]
-    first = check("seed", seed, Seed)
-    return [check("seed", first + number, Seed) for number in range(each)] * prompts
+    def followed_plan(self, steps: int, **options: Any) -> StepPlan | None:
+        return self.pipeline.plan(steps, *(options.get(name) for name in ("plan", "stochasticity", "shift")))
 
 
 def load(model: str | Path = BUILTIN, device: str | torch.device = "auto", dtype: torch.dtype = torch.float32) -> Model:

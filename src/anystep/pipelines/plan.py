@@ -34,6 +34,7 @@ from anystep.models.cost import (
 )
 from anystep.models.presets import PRESETS, depths_of
 from anystep.models.transformer import TransitionTransformer2DModel
+from anystep.pipelines.image_model import ImageModel
 from anystep.pipelines.load import Model, find
 from anystep.pipelines.saved import EARLIER_VAE
 from anystep.pipelines.transition import ONE_BATCH_TOKENS
@@ -288,9 +289,9 @@ def check_fits(model: ModelSpec, width: int, height: int, steps: int, memory: fl
     )
 
 
-def check_room(model: Model, width: int, height: int, scale: float | None, key_grid: int | None = None) -> None:
-    """Refuse what memory cannot hold; only large images are worth the second that planning takes."""
-    if width * height <= 1024 * 1024:
+def check_room(model: ImageModel, width: int, height: int, scale: float | None, key_grid: int | None = None) -> None:
+    """Refuse what memory cannot hold; only large images of transition models are worth the second that it takes."""
+    if not isinstance(model, Model) or width * height <= 1024 * 1024:
         return
     memory, guided = memory_of(model.pipeline.device), is_guided(model.pipeline.resolve_guidance(scale))
     check_fits(ModelSpec.of(model), width, height, 1, memory, guided=guided, key_grid=key_grid)

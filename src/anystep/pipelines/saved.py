@@ -203,7 +203,8 @@ def _plain_name(name: Any) -> Any:
 def _class_to_load(asked: type[Pipeline], name: Any) -> type[Pipeline]:
     """The class of a folder that names it, as it was asked for."""
     if name not in PIPELINES:
-        raise InputError(f"it is a {shown(name)}, not a {asked.__name__}")
+        hint = "; generate, evaluate and benchmark alone draw with others" if str(name).endswith("Pipeline") else ""
+        raise InputError(f"it is a {shown(name)}, not a {asked.__name__}{hint}")
     saved: type[Pipeline] = getattr(anystep, name)
     return saved if issubclass(saved, asked) else asked
 

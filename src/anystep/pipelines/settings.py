@@ -49,6 +49,7 @@ class Settings(BaseModel):
         plans: of the step counts whose times were not uniform, the fields of their `StepPlan`.
         size: width and height in pixels.
         finish_after: transitions after which it went to the end in one more; None: it made them all.
+        pipeline, pipeline_plan: the class of a pipeline that is no transition model, and the plan it was asked for.
         image, image_digest, strength: the name and content of a file that was started from, and how far back.
     """
 
@@ -70,6 +71,8 @@ class Settings(BaseModel):
     image: Name | None = None
     image_digest: Name | None = None
     strength: PositiveShare | None = None
+    pipeline: Name | None = None
+    pipeline_plan: Literal["uniform"] | None = None
     rope_scaling: Literal[get_args(RotaryScaling)] | None = None  # type: ignore[valid-type]
     key_grid: Side | None = None
     finish_after: OptionalCount | None = None
@@ -87,7 +90,8 @@ class Settings(BaseModel):
 
         said = {
             "Steps": several(self.steps),
-            "Sampler": "transition" if not self.stochasticity else f"transition, stochasticity {self.stochasticity:g}",
+            "Sampler": (self.pipeline or "transition")
+            + (f", stochasticity {self.stochasticity:g}" if self.stochasticity else ""),
             "CFG scale": f"{self.guidance:g}",
             "Seed": several(self.seeds),
             "Size": f"{self.size[0]}x{self.size[1]}",

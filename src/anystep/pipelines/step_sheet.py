@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from anystep.contact_sheet import contact_sheet
-from anystep.pipelines.load import Generated, Model
+from anystep.pipelines.image_model import Generated, ImageModel
 from anystep.pipelines.scheduler import Planning
 from anystep.sampling import StepPlan, steps_label
 
@@ -65,7 +65,7 @@ class AnyStepSheet:
 
 
 def any_step_sheet(
-    model: Model,
+    model: ImageModel,
     prompts: Sequence[str],
     steps: Sequence[int],
     seeds: int | Sequence[int] = 0,
@@ -79,7 +79,7 @@ def any_step_sheet(
         seeds: of the images of each prompt.
         on_image: called with each image and the places of its prompt and seed, when it is there.
         plans: of some of the steps, in place of the model's.
-        options: those of `Model.generate`.
+        options: those of `ImageModel.generate`.
     """
     seeds = [seeds] if isinstance(seeds, int) else list(seeds)
     width, height = options.get("size") or (0, 0)
@@ -97,7 +97,7 @@ def any_step_sheet(
 
 
 def models_sheet(
-    models: Sequence[tuple[str, Model]],
+    models: Sequence[tuple[str, ImageModel]],
     prompts: Sequence[str | int],
     steps: Sequence[int],
     seeds: int | Sequence[int],
@@ -110,7 +110,7 @@ def models_sheet(
     Args:
         models: each with what stands before its prompts.
         costs: whether network evaluations stand below the numbers of steps.
-        options: those of `Model.generate`.
+        options: those of `ImageModel.generate`.
     """
     rows, labels, columns = [], [], [steps_label(count) for count in steps]
     for name, model in models:

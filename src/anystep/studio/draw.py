@@ -18,8 +18,9 @@ from anystep.conditioning.text import States, pad_states
 from anystep.contact_sheet import written_beside
 from anystep.pipelines.describe import model_digest
 from anystep.pipelines.generate import Record, Start
+from anystep.pipelines.image_model import Generated
 from anystep.pipelines.inputs import CLEAN
-from anystep.pipelines.load import Generated, Model
+from anystep.pipelines.load import Model
 from anystep.sampling import StepPlan
 from anystep.studio.batch_invariant import BatchInvariant, separately
 from anystep.studio.request import ImageRequest

@@ -10,7 +10,8 @@ from PIL import Image
 from anystep.errors import InputError
 from anystep.evaluation.benchmarks.generate import GenerationRequest, generate_missing
 from anystep.evaluation.settings import GenerationSettings
-from anystep.pipelines.load import Generated, Model
+from anystep.pipelines.image_model import Generated
+from anystep.pipelines.load import Model
 from anystep.ranks import Ranks
 
 THREES = GenerationSettings(batch=3)

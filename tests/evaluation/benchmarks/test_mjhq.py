@@ -116,3 +116,31 @@ def test_metadata_that_would_write_elsewhere_are_refused(
     (tmp_path / "m.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(entries).encode())
     with pytest.raises(InputError, match=message):
         mjhq.read_metadata(tmp_path / "m.json")
+
+
+def test_a_baseline_is_scored_with_its_counted_evaluations(
+    published: tuple[Path, Path], baselines: dict[str, Path], pooled: Path, tmp_path: Path
+) -> None:
+    metadata, real = published
+    command = [
+        "benchmark",
+        "mjhq",
+        "--metadata",
+        str(metadata),
+        "--real",
+        str(real),
+        "--size",
+        "32",
+        "--steps",
+        "1",
+        "3",
+    ]
+    command += ["--extractor", str(pooled), "--allow-code", "--count", "60", "--batch", "20"]
+    command += ["--model", str(baselines["flux"]), "--out", str(tmp_path / "out")]
+    reports = []
+    for _ in range(2):  # the second time all images are there
+        assert main(command) == 0
+        reports.append(json.loads((tmp_path / "out" / "report.json").read_text()))
+    assert [point["nfe"] for point in reports[0]["points"]] == [1, 3]
+    assert (reports[0]["pipeline"], reports[0]["guidance"]) == ("FluxPipeline", 3.5)
+    assert reports[0] == reports[1]

@@ -13,7 +13,7 @@ from anystep.evaluation.image_files import is_whole_image, write_image
 from anystep.evaluation.settings import GenerationSettings
 from anystep.files import check_settings, read_json, remove_parts, write_json
 from anystep.fingerprint import text_digest
-from anystep.pipelines.load import Model
+from anystep.pipelines.image_model import ImageModel
 from anystep.ranks import Ranks
 
 
@@ -65,7 +65,7 @@ def steps_folder(out: Path, steps: int) -> Path:
 
 
 def generate_missing(
-    model: Model,
+    model: ImageModel,
     requests: Sequence[GenerationRequest],
     steps: int,
     settings: GenerationSettings,

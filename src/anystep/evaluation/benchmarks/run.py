@@ -40,10 +40,11 @@ from anystep.evaluation.settings import (
     step_counts,
 )
 from anystep.files import claimed, write_json
-from anystep.pipelines.describe import model_digest
-from anystep.pipelines.load import Model, load
+from anystep.pipelines.baselines import load_image_model
+from anystep.pipelines.dry_run import dry_run
+from anystep.pipelines.image_model import ImageModel
+from anystep.pipelines.load import load
 from anystep.ranks import Ranks
-from anystep.sampling import StepPlan
 
 KIND = "benchmark"
 Scores = dict[str, dict[str, float]]
@@ -84,7 +85,7 @@ class Benchmark:
     """
 
     name: str
-    requests: Callable[[Path, Model], Sequence[GenerationRequest]]
+    requests: Callable[[Path, ImageModel], Sequence[GenerationRequest]]
     load_scorer: Callable[[], BenchmarkScorer | None]
     notes: Sequence[str]
     content: Any
@@ -97,15 +98,17 @@ def run(request: BenchmarkRequest, benchmark: Benchmark) -> dict[str, Any]:
     if request.images is not None:
         return _score_images(request.images, request, benchmark, ranks)
     scorer = ranks.on_main(benchmark.load_scorer)
-    model = load(request.model, device)
+    model = load_image_model(request.model, device, request.dry_run)
     by_size: dict[tuple[int, int], list[str | int]] = {}
     for each in benchmark.requests(request.out, model):
-        by_size.setdefault(each.size or request.size or (model.pipeline.base_size,) * 2, []).append(each.prompt)
+        by_size.setdefault(each.size or request.size or (model.base_size,) * 2, []).append(each.prompt)
     with ranks.together():
         for (width, height), prompts in by_size.items():
             check_prompts(model, prompts, width, height, max(steps), request.guidance)
             if scorer is not None:
                 scorer.check(width, height)
+    if request.dry_run:
+        return dry_run([model], steps, next(iter(by_size)), request.guidance, request.plan)
     with _generating(request, benchmark.name, model, benchmark.content, ranks) as advance:
         for count in steps:
             folder = steps_folder(request.out, count)
@@ -122,9 +125,15 @@ def run(request: BenchmarkRequest, benchmark: Benchmark) -> dict[str, Any]:
             }
             for count in steps
         ]
-        facts = {"guidance": model.pipeline.resolve_guidance(request.guidance), "seed": request.seed}
+        told = {**model.facts(), "guidance": model.resolve_guidance(request.guidance), "seed": request.seed}
         return write_scores(
-            request.out, benchmark.name, model.name, points, benchmark.notes, **facts, truth=scorer.truth
+            request.out,
+            benchmark.name,
+            model.name,
+            points,
+            [*benchmark.notes, *[model.note] * bool(model.note)],
+            **told,
+            truth=scorer.truth,
         )
 
 
@@ -144,18 +153,17 @@ def _score_images(folder: Path, request: BenchmarkRequest, benchmark: Benchmark,
 
 @contextmanager
 def _generating(
-    request: BenchmarkRequest, benchmark: str, model: Model, content: Any, ranks: Ranks
+    request: BenchmarkRequest, benchmark: str, model: ImageModel, content: Any, ranks: Ranks
 ) -> Iterator[Callable[[int, int, int], None]]:
     """The folder of a benchmark, held, for images of these settings alone.
 
     Yields what is told of images that are done: the number of steps, how many images it has, and how many are done.
     """
-    plans = model.pipeline.schedule.config.plans if request.plan in (None, "model") else None
     settings = {  # what fixes an image beside the number of steps
         "benchmark": benchmark,
-        "model": model_digest(model),
-        "guidance": model.pipeline.resolve_guidance(request.guidance),
-        "plans": str(request.plan) if isinstance(request.plan, StepPlan) else plans,
+        "model": model.digest,
+        "guidance": model.resolve_guidance(request.guidance),
+        "plans": model.plan_settings(request.plan),
         "seed": request.seed,
         "size": list(request.size) if request.size else None,
         "prompts": digest(content),
@@ -299,8 +307,8 @@ def run_scenes(request: BenchmarkRequest, each: int, detector: str) -> dict[str,
 
         return BenchmarkScorer(score, scenes.score(drawn, [scene.picture() for scene in drawn], found))
 
-    def requests(folder: Path, model: Model) -> list[GenerationRequest]:
-        return scenes.generation_requests(drawn, folder, request.seed, model.pipeline.base_size)
+    def requests(folder: Path, model: ImageModel) -> list[GenerationRequest]:
+        return scenes.generation_requests(drawn, folder, request.seed, model.base_size)
 
     notes = (
         f"{each} scenes of each task on canvases of {len(scenes.CANVASES)} shapes, judged at {scenes.BASE} pixels on "
