@@ -14,6 +14,7 @@ import yaml
 from helpers import losses
 from processes import run_ranks
 
+from anystep.models.lora import LORA_FILE, read_lora
 from anystep.pipelines.load import load
 from anystep.ranks import STORE_A_LIFE
 from anystep.training.checkpoint_files import read_average
@@ -242,6 +243,29 @@ def test_a_checkpoint_of_two_shards_goes_on_in_one_process_and_in_four(
         train(processes, recipe, copy, "--parallel", "fsdp")
         assert losses(copy)[2:] == pytest.approx(losses(alone)[2:], rel=1e-5)
         assert close(copy, alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_an_adapter_is_trained_on_two_processes_and_goes_on_in_one(
+    recipe: Path, tiny_model: Path, tmp_path: Path, parallel: str
+) -> None:
+    from anystep.cli import main
+
+    content = yaml.safe_load(recipe.read_text())
+    content |= {"model": {"weights": str(tiny_model)}, "lora": {"rank": 2}, "ema_lengths": []}
+    adapter = tmp_path / "adapter.yaml"
+    adapter.write_text(yaml.safe_dump(content))
+    assert main(["train", str(adapter), "--out", str(tmp_path / "alone")]) == 0
+    expected = losses(tmp_path / "alone")
+    train(2, adapter, tmp_path / "two", "--parallel", parallel)
+    assert losses(tmp_path / "two") == pytest.approx(expected, rel=1e-5)
+    train(2, adapter, tmp_path / "half", "--parallel", parallel, "--run.steps", "2")
+    assert main(["train", str(adapter), "--out", str(tmp_path / "half")]) == 0
+    assert losses(tmp_path / "half")[2:] == pytest.approx(expected[2:], rel=1e-5)
+    one, other = (read_lora(tmp_path / name / "lora" / LORA_FILE).tensors for name in ("alone", "half"))
+    apart = sum(float((value - other[name]).square().sum()) for name, value in one.items())
+    assert apart < 1e-6 * sum(float(value.square().sum()) for value in one.values())
 
 
 # what one worker does to itself, and only in the first life of the group
