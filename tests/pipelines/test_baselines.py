@@ -263,3 +263,5 @@ def test_other_commands_say_who_draws_with_a_baseline(
 ) -> None:
     told = refused(capsys, "info", "--model", baselines["flux"])
     assert "it is a 'FluxPipeline', not a TransitionPipeline; generate, evaluate and benchmark alone draw" in told
+    told = refused(capsys, "plan", "--model", baselines["flux"])
+    assert "its network is a 'FluxTransformer2DModel', and transition models are planned" in told

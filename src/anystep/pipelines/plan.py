@@ -17,7 +17,7 @@ import torch
 from diffusers import AutoencoderDC, AutoencoderKL
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from anystep.bounds import check_options, nearest
+from anystep.bounds import check_options, nearest, shown
 from anystep.codecs import AutoencoderCodec, to_uint8
 from anystep.codecs.codec import downsampling_factor
 from anystep.codecs.tiling import TILE, Cut
@@ -105,6 +105,9 @@ class ModelSpec:
             check_model_folder(Path(where))
         with refused(f"model {model!r}"):
             network = TransitionTransformer2DModel.load_config(where, subfolder="transformer")
+        kind = network.get("_class_name", TransitionTransformer2DModel.__name__)
+        if kind != TransitionTransformer2DModel.__name__:
+            raise InputError(f"model {model!r}: its network is a {shown(kind)}, and transition models are planned")
         codec = None  # of a model of pixels
         for folder in ("vae", EARLIER_VAE):
             with suppress(OSError, ValueError):
