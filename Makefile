@@ -36,6 +36,7 @@ bench: $(STAMP)
 	$(PYTHON) benchmarks/latency.py
 	$(PYTHON) benchmarks/pipeline.py
 	$(PYTHON) benchmarks/load.py
+	$(PYTHON) benchmarks/studio.py
 	$(PYTHON) benchmarks/growth.py
 	$(PYTHON) benchmarks/prepare.py
 

@@ -42,6 +42,7 @@ def client(url: str, retries: int = 0) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=retries, timeout=60)
 
 
+@pytest.mark.slow  # a process that loads a model
 def test_at_sigterm_accepted_work_is_answered_and_the_process_ends_well(tiny_model: Path, alone: Model) -> None:
     with serving(tiny_model, 0, "--batch", "2", "--window", "0") as (process, url):
         images = client(url).images

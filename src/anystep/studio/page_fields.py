@@ -70,6 +70,8 @@ def recalled(settings: Settings, engine: Engine) -> dict[str, Any]:
         warnings.append(f"a sheet of {len(settings.prompts)} prompts: this is the first of them")
     if settings.image_digest is not None:
         warnings.append(f"begun with the image {bounds.shown(settings.image or '')}: drop that too")
+    if settings.lora is not None:
+        warnings.append(f"drawn with adapters: {bounds.shown(', '.join(each.name for each in settings.lora))}")
     model = engine.model(name)
     kinds = {_plan_name(settings, count, model) for count in settings.steps}
     if None in kinds:

@@ -19,7 +19,7 @@ from anystep.training.run import CONFIG, METRICS
 REPORT = "report.json"
 DEPTH = 3  # folders below those that are named in which runs are looked for
 MOST = 200  # runs and reports that are listed
-POINTS = 240  # of a curve
+POINTS = 120  # of a curve
 PACE = 50  # steps that the pace is the median of
 GRID = re.compile(r"step-(\d{8})\.png")
 # residuals by interval, as a run logs them; a codec's run has its loss
