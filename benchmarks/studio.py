@@ -1,4 +1,4 @@
-"""The studio's page: seconds until it is usable, and from the click to the first picture of the built-in model in one step.
+"""The studio's page: how soon it is usable, and how soon after the click the first picture of a step is painted.
 
     python benchmarks/studio.py
 
@@ -18,7 +18,7 @@ from playwright.sync_api import sync_playwright
 from record import write_record
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
-from browsers import find_chromium  # noqa: E402
+from browsers import find_chromium
 
 OPENINGS, CLICKS = 10, 30
 # from the click to the first picture that the page has decoded and painted, in milliseconds

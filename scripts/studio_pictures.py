@@ -27,7 +27,7 @@ PROMPT, SEED = "a smiling face with sunglasses", 2
 OTHERS = ("a red apple", "a tractor", "a rocket on a blue background, flat style", "a dog face")
 STEPS = (1, 2, 4, 8, 16, 32, 64, 128)
 DESK, PHONE = {"width": 1280, "height": 960}, {"width": 390, "height": 844}
-FILM = {"width": 1000, "height": 900}  # the animated picture
+FILM = {"width": 1200, "height": 950}  # the animated picture
 
 
 @contextmanager
@@ -128,7 +128,7 @@ def photograph(browser: Any, url: str, out: Path, with_runs: bool) -> None:
     page.get_by_role("button", name="Compare").click()
     page.locator("#slider").fill("3")
     page.evaluate("() => { document.activeElement.blur(); scrollTo(0, 0); }")
-    page.set_viewport_size({**DESK, "height": 820})
+    page.set_viewport_size(DESK)
     page.wait_for_timeout(500)
     shoot(page, "wipe")
     if with_runs:

@@ -176,11 +176,9 @@ export function show(picture) {
   } else if (picture) {
     const image = make("img", { src: picture.url, alt: alt(picture), width: picture.width, height: picture.height });
     const figure = make("figure", { className: "one" }, image);
-    figure.classList.toggle("pending", picture.steps < stop() && isDrawing() && !pictures.has(stop()));
     const old = $("hero").querySelector(".one > img");
     if (old && $("hero").children.length === 1 && old.width / old.height === image.width / image.height) {
       Object.assign(old, { src: image.src, alt: image.alt });
-      old.parentElement.className = figure.className;
     } else {
       $("hero").replaceChildren(figure);
     }
