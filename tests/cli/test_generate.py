@@ -461,4 +461,5 @@ def test_adapters_are_drawn_with_and_told(generate: Any, adapter: Path, capsys: 
     assert "was drawn with --lora" in again
     assert generate("--like", "half.png", "--lora", f"{adapter}:0.5", "--out", "again.png", model=False) == 0
     assert pixels("again.png") == pixels("half.png")
+    assert "--lora: '9e9': expected a number" in refused(capsys, "generate", *words, "--lora", f"{adapter}:9e9")
     assert "no LoRA at 'nowhere'" in refused(capsys, "generate", *words, "--lora", "nowhere:2")

@@ -59,6 +59,7 @@ def bad_values(action: argparse.Action, folder: Path) -> list[str]:
     table: dict[Any, list[str]] = {
         option_types.text: ["\0", "a\x1b[31m", "x" * 200_000],
         option_types.spec: [*TEXT, NOBODY],
+        option_types.weighted_spec: [*TEXT, NOBODY, "x:1e9", "x:1.2.3"],
         option_types.size: [*(text for text in NUMBERS if not text.isdecimal()), *SIZES],
         option_types.square: [*(text for text in NUMBERS if not text.isdecimal()), *SIZES, "16x32"],
         option_types.input_text: [*TEXT, NOBODY, nowhere, inside, str(folder), str(fifo), "/dev/zero"],

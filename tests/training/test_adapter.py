@@ -168,9 +168,13 @@ def test_a_model_that_carries_its_text_encoder_is_adapted(
 ) -> None:
     pipeline = anystep.load(tiny_model, "cpu").pipeline
     pipeline.register_to_config(escape_captions=True, open_guidance_interval=True)
+    pipeline.transformer.register_to_config(rope_grid="reference", mask_text=False)  # as of released weights
     pipeline.save_pretrained(tmp_path / "model", carry_text_encoder=True)
     assert BaseModel.open(str(tmp_path / "model")).text_encoder == str(tmp_path / "model")
-    train(recipe(captioned_folder, tmp_path / "model", run={"steps": 2}), tmp_path / "run")
+    made = recipe(captioned_folder, tmp_path / "model", run={"steps": 2})
+    options = on_base(made).model.options
+    assert (options["rope_grid"], options["mask_text"]) == ("reference", False)
+    train(made, tmp_path / "run")
     again = anystep.load(tmp_path / "model", "cpu").pipeline
     again.load_lora_weights(tmp_path / "run")
 

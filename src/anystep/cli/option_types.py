@@ -5,6 +5,7 @@ what it should is said by what reads it.
 """
 
 import argparse
+import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -32,11 +33,10 @@ def spec(value: str) -> str:
 
 def weighted_spec(value: str) -> tuple[str, float]:
     """A `spec` and the scale after its last colon, where a number is there; 1 where none is."""
-    name, colon, scale = value.rpartition(":")
-    try:
-        return (spec(name), parse(Real)(scale)) if colon and name else (spec(value), 1.0)
-    except argparse.ArgumentTypeError:
-        return spec(value), 1.0
+    name, _, scale = value.rpartition(":")
+    if name and re.fullmatch(r"[-+.\de]+", scale):
+        return spec(name), parse(Real)(scale)
+    return spec(value), 1.0
 
 
 def _checked(check: Callable[[str], str], value: str) -> str:
