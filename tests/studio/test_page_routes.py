@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from anystep.pipelines.load import Model
+from anystep.studio.engine import Engine
 from anystep.studio.gallery import Gallery
 from anystep.studio.page_routes import PAGE, page_router
 
@@ -114,6 +115,20 @@ def test_the_page_is_whole_and_needs_nothing_from_elsewhere(studio: httpx2.Clien
 @pytest.mark.parametrize("path", ["/page/../page_routes.py", "/page/%2e%2e%2fapp.py", "/page/none.js", "/page/main.py"])
 def test_no_other_file_is_given(studio: httpx2.Client, path: str) -> None:
     assert studio.get(path).status_code == 404
+
+
+def test_tabs_of_one_address_are_users_that_take_turns(studio: httpx2.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    users: list[str] = []
+    submit = Engine.submit
+
+    def noted(self: Engine, requests: Any, listener: Any, user: str = "", deadline: Any = None) -> Any:
+        users.append(user)
+        return submit(self, requests, listener, user, deadline)
+
+    monkeypatch.setattr(Engine, "submit", noted)
+    for tab in ("one", "one", "two"):
+        draw(studio, [1], keep=False, user=tab)
+    assert users[0] == users[1] != users[2]
 
 
 def test_pages_of_others_may_not_ask(studio: httpx2.Client) -> None:

@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> None:
     service = Service(engine, AppOptions(GuardOptions(hosts=served_hosts(HOST, ())), DEADLINE))
     service.api.include_router(page_router(engine, Gallery(options.gallery), DEADLINE))
     watched = options.runs or [folder for folder in (Path("runs"),) if folder.is_dir()]
-    service.api.include_router(runs_router(Runs(watched)))
+    service.api.include_router(runs_router(Runs(watched), lambda: not service.ready))
 
     def started(url: str) -> None:
         say(f"the studio is at {url}  (Ctrl-C ends it)")

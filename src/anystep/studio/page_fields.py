@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from anystep import bounds
 from anystep.errors import InputError
+from anystep.pipelines.plan import check_room
 from anystep.pipelines.scheduler import parse_plans
 from anystep.pipelines.settings import Settings
 from anystep.studio.engine import Engine
@@ -17,6 +18,7 @@ from anystep.studio.openai_images import EditFields, Start
 from anystep.studio.request import ImageRequest
 
 MOST_STEP_COUNTS = 16
+LARGEST_SEED = 2**53 - 1  # numbers of JavaScript are whole up to there
 
 
 class PageFields(BaseModel):
@@ -41,7 +43,7 @@ class PageFields(BaseModel):
         """One request for each number of steps and image of it, the cheapest first.
 
         Raises:
-            InputError: what the model cannot draw, or an image that is none.
+            InputError: what the model cannot draw, or this machine has no memory for, or an image that is none.
         """
         start = None if self.image is None else Start.read(_decoded(self.image))
         seed = secrets.randbelow(2**32) if self.fields.seed is None else self.fields.seed
@@ -49,7 +51,12 @@ class PageFields(BaseModel):
             self.fields.model_copy(update={"steps": count, "num_inference_steps": None, "seed": seed, "stream": True})
             for count in sorted(set(self.steps))
         ]
-        return [request for fields in each for request in fields.requests(engine, start, self.fields.strength)]
+        requests = [request for fields in each for request in fields.requests(engine, start, self.fields.strength)]
+        first = requests[0]
+        assert first.size is not None
+        assert first.guidance is not None
+        check_room(engine.model(first.model), *first.size, first.guidance, first.key_grid)
+        return requests
 
 
 def _decoded(text: str) -> bytes:
@@ -72,6 +79,8 @@ def recalled(settings: Settings, engine: Engine) -> dict[str, Any]:
         warnings.append(f"begun with the image {bounds.shown(settings.image or '')}: drop that too")
     if settings.lora is not None:
         warnings.append(f"drawn with adapters: {bounds.shown(', '.join(each.name for each in settings.lora))}")
+    if settings.seeds[0] > LARGEST_SEED:
+        warnings.append("its seed is larger than a page can hold: `anystep generate --like` draws it")
     model = engine.model(name)
     kinds = {_plan_name(settings, count, model) for count in settings.steps}
     if None in kinds:

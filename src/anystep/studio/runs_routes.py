@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from fastapi import APIRouter
@@ -17,8 +17,8 @@ from anystep.studio.runs import Found, RunLog, Runs, comparison, grids
 EVERY = 1.0  # seconds between looks at a log
 
 
-def runs_router(runs: Runs) -> APIRouter:
-    """The routes over what is watched."""
+def runs_router(runs: Runs, is_ending: Callable[[], bool] = lambda: False) -> APIRouter:
+    """The routes over what is watched; once the server is ending, it is followed no further."""
     router = APIRouter(prefix="/studio", include_in_schema=False)
 
     def named(name: str, kind: str) -> Found:
@@ -36,7 +36,8 @@ def runs_router(runs: Runs) -> APIRouter:
 
     @router.get("/run")
     async def run(name: str) -> Response:
-        return EventStream(following(RunLog((await asyncio.to_thread(named, name, "run")).folder)))
+        log = RunLog((await asyncio.to_thread(named, name, "run")).folder)
+        return EventStream(following(log, is_ending))
 
     @router.get("/grid")
     async def grid(name: str, file: str) -> Response:
@@ -54,11 +55,11 @@ def runs_router(runs: Runs) -> APIRouter:
     return router
 
 
-async def following(log: RunLog) -> AsyncIterator[str]:
+async def following(log: RunLog, is_ending: Callable[[], bool] = lambda: False) -> AsyncIterator[str]:
     """The run as it is, and again whenever its log or its grids have grown."""
     yield HEARD
     seen: Any = None
-    while True:
+    while not is_ending():
         try:
             await asyncio.to_thread(log.update)
             now = (len(log.records), await asyncio.to_thread(grids, log.folder))

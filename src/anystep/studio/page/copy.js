@@ -20,13 +20,15 @@ function options(picture) {
 
 /** `anystep generate` of a picture; `source` is what its model was loaded from. */
 export function asCommand(picture, source) {
-  const words = ["anystep", "generate", shell(picture.fields.prompt), "--model", shell(source), "--steps", picture.steps];
+  const { prompt } = picture.fields;
+  const words = ["--model", shell(source), "--steps", picture.steps];
   for (const [name, values] of options(picture)) {
     const told = name === "size" ? [values.join("x")] : values;
     words.push(`--${name.replaceAll("_", "-")}`, ...told.map((value) => shell(String(value))));
   }
   if (picture.fields.start) words.push("--image", shell(picture.fields.start), "--strength", picture.fields.strength);
-  return words.join(" ");
+  const said = prompt.startsWith("-") ? [...words, "--", shell(prompt)] : [shell(prompt), ...words];
+  return ["anystep", "generate", ...said].join(" ");
 }
 
 /** Lines of Python that draw a picture. */

@@ -36,7 +36,8 @@ export function open(select, keep) {
 
 /** Put pictures on the stage, the one to show first, whose other numbers of steps can be drawn. */
 export function put([picture, ...others], image = null) {
-  clear({ fields: picture.fields, image });
+  const { finish_after: _, ...fields } = picture.fields; // other numbers of steps make all their transitions
+  clear({ fields, image });
   for (const each of [picture, ...others]) pictures.set(each.steps, each);
   const place = STOPS.findIndex((count) => count >= picture.steps);
   $("slider").value = place < 0 ? STOPS.length - 1 : place;
