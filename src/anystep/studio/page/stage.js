@@ -60,8 +60,6 @@ export async function drawFour() {
   clear(asked);
   const places = [0, 1, 2, 3].map(() => make("button", { type: "button", className: "waiting", disabled: true }));
   const quad = make("div", { className: "quad" }, ...places);
-  const [width, height] = asked.fields.size.split("x").map(Number);
-  quad.style.setProperty("--aspect", width / height);
   $("hero").replaceChildren(quad);
   const count = stop();
   await run([count], { n: 4 }, `Drawing four in ${stepsLabel(count)}`, (told) => {
@@ -76,6 +74,8 @@ export async function drawFour() {
 function clear(next) {
   cancel();
   [ground, pictures] = [next, new Map()];
+  const [width, height] = next.fields.size.split("x").map(Number);
+  for (const id of ["hero", "strip"]) $(id).style.setProperty("--aspect", width / height);
   show(null);
   refresh();
 }
@@ -153,7 +153,6 @@ function refresh() {
     told.replaceChildren();
     if (!picture) continue;
     bar.style.width = 0;
-    thumb.style.setProperty("--aspect", picture.width / picture.height);
     thumb.prepend(make("img", { src: picture.url, alt: "" }));
     const [, nfe, time = ""] = cost(picture).split(" · ");
     told.append(nfe, make("br"), time);
