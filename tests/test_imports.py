@@ -18,7 +18,7 @@ FLOORS = [
     {"models", "codecs", "conditioning"},
     {"data"},
     {"pipelines"},
-    {"training", "evaluation"},
+    {"training", "evaluation", "export"},
     {"average", "compare"},
     {"studio"},
     {"cli"},

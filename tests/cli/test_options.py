@@ -127,7 +127,7 @@ def test_the_table_has_every_command() -> None:
     assert {words[0] for words in COMMANDS} == {
         "generate", "train", "plan", "train-codec", "evaluate", "benchmark", "train-scene-detector", "train-alignment",
         "train-classifier", "average", "compare", "convert", "data", "recipes", "info", "plan-steps", "objectives",
-        "completion", "serve", "studio",
+        "completion", "serve", "studio", "export",
     }  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from anystep.cli import (
     convert,
     data,
     evaluate,
+    export,
     generate,
     info,
     plan,
@@ -34,8 +35,8 @@ from anystep.console import set_quiet
 from anystep.errors import InputError
 
 COMMANDS = (
-    generate, train, plan, evaluate, plan_steps, benchmark, scorers, average, compare, convert, data,
-    recipes, serve, studio, info, completion,
+    generate, train, plan, evaluate, plan_steps, benchmark, scorers, average, compare, convert, export,
+    data, recipes, serve, studio, info, completion,
 )  # fmt: skip
 AT_ONCE = ("generate", "objectives", "recipes", "completion")  # which say that they have begun later, or never
 

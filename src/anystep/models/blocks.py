@@ -112,7 +112,7 @@ class BlockInputs:
 
     def scatter(self, part: Tensor, images: Int[Tensor, " chosen"], tokens: Tokens) -> Tensor:
         """Values of these images in a tensor of the whole batch `tokens`, with zeros for all others."""
-        if len(images) == len(self.c):
+        if images.shape[0] == self.c.shape[0]:
             return part
         whole = part.new_zeros(*tokens.shape[:2], part.shape[-1])
         return whole.index_copy(self.batch_dim, self.rows(images), part)

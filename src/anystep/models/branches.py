@@ -52,15 +52,13 @@ def run_branches(
         run_both: whether each branch must run, on the first image where none needs it.
         trunk_share: factor on the gradient from the branch of transitions into what both share.
     """
-    every = torch.arange(len(inputs.c), device=inputs.c.device)
+    every = torch.arange(inputs.c.shape[0], device=inputs.c.device)  # no len(), which exporters take for a constant
     moving, still = _branch_images(has_interval, every, all_velocities, run_both)
-    if isinstance(has_interval, bool):
-        has_interval = torch.full_like(every, has_interval, dtype=torch.bool)
     depth, transition, velocity = len(branches[0].blocks), None, None
-    if len(still):
+    if still.shape[0]:
         own = replace(inputs, captions=inputs.captions[-2 * depth : -depth])
         velocity = _run_branch(run, branches[1], still, tokens, own)
-    if len(moving):
+    if moving.shape[0]:
         captions = inputs.captions[-depth:]
         if isinstance(captions[0], Tensor):
             captions = [scale_gradient(captions[0], trunk_share)] * depth
@@ -70,6 +68,8 @@ def run_branches(
         out = velocity if transition is None else transition
         assert out is not None
         return out, out if all_velocities else None
+    if isinstance(has_interval, bool):
+        has_interval = torch.full_like(every, has_interval, dtype=torch.bool)
     mask = has_interval[:, None, None]
     if inputs.packing is not None:
         mask = has_interval[inputs.packing.index_on(has_interval.device)][None, :, None]
@@ -93,7 +93,7 @@ def _branch_images(
 def _run_branch(run: Run, branch: Branch, images: Images, tokens: Tensor, inputs: BlockInputs) -> Tensor:
     """The output of a branch for these images, with zeros for all others."""
     own, x = inputs, tokens
-    if len(images) < len(inputs.c):
+    if images.shape[0] < inputs.c.shape[0]:
         own, x = inputs.select(images), inputs.gather(tokens, images)
     for block, caption in zip(branch.blocks, own.captions, strict=True):
         x = run(block, x, own, caption)

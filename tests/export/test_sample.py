@@ -1,0 +1,128 @@
+"""The program of NumPy that draws: its mathematics is that of the package, number for number."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import anystep.sampling
+from anystep.conditioning import load_text_encoder
+from anystep.export import sample
+from anystep.export.export import settings_of
+from anystep.pipelines.scheduler import TransitionScheduler
+from anystep.pipelines.transition import TransitionPipeline
+from anystep.sampling import Prediction, StepPlan, noise
+from anystep.transport import TRANSPORTS, Transport, make_transport
+
+
+def plain(transport: Transport) -> dict[str, Any]:
+    return {"name": transport.name, **vars(transport)}
+
+
+def middle(transport: Transport) -> list[float]:
+    """Times of a transport, ends among them."""
+    return [transport.t_min + (transport.t_max - transport.t_min) * u for u in (0.0, 0.1, 0.6, 1.0)]
+
+
+@pytest.mark.parametrize("name", TRANSPORTS)
+def test_transports_are_those_of_the_package(name: str) -> None:
+    transport = make_transport(name)
+    x, F = torch.randn(2, 1, 3, 4, 4, dtype=torch.float64)
+    for t in middle(transport):
+        time = torch.tensor([t], dtype=torch.float64)
+        assert sample.coefficients(plain(transport), t) == pytest.approx(
+            [float(c) for c in transport.coefficients(time)]
+        )
+        assert sample.c_noise(plain(transport), t) == pytest.approx(float(transport.c_noise(time)), abs=1e-12)
+        r = torch.tensor([transport.t_min], dtype=torch.float64)
+        carried = sample.transition(plain(transport), x.numpy(), F.numpy(), t, transport.t_min)
+        np.testing.assert_allclose(carried, transport.transition(x, F, time, r), rtol=1e-5, atol=1e-5)
+        for ours, theirs in zip(
+            sample.decompose(plain(transport), x.numpy(), F.numpy(), t), transport.decompose(x, F, time), strict=True
+        ):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(32, 8, 8), (3, 5, 7), (1, 4, 4)])
+def test_a_seed_means_the_noise_that_it_means_in_pytorch(shape: tuple[int, ...]) -> None:
+    generator, ours = torch.Generator().manual_seed(2**40 + 7), sample.Noise(2**40 + 7)
+    for _ in range(2):  # the stream goes on where it was
+        np.testing.assert_allclose(ours.draw(shape), torch.randn(shape, generator=generator), atol=1e-6)
+
+
+def test_a_caption_becomes_the_tokens_of_the_library() -> None:
+    encoder = load_text_encoder("builtin")
+    folder = Path(encoder.tokenizer.name_or_path)
+    tokenize = sample.tokenizer_of(folder / "tokenizer.json")
+    assert isinstance(tokenize, sample.WordPiece)
+    captions = [
+        "a red apple", "", "An E-MAIL, (sent) twice!", "naïve café Ünïcödé", "苹果 and 日本", "x" * 150,
+        "a\u0000b\u200dc", "tab\tand\nline", "$5 + 3 = 8 ~ ^", "word " * 200, "“quotes” — dashes…",
+        "🍎 apple", "unaffable zyzzyva",
+    ]  # fmt: skip
+    for caption in captions:
+        wanted = encoder.tokenizer(caption, truncation=True, max_length=encoder.max_length)["input_ids"]
+        assert tokenize(caption, encoder.max_length) == wanted, caption
+
+
+PLANS = {2: {"steps": 2, "tail": 0.3}, 6: {"steps": 4, "shift": 1.7, "memory": True, "velocity_below": 1.0}}
+
+
+def a_pipeline(sampling: str = "transition", plans: Any = None, **options: Any) -> TransitionPipeline:
+    from helpers import lively
+
+    scheduler = TransitionScheduler(base_size=16, shift=1.2, plans=plans, **options)
+    return TransitionPipeline(
+        lively("c2i-test"),
+        scheduler,
+        guidance_scale=1.5,
+        sampling=sampling,
+        open_guidance_interval=sampling != "transition",
+    )
+
+
+@pytest.mark.parametrize("sampling", ["transition", "consistency", "instantaneous"])
+def test_plans_and_times_are_those_of_the_pipeline(sampling: str) -> None:
+    for plans in (None, PLANS):
+        pipeline = a_pipeline(sampling, plans)
+        settings = settings_of(pipeline)
+        for steps in (1, 2, 3, 6, 9):
+            plan = pipeline.plan(steps)
+            found = sample.plan_of(settings, steps)
+            assert StepPlan(**found) == plan
+            for height, width in ((16, 16), (32, 48)):
+                wanted = pipeline.schedule.times(plan, height, width)
+                assert sample.times_of(settings, found, height, width) == pytest.approx(wanted.tolist(), abs=1e-7)
+
+
+@pytest.mark.parametrize("name", ["ot_fm", "trigflow", "edm"])
+@pytest.mark.parametrize(
+    "plan", [StepPlan(5), StepPlan(5, stochasticity=0.7), StepPlan(6, memory=True, velocity_below=1.0)], ids=str
+)
+def test_the_loop_is_that_of_the_package(name: str, plan: StepPlan) -> None:
+    transport, seeds = make_transport(name), [3, 4]
+    x, times = (
+        noise((4, 4, 4), seeds) * transport.coefficients(torch.tensor([transport.t_max])).sigma,
+        plan.times(transport),
+    )
+
+    def f(x: Any, t: float, r: float) -> Any:
+        return x * math.sin(1 + t) + 0.3 * r / transport.t_max
+
+    wanted = anystep.sampling.sample(
+        lambda x, t, r: Prediction(f(x, t, r)), transport, x, times, seeds=seeds, stochasticity=plan.stochasticity,
+        velocity_below=plan.velocity_below, memory=plan.memory,
+    ).sample  # fmt: skip
+    fields = {"stochasticity": plan.stochasticity, "velocity_below": plan.velocity_below, "memory": plan.memory}
+    found = sample.sample(lambda x, t, r: (f(x, t, r), 1.0), plain(transport), x.numpy(), times.tolist(), fields, seeds)
+    np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=2e-5)
+
+
+def test_an_image_is_written_as_png(tmp_path: Path) -> None:
+    pixels = np.random.RandomState(0).randint(0, 256, (5, 7, 3)).astype(np.uint8)
+    sample.write_png(tmp_path / "x.png", pixels)
+    assert (np.asarray(Image.open(tmp_path / "x.png")) == pixels).all()
