@@ -14,7 +14,7 @@ FLOORS = [
     {"bounds"},
     {"console", "environment", "files", "fingerprint"},
     {"plain_yaml", "transport", "device", "ranks", "packing", "model_folder"},
-    {"objective", "sampling", "contact_sheet", "pretrained"},
+    {"objective", "sampling", "contact_sheet", "pretrained", "flow_families"},
     {"models", "codecs", "conditioning"},
     {"data"},
     {"pipelines"},

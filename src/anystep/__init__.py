@@ -11,6 +11,7 @@ from typing import Any as _Any
 
 if TYPE_CHECKING:
     from anystep.models.transformer import TransitionTransformer2DModel as TransitionTransformer2DModel
+    from anystep.pipelines.adapted import adapt as adapt
     from anystep.pipelines.classes import TransitionClassPipeline as TransitionClassPipeline
     from anystep.pipelines.load import load as load
     from anystep.pipelines.scheduler import TransitionScheduler as TransitionScheduler
@@ -28,6 +29,7 @@ _WHERE = {
     "TransitionPipeline": "anystep.pipelines.transition",
     "TransitionClassPipeline": "anystep.pipelines.classes",
     "TransitionScheduler": "anystep.pipelines.scheduler",
+    "adapt": "anystep.pipelines.adapted",
     "load": "anystep.pipelines.load",
     "make_transport": "anystep.transport",
     "sample": "anystep.sampling",

@@ -435,11 +435,11 @@ def test_a_prompts_file_may_be_standard_input(generate: Any, monkeypatch: pytest
 @pytest.fixture(scope="module")
 def adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an adapter of the small model."""
-    from anystep.models.lora import LORA_FILE, add_lora, lora_of, lora_parameters, write_lora
+    from anystep.models.lora import LORA_FILE, adapter_parameters, add_lora, lora_of, write_lora
 
     network, folder = load(tiny_model, "cpu").pipeline.transformer, tmp_path_factory.mktemp("adapter")
     add_lora(network, 2, 4.0, ["to_q", "mlp.up"])
-    for value in lora_parameters(network).values():
+    for value in adapter_parameters(network).values():
         value.data.fill_(0.3)
     write_lora(lora_of(network), folder / LORA_FILE)
     return folder

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from anystep.errors import InputError
 from anystep.models.lora import (
+    adapter_parameters,
     add_lora,
     check_lora,
     lora_of,
-    lora_parameters,
     parse_lora,
     read_lora,
     target_layers,
@@ -37,7 +37,7 @@ def test_a_new_adapter_changes_nothing_and_is_all_that_is_trained() -> None:
     network = adapted()
     assert torch.equal(network(x, t, r, states), expected)
     trained = {name for name, value in network.named_parameters() if value.requires_grad}
-    assert trained == set(lora_parameters(network))
+    assert trained == set(adapter_parameters(network))
     assert target_layers(network, ["attn.to_q"]) == []  # what is wrapped is no linear layer any more
     layers = [f"blocks.{block}.{layer}" for block in (0, 1) for layer in ("attn.to_q", "mlp.gate")]
     assert lora_of(network).layers == [*layers, "caption_projection.mlp.gate"]
@@ -45,7 +45,7 @@ def test_a_new_adapter_changes_nothing_and_is_all_that_is_trained() -> None:
 
 def test_an_adapter_adds_alpha_over_rank_times_b_a(tmp_path: Path) -> None:
     network = adapted(rank=2, alpha=6.0)
-    for value in lora_parameters(network).values():
+    for value in adapter_parameters(network).values():
         torch.nn.init.normal_(value)
     lora, x = lora_of(network), torch.randn(3, 32)
     layer = network.get_submodule(LAYER)

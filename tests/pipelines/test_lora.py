@@ -14,7 +14,7 @@ import anystep
 from anystep import TransitionPipeline
 from anystep.codecs.codec import AutoencoderCodec
 from anystep.errors import InputError
-from anystep.models.lora import LORA_FILE, add_lora, lora_of, lora_parameters, write_lora
+from anystep.models.lora import LORA_FILE, adapter_parameters, add_lora, lora_of, write_lora
 from anystep.pipelines.lora import find_lora
 
 
@@ -30,7 +30,7 @@ def adapters(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list
         network = loaded(tiny_model).transformer
         add_lora(network, rank, alpha, targets)
         torch.manual_seed(seed)
-        for value in lora_parameters(network).values():
+        for value in adapter_parameters(network).values():
             torch.nn.init.normal_(value, std=0.3)
         files.append(tmp_path_factory.mktemp("adapter") / LORA_FILE)
         write_lora(lora_of(network), files[-1])

@@ -28,15 +28,20 @@ def test_every_recipe_parses_in_both_sizes(path: Path, debug: bool) -> None:
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=by_name)
-def test_the_laptop_size_of_every_recipe_takes_three_steps(path: Path, tmp_path: Path) -> None:
+def test_the_laptop_size_of_every_recipe_takes_three_steps(
+    path: Path, tmp_path: Path, baselines: dict[str, Path]
+) -> None:
+    adapted = path.stem.removeprefix("adapt-") if path.stem.startswith("adapt-") else None
+    weights = [] if adapted is None else ["--model.weights", str(baselines[adapted])]
     command = "train-codec" if path.stem.startswith("codec") else "train"
-    every = ["--run.log_every", "1", "--run.checkpoint_every", "3", "--run.threads", "1"]
+    every = ["--run.log_every", "1", "--run.checkpoint_every", "3", "--run.threads", "1", *weights]
     assert main([command, str(path), "--debug", "--out", str(tmp_path / "run"), "--run.steps", "3", *every]) == 0
     log = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in log] == [1, 2, 3]
     assert all(0 < record["loss"] < 100 and record["gradient_norm"] > 0 for record in log)
     made = "codec/config.json" if command == "train-codec" else "pipeline/model_index.json"
     made = "lora/pytorch_lora_weights.safetensors" if path.stem == "lora" else made
+    made = "adapted/anystep.safetensors" if adapted else made
     assert (tmp_path / "run" / made).exists()
 
 

@@ -6,10 +6,14 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from anystep.conditioning.labels import LabelEncoder
+from anystep.conditioning.pipeline_text import CaptionEncoder, PipelineTextEncoder, load_caption_encoder
 from anystep.conditioning.text import TextEncoder, load_text_encoder
 from anystep.conditioning.text_cache import CachedTextEncoder
 
-__all__ = ["CachedTextEncoder", "Conditioner", "LabelEncoder", "TextEncoder", "load_text_encoder"]
+__all__ = [
+    "CachedTextEncoder", "CaptionEncoder", "Conditioner", "LabelEncoder", "PipelineTextEncoder", "TextEncoder",
+    "load_caption_encoder", "load_text_encoder",
+]  # fmt: skip
 
 
 @runtime_checkable

@@ -49,6 +49,11 @@ class TextEncoder:
         """A digest of the tokenizer, the configuration and all weights: equal fingerprints mean equal states."""
         return encoder_digest(self.model, tokenizer_digest(self.tokenizer), self.max_length)
 
+    def to(self, device: torch.device | str) -> "TextEncoder":
+        """Encode there from now on."""
+        self.model.to(device)
+        return self
+
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str], max_length: int | None = None) -> States:
         """States padded to the longest caption of the batch; the mask is None when nothing is padded.

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from anystep.bounds import shown
-from anystep.conditioning.text import States, TextEncoder, pad_states, plain_text, split_states
+from anystep.conditioning.pipeline_text import CaptionEncoder
+from anystep.conditioning.text import States, pad_states, plain_text, split_states
 from anystep.errors import InputError
 from anystep.files import check_regular
 
@@ -29,7 +30,7 @@ class CachedTextEncoder:
     the disk is full, a warning is logged once and a temporary file takes its place.
     """
 
-    def __init__(self, encoder: TextEncoder, path: Path) -> None:
+    def __init__(self, encoder: CaptionEncoder, path: Path) -> None:
         self.encoder = encoder
         self._key = encoder.fingerprint + " escaped" * encoder.escape  # read otherwise, a caption has other states
         self._path: Path | None = path

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from anystep.codecs import Codec
 from anystep.codecs.tiling import encode_tiled
-from anystep.conditioning import TextEncoder
+from anystep.conditioning import CaptionEncoder
 from anystep.conditioning.text import split_states
 from anystep.data.example import BrokenExample, Example, Source, Traceable, digest_of, numbered_key
 from anystep.data.image_encoder import ImageEncoder
@@ -63,7 +63,7 @@ def make_encoders(
     codec: Codec,
     size: int | ResolutionLimits,
     device: torch.device,
-    text: TextEncoder | None = None,
+    text: CaptionEncoder | None = None,
     features: ImageEncoder | None = None,
     patch: int = 1,
     **options: Any,

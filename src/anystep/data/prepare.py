@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from anystep.codecs import Codec, load_codec
-from anystep.conditioning import load_text_encoder
+from anystep.conditioning import load_caption_encoder
 from anystep.console import progress_bar, say
 from anystep.data.encode import Encoders, encode_shards, make_encoders
 from anystep.data.example import Source, passed_over
@@ -113,7 +113,7 @@ def prepare_data(request: Request) -> list[str]:
     source = open_source(request.source, size)
     encoders = make_encoders(
         codec, size, device,
-        None if request.text_encoder is None else load_text_encoder(request.text_encoder),
+        None if request.text_encoder is None else load_caption_encoder(request.text_encoder),
         None if request.features is None else load_image_encoder(request.features),
         request.patch_size, dtype=request.dtype, mirror=request.mirror,
     )  # fmt: skip

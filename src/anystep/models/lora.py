@@ -23,6 +23,7 @@ from anystep.bounds import Real, check, shown
 from anystep.errors import InputError, first_line, refused
 from anystep.files import check_regular, parse_json
 from anystep.model_folder import count_tensors
+from anystep.models.flow_map import ADDED
 
 LORA_FILE: str = LORA_WEIGHT_NAME_SAFE
 PREFIX = "transformer."  # of the names in a file, which may be of a pipeline with several networks
@@ -208,9 +209,14 @@ def write_lora(lora: Lora, path: Path, about: Mapping[str, str] | None = None) -
         save_file(tensors, path, metadata)
 
 
-def lora_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters of the adapters that a network carries, by name."""
-    return {name: value for name, value in network.named_parameters() if ".lora_A." in name or ".lora_B." in name}
+def adapter_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of the adapters that a network carries, by name, with the embeddings of a flow map beside them.
+
+    Empty where it carries none: then all its parameters are its own.
+    """
+    found = {name: value for name, value in network.named_parameters() if ".lora_A." in name or ".lora_B." in name}
+    added = {name: value for name, value in network.named_parameters() if any(each in name for each in ADDED)}
+    return {**found, **added} if found else {}
 
 
 def set_lora_scale(network: nn.Module, scale: float) -> list[tuple[dict[str, float], dict[str, float]]]:

@@ -148,24 +148,27 @@ class TransitionObjective:
     # --- the loss -------------------------------------------------------------------------------------------------
 
     def evaluate(
-        self, network: Any, batch: TrainingBatch, ema_network: Any = None, progress: float = 1.0
+        self, network: Any, batch: TrainingBatch, ema_network: Any = None, progress: float = 1.0, base: Any = None
     ) -> LossRecord:
         """The loss of a network on a batch.
 
         Args:
             ema_network: the moving average of the network, for guidance and for an EMA teacher.
             progress: the part of the training that is done, from 0 to 1, for targets that change with it.
+            base: a frozen network whose velocity stands for that of the data, and which guidance in the target asks in
+                place of the average.
         """
         batch, valid = batch.without_nonfinite()
         student = batch.bind(network, self.transport)
         ema = None if ema_network is None else batch.bind(ema_network, self.transport)
         points, projected = self._forward(student, batch)
-        points, guided = self._guide(points, batch, ema)
+        followed = None if base is None else batch.bind(base, self.transport)
+        points, guided = self._guide(self._follow(points, followed), batch, followed or ema, base is not None)
         targets = self._targets(points, batch, student, ema, progress)
         learned = (targets.value, points.f) if points.v is None else (targets.value, points.f, points.F, points.v)
         for each in learned:
             valid = valid & batch.layout.all(each.flatten(1).isfinite().all(1))
-        evaluations: int | float = len(batch.t) + 2 * guided + targets.evaluations
+        evaluations: int | float = len(batch.t) * (1 + (base is not None)) + 2 * guided + targets.evaluations
         if self.velocity is not None:
             evaluations += self.velocity.cost * int((batch.t > batch.r).sum())
         return self._record(points, projected, targets, batch, valid, evaluations)
@@ -220,10 +223,23 @@ class TransitionObjective:
         return points, projected
 
     @torch.no_grad()
+    def _follow(self, points: TransitionPoints, base: BoundNetwork | None) -> TransitionPoints:
+        """The points on the trajectory of a base: F is its velocity, x and z the data and noise that it stands for."""
+        if base is None:
+            return points
+        F = base(points.x_t, points.t, points.t, points.sample_index).to(points.F)
+        x, z = self.transport.decompose(points.x_t, F, points.t)
+        return replace(points, x=x, z=z, F=F)
+
+    @torch.no_grad()
     def _guide(
-        self, points: TransitionPoints, batch: TrainingBatch, ema: BoundNetwork | None
+        self, points: TransitionPoints, batch: TrainingBatch, ema: BoundNetwork | None, followed: bool = False
     ) -> tuple[TransitionPoints, int]:
-        """The points with a guided F, and the number of samples that guidance evaluated the network on."""
+        """The points with a guided F, and the number of samples that guidance evaluated the network on.
+
+        Args:
+            followed: whether F is the velocity of a base, which then is exact along its own trajectory.
+        """
         if self.guidance is None:
             return points, 0
         null = None if ema is None else batch.bind_null(ema.network, self.transport)
@@ -238,7 +254,7 @@ class TransitionObjective:
         conditional, unconditional = (network(at.x_t, at.t, at.t, at.sample_index) for network in (ema, null))
         x, z, F = points.x.clone(), points.z.clone(), points.F.clone()
         F[rows] = self.guidance(at.F, at.t, conditional, unconditional, scale).to(F)
-        if isinstance(self.guidance, GuidanceCondition):
+        if isinstance(self.guidance, GuidanceCondition) or followed:
             # the target is exact along the trajectory of the data and noise that the guided F stands for
             x[rows], z[rows] = self.transport.decompose(at.x_t, F[rows], at.t)
         return replace(points, x=x, z=z, F=F), int(needed.sum())

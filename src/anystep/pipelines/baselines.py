@@ -34,6 +34,7 @@ from anystep.errors import InputError, one_line, refused
 from anystep.files import read_json
 from anystep.fingerprint import text_digest
 from anystep.model_folder import check_model_folder
+from anystep.pipelines.adapted import find_flow_map
 from anystep.pipelines.hollow import computing_on_cpu, hollow_networks, network_classes
 from anystep.pipelines.image_model import ImageModel, Output, count_parameters
 from anystep.pipelines.inputs import check_finite, check_prompts, check_size
@@ -289,6 +290,8 @@ def load_image_model(model: str, device: str | torch.device = "auto", hollow: bo
     """
     place, options = split_options(model)
     where = find(place)
+    if find_flow_map(where) is not None:
+        return load(place, device)
     try:
         index = read_json(Path(where) / "model_index.json") if Path(where).is_dir() else _index_of(where)
     except InputError:

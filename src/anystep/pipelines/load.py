@@ -12,6 +12,7 @@ from diffusers.utils import logging as library_log
 from anystep.bounds import shown
 from anystep.device import pick_device
 from anystep.errors import InputError
+from anystep.pipelines.adapted import find_flow_map, load_adapted
 from anystep.pipelines.image_model import ImageModel, Output, count_parameters
 from anystep.pipelines.scheduler import Planning
 from anystep.pipelines.transition import TransitionPipeline
@@ -103,7 +104,7 @@ def load(model: str | Path = BUILTIN, device: str | torch.device = "auto", dtype
     """Load a model for generation.
 
     Args:
-        model: `builtin`, the folder of a pipeline or of a training run, or a hub id.
+        model: `builtin`, the folder of a pipeline or of a training run, the file of a flow map, or a hub id.
         device: `auto` is CUDA, else MPS, else the CPU.
         dtype: precision of the transformer's blocks and the codec; times, modulation and head stay in float32.
 
@@ -113,7 +114,9 @@ def load(model: str | Path = BUILTIN, device: str | torch.device = "auto", dtype
     where = pick_device(str(device))
     library_log.disable_progress_bar()
     try:
-        pipeline = TransitionPipeline.from_pretrained(find(model), dtype=dtype)
+        found = find(model)
+        file = find_flow_map(found)
+        pipeline = load_adapted(file, dtype) if file else TransitionPipeline.from_pretrained(found, dtype=dtype)
     finally:
         library_log.enable_progress_bar()
     pipeline.set_progress_bar_config(disable=True)
@@ -121,9 +124,11 @@ def load(model: str | Path = BUILTIN, device: str | torch.device = "auto", dtype
 
 
 def find(model: str | Path) -> str:
-    """The folder or hub id that a model's name stands for."""
+    """The folder, the file of a flow map, or the hub id that a model's name stands for."""
     if str(model) == BUILTIN:
         return str(shipped(BUILTIN))
+    if (file := find_flow_map(model)) is not None:
+        return str(file)
     folder = Path(model).expanduser()
     for candidate in (folder, folder / "pipeline"):  # a training run keeps its pipeline in a folder of that name
         if (candidate / "model_index.json").exists():

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 from torch import Tensor
 
 from anystep.bounds import Count, check, shown
-from anystep.conditioning import Conditioner, LabelEncoder, TextEncoder, load_text_encoder
+from anystep.conditioning import CaptionEncoder, Conditioner, LabelEncoder, TextEncoder, load_caption_encoder
 from anystep.errors import InputError
 from anystep.pipelines.inputs import check_embeds, check_prompts, check_text, listed
 
@@ -115,15 +115,15 @@ class PromptEncoding:
                 raise InputError(f"{len(names)} class_names for a network of {config.num_classes} classes")
             return LabelEncoder(names)
         if self.text_encoder is not None and self.tokenizer is not None:
-            encoder = TextEncoder(self.tokenizer, self.text_encoder, "pipeline")
+            encoder: CaptionEncoder = TextEncoder(self.tokenizer, self.text_encoder, "pipeline")
         elif name is None:
             raise InputError(
                 "this pipeline has no text encoder: give it text_encoder and tokenizer, or text_encoder_name "
                 "('builtin', a folder or a hub id)"
             )
         else:
-            encoder = load_text_encoder(name)
-            encoder.model.to(self._execution_device if self.device.type == "meta" else self.device)
+            encoder = load_caption_encoder(name)
+            encoder.to(self._execution_device if self.device.type == "meta" else self.device)
         encoder.escape = bool(self.config.escape_captions)
         if encoder.width != config.text_width:
             states = f"text encoder {encoder.name!r} gives states {encoder.width} wide"

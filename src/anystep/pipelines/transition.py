@@ -14,7 +14,7 @@ from torch import Tensor
 from anystep import bounds
 from anystep.bounds import check, shown
 from anystep.errors import InputError
-from anystep.models.transformer import TransitionTransformer2DModel
+from anystep.models.flow_map import Network
 from anystep.pipelines import inputs
 from anystep.pipelines.calls import Call, CallState
 from anystep.pipelines.images import OUTPUT_TYPES, ImageCoding
@@ -78,7 +78,7 @@ class TransitionPipeline(CallState, PromptEncoding, ImageCoding, LoraLoading, Sa
 
     def __init__(
         self,
-        transformer: TransitionTransformer2DModel,
+        transformer: Network,
         scheduler: TransitionScheduler | FlowMapEulerDiscreteScheduler,
         vae: AutoencoderDC | AutoencoderKL | None = None,
         text_encoder: Any = None,

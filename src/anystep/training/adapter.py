@@ -16,7 +16,7 @@ from anystep.errors import InputError
 from anystep.files import publishing, read_json, write_text
 from anystep.fingerprint import file_digest, text_digest
 from anystep.model_folder import check_model_folder
-from anystep.models.lora import LORA_FILE, add_lora, lora_of, lora_parameters, target_layers, write_lora
+from anystep.models.lora import LORA_FILE, adapter_parameters, add_lora, lora_of, target_layers, write_lora
 from anystep.models.presets import PRESETS, build_transformer
 from anystep.models.transformer import TransitionTransformer2DModel
 from anystep.pipelines.load import find
@@ -88,23 +88,28 @@ class BaseModel:
         return self.settings.get("text_encoder_name") or str(self.folder)
 
 
+def adapts_ours(recipe: Recipe) -> bool:
+    """Whether it is an adapter of a transition model that a recipe trains."""
+    return recipe.lora is not None and recipe.adapt is None
+
+
 def on_base(recipe: Recipe) -> Recipe:
     """A recipe of an adapter with everything that the model it begins from decides; any other recipe as it is.
 
     Raises:
         InputError: no such model, or the recipe says something else of it.
     """
-    if recipe.lora is None:
+    if not adapts_ours(recipe):
         return recipe
     model, base = recipe.model, BaseModel.open(str(recipe.model.weights))
     if not base.is_preset(model.preset):
-        _check_unsaid(model, {"preset": base.preset}, "model")
-    _check_unsaid(model, {"codec": base.codec, "text_encoder": base.text_encoder}, "model")
+        check_unsaid(model, {"preset": base.preset}, "model")
+    check_unsaid(model, {"codec": base.codec, "text_encoder": base.text_encoder}, "model")
     for name, value in model.options.items():
         if name in base.network and base.network[name] != value:
             raise _contradiction(f"model.options.{name}", value, base.network[name])
     transport = {"name": base.scheduler.get("transport", "ot_fm"), "base_size": base.scheduler.get("base_size")}
-    _check_unsaid(recipe.transport, transport, "transport")
+    check_unsaid(recipe.transport, transport, "transport")
     options = {**(base.scheduler.get("transport_options") or {}), **recipe.transport.options}
     size = base.network["sample_size"] * load_codec(base.codec).factor
     said = recipe.model_dump()
@@ -116,7 +121,8 @@ def on_base(recipe: Recipe) -> Recipe:
     return Recipe.model_validate(said)
 
 
-def _check_unsaid(section: Any, wanted: Mapping[str, Any], what: str) -> None:
+def check_unsaid(section: Any, wanted: Mapping[str, Any], what: str) -> None:
+    """Raise `InputError` where a section says something else than what the model that it begins from decides."""
     for name, value in wanted.items():
         if name in section.model_fields_set and getattr(section, name) not in (value, None):
             raise _contradiction(f"{what}.{name}", getattr(section, name), value)
@@ -138,7 +144,7 @@ def frozen(network: nn.Module) -> list[nn.Parameter]:
 
 def base_settings(recipe: Recipe) -> dict[str, Any]:
     """How the model that an adapter is for draws: settings of its pipeline. None of a recipe without an adapter."""
-    if recipe.lora is None:
+    if not adapts_ours(recipe):
         return {}
     settings = BaseModel.open(str(recipe.model.weights)).settings
     return {name: settings[name] for name in ("sampling", "open_guidance_interval", "escape_captions")
@@ -147,7 +153,7 @@ def base_settings(recipe: Recipe) -> dict[str, Any]:
 
 def check_classes(recipe: Recipe, names: Sequence[str]) -> None:
     """Raise `InputError` where an adapter's data have other classes than the model that it is for."""
-    if recipe.lora is None:
+    if not adapts_ours(recipe):
         return
     base = BaseModel.open(str(recipe.model.weights))
     count, known = base.network.get("num_classes"), base.settings.get("class_names")
@@ -156,15 +162,15 @@ def check_classes(recipe: Recipe, names: Sequence[str]) -> None:
         raise InputError(f"the data have {len(names)} classes {shown(list(names), 100)}: the model knows {wanted}")
 
 
-def check_base(recipe: Recipe, state: TrainerState) -> None:
+def check_base(recipe: Recipe, state: TrainerState, found: str) -> None:
     """Note which weights an adapter is trained on.
+
+    Args:
+        found: their digest; "" where all weights are trained.
 
     Raises:
         InputError: a run that goes on with others than it was begun with.
     """
-    if recipe.lora is None:
-        return
-    found = BaseModel.open(str(recipe.model.weights)).digest
     if state.base not in ("", found):
         raise InputError(
             f"model.weights {shown(recipe.model.weights)} holds other weights than the run was begun with: choose "
@@ -186,7 +192,7 @@ def count_adapter(recipe: Recipe) -> int:
 
 def trained(network: nn.Module) -> list[nn.Parameter]:
     """The parameters that training moves, or an average follows: those of the adapter where there is one, else all."""
-    return list(lora_parameters(network).values()) or list(network.parameters())
+    return list(adapter_parameters(network).values()) or list(network.parameters())
 
 
 def export_adapter(run: Path, recipe: Recipe, network: nn.Module) -> None:

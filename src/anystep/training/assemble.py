@@ -10,7 +10,14 @@ import torch
 from torch.distributed.device_mesh import DeviceMesh
 
 from anystep.codecs import AutoencoderCodec, Codec, load_codec
-from anystep.conditioning import CachedTextEncoder, Conditioner, LabelEncoder, load_text_encoder
+from anystep.conditioning import (
+    CachedTextEncoder,
+    Conditioner,
+    LabelEncoder,
+    PipelineTextEncoder,
+    TextEncoder,
+    load_caption_encoder,
+)
 from anystep.data.cache import cache_folder
 from anystep.data.encode import make_encoders
 from anystep.data.image_encoder import load_image_encoder
@@ -19,6 +26,7 @@ from anystep.data.prepare import prepare
 from anystep.data.sources import SHARDS
 from anystep.errors import InputError
 from anystep.files import publishing
+from anystep.models.flow_map import FlowMapTransformer, Network
 from anystep.models.presets import PRESETS, build_transformer, preset_option
 from anystep.models.transformer import TransitionTransformer2DModel
 from anystep.objective.presets import OBJECTIVES
@@ -28,6 +36,7 @@ from anystep.pipelines.scheduler import TransitionScheduler
 from anystep.pipelines.step_sheet import models_sheet
 from anystep.pipelines.transition import TransitionPipeline
 from anystep.ranks import Ranks
+from anystep.training import adapt
 from anystep.training.adapter import base_settings, check_classes, export_adapter, frozen, put_adapter
 from anystep.training.checkpoint_files import differing_tensors, read_average
 from anystep.training.config import ModelConfig, Recipe
@@ -59,13 +68,15 @@ def prepare_data(recipe: Recipe, out: Path, device: torch.device, ranks: Ranks |
     Sources that are not encoded yet are, into `out / "latents-N"`, by all processes together.
     """
     codec = load_codec(recipe.model.codec, device)
-    text = load_text_encoder(recipe.model.text_encoder) if reads_captions(recipe.model) else None
+    text = load_caption_encoder(recipe.model.text_encoder) if reads_captions(recipe.model) else None
     if text is not None:
         text.escape = bool(base_settings(recipe).get("escape_captions"))
+    if isinstance(text, PipelineTextEncoder):
+        text.to(device)
     cached = None if text is None else CachedTextEncoder(text, cache_folder() / "text.sqlite")
     if cached is not None:
         cached.fill([""])
-    patch = preset_option(recipe.model.preset, recipe.model.options, "patch_size")
+    patch = patch_of(recipe)
     features = None if recipe.alignment is None else load_image_encoder(recipe.alignment.encoder)
     size = recipe.data.sizing(codec.factor * patch)
     encoders = make_encoders(codec, size, device, features=features, patch=patch, mirror=recipe.data.mirror)
@@ -102,6 +113,13 @@ def prepare_data(recipe: Recipe, out: Path, device: torch.device, ranks: Ranks |
     return TrainingInputs(recipe, codec, data, cached)
 
 
+def patch_of(recipe: Recipe) -> int:
+    """Latent pixels along one side of a token of the recipe's network."""
+    if recipe.adapt is not None:
+        return adapt.patch_of(recipe)
+    return preset_option(recipe.model.preset, recipe.model.options, "patch_size")
+
+
 def reads_captions(model: ModelConfig) -> bool:
     """Whether the preset is conditioned on text."""
     if model.preset not in PRESETS:
@@ -109,13 +127,15 @@ def reads_captions(model: ModelConfig) -> bool:
     return "text_width" in PRESETS[model.preset]
 
 
-def prepare_network(inputs: TrainingInputs, init_from: str | None = None) -> TransitionTransformer2DModel:
+def prepare_network(inputs: TrainingInputs, init_from: str | None = None) -> Network:
     """The preset, fitted to the codec and the condition.
 
     Args:
         init_from: the model whose weights it starts with, such as `model.weights` of the recipe; random where None.
     """
     recipe, codec, data = inputs.recipe, inputs.codec, inputs.data
+    if recipe.adapt is not None:
+        return adapt.build_flow_map(recipe)
     options: dict[str, Any] = {"in_channels": codec.channels, "sample_size": recipe.data.size // codec.factor}
     patch = preset_option(recipe.model.preset, recipe.model.options, "patch_size")
     if recipe.data.native:
@@ -167,7 +187,7 @@ def shapes_in_pixels(data: LatentSet, factor: int) -> list[str]:
 
 def prepare_networks(
     inputs: TrainingInputs, device: torch.device, mesh: DeviceMesh | None
-) -> tuple[TransitionTransformer2DModel, list[TransitionTransformer2DModel]]:
+) -> tuple[Network, list[Network]]:
     """The network of a new run, and a copy for each average of its weights, on the device and sharded over the mesh."""
     recipe = inputs.recipe
     network = prepare_network(inputs, recipe.model.weights).to(device)
@@ -184,9 +204,11 @@ def prepare_networks(
     return network, averages
 
 
-def as_pipeline(inputs: TrainingInputs, network: TransitionTransformer2DModel) -> TransitionPipeline:
+def as_pipeline(inputs: TrainingInputs, network: Network) -> TransitionPipeline:
     """The network as users will load it."""
     recipe, codec, data = inputs.recipe, inputs.codec, inputs.data
+    if isinstance(network, FlowMapTransformer):
+        return adapt.flow_map_pipeline(recipe, network)
     text = reads_captions(recipe.model)
     kind = TransitionPipeline if text else TransitionClassPipeline
     pipeline = kind(
@@ -234,6 +256,13 @@ def sample_prompts(inputs: TrainingInputs, pipeline: TransitionPipeline) -> list
     return prompts
 
 
+def release_text_encoder(inputs: TrainingInputs) -> None:
+    """Free the text encoders of a pipeline, which may be larger than its network: what they are asked for is kept."""
+    encoder = getattr(inputs.conditioner, "encoder", None)
+    if isinstance(encoder, PipelineTextEncoder):
+        encoder.release()
+
+
 def sample_grid(inputs: TrainingInputs, pipeline: TransitionPipeline) -> Any:
     """Prompts down, step counts across, one noise for all."""
     prompts = sample_prompts(inputs, pipeline)
@@ -243,7 +272,7 @@ def sample_grid(inputs: TrainingInputs, pipeline: TransitionPipeline) -> Any:
 def export(run: Path, inputs: TrainingInputs) -> None:
     """Write the average of the newest checkpoint in diffusers' layout to `run / "pipeline"`, whole or not at all.
 
-    An adapter goes to `run / "lora"`, alone.
+    An adapter goes to `run / "lora"`, alone; what makes a flow map of a pipeline to `run / "adapted"`.
 
     It is read from the shards straight into a network of this process, so that no process gathers those of others.
     """
@@ -251,11 +280,14 @@ def export(run: Path, inputs: TrainingInputs) -> None:
     step = read_average(run / "checkpoints", network)
     if not all_finite([network], Ranks.single()):
         raise InputError(f"the weights of checkpoint step {step} are not finite: nothing is exported")
+    if isinstance(network, FlowMapTransformer):
+        return adapt.export_flow_map(run, inputs.recipe, network)
     if inputs.recipe.lora is not None:
         return export_adapter(run, inputs.recipe, network)
     pipeline = as_pipeline(inputs, network.eval())
-    if isinstance(conditioner, CachedTextEncoder) and Path(inputs.recipe.model.text_encoder).exists():
-        encoder = conditioner.encoder  # a folder of this machine: what is moved elsewhere would not find it
+    encoder = getattr(conditioner, "encoder", None)
+    if isinstance(encoder, TextEncoder) and Path(inputs.recipe.model.text_encoder).exists():
+        # a folder of this machine: what is moved elsewhere would not find it
         pipeline.register_modules(text_encoder=encoder.model, tokenizer=encoder.tokenizer)
         pipeline.register_to_config(text_encoder_name=None)
     with publishing(run / "pipeline") as part:

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 
 from anystep.errors import InputError
 from anystep.files import read_json
-from anystep.models.lora import lora_parameters
+from anystep.models.lora import adapter_parameters
 from anystep.ranks import Ranks
 from anystep.training.checkpoint_reader import METADATA, SafePlanner, SafeReader, read_metadata
 from anystep.training.old_names import current_manifest
@@ -182,7 +182,7 @@ def read_average(folder: Path, network: nn.Module, place: int = 0, step: int | N
     if not steps:
         raise InputError(f"{folder}: no checkpoint to export")
     step = steps[-1] if step is None else step
-    adapter = {name: weight.detach() for name, weight in lora_parameters(network).items()}
+    adapter = {name: weight.detach() for name, weight in adapter_parameters(network).items()}
     read_saved(folder, step, {f"ema-{place}": adapter or network.state_dict()})
     return step
 

@@ -33,6 +33,7 @@ from anystep.bounds import (
 from anystep.data.example import Source
 from anystep.data.sizing import ResolutionLimits
 from anystep.data.sources import SubsetSource, open_source
+from anystep.training.adapter_config import AdaptConfig, LoraConfig, check_adapt
 from anystep.training.objective_config import ObjectiveConfig
 from anystep.training.old_names import current_recipe
 from anystep.training.section import Name, Section, Text
@@ -293,19 +294,6 @@ class AlignmentConfig(Section):
     projector_dim: Width = 2048
 
 
-class LoraConfig(Section):
-    """A low-rank adapter of `model.weights`, which stay as they are: alpha / rank B A beside each chosen layer."""
-
-    # Rank of A and B.
-    rank: Width = 16
-    # Factor on B A, over the rank (null: the rank, so that the factor is 1).
-    alpha: PositiveCoefficient | None = None
-    # Ends of the names of the linear layers that it changes.
-    targets: Annotated[tuple[Name, ...], MinLen(1)] = (
-        "to_q", "to_k", "to_v", "to_out", "mlp.gate", "mlp.up", "mlp.down"
-    )  # fmt: skip
-
-
 class Recipe(Section):
     """`anystep train`."""
 
@@ -317,6 +305,8 @@ class Recipe(Section):
     transport: TransportConfig = TransportConfig()
     # Train a low-rank adapter of `model.weights` alone (null: the whole network).
     lora: LoraConfig | None = None
+    # Make a flow-matching pipeline of diffusers, `model.weights`, draw in any number of steps (null: no).
+    adapt: AdaptConfig | None = None
     # What is learned, and how it is weighted.
     objective: ObjectiveConfig = ObjectiveConfig()
     # Optimizer and learning-rate schedule.
@@ -363,7 +353,10 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _lora_goes_together(self) -> "Recipe":
+    def _adapters_go_together(self) -> "Recipe":
+        if self.adapt is not None and self.model.weights is None:
+            raise ValueError("adapt needs model.weights: the folder or hub id of a pipeline of diffusers")
+        check_adapt(self)
         if self.lora is None:
             return self
         if self.model.weights is None:
@@ -376,12 +369,15 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _guidance_goes_together(self) -> "Recipe":
         conditioned, embedded = self.objective.guidance_condition is not None, self.model.options.get("guidance_embed")
+        if self.adapt is not None:
+            embedded = self.adapt.guidance_embed
         if conditioned and not embedded:
             raise ValueError(
-                "objective.guidance_condition needs a network that is given the scale: model.options.guidance_embed"
+                "objective.guidance_condition needs a network that is given the scale: model.options.guidance_embed, "
+                "or adapt.guidance_embed"
             )
         if embedded and not conditioned:
-            raise ValueError("model.options.guidance_embed is learned by objective.guidance_condition, which is null")
+            raise ValueError("guidance_embed is learned by objective.guidance_condition, which is null")
         asks_null = "guidance_condition" if conditioned else "target self_evaluation"
         empty = self.condition_dropout and self.model.options.get("class_dropout_prob", 1)
         if (conditioned or self.objective.target == "self_evaluation") and not empty:

@@ -28,6 +28,10 @@ class DryRun:
     """
 
     def __init__(self, recipe: Recipe, on: str | None, devices: int = 1, utilisation: float | None = None) -> None:
+        if recipe.adapt is not None:
+            raise InputError(
+                "--dry-run: counts operations of transition transformers, and adapt trains another network"
+            )
         recipe = on_base(recipe)
         make_objective(recipe)
         count_micro_batches(recipe.data, recipe.run, devices)

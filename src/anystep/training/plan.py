@@ -14,6 +14,7 @@ from anystep.errors import InputError
 from anystep.models.cost import count_parameters, network_cost
 from anystep.models.presets import depths_of, preset_option
 from anystep.objective import GuidanceCondition, TimeDraws, target_cost
+from anystep.training import adapt
 from anystep.training.adapter import count_adapter
 from anystep.training.config import ModelConfig, Recipe, RunConfig
 from anystep.training.objective import make_objective, make_target, make_velocity
@@ -112,16 +113,26 @@ def weight_copies(recipe: Recipe) -> int:
     return 4 + len(recipe.ema_decays) + len(recipe.ema_lengths)
 
 
-def kept_values(recipe: Recipe, parameters: int) -> int:
-    """Number of values kept in memory, of a network of so many weights; those beside an adapter are frozen."""
-    if recipe.lora is None:
-        return parameters * weight_copies(recipe)
-    return parameters + count_adapter(recipe) * weight_copies(recipe)
+def count_weights(recipe: Recipe) -> tuple[int, int]:
+    """Numbers of weights that stay as they are, and that are trained.
+
+    Raises:
+        InputError: an unknown preset or option.
+    """
+    if recipe.adapt is not None:
+        return adapt.count_weights(recipe)
+    parameters = count_parameters(recipe.model.preset, **recipe.model.options)
+    return (0, parameters) if recipe.lora is None else (parameters, count_adapter(recipe))
 
 
-def saved_values(recipe: Recipe, parameters: int) -> int:
+def kept_values(recipe: Recipe, frozen: int, trained: int) -> int:
+    """Number of values of 32 bits kept in memory."""
+    half = recipe.adapt is not None and recipe.adapt.storage == "bfloat16"
+    return frozen // (1 + half) + trained * weight_copies(recipe)
+
+
+def saved_values(recipe: Recipe, trained: int) -> int:
     """Number of values in a checkpoint."""
-    trained = parameters if recipe.lora is None else count_adapter(recipe)
     return trained * (weight_copies(recipe) - 1)
 
 
@@ -156,7 +167,7 @@ def budget(
             target = both.forward_bytes
     except ValueError as error:
         raise InputError(f"model: {error}") from None
-    shards = shard_count(recipe, processes)
+    shards, counts = shard_count(recipe, processes), count_weights(recipe)
     # a block, the one after it that is gathered meanwhile, and the gradients of one
     blocks = sum(depths_of(recipe.model.preset, options))
     gathered = 3 * 4 * cost.parameters // blocks if shards > 1 else 0
@@ -167,9 +178,9 @@ def budget(
         images_at_once=micro,
         tokens_per_step=of_step,
         flops_per_step=cost.flops / micro * of_step / tokens * evaluations,
-        state_bytes=4 * kept_values(recipe, cost.parameters) // shards + gathered,
+        state_bytes=4 * kept_values(recipe, *counts) // shards + gathered,
         activation_bytes=max(cost.training_bytes, cost.saved_bytes + target),
-        checkpoint_bytes=4 * saved_values(recipe, cost.parameters),
+        checkpoint_bytes=4 * saved_values(recipe, counts[1]),
         snapshot_bytes=KEPT_AS.itemsize * cost.parameters * len(recipe.ema_lengths),
     )
 
@@ -253,8 +264,8 @@ def check_fits(recipe: Recipe, out: Path, processes: int, device: torch.device, 
     Raises:
         InputError: more memory or disk than there is; says how much, and what would fit.
     """
-    parameters = count_parameters(recipe.model.preset, **recipe.model.options)
-    state, saved = 4 * kept_values(recipe, parameters), 4 * saved_values(recipe, parameters)
+    counts = count_weights(recipe)
+    state, saved, parameters = 4 * kept_values(recipe, *counts), 4 * saved_values(recipe, counts[1]), sum(counts)
     place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     snapshots = recipe.ema_snapshots if recipe.ema_lengths else 0
     kept = snapshots * KEPT_AS.itemsize * parameters * len(recipe.ema_lengths)
@@ -266,7 +277,13 @@ def check_fits(recipe: Recipe, out: Path, processes: int, device: torch.device, 
             f"{free / 1e9:.3g} GB left: make room, lower run.keep{or_fewer}, or choose another --out"
         )
     memory = memory_of(device)
-    if state >= WORTH_A_LOOK * memory:
+    if recipe.adapt is not None:
+        if (state := state // shard_count(recipe, processes)) > memory:
+            raise InputError(
+                f"weights, gradients, moments and averages take {state / 1e9:.1f} GB on each device, there are "
+                f"{memory / 1e9:.1f} GB: set lora, adapt.storage bfloat16, or parallel fsdp on more devices"
+            )
+    elif state >= WORTH_A_LOOK * memory:
         check_memory(recipe, processes, memory, precision)
 
 

@@ -3,7 +3,8 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +76,12 @@ class StepEvaluator:
         """The empty condition, one row."""
         return self.inputs.conditioner.null(1)[0]
 
+    @cached_property
+    def base(self) -> Any:
+        """The frozen pipeline that a recipe follows, which is in the average as in the network; None without."""
+        follows = self.recipe.adapt is not None and self.recipe.adapt.teacher
+        return partial(self.ema_network, base=True) if follows else None
+
     @property
     def base_side(self) -> float:
         """Side in latent pixels of the square above whose area times are shifted towards noise."""
@@ -132,7 +139,7 @@ class StepEvaluator:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
                 found = objective.evaluate(
                     self.wrapped, batch, self.ema_network if self.asks_average else None,
-                    progress=step / self.recipe.run.steps,
+                    progress=step / self.recipe.run.steps, base=self.base,
                 )  # fmt: skip
             loss = found.loss * loaded.chosen.loss_weight * self.ranks.count  # gradients are averaged over processes
             (loss * torch.nan if abandon and last else loss).backward()

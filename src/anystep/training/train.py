@@ -18,9 +18,11 @@ from anystep.console import say
 from anystep.contact_sheet import save_image
 from anystep.device import pick_precision
 from anystep.environment import peak_megabytes
+from anystep.models.flow_map import Network
 from anystep.models.transformer import TransitionTransformer2DModel
 from anystep.objective import RunningMean, SelfEvaluation, TransitionObjective
 from anystep.ranks import Ranks
+from anystep.training.adapt import base_digest, on_pipeline
 from anystep.training.adapter import check_base, on_base, trained
 from anystep.training.assemble import (
     as_pipeline,
@@ -28,6 +30,7 @@ from anystep.training.assemble import (
     prepare_data,
     prepare_networks,
     reads_captions,
+    release_text_encoder,
     sample_grid,
     sample_prompts,
 )
@@ -60,7 +63,7 @@ SHOWN = ("residual", "residual_short", "residual_long")  # in the line of progre
 
 def train(recipe: Recipe, out: Path) -> dict[str, Any]:
     """Train or resume in the run folder `out`; `out/pipeline` holds the EMA model. Returns the last log record."""
-    recipe = on_base(recipe)
+    recipe = on_pipeline(on_base(recipe))
     ranks, config = Ranks(), recipe.run
     micro_batches = count_micro_batches(recipe.data, config, ranks.count)
     check_parallel(recipe.parallel, ranks, config.shard_size)
@@ -112,7 +115,7 @@ class Trainer:
         folder = run.folder / "checkpoints"
         self.checkpoints = Checkpoints(folder, run.ranks, config.keep, config.keep_every, recipe)
         self.state = state = TrainerState.of(self.checkpoints.load(self.tensors))
-        check_base(recipe, state)
+        check_base(recipe, state, base_digest(recipe))
         self.guard = Guard(recipe.guard, state)
         self.weights = trained(network)
         exponential = len(recipe.ema_decays)
@@ -126,12 +129,13 @@ class Trainer:
         self.pipeline = as_pipeline(inputs, averages[0])
         if config.sample_every:
             sample_prompts(inputs, self.pipeline)
+        release_text_encoder(inputs)
 
         patch, fresh = int(network.config.patch_size), isinstance(objective.target, SelfEvaluation)
         sampler = make_batch_sampler(recipe.data, config, inputs.data, micro_batches, patch)
         self.loader = PrefetchingLoader(inputs.data, sampler, run.ranks, patch, config.seed, recipe.data.mirror, fresh)
         self.evaluate = StepEvaluator(inputs, objective, wrapped, averages[0], run.ranks, device, precision)
-        peak = peak_flops(config, device)
+        peak = peak_flops(config, device) if recipe.adapt is None else None
         self.metrics = StepMetrics(objective, recipe.model, self.loader, run.ranks, until > 0, peak)
         self.rate = learning_rate(recipe.optimizer, state.step, config.steps)
         self.record: dict[str, Any] = {"step": state.step}
@@ -308,12 +312,14 @@ class Trainer:
             say(f"skipped {len(reasons)} unreadable examples: {'; '.join(reasons[:5])}")
 
 
-def start_transitions(networks: Sequence[TransitionTransformer2DModel], ranks: Ranks) -> None:
+def start_transitions(networks: Sequence[Network], ranks: Ranks) -> None:
     """Let the transitions' branch of networks with branches begin as a copy of the velocity's.
 
     Only where it has learned nothing yet: then its interval embedding is still zero.
     """
     for network in networks:
+        if not isinstance(network, TransitionTransformer2DModel):
+            continue
         embedding = network.interval_embed
         if network.transition_branch is not None and embedding is not None and all_zero(embedding.linear_2, ranks):
             network.start_transition_branch()

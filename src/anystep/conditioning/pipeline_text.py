@@ -1,0 +1,156 @@
+"""The text encoders of a pipeline of diffusers as one: captions to conditions of its network."""
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anystep.conditioning.text import States, TextEncoder, load_text_encoder, plain_text
+from anystep.errors import InputError
+from anystep.files import read_json
+from anystep.fingerprint import sampled_digest, text_digest
+from anystep.flow_families import FAMILIES, family_of, joined_states
+from anystep.model_folder import check_part
+from anystep.pretrained import loading, pretrained_encoder
+from anystep.weights import BUILTIN
+
+# tokens of a caption; of FLUX.1 without a guidance scale, which is FLUX.1-schnell, half of them
+LENGTHS = {"sd3": 256, "flux": 512, "sana": 300}
+
+
+def is_pipeline(folder: str | Path) -> bool:
+    """Whether a folder holds a pipeline of diffusers whose network can be made a flow map."""
+    index = Path(folder) / "model_index.json"
+    known = {traits.pipeline for traits in FAMILIES.values()}
+    return index.is_file() and str(read_json(index).get("_class_name")) in known
+
+
+class PipelineTextEncoder:
+    """The text encoders of a Stable Diffusion 3, FLUX.1 or SANA pipeline, by its own `encode_prompt`.
+
+    They are loaded when a caption is to be encoded, and `release` frees their memory.
+
+    Attributes:
+        name: the folder of the pipeline.
+        width: of a condition.
+        escape: never: captions are read as they are.
+    """
+
+    escape = False
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder, self.name = Path(folder), str(folder)
+        self.index = read_json(self.folder / "model_index.json")
+        self.family = family_of(str(self.index.get("_class_name")))
+        config = read_json(self.folder / "transformer" / "config.json")
+        states = config.get("joint_attention_dim", config.get("caption_channels", 0))
+        self.width = max(int(states), int(config.get("pooled_projection_dim") or 0))
+        schnell = self.family == "flux" and not config.get("guidance_embeds")
+        self.max_length = LENGTHS[self.family] // (1 + schnell)
+        self.device = torch.device("cpu")
+        self._pipeline: Any = None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of configurations, tokenizers and samples of the weights: equal ones mean equal states."""
+        parts = [part for part in sorted(self.folder.iterdir()) if part.name.startswith(("text_encoder", "tokenizer"))]
+        files = [path for part in parts for path in sorted(part.iterdir()) if path.is_file()]
+        said = [[path.parent.name, path.name, sampled_digest(path)] for path in files]
+        return text_digest(json.dumps([self.family, self.max_length, said]))
+
+    def to(self, device: torch.device | str) -> "PipelineTextEncoder":
+        """Encode there from now on."""
+        self.device = torch.device(device)
+        if self._pipeline is not None:
+            self._pipeline.to(self.device)
+        return self
+
+    def release(self) -> None:
+        """Free the memory of the encoders, until the next caption."""
+        self._pipeline = None
+
+    @property
+    def pipeline(self) -> Any:
+        """That of diffusers, with its text encoders alone."""
+        if self._pipeline is None:
+            self._pipeline = self._load().to(self.device)
+        return self._pipeline
+
+    def _load(self) -> Any:
+        import diffusers
+        import transformers
+
+        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        parts: dict[str, Any] = {"transformer": None, "vae": None}
+        for part, entry in self.index.items():
+            if part.startswith(("text_encoder", "tokenizer")) and isinstance(entry, list) and entry[1] is not None:
+                with loading("text encoder", str(self.folder / part)):
+                    check_part(self.folder / part)
+                    if part.startswith("text_encoder"):
+                        kind = getattr(transformers, entry[1])
+                        place, unused = str(self.folder / part), r"pooler\.|position_ids|embed_tokens"
+                        parts[part] = pretrained_encoder(kind, place, unused, dtype=dtype).eval().requires_grad_(False)
+        diffusers.utils.logging.disable_progress_bar()
+        try:
+            with loading("text encoders", str(self.folder)):
+                pipeline = getattr(diffusers, FAMILIES[self.family].pipeline).from_pretrained(str(self.folder), **parts)
+        finally:
+            diffusers.utils.logging.enable_progress_bar()
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[str], max_length: int | None = None) -> States:
+        """The conditions of captions; the mask is None where nothing is padded, or networks attend to padding."""
+        length = self.max_length if max_length is None else min(max_length, self.max_length)
+        captions = [plain_text(prompt) for prompt in prompts]
+        if self.family == "sana":
+            return self._sana(captions, length)
+        options = {"device": self.device, "max_sequence_length": length}
+        if self.family == "sd3":
+            options |= {"prompt_2": None, "prompt_3": None, "do_classifier_free_guidance": False}
+            states, _, pooled, _ = self.pipeline.encode_prompt(captions, **options)
+        else:
+            states, pooled, _ = self.pipeline.encode_prompt(captions, **options)
+        return joined_states(states.float(), pooled.float()), None
+
+    def _sana(self, captions: list[str], length: int) -> States:
+        """Captions are rewritten by an instruction before them; the empty one, which guidance goes from, is not."""
+        instruction = signature(type(self.pipeline).__call__).parameters["complex_human_instruction"].default
+        rows: list[Tensor] = []
+        masks: list[Tensor] = []
+        for caption in captions:
+            states, mask, _, _ = self.pipeline.encode_prompt(
+                [caption], do_classifier_free_guidance=False, device=self.device, max_sequence_length=length,
+                complex_human_instruction=instruction if caption else None,
+            )  # fmt: skip
+            rows.append(states.float())
+            masks.append(mask.bool())
+        return torch.cat(rows), torch.cat(masks)
+
+    def null(self, count: int) -> States:
+        """The condition of the empty caption."""
+        states, mask = self([""])
+        return states.expand(count, -1, -1), None if mask is None else mask.expand(count, -1)
+
+
+CaptionEncoder = TextEncoder | PipelineTextEncoder
+
+
+def load_caption_encoder(name_or_path: str | Path = BUILTIN) -> CaptionEncoder:
+    """As `load_text_encoder`; of the folder of a pipeline that `anystep.flow_families` knows, all its encoders as one.
+
+    Raises:
+        InputError: nothing there, or refused.
+    """
+    if not is_pipeline(name_or_path):
+        return load_text_encoder(name_or_path)
+    encoder = PipelineTextEncoder(name_or_path)
+    if not any(part.startswith("text_encoder") and (entry or [None])[-1] for part, entry in encoder.index.items()):
+        raise InputError(f"{str(name_or_path)!r} has no text encoder: save the pipeline with its own")
+    return encoder

@@ -1,0 +1,179 @@
+"""Fine-tuning a flow-matching pipeline of diffusers into a flow map: it decides all but the data and the objective."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from anystep import __version__
+from anystep.codecs.codec import downsampling_factor
+from anystep.errors import InputError
+from anystep.files import publishing, read_json, write_text
+from anystep.fingerprint import sampled_digest, text_digest
+from anystep.models.flow_map import FlowMapOptions, FlowMapTransformer
+from anystep.models.lora import adapter_parameters, add_lora, target_layers
+from anystep.objective.presets import OBJECTIVES
+from anystep.pipelines.adapted import (
+    FLOW_MAP_FILE,
+    RUN_FOLDER,
+    AdaptedPipeline,
+    BasePipeline,
+    FlowMapFile,
+    FlowMapScheduler,
+    as_pipeline,
+)
+from anystep.training.adapter import BaseModel, check_unsaid
+from anystep.training.config import AdaptConfig, Recipe
+
+
+def base_of(recipe: Recipe) -> BasePipeline:
+    """The pipeline that a recipe adapts. Raises `InputError` where there is none, or one of another family."""
+    base, adapt = BasePipeline.open(str(recipe.model.weights)), config_of(recipe)
+    if base.family != adapt.family:
+        raise InputError(
+            f"model.weights {base.name!r} is a {base.index['_class_name']}, and adapt.family is {adapt.family}: "
+            f"`anystep train adapt-{base.family}` is for it"
+        )
+    return base
+
+
+def config_of(recipe: Recipe) -> AdaptConfig:
+    """The section of a recipe that has it."""
+    assert recipe.adapt is not None
+    return recipe.adapt
+
+
+def on_pipeline(recipe: Recipe) -> Recipe:
+    """A recipe that adapts a pipeline with everything that this decides; any other recipe as it is.
+
+    Raises:
+        InputError: no such pipeline, or the recipe says something else of it.
+    """
+    if recipe.adapt is None:
+        return recipe
+    base = base_of(recipe)
+    wanted = {"codec": base.codec, "text_encoder": str(base.folder)}
+    check_unsaid(recipe.model, wanted, "model")
+    said = recipe.model_dump()
+    said["model"] |= {"weights": base.name, **wanted}
+    if "size" not in recipe.data.model_fields_set:
+        said["data"]["size"] = base_side(base) * latent_factor(base)
+    return Recipe.model_validate(said)
+
+
+def latent_factor(base: BasePipeline) -> int:
+    """Pixels along one side of a latent pixel."""
+    return downsampling_factor(read_json(Path(base.codec) / "config.json"))
+
+
+def base_side(base: BasePipeline) -> int:
+    """Side of the latents that a pipeline draws by default."""
+    return int(empty_flow_map(base, FlowMapOptions()).config["sample_size"])
+
+
+def options_of(recipe: Recipe, base: BasePipeline) -> FlowMapOptions:
+    """How the network of a recipe reads intervals."""
+    adapt = config_of(recipe)
+    side = recipe.data.size // latent_factor(base)
+    return FlowMapOptions(adapt.interval_share, adapt.guidance_embed, side, adapt.base_guidance)
+
+
+def empty_flow_map(base: BasePipeline, options: FlowMapOptions) -> FlowMapTransformer:
+    """A flow map without numbers."""
+    return FlowMapTransformer(base.empty_transformer(), options)
+
+
+def patch_of(recipe: Recipe) -> int:
+    """Latent pixels along one side of a token."""
+    return int(empty_flow_map(base_of(recipe), FlowMapOptions()).config["patch_size"])
+
+
+def build_flow_map(recipe: Recipe) -> FlowMapTransformer:
+    """The network of a recipe: its answers are those of the pipeline, whatever the interval.
+
+    Raises:
+        InputError: a size that the network cannot draw, or weights that cannot be read.
+    """
+    base, adapt, lora = base_of(recipe), config_of(recipe), recipe.lora
+    transformer = base.transformer(getattr(torch, adapt.storage))
+    network = FlowMapTransformer(transformer, options_of(recipe, base))
+    token = latent_factor(base) * int(network.config["patch_size"])
+    if recipe.data.size % token:
+        raise InputError(f"data.size {recipe.data.size}: must be a multiple of {token}")
+    if lora is not None:
+        add_lora(transformer, lora.rank, float(lora.rank if lora.alpha is None else lora.alpha), lora.targets)
+        for weight in adapter_parameters(transformer).values():
+            weight.data = weight.data.float()
+            weight.requires_grad_(True)
+    return network
+
+
+def count_weights(recipe: Recipe) -> tuple[int, int]:
+    """Numbers of weights of a recipe's network that stay as they are, and that are trained."""
+    base, lora = base_of(recipe), recipe.lora
+    network: Any = empty_flow_map(base, options_of(recipe, base))
+    whole = sum(weight.numel() for weight in network.parameters())
+    if lora is None:
+        return 0, whole
+    added = sum(value.numel() for value in network.added.values())
+    names = target_layers(network.transformer, lora.targets)
+    layers: list[Any] = [network.transformer.get_submodule(name) for name in names]
+    return whole - added, added + sum(lora.rank * (layer.in_features + layer.out_features) for layer in layers)
+
+
+def base_digest(recipe: Recipe) -> str:
+    """What tells the weights that an adapter is trained on from others of that name; "" where all are trained."""
+    if recipe.lora is None:
+        return ""
+    if recipe.adapt is None:
+        return BaseModel.open(str(recipe.model.weights)).digest
+    files = sorted((base_of(recipe).folder / "transformer").glob("*.safetensors"))
+    return text_digest(" ".join(sampled_digest(each) for each in files))
+
+
+def flow_map_pipeline(recipe: Recipe, network: FlowMapTransformer) -> AdaptedPipeline:
+    """The network as users will load it."""
+    base = base_of(recipe)
+    return as_pipeline(base, network, FlowMapScheduler(shift=shift_of(recipe, base)), **drawing(recipe))
+
+
+def shift_of(recipe: Recipe, base: BasePipeline) -> float:
+    """The shift of the pipeline's times at the size that a recipe trains."""
+    side = recipe.data.size // latent_factor(base)
+    return base.shift((side // patch_of(recipe)) ** 2)
+
+
+def drawing(recipe: Recipe) -> dict[str, Any]:
+    """How the network is drawn with, unless a call says otherwise."""
+    return {"guidance": float(recipe.guidance), "sampling": OBJECTIVES[recipe.objective.kind].sampling}
+
+
+def export_flow_map(run: Path, recipe: Recipe, network: FlowMapTransformer) -> None:
+    """Write what was learned into `run / "adapted"`, as one file, with a page that says how to draw with it."""
+    base = base_of(recipe)
+    file = FlowMapFile.of(
+        network, recipe.lora is not None, base=base.name, shift=shift_of(recipe, base), **drawing(recipe)
+    )
+    with publishing(run / RUN_FOLDER) as part:
+        part.mkdir(parents=True, exist_ok=True)
+        file.write(part / FLOW_MAP_FILE)
+        write_text(part / "README.md", card(recipe, base))
+
+
+def card(recipe: Recipe, base: BasePipeline) -> str:
+    """The page of a flow map."""
+    prompt, learned = next(iter(recipe.sample_prompts), "..."), "all weights"
+    if recipe.lora is not None:
+        learned = f"a low-rank adapter of rank {recipe.lora.rank}"
+    kind = base.index["_class_name"]
+    lines = [
+        "---", f"base_model: {base.name}", "library_name: diffusers", "tags: [anystep, text-to-image]", "---", "",
+        "# A flow map", "",
+        f"An embedding of the interval and {learned} for `{base.name}`, a {kind}, which make it draw in any number of "
+        f"steps; trained for {recipe.run.steps} steps of {recipe.run.batch_size} images by the objective "
+        f"{recipe.objective.kind}, with anystep {__version__}.", "",
+        f'    anystep generate "{prompt}" --model THIS_FOLDER --steps 1 2 4 8', "",
+        "```python", f'pipe = {kind}.from_pretrained("{base.name}")',
+        'anystep.adapt(pipe, "THIS_FOLDER")', f'pipe("{prompt}", num_inference_steps=4).images[0]', "```", "",
+    ]  # fmt: skip
+    return "\n".join(lines)

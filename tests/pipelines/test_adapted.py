@@ -1,0 +1,174 @@
+"""Files of flow maps: on top of the original pipeline by `anystep.load`, and by `adapt` in plain diffusers."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import anystep
+from anystep.cli import main
+from anystep.errors import InputError
+from anystep.models.flow_map import FlowMapOptions, FlowMapTransformer, embedding_of
+from anystep.models.lora import add_lora
+from anystep.pipelines.adapted import ABOUT, BasePipeline, FlowMapFile, FlowMapScheduler, find_flow_map
+from anystep.pipelines.baselines import load_image_model
+
+FAMILIES = ("sd3", "flux", "sana")
+SIDE = 32  # of images, twice that of latents
+
+
+def made(base: Path, folder: Path, with_lora: bool = True, **options: Any) -> Path:
+    """The file of a flow map that has learned something."""
+    opened = BasePipeline.open(str(base))
+    torch.manual_seed(1)
+    network = FlowMapTransformer(opened.transformer(), FlowMapOptions(sample_size=16, **options))
+    if with_lora:
+        add_lora(network.transformer, 2, 4.0, ["to_q", "to_out.0"])
+    for name, value in network.named_parameters():
+        if ("embedder.linear_2" in name and ".base." not in name) or "lora_B" in name:
+            torch.nn.init.normal_(value, std=0.3)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = FlowMapFile.of(network, with_lora, base=opened.name, shift=3.0, guidance=1.0, sampling="transition")
+    file.write(folder / "anystep.safetensors")
+    return folder / "anystep.safetensors"
+
+
+def drawn(pipeline: Any, steps: int = 3, **options: Any) -> Tensor:
+    """Pixels in whole numbers; anystep rounds them before it gives them."""
+    call = {"num_inference_steps": steps, "generator": torch.Generator().manual_seed(0), "output_type": "pt"}
+    images = pipeline("a red apple", height=SIDE, width=SIDE, **{**call, **options}).images
+    return (images * 255).round()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_pipeline_of_diffusers_draws_as_anystep_does(family: str, baselines: dict[str, Path], tmp_path: Path) -> None:
+    share = 0.5 if family == "sd3" else 1.0
+    path = made(baselines[family], tmp_path, interval_share=share)
+    own = anystep.load(path, "cpu").pipeline
+    pipe: Any = DiffusionPipeline.from_pretrained(str(baselines[family]))
+    before = drawn(pipe, guidance_scale=1.0)
+    assert anystep.adapt(pipe, path) is pipe
+    unguided: dict[str, Any] = {"guidance_scale": 1.0}
+    if family == "sana":
+        unguided["use_resolution_binning"] = False
+    for steps in (1, 3):
+        given = dict(unguided)
+        if family == "flux":  # its pipeline packs the noise it is given
+            z = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+            given["latents"] = pipe._pack_latents(z, 1, 4, 16, 16)
+            expected = drawn(own, steps, guidance_scale=1.0, latents=z)
+        else:
+            expected = drawn(own, steps, guidance_scale=1.0)
+        assert (drawn(pipe, steps, **given) - expected).abs().max() <= 1
+    assert (before - expected).abs().max() > 2
+
+
+def test_all_weights_may_be_in_the_file(baselines: dict[str, Path], tmp_path: Path) -> None:
+    path = made(baselines["sd3"], tmp_path, with_lora=False)
+    pipe: Any = DiffusionPipeline.from_pretrained(str(baselines["sd3"]))
+    anystep.adapt(pipe, path)
+    assert torch.equal(drawn(pipe, guidance_scale=1.0), drawn(anystep.load(path, "cpu").pipeline))
+
+
+def test_a_network_that_learned_to_be_given_a_scale_is_given_it(baselines: dict[str, Path], tmp_path: Path) -> None:
+    path = made(baselines["sd3"], tmp_path, guidance_embed=True)
+    own = anystep.load(path, "cpu").pipeline
+    pipe: Any = DiffusionPipeline.from_pretrained(str(baselines["sd3"]))
+    anystep.adapt(pipe, path, guidance=4.0)
+    told = drawn(own, guidance_scale=4.0)
+    assert (drawn(pipe, guidance_scale=1.0) - told).abs().max() <= 1
+    assert not torch.equal(drawn(own, guidance_scale=1.0), told)
+    assert own.evaluations_per_step(4.0) == 1
+
+
+def test_the_command_draws_with_it_and_counts_its_evaluations(
+    baselines: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = made(baselines["sd3"], tmp_path / "run" / "adapted")
+    assert find_flow_map(tmp_path / "run") == path
+    out = tmp_path / "sheet.png"
+    assert main(["generate", "a red apple", "--model", str(tmp_path / "run"), "--steps", "1", "--out", str(out)]) == 0
+    assert out.exists()
+    model = load_image_model(str(tmp_path / "run"), "cpu")
+    assert (model.nfe(4), model.nfe(4, 3.0), model.base_size) == (4, 8, 32)
+    assert main(["info", "--model", str(path)]) == 0
+    assert "ot_fm" in capsys.readouterr().out
+    with pytest.raises(InputError, match="kept as its file"):
+        anystep.load(path, "cpu").pipeline.save_pretrained(tmp_path / "saved")
+
+
+def test_a_wrong_base_is_refused_and_left_as_it_was(baselines: dict[str, Path], tmp_path: Path) -> None:
+    path = made(baselines["sd3"], tmp_path)
+    other: Any = DiffusionPipeline.from_pretrained(str(baselines["sd3"]))
+    with torch.no_grad():
+        for value in other.transformer.parameters():
+            value.mul_(1.1)
+    flux: Any = DiffusionPipeline.from_pretrained(str(baselines["flux"]))
+    sdxl: Any = DiffusionPipeline.from_pretrained(str(baselines["sdxl"]))
+    for pipe, message in (
+        (other, "goes on top of .*: this network has other weights"),
+        (flux, "goes on top of .*: this network has"),
+        (sdxl, "cannot be made a flow map"),
+    ):
+        scheduler = pipe.scheduler
+        with pytest.raises(InputError, match=message) as caught:
+            anystep.adapt(pipe, path)
+        assert "\n" not in str(caught.value)
+        assert pipe.scheduler is scheduler
+    with pytest.raises(InputError, match="no flow map"):
+        embedding_of(other.transformer)
+    half: Any = DiffusionPipeline.from_pretrained(str(baselines["sd3"]), dtype=torch.bfloat16)
+    anystep.adapt(half, path)
+    with pytest.raises(InputError, match="a flow map already"):
+        anystep.adapt(half, path)
+
+
+def test_damaged_files_are_refused_in_one_line(baselines: dict[str, Path], tmp_path: Path) -> None:
+    path = made(baselines["sd3"], tmp_path)
+    pipe: Any = DiffusionPipeline.from_pretrained(str(baselines["sd3"]))
+    tensors = load_file(path)
+    with safe_open(path, "pt") as file:
+        about = file.metadata()
+    wrong = {name: value[:1].clone() if "interval" in name else value for name, value in tensors.items()}
+    endless = {name: value * torch.inf if "lora_B" in name else value for name, value in tensors.items()}
+    bad = tmp_path / "bad.safetensors"
+    cases: list[tuple[dict[str, Tensor], dict[str, str], str]] = [
+        (wrong, about, "its embedding of the interval does not go with"),
+        (endless, about, "not finite"),
+        (tensors, {ABOUT: "{}"}, "is no flow map of anystep: it does not say base"),
+        (tensors, {ABOUT: "["}, "bad.safetensors"),
+        (tensors, {ABOUT: about[ABOUT].replace('"interval_share": 1.0', '"interval_share": 7')}, "interval_share"),
+    ]
+    for content, metadata, message in cases:
+        save_file(content, bad, metadata)
+        with pytest.raises(InputError, match=message):
+            anystep.adapt(pipe, bad)
+    bad.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(InputError, match="no flow map at"):
+        anystep.adapt(pipe, bad)
+    gone = shutil.copytree(baselines["sd3"], tmp_path / "gone")
+    path = made(gone, tmp_path / "other")
+    shutil.rmtree(gone)
+    with pytest.raises(InputError, match=r"goes on top of .*anystep\.adapt"):
+        anystep.load(path, "cpu")
+
+
+def test_the_scheduler_knows_where_steps_end_though_times_are_rounded() -> None:
+    scheduler = FlowMapScheduler(shift=3.0)
+    scheduler.set_timesteps(8, mu=1.2)
+    rounded = scheduler.timesteps.bfloat16().float() / 1000
+    assert torch.equal(scheduler.targets_of(rounded), scheduler.sigmas[1:])
+    scheduler.set_timesteps(sigmas=[1.0, 0.5])
+    assert scheduler.targets_of(torch.tensor([1.0, 0.75])).tolist() == [0.75, 0.0]
+
+
+def test_times_are_shifted_as_those_of_the_base(baselines: dict[str, Path]) -> None:
+    assert BasePipeline.open(str(baselines["sd3"])).shift(64) == 3.0
+    assert BasePipeline.open(str(baselines["sana"])).shift(64) == 3.0
+    assert BasePipeline.open(str(baselines["flux"])).shift(4096) == pytest.approx(3.158, abs=1e-3)
