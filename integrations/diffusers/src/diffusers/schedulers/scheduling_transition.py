@@ -1,0 +1,269 @@
+# Copyright 2026 The anystep authors and The HuggingFace Team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from ..configuration_utils import ConfigMixin, register_to_config
+from ..utils import BaseOutput
+from .scheduling_utils import SchedulerMixin
+
+
+@dataclass
+class TransitionSchedulerOutput(BaseOutput):
+    """
+    Output class for the scheduler's `step` function output.
+
+    Args:
+        prev_sample (`torch.Tensor`):
+            The sample at `r_timestep`, which is the next input of the model.
+        pred_original_sample (`torch.Tensor`):
+            The clean sample that the model has in mind, for previews.
+    """
+
+    prev_sample: torch.Tensor
+    pred_original_sample: torch.Tensor | None = None
+
+
+# The functions of time of x_t = alpha x + sigma z and of the model's target F = alpha_hat x + sigma_hat z, and the
+# range of times. Every transition follows from them.
+_RANGES = {"ot_fm": (0.0, 1.0), "trigflow": (0.0, 1.57), "edm": (0.01, 80.0), "vp": (1e-5, 1.0), "ve": (0.02, 100.0)}
+
+
+class TransitionScheduler(SchedulerMixin, ConfigMixin):
+    """
+    Transitions between any two times of a transport, as introduced in [Transition Models: Rethinking the Generative
+    Learning Objective](https://huggingface.co/papers/2509.04394): one evaluation of the model carries a sample from
+    `timestep` to any lower `r_timestep`, so the same weights sample in any number of steps.
+
+    For `transport="ot_fm"` a step is that of [`FlowMapEulerDiscreteScheduler`]; this scheduler also serves the other
+    transports of the paper, takes a time for every sample of a batch, and shifts the times of large images.
+
+    This scheduler inherits from [`SchedulerMixin`] and [`ConfigMixin`]. Check the superclass documentation for the
+    generic methods implemented for all schedulers (loading, saving, etc.).
+
+    Args:
+        transport (`str`, defaults to `"ot_fm"`):
+            One of `"ot_fm"` (rectified flow), `"trigflow"`, `"edm"`, `"vp"` and `"ve"`.
+        transport_options (`dict`, *optional*):
+            Options of the transport in place of their defaults: `t_min`, `t_max`, `sigma_data` (`edm`), `beta_min` and
+            `beta_d` (`vp`).
+        shift (`float`, defaults to 1.0):
+            Shift of the times towards noise.
+        base_size (`int`, *optional*):
+            Side in pixels of the images in training; larger areas are shifted further, by the root of their ratio.
+        num_train_timesteps (`int`, defaults to 1000):
+            Timesteps are this many times the time of the transport.
+    """
+
+    order = 1
+
+    @register_to_config
+    def __init__(
+        self,
+        transport: str = "ot_fm",
+        transport_options: dict[str, float] | None = None,
+        shift: float = 1.0,
+        base_size: int | None = None,
+        num_train_timesteps: int = 1000,
+    ):
+        if transport not in _RANGES:
+            raise ValueError(f"`transport` must be one of {list(_RANGES)}, but is {transport!r}")
+        options = {"sigma_data": 0.5, "beta_min": 0.1, "beta_d": 19.9, **(transport_options or {})}
+        self._options = options
+        self.t_min = float(options.get("t_min", _RANGES[transport][0]))
+        self.t_max = float(options.get("t_max", _RANGES[transport][1]))
+        self._step_index: int | None = None
+        self._begin_index: int | None = None
+        self.set_timesteps(num_train_timesteps)
+
+    @property
+    def step_index(self) -> int | None:
+        """How many steps of the schedule are done; `None` before the first."""
+        return self._step_index
+
+    @property
+    def begin_index(self) -> int | None:
+        """The step of the schedule that comes first, set by `set_begin_index`."""
+        return self._begin_index
+
+    def set_begin_index(self, begin_index: int = 0):
+        """
+        Sets the step of the schedule that comes first.
+
+        Args:
+            begin_index (`int`, defaults to 0): Its index.
+        """
+        self._begin_index = begin_index
+
+    def coefficients(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        The functions of the transport at some times.
+
+        Args:
+            t (`torch.Tensor`): Times, not timesteps.
+
+        Returns:
+            `tuple`: alpha, sigma, alpha_hat and sigma_hat.
+        """
+        transport, zero, one = self.config.transport, torch.zeros_like(t), torch.ones_like(t)
+        if transport == "ot_fm":
+            return 1 - t, t, -one, one
+        if transport == "trigflow":
+            return t.cos(), t.sin(), -t.sin(), t.cos()
+        if transport == "edm":
+            sigma_data = self._options["sigma_data"]
+            norm = (t.square() + sigma_data**2).sqrt()
+            return 1 / norm, t / norm, t / (sigma_data * norm), -sigma_data / norm
+        if transport == "vp":
+            ratio = torch.expm1(self._options["beta_d"] * t.square() / 2 + self._options["beta_min"] * t).sqrt()
+            alpha = (ratio.square() + 1).rsqrt()
+            return alpha, ratio * alpha, zero, one
+        return one, t, zero, -one
+
+    def c_noise(self, timestep: torch.Tensor) -> torch.Tensor:
+        """
+        The time that the model is given for a timestep.
+
+        Args:
+            timestep (`torch.Tensor`): In the units of `timesteps`.
+        """
+        t = timestep / self.config.num_train_timesteps
+        functions = {"edm": lambda t: t.log() / 4, "vp": lambda t: 999 * t, "ve": lambda t: (t / 2).log()}
+        return functions.get(self.config.transport, lambda t: t)(t)
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        sigmas: list[float] | None = None,
+        timesteps: list[float] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+    ):
+        """
+        Sets the times of the steps. `timesteps` are where they begin; `sigmas` are the times, that of the end included.
+
+        Args:
+            num_inference_steps (`int`, *optional*): Number of steps, at times that are uniform before the shift.
+            device (`str` or `torch.device`, *optional*): Where `timesteps` are kept.
+            sigmas (`list[float]`, *optional*): Times where the steps begin, in place of a number; shifted too.
+            timesteps (`list[float]`, *optional*): The same as timesteps.
+            height (`int`, *optional*): Of the image in pixels, for the shift of large ones.
+            width (`int`, *optional*): Of the image in pixels.
+        """
+        if sigmas is not None and timesteps is not None:
+            raise ValueError("Only one of `sigmas` and `timesteps` can be passed.")
+        if sigmas is None and timesteps is None:
+            if num_inference_steps is None:
+                raise ValueError("Pass one of `num_inference_steps`, `sigmas` and `timesteps`.")
+            u = torch.linspace(1, 0, num_inference_steps + 1, dtype=torch.float64)
+        else:
+            given = sigmas if timesteps is None else [each / self.config.num_train_timesteps for each in timesteps]
+            begins = (torch.tensor(given, dtype=torch.float64) - self.t_min) / (self.t_max - self.t_min)
+            u = torch.cat([begins, begins.new_zeros(1)])
+        shift, base = self.config.shift, self.config.base_size
+        if base is not None and sigmas is None and timesteps is None:
+            shift *= max(1.0, math.sqrt((height or base) * (width or base)) / base)
+        u = shift * u / (1 + (shift - 1) * u)
+        # float32 also on devices that have float64: the model is given these very times
+        self.sigmas = (self.t_min + (self.t_max - self.t_min) * u).clamp(self.t_min, self.t_max).float()
+        if not bool((self.sigmas[:-1] > self.sigmas[1:]).all()):
+            raise ValueError("The times of the steps must decrease.")
+        self.timesteps = (self.sigmas[:-1] * self.config.num_train_timesteps).to(device)
+        self.num_inference_steps = len(self.timesteps)
+        self._step_index = self._begin_index = None
+
+    def scale_model_input(self, sample: torch.Tensor, timestep: float | torch.Tensor | None = None) -> torch.Tensor:
+        """
+        The sample itself, for interchangeability with other schedulers.
+
+        Args:
+            sample (`torch.Tensor`): The input of the model.
+            timestep (`float` or `torch.Tensor`, *optional*): Not used.
+        """
+        return sample
+
+    def scale_noise(self, sample: torch.Tensor, timestep: float | torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """
+        The point of the path at a timestep, between clean data and noise.
+
+        Args:
+            sample (`torch.Tensor`): Clean data.
+            timestep (`float` or `torch.Tensor`): One, or one for each sample.
+            noise (`torch.Tensor`): Of the same shape.
+        """
+        alpha, sigma, _, _ = self.coefficients(self._times(timestep, sample))
+        return (_expand(alpha, sample) * sample.float() + _expand(sigma, sample) * noise.float()).to(sample.dtype)
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """The standard deviation of the noise that sampling begins with."""
+        return float(self.coefficients(self.sigmas[:1])[1])
+
+    def _times(self, timestep: float | torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+        times = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device) / self.config.num_train_timesteps
+        return times.reshape(-1).expand(len(sample))
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: float | torch.Tensor,
+        sample: torch.Tensor,
+        r_timestep: float | torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> TransitionSchedulerOutput | tuple[torch.Tensor]:
+        """
+        Carries a sample from `timestep` to `r_timestep` with the model's prediction for that interval.
+
+        Args:
+            model_output (`torch.Tensor`): What the model predicts for the transition.
+            timestep (`float` or `torch.Tensor`): Where the sample is; one, or one for each sample.
+            sample (`torch.Tensor`): The sample.
+            r_timestep (`float` or `torch.Tensor`, *optional*):
+                Where it is to be; by default the next time of the schedule below `timestep`.
+            return_dict (`bool`, defaults to `True`): Whether to return a [`TransitionSchedulerOutput`].
+
+        Returns:
+            [`TransitionSchedulerOutput`] or `tuple`: With the sample at `r_timestep`.
+        """
+        begins = self.sigmas.cpu() * self.config.num_train_timesteps
+        current = torch.as_tensor(timestep, dtype=torch.float32).cpu().reshape(-1)
+        after = (begins[:-1, None] >= current * (1 - 1e-6)).sum(0)
+        if r_timestep is None:
+            r_timestep = begins[after]
+        t, r = self._times(timestep, sample), self._times(r_timestep, sample)
+        alpha_t, sigma_t, alpha_hat, sigma_hat = self.coefficients(t)
+        alpha_r, sigma_r, _, _ = self.coefficients(r)
+        determinant = alpha_t * sigma_hat - sigma_t * alpha_hat
+        x, F = sample.float(), model_output.float()
+        A = _expand((alpha_r * sigma_hat - sigma_r * alpha_hat) / determinant, x)
+        B = _expand((sigma_r * alpha_t - alpha_r * sigma_t) / determinant, x)
+        prev_sample = (A * x + B * F).to(sample.dtype)
+        clean = _expand(sigma_hat / determinant, x) * x - _expand(sigma_t / determinant, x) * F
+        if self._step_index is None:
+            self._step_index = max(0, int(after[0]) - 1) if self._begin_index is None else self._begin_index
+        self._step_index += 1
+        if not return_dict:
+            return (prev_sample,)
+        return TransitionSchedulerOutput(prev_sample=prev_sample, pred_original_sample=clean.to(sample.dtype))
+
+    def __len__(self):
+        return self.config.num_train_timesteps
+
+
+def _expand(scalar: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return scalar.view(-1, *[1] * (like.ndim - 1))
