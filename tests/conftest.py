@@ -175,6 +175,40 @@ def tiny_text_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
     return folders
 
 
+@pytest.fixture(scope="session")
+def gemma(tiny_text_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a random Gemma 3 of width 24, which the text network of the reference numbers reads."""
+    from transformers import AutoTokenizer, Gemma3TextConfig, Gemma3TextModel
+
+    torch.manual_seed(0)
+    config = Gemma3TextConfig(
+        vocab_size=16, hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        num_key_value_heads=1, head_dim=8, max_position_embeddings=512, bos_token_id=1, pad_token_id=0,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("gemma")
+    Gemma3TextModel(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_text_models["gemma3"]).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def converted(
+    numbers: Path, tiny_codec: Path, gemma: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """A folder of each network of the reference numbers, by the command."""
+    from helpers import REFERENCE_NETWORKS, reference_options
+
+    from anystep.cli import main
+
+    work, folders = tmp_path_factory.mktemp("converted"), {}
+    for name in REFERENCE_NETWORKS:
+        folders[name] = work / name
+        words = ["--weights", str(numbers / f"{name}.weights.safetensors"), "--vae", str(tiny_codec)]
+        words += ["--options", str(reference_options(numbers, work, name)), "--out", str(folders[name])]
+        assert main(["convert", "reference", *words, *(["--text-encoder", str(gemma)] if name == "t2i" else [])]) == 0
+    return folders
+
+
 class Pooled(nn.Module):
     """Means over a 4 x 4 grid of each channel, 48 features."""
 

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from anystep import TransitionPipeline
 from anystep.cli import main
 from anystep.data.encode import Encoders
 from anystep.data.example import BrokenExample, Example
@@ -306,3 +307,41 @@ def interrupted_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
         patched.setattr(module, "interruptible", interruptible)
         patched.setattr(module, "learning_rate", learning_rate)
         yield
+
+
+REFERENCE_NETWORKS = ["t2i", "c2i", "c2i_shared_r"]  # of the reference numbers
+TRAJECTORIES = [  # of the fixture: steps, scale, and the guidance interval
+    ("steps1_cfg1.0_0.0to1.0", 1, 1.0, None),
+    ("steps4_cfg1.0_0.0to1.0", 4, 1.0, None),
+    ("steps5_cfg2.5_0.0to1.0", 5, 2.5, None),
+    ("steps8_cfg2.5_0.0to0.6", 8, 2.5, (0.0, 0.6)),
+]
+
+
+class GivenStates:
+    """A conditioner that has the states of the fixture."""
+
+    def __init__(self, states: Tensor, null: Tensor) -> None:
+        self.states, self.empty = states, null
+
+    def __call__(self, prompts: Any) -> tuple[Tensor, None]:
+        return self.states, None
+
+    def null(self, count: int) -> tuple[Tensor, None]:
+        return self.empty, None
+
+    def padded_null(self, length: int) -> Tensor:
+        return self.empty[:, :length]
+
+
+def opened(folder: Path) -> TransitionPipeline:
+    pipeline: TransitionPipeline = TransitionPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def reference_options(numbers: Path, folder: Path, name: str) -> Path:
+    """The reference's network options of a network, as a file."""
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(json.loads((numbers / "meta.json").read_text())[name]["config"]))
+    return path

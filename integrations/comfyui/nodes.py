@@ -16,6 +16,7 @@ import torch
 CATEGORY = "anystep"
 FOLDER = "anystep"  # of ComfyUI's models, with a folder for each model
 LARGEST_SEED = 2**62 - 1 - 4096
+LATEST = 100000.0  # time, beyond those of every transport
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
@@ -73,6 +74,7 @@ class AnystepSampler:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
         side = {"min": 8, "max": 16384, "step": 8}
+        time = {"min": 0.0, "max": LATEST, "step": 0.01}
         return {
             "required": {
                 "model": ("ANYSTEP_MODEL",),
@@ -87,9 +89,12 @@ class AnystepSampler:
             },
             "optional": {
                 "negative": ("CONDITIONING", {"tooltip": "in place of the empty caption"}),
+                "noise": ("LATENT", {"tooltip": "in place of that of the seed"}),
                 "sigmas": ("SIGMAS", {"tooltip": "times in place of a number of steps"}),
                 "image": ("IMAGE", {"tooltip": "to start from"}),
                 "denoise": ("FLOAT", {"default": 0.6, "min": 0.01, "max": 1.0, "step": 0.01}),
+                "guide_from": ("FLOAT", {**time, "default": 0.0, "tooltip": "the lowest time at which to guide"}),
+                "guide_to": ("FLOAT", {**time, "default": LATEST, "tooltip": "the highest time at which to guide"}),
             },
         }
 
@@ -105,9 +110,12 @@ class AnystepSampler:
         batch_size: int,
         plan: str,
         negative: Any = None,
+        noise: dict[str, torch.Tensor] | None = None,
         sigmas: torch.Tensor | None = None,
         image: torch.Tensor | None = None,
         denoise: float = 0.6,
+        guide_from: float = 0.0,
+        guide_to: float = LATEST,
     ) -> tuple[dict[str, torch.Tensor]]:
         progress = comfy.utils.ProgressBar(steps)
 
@@ -127,6 +135,10 @@ class AnystepSampler:
         if image is not None:
             options["image"] = list(image.movedim(-1, 1).cpu())
             options |= {"strength": denoise} if sigmas is None else {}
+        if (guide_from, guide_to) != (0.0, LATEST):
+            options["guidance_interval"] = (guide_from, guide_to)
+        if noise is not None:
+            options["latents"] = noise["samples"]
         images = len(positive[0][0]) * batch_size
         drawn = model(
             labels, height=height, width=width, num_inference_steps=steps, guidance_scale=guidance,

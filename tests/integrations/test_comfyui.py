@@ -97,6 +97,7 @@ def test_bad_input_is_one_line(comfy_nodes: dict[str, Any]) -> None:
 
 def test_the_workflow_of_the_page_is_that_of_the_api(comfy_nodes: dict[str, Any]) -> None:
     page = json.loads((FOLDER / "workflows" / "any-step.json").read_text())
+    sampler = comfy_nodes["AnystepSampler"].INPUT_TYPES()
     links = {number: (str(source), place) for number, source, place, *_ in page["links"]}
     for number, source, place, target, slot, kind in page["links"]:
         one, other = (next(each for each in page["nodes"] if each["id"] == end) for end in (source, target))
@@ -115,5 +116,6 @@ def test_the_workflow_of_the_page_is_that_of_the_api(comfy_nodes: dict[str, Any]
         assert not values, node["type"]
         inputs |= {each["name"]: list(links[each["link"]]) for each in node["inputs"] if each["link"] is not None}
         found[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
-    del found["3"]["inputs"]["denoise"]  # which counts with an image only
+    for name in ("denoise", "guide_from", "guide_to"):  # as they are where nobody says
+        assert found["3"]["inputs"].pop(name) == sampler["optional"][name][1]["default"]
     assert found == WORKFLOW

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import REFERENCE_NETWORKS, TRAJECTORIES, GivenStates, opened, reference_options
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -17,51 +18,6 @@ from anystep.conditioning import load_text_encoder
 from anystep.errors import InputError
 from anystep.pipelines.convert import Request, convert_reference, restore_reference
 from anystep.sampling import noise
-
-NAMES = ["t2i", "c2i", "c2i_shared_r"]
-
-
-@pytest.fixture(scope="module")
-def gemma(tiny_text_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a random Gemma 3 of width 24, which the text network of the reference numbers reads."""
-    from transformers import AutoTokenizer, Gemma3TextConfig, Gemma3TextModel
-
-    torch.manual_seed(0)
-    config = Gemma3TextConfig(
-        vocab_size=16, hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-        num_key_value_heads=1, head_dim=8, max_position_embeddings=512, bos_token_id=1, pad_token_id=0,
-    )  # fmt: skip
-    folder = tmp_path_factory.mktemp("gemma")
-    Gemma3TextModel(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(tiny_text_models["gemma3"]).save_pretrained(folder)
-    return folder
-
-
-def options_file(numbers: Path, folder: Path, name: str) -> Path:
-    """The reference's network options of a network, as a file."""
-    path = folder / f"{name}.json"
-    path.write_text(json.dumps(json.loads((numbers / "meta.json").read_text())[name]["config"]))
-    return path
-
-
-@pytest.fixture(scope="module")
-def converted(
-    numbers: Path, tiny_codec: Path, gemma: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Path]:
-    """A folder of each network of the reference numbers, by the command."""
-    work, folders = tmp_path_factory.mktemp("converted"), {}
-    for name in NAMES:
-        folders[name] = work / name
-        words = ["--weights", str(numbers / f"{name}.weights.safetensors"), "--vae", str(tiny_codec)]
-        words += ["--options", str(options_file(numbers, work, name)), "--out", str(folders[name])]
-        assert main(["convert", "reference", *words, *(["--text-encoder", str(gemma)] if name == "t2i" else [])]) == 0
-    return folders
-
-
-def opened(folder: Path) -> TransitionPipeline:
-    pipeline: TransitionPipeline = TransitionPipeline.from_pretrained(folder)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
 @pytest.mark.parametrize(
@@ -88,7 +44,7 @@ def test_a_folder_says_what_its_weights_were_trained_with(converted: dict[str, P
     assert not (converted["t2i"] / "vae").exists()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", REFERENCE_NETWORKS)
 def test_what_is_converted_and_converted_back_is_identical(
     converted: dict[str, Path], numbers: Path, tmp_path: Path, name: str
 ) -> None:
@@ -99,30 +55,6 @@ def test_what_is_converted_and_converted_back_is_identical(
     assert all(torch.equal(restored[key], released[key]) for key in released)
 
 
-TRAJECTORIES = [  # of the fixture: steps, scale, and the guidance interval
-    ("steps1_cfg1.0_0.0to1.0", 1, 1.0, None),
-    ("steps4_cfg1.0_0.0to1.0", 4, 1.0, None),
-    ("steps5_cfg2.5_0.0to1.0", 5, 2.5, None),
-    ("steps8_cfg2.5_0.0to0.6", 8, 2.5, (0.0, 0.6)),
-]
-
-
-class Given:
-    """A conditioner that has the states of the fixture."""
-
-    def __init__(self, states: Tensor, null: Tensor) -> None:
-        self.states, self.empty = states, null
-
-    def __call__(self, prompts: Any) -> tuple[Tensor, None]:
-        return self.states, None
-
-    def null(self, count: int) -> tuple[Tensor, None]:
-        return self.empty, None
-
-    def padded_null(self, length: int) -> Tensor:
-        return self.empty[:, :length]
-
-
 @pytest.mark.parametrize("name", ["t2i", "c2i"])
 @pytest.mark.parametrize(("label", "steps", "scale", "interval"), TRAJECTORIES)
 def test_whole_trajectories_of_the_pipeline_are_those_of_the_reference(
@@ -130,7 +62,7 @@ def test_whole_trajectories_of_the_pipeline_are_those_of_the_reference(
 ) -> None:
     pipeline, stored = opened(converted[name]), load_file(numbers / "objective.safetensors")
     y, null, z, path = (stored[f"{name}.sample.{key}"] for key in ("y", "y_null", "z", label))
-    pipeline._conditioner = Given(y, null)
+    pipeline._conditioner = GivenStates(y, null)
     seen: list[Tensor] = []
 
     def keep(pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -187,7 +119,7 @@ def test_captions_are_escaped_as_the_reference_does(converted: dict[str, Path]) 
 
 
 def request(numbers: Path, folder: Path, codec: Path, gemma: Path, **changes: Any) -> Request:
-    given = {"options": options_file(numbers, folder, "t2i"), "vae": str(codec), "text_encoder": str(gemma)}
+    given = {"options": reference_options(numbers, folder, "t2i"), "vae": str(codec), "text_encoder": str(gemma)}
     return Request(numbers / "t2i.weights.safetensors", folder / "out", **{**given, **changes})
 
 
@@ -239,7 +171,7 @@ def test_what_cannot_be_converted_is_one_line_and_leaves_nothing(
     refuse("--preset and --options: give one of them", preset="t2i-xl")
     refuse(r"not those of preset t2i-xl: they have hidden_size 48, not 1152", preset="t2i-xl", options=None)
     refuse(r"not those of preset c2i-xl-2: .* more", preset="c2i-xl-2", options=None)
-    refuse("not those of .*c2i.json", options=options_file(numbers, tmp_path, "c2i"))
+    refuse("not those of .*c2i.json", options=reference_options(numbers, tmp_path, "c2i"))
     refuse("--vae is missing", vae=None)
     refuse("--text-encoder is missing", text_encoder=None)
     bert = str(tiny_text_models["bert"])

@@ -70,7 +70,8 @@ class TransitionPipeline(DiffusionPipeline):
         scheduler ([`TransitionScheduler`]): Scheduler that makes them.
         guidance_scale (`float`, defaults to 1.0): Scale of classifier-free guidance where a call gives none.
         open_guidance_interval (`bool`, defaults to `False`):
-            Whether the step that begins at the last time of noise is unguided, as the released weights expect.
+            Whether steps that begin at an end of the guidance interval are unguided, and so the first where a call gives
+            none, as the released weights expect.
         escape_captions (`bool`, defaults to `False`):
             Whether captions are escaped as Python does (`\n`, `\xe9`), as the released weights learned them.
     """
@@ -238,7 +239,7 @@ class TransitionPipeline(DiffusionPipeline):
         if latents is not None:
             if latents.shape != shape:
                 raise ValueError(f"Unexpected latents shape, got {latents.shape}, expected {shape}")
-            return latents.to(device=device, dtype=torch.float32)
+            return latents.to(device=device, dtype=torch.float32) * self.scheduler.init_noise_sigma
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(
                 f"You have passed a list of generators of length {len(generator)}, but requested an effective batch"
@@ -393,14 +394,14 @@ class TransitionPipeline(DiffusionPipeline):
         )
 
         # 5. Denoising loop
-        low, high = guidance_interval or (float(times.min()), float(times.max()))
+        low, high = guidance_interval or (self.scheduler.t_min, self.scheduler.t_max)
         with self.progress_bar(total=self._num_timesteps) as progress_bar:
             for i, t in enumerate(begins):
                 if self.interrupt:
                     continue
                 time = float(times[i])
-                opened = self.config.open_guidance_interval and time in (self.scheduler.t_max, high)
-                twice = self.do_classifier_free_guidance and low <= time <= high and not opened
+                inside = low < time < high if self.config.open_guidance_interval else low <= time <= high
+                twice = self.do_classifier_free_guidance and inside
                 model_input = torch.cat([latents] * 2) if twice else latents
                 t_batch, r_batch = (
                     self.scheduler.c_noise(each * scale).expand(len(model_input)) for each in (times[i], times[i + 1])
