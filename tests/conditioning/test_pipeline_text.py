@@ -1,5 +1,7 @@
 """The text encoders of a pipeline as one: what they give is what the pipeline gives its network."""
 
+import shutil
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +46,6 @@ def test_sana_rewrites_captions_but_not_the_empty_one(baselines: dict[str, Path]
     encoder = encoder_of(baselines["sana"])
     condition, mask = encoder(PROMPTS)
     assert mask is not None
-    from inspect import signature
-
     instruction = signature(type(pipeline).__call__).parameters["complex_human_instruction"].default
     states, masks, null, null_mask = pipeline.encode_prompt(PROMPTS, complex_human_instruction=instruction)
     torch.testing.assert_close(condition, states)
@@ -68,9 +68,21 @@ def test_they_are_loaded_when_needed_and_released(baselines: dict[str, Path], tm
     assert encoder.fingerprint == encoder_of(baselines["sd3"]).fingerprint != encoder_of(baselines["flux"]).fingerprint
 
 
-def test_a_pipeline_without_text_encoders_is_refused(baselines: dict[str, Path], tmp_path: Path) -> None:
-    import shutil
+def test_captions_may_be_shorter_and_stable_diffusion_3_may_lack_its_third_encoder(
+    baselines: dict[str, Path], tmp_path: Path
+) -> None:
+    short = load_caption_encoder(f"{baselines['sd3']}?max_sequence_length=5")
+    assert short(PROMPTS)[0].shape[1] == encoder_of(baselines["sd3"])(PROMPTS)[0].shape[1] - 256 + 5
+    folder = shutil.copytree(baselines["sd3"], tmp_path / "sd3")
+    index = read_json(folder / "model_index.json")
+    write_json(folder / "model_index.json", {**index, "text_encoder_3": [None, None], "tokenizer_3": [None, None]})
+    pipeline: Any = DiffusionPipeline.from_pretrained(str(folder), text_encoder_3=None, tokenizer_3=None)
+    with torch.no_grad():
+        states = pipeline.encode_prompt(PROMPTS, None, None, do_classifier_free_guidance=False)[0]
+    assert torch.equal(encoder_of(folder)(PROMPTS)[0][:, 1:, : states.shape[2]], states)
 
+
+def test_a_pipeline_without_text_encoders_is_refused(baselines: dict[str, Path], tmp_path: Path) -> None:
     folder = shutil.copytree(baselines["sd3"], tmp_path / "sd3")
     index = read_json(folder / "model_index.json")
     write_json(folder / "model_index.json", {key: [None, None] if key[:4] == "text" else index[key] for key in index})

@@ -241,3 +241,35 @@ def test_the_derivative_runs_through_distributed_data_parallel(process_group: No
     together.loss.backward()
     torch.testing.assert_close(together.loss, alone.loss)
     assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# A base that is followed
+
+
+def test_a_base_that_is_followed_stands_for_the_data_and_guides() -> None:
+    """Its velocity is the target where t = r, its own guidance is folded in, and its trajectory is that of df/dt."""
+    x, z, t, r, y = latent_batch(6)
+    r = t.clone()
+    base, other = lively("c2i-test"), lively("c2i-test")
+    for weight in other.parameters():
+        weight.data.mul_(0.9)
+    flow = TransitionObjective(FLOW, direction=False)
+    batch = TrainingBatch(x, z, t, r, y, null_condition=torch.full_like(y, 10))
+    assert flow.evaluate(base, batch, base=base).residual.max() < 1e-9
+    assert flow.evaluate(base, batch).residual.min() > 0.1
+    x_t = FLOW.interpolate(x, z, t)
+    with torch.no_grad():
+        v, null = base(x_t, t, t, y), base(x_t, t, t, torch.full_like(y, 10))
+        f = other(x_t, t, t, y)
+    guided = replace(flow, guidance=ModelGuidance(0.0, 3.0, 0.0, 1.0))
+    record = guided.evaluate(other, batch, ema_network=other, base=base)
+    expected = (f - (3 * v - 2 * null)).square().flatten(1).mean(1)
+    torch.testing.assert_close(record.residual, expected, rtol=1e-4, atol=1e-5)
+    assert record.evaluations == 6 * (1 + 1 + 2)
+    # with data and noise that the velocity stands for, the path is the base's own: noise drawn otherwise is not met
+    exact = TrainingBatch(*FLOW.decompose(x_t, v, t), t, t - 0.25, y)
+    moving = TransitionObjective(FLOW, direction=False, target=Identity(derivative("central")))
+    plain = moving.evaluate(other, exact)
+    followed = moving.evaluate(other, replace(batch, r=t - 0.25), base=base)
+    torch.testing.assert_close(followed.residual, plain.residual, rtol=1e-3, atol=1e-4)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from inspect import signature
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -23,6 +24,9 @@ from anystep.weights import BUILTIN
 LENGTHS = {"sd3": 256, "flux": 512, "sana": 300}
 
 
+LENGTH = "?max_sequence_length="
+
+
 def is_pipeline(folder: str | Path) -> bool:
     """Whether a folder holds a pipeline of diffusers whose network can be made a flow map."""
     index = Path(folder) / "model_index.json"
@@ -35,6 +39,10 @@ class PipelineTextEncoder:
 
     They are loaded when a caption is to be encoded, and `release` frees their memory.
 
+    Args:
+        folder: of the pipeline.
+        max_length: tokens of a caption, as `max_sequence_length` of its calls; its default when None.
+
     Attributes:
         name: the folder of the pipeline.
         width: of a condition.
@@ -43,15 +51,15 @@ class PipelineTextEncoder:
 
     escape = False
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, max_length: int | None = None) -> None:
         self.folder, self.name = Path(folder), str(folder)
         self.index = read_json(self.folder / "model_index.json")
         self.family = family_of(str(self.index.get("_class_name")))
         config = read_json(self.folder / "transformer" / "config.json")
-        states = config.get("joint_attention_dim", config.get("caption_channels", 0))
-        self.width = max(int(states), int(config.get("pooled_projection_dim") or 0))
+        self.states = int(config.get("joint_attention_dim", config.get("caption_channels", 0)))
+        self.width = max(self.states, int(config.get("pooled_projection_dim") or 0))
         schnell = self.family == "flux" and not config.get("guidance_embeds")
-        self.max_length = LENGTHS[self.family] // (1 + schnell)
+        self.max_length = max_length or LENGTHS[self.family] // (1 + schnell)
         self.device = torch.device("cpu")
         self._pipeline: Any = None
 
@@ -88,7 +96,9 @@ class PipelineTextEncoder:
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         parts: dict[str, Any] = {"transformer": None, "vae": None}
         for part, entry in self.index.items():
-            if part.startswith(("text_encoder", "tokenizer")) and isinstance(entry, list) and entry[1] is not None:
+            if isinstance(entry, list) and entry[-1] is None:
+                parts[part] = None
+            elif part.startswith(("text_encoder", "tokenizer")) and isinstance(entry, list):
                 with loading("text encoder", str(self.folder / part)):
                     check_part(self.folder / part)
                     if part.startswith("text_encoder"):
@@ -101,7 +111,8 @@ class PipelineTextEncoder:
                 pipeline = getattr(diffusers, FAMILIES[self.family].pipeline).from_pretrained(str(self.folder), **parts)
         finally:
             diffusers.utils.logging.enable_progress_bar()
-        pipeline.set_progress_bar_config(disable=True)
+        if self.family == "sd3":  # which asks its network how wide the states are of an encoder that it lacks
+            pipeline.transformer = SimpleNamespace(config=SimpleNamespace(joint_attention_dim=self.states))
         return pipeline
 
     @torch.no_grad()
@@ -145,12 +156,15 @@ CaptionEncoder = TextEncoder | PipelineTextEncoder
 def load_caption_encoder(name_or_path: str | Path = BUILTIN) -> CaptionEncoder:
     """As `load_text_encoder`; of the folder of a pipeline that `anystep.flow_families` knows, all its encoders as one.
 
+    `FOLDER?max_sequence_length=77` reads so many tokens of a caption.
+
     Raises:
         InputError: nothing there, or refused.
     """
-    if not is_pipeline(name_or_path):
+    folder, _, length = str(name_or_path).partition(LENGTH)
+    if not is_pipeline(folder):
         return load_text_encoder(name_or_path)
-    encoder = PipelineTextEncoder(name_or_path)
+    encoder = PipelineTextEncoder(folder, int(length) if length.isdecimal() else None)
     if not any(part.startswith("text_encoder") and (entry or [None])[-1] for part, entry in encoder.index.items()):
         raise InputError(f"{str(name_or_path)!r} has no text encoder: save the pipeline with its own")
     return encoder

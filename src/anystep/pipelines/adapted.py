@@ -21,6 +21,7 @@ from anystep import bounds
 from anystep.bounds import check, check_options, shown
 from anystep.codecs import load_codec
 from anystep.codecs.codec import check_whole
+from anystep.conditioning.pipeline_text import LENGTH
 from anystep.errors import InputError, first_line, refused
 from anystep.files import check_regular, parse_json, read_json
 from anystep.flow_families import FAMILIES, Family, family_of
@@ -134,6 +135,10 @@ class BasePipeline:
         with torch.device("meta"):
             return getattr(diffusers, FAMILIES[self.family].network).from_config(self.network)
 
+    def text_encoder(self, tokens: int | None = None) -> str:
+        """What `load_caption_encoder` finds its text encoders by, with the number of tokens that are read."""
+        return str(self.folder) + ("" if tokens is None else f"{LENGTH}{tokens}")
+
     def shift(self, tokens: int) -> float:
         """The shift of its times for images of so many tokens."""
         times = read_json(self.folder / "scheduler" / "scheduler_config.json")
@@ -159,7 +164,8 @@ class FlowMapFile:
         tensors: embeddings by their names, LoRA layers or the weights of the whole network below `transformer.`, and
             the probe of the base.
         about: `base`, the configuration of its `network`, `options` of `FlowMapOptions`, `lora` as peft is told of it
-            (None where all weights are here), `shift`, `guidance`, `sampling`.
+            (None where all weights are here), `shift`, `guidance`, `sampling` and, where it is not the default of its
+            base, `caption_tokens`.
     """
 
     name: str
@@ -172,7 +178,7 @@ class FlowMapFile:
 
         Args:
             with_lora: whether it is an adapter that was trained; else all weights were.
-            about: `base`, `shift`, `guidance` and `sampling`.
+            about: `base`, `shift`, `guidance`, `sampling` and `caption_tokens`.
         """
         transformer = network.transformer
         lora = lora_of(transformer) if with_lora else None
@@ -321,17 +327,24 @@ def load_adapted(path: Path, dtype: torch.dtype = torch.float32) -> AdaptedPipel
     file.check_base(transformer)
     network = FlowMapTransformer(transformer, file.options)
     file.fill(transformer)
-    return as_pipeline(base, network.eval(), file.scheduler(), file.about["guidance"], file.about["sampling"])
+    return as_pipeline(base, network.eval(), file.scheduler(), file.about)
 
 
 def as_pipeline(
-    base: BasePipeline, network: FlowMapTransformer, scheduler: TransitionScheduler, guidance: float, sampling: str
+    base: BasePipeline, network: FlowMapTransformer, scheduler: TransitionScheduler, about: Mapping[str, Any]
 ) -> AdaptedPipeline:
-    """A flow map as it is drawn with."""
+    """A flow map as it is drawn with.
+
+    Args:
+        about: `guidance`, `sampling` and `caption_tokens`, as a `FlowMapFile` says them.
+    """
+    tokens = about.get("caption_tokens")
+    if tokens is not None:
+        check("caption_tokens", tokens, bounds.Count)
     codec: Any = load_codec(base.codec)
     pipeline = AdaptedPipeline(
-        transformer=network, scheduler=scheduler, vae=codec.autoencoder, text_encoder_name=str(base.folder),
-        guidance_scale=guidance, sampling=sampling,
+        transformer=network, scheduler=scheduler, vae=codec.autoencoder, text_encoder_name=base.text_encoder(tokens),
+        guidance_scale=about["guidance"], sampling=about["sampling"],
     )  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -52,7 +52,7 @@ def on_pipeline(recipe: Recipe) -> Recipe:
     if recipe.adapt is None:
         return recipe
     base = base_of(recipe)
-    wanted = {"codec": base.codec, "text_encoder": str(base.folder)}
+    wanted = {"codec": base.codec, "text_encoder": base.text_encoder(config_of(recipe).caption_tokens)}
     check_unsaid(recipe.model, wanted, "model")
     said = recipe.model_dump()
     said["model"] |= {"weights": base.name, **wanted}
@@ -134,7 +134,7 @@ def base_digest(recipe: Recipe) -> str:
 def flow_map_pipeline(recipe: Recipe, network: FlowMapTransformer) -> AdaptedPipeline:
     """The network as users will load it."""
     base = base_of(recipe)
-    return as_pipeline(base, network, FlowMapScheduler(shift=shift_of(recipe, base)), **drawing(recipe))
+    return as_pipeline(base, network, FlowMapScheduler(shift=shift_of(recipe, base)), drawing(recipe))
 
 
 def shift_of(recipe: Recipe, base: BasePipeline) -> float:
@@ -145,7 +145,8 @@ def shift_of(recipe: Recipe, base: BasePipeline) -> float:
 
 def drawing(recipe: Recipe) -> dict[str, Any]:
     """How the network is drawn with, unless a call says otherwise."""
-    return {"guidance": float(recipe.guidance), "sampling": OBJECTIVES[recipe.objective.kind].sampling}
+    sampling, tokens = OBJECTIVES[recipe.objective.kind].sampling, config_of(recipe).caption_tokens
+    return {"guidance": float(recipe.guidance), "sampling": sampling, "caption_tokens": tokens}
 
 
 def export_flow_map(run: Path, recipe: Recipe, network: FlowMapTransformer) -> None:

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import MinLen
 
-from anystep.bounds import Guidance, PositiveCoefficient, PositiveShare, Width
+from anystep.bounds import Count, Guidance, PositiveCoefficient, PositiveShare, Width
 from anystep.flow_families import Family
 from anystep.training.section import Name, Section
 
@@ -35,6 +35,8 @@ class AdaptConfig(Section):
     guidance_embed: bool = False
     # Guidance scale that a network which reads one already, as FLUX.1-dev does, is trained at.
     base_guidance: Guidance = 3.5
+    # Tokens of a caption that are read, `max_sequence_length` of the pipeline's calls (null: its default).
+    caption_tokens: Count | None = None
     # Precision that frozen weights are kept in; what is trained is kept in float32.
     storage: Literal["float32", "bfloat16"] = "float32"
 
