@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -137,6 +138,10 @@ def test_models_that_cannot_be_exported_are_refused(
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("x")
     assert "has not made" in refused(capsys, "export", tiny_classes, "--out", tmp_path / "mine")
+    with monkeypatch.context() as patched:
+        adapted = SimpleNamespace(pipeline=SimpleNamespace(transformer=torch.nn.Identity()))
+        patched.setattr(export, "load", lambda *_: adapted)
+        assert "its network is a Identity; exported are" in refused(capsys, "export", "mine.safetensors", "--out", out)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert "pip install 'anystep[export]'" in refused(capsys, "export", tiny_classes, "--out", out)
     assert not out.exists()

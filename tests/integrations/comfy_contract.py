@@ -99,37 +99,42 @@ def check_value(name: str, value: Any, kind: Any, options: dict[str, Any]) -> No
         raise ValueError(f"{name}: {value} is out of {options['min']} to {options['max']}")
 
 
-def run(workflow: dict[str, Any], nodes: dict[str, Any]) -> dict[str, Any]:
-    """The outputs of every node that an output node needs, by its id."""
-    done: dict[str, Any] = {}
-
-    def evaluate(number: str) -> Any:
-        if number in done:
-            return done[number]
-        entry = workflow[number]
-        kind = nodes[entry["class_type"]]
-        declared = kind.INPUT_TYPES()
+def validate(workflow: dict[str, Any], nodes: dict[str, Any]) -> None:
+    """Raises ValueError for a workflow that ComfyUI refuses before it runs anything."""
+    for entry in workflow.values():
+        declared = nodes[entry["class_type"]].INPUT_TYPES()
         known = {**declared["required"], **declared.get("optional", {})}
         if missing := declared["required"].keys() - entry["inputs"].keys():
             raise ValueError(f"{entry['class_type']}: required input is missing: {sorted(missing)}")
-        given: dict[str, Any] = {}
         for name, value in entry["inputs"].items():
             wanted, options = known[name][0], known[name][1] if len(known[name]) > 1 else {}
-            if isinstance(value, list):
-                source, place = value
-                found = nodes[workflow[source]["class_type"]].RETURN_TYPES[place]
-                if found != wanted:
-                    raise ValueError(f"{entry['class_type']}.{name}: {found} is no {wanted}")
-                given[name] = evaluate(source)[place]
-            else:
+            if not isinstance(value, list):
                 check_value(name, value, wanted, options)
-                given[name] = value
-        answer = getattr(kind(), kind.FUNCTION)(**given)
-        if not getattr(kind, "OUTPUT_NODE", False):
-            assert isinstance(answer, tuple)
-            assert len(answer) == len(kind.RETURN_TYPES)
-        done[number] = answer
-        return answer
+                continue
+            source, place = value
+            found = nodes[workflow[source]["class_type"]].RETURN_TYPES[place]
+            if found != wanted:
+                raise ValueError(f"{entry['class_type']}.{name}: {found} is no {wanted}")
+
+
+def run(workflow: dict[str, Any], nodes: dict[str, Any]) -> dict[str, Any]:
+    """The outputs of every node that an output node needs, by its id."""
+    validate(workflow, nodes)
+    done: dict[str, Any] = {}
+
+    def evaluate(number: str) -> Any:
+        if number not in done:
+            entry = workflow[number]
+            kind = nodes[entry["class_type"]]
+            given = {
+                name: evaluate(value[0])[value[1]] if isinstance(value, list) else value
+                for name, value in entry["inputs"].items()
+            }
+            answer = done[number] = getattr(kind(), kind.FUNCTION)(**given)
+            if not getattr(kind, "OUTPUT_NODE", False):
+                assert isinstance(answer, tuple)
+                assert len(answer) == len(kind.RETURN_TYPES)
+        return done[number]
 
     for number, entry in workflow.items():
         if getattr(nodes[entry["class_type"]], "OUTPUT_NODE", False):

@@ -43,7 +43,7 @@ def test_the_workflow_draws_the_images_of_the_pipeline(comfy_nodes: dict[str, An
 
 
 def test_negatives_times_and_images_reach_the_pipeline(comfy_nodes: dict[str, Any], pipeline: Any) -> None:
-    model, caption = comfy_nodes["AnystepLoader"]().load("builtin", "float32")[0], "a whale"
+    model, caption = pipeline, "a whale"
     encode, sampler = comfy_nodes["AnystepEncode"]().encode, comfy_nodes["AnystepSampler"]()
     positive, negative = encode(model, caption)[0], encode(model, "blue")[0]
     given = {"seed": 5, "steps": 3, "guidance": 2.0, "width": 96, "height": 64, "batch_size": 1, "plan": "uniform"}
@@ -82,17 +82,15 @@ def test_the_button_that_interrupts_ends_sampling_at_the_next_step(comfy_nodes: 
         run(WORKFLOW, comfy_nodes)
 
 
-def test_bad_input_is_one_line(comfy_nodes: dict[str, Any]) -> None:
-    for inputs, words in (
-        ({"steps": 0}, "steps: 0 is out of 1 to"),
-        ({"width": 68}, "multiples of 8"),
-        ({"plan": "best"}, "value not in list"),
-    ):
+def test_bad_input_is_one_line(comfy_nodes: dict[str, Any], pipeline: Any) -> None:
+    for inputs, words in (({"steps": 0}, "steps: 0 is out of 1 to"), ({"plan": "best"}, "value not in list")):
         with pytest.raises(ValueError, match=words):
             run(changed(**inputs), comfy_nodes)
-    model, two = comfy_nodes["AnystepLoader"]().load("builtin", "float32")[0], [[torch.zeros(1, 2, 384), {}]] * 2
+    sample, one = comfy_nodes["AnystepSampler"]().sample, [torch.zeros(1, 2, 384), {}]
+    with pytest.raises(ValueError, match="size 64x68: both sides must be multiples of 8"):
+        sample(pipeline, [one], 0, 1, 1.0, 64, 68, 1, "model")
     with pytest.raises(ValueError, match="2 conditions were combined"):
-        comfy_nodes["AnystepSampler"]().sample(model, two, 0, 1, 1.0, 64, 64, 1, "model")
+        sample(pipeline, [one, one], 0, 1, 1.0, 64, 64, 1, "model")
 
 
 def test_the_workflow_of_the_page_is_that_of_the_api(comfy_nodes: dict[str, Any]) -> None:

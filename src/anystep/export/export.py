@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from anystep.bounds import shown
 from anystep.errors import InputError
 from anystep.export import sample
 from anystep.export.programs import (
@@ -21,6 +22,7 @@ from anystep.export.programs import (
 )
 from anystep.export.readme import readme
 from anystep.files import PUBLISHED, check_claim, check_room, publishing, write_json, write_text
+from anystep.models.transformer import TransitionTransformer2DModel
 from anystep.pipelines.load import load
 from anystep.pipelines.transition import TransitionPipeline
 from anystep.sampling import without_ends
@@ -66,6 +68,11 @@ def export_model(request: Request) -> Exported:
     out = request.out.resolve()
     check_claim(out, PUBLISHED)
     pipeline = load(request.model, "cpu").pipeline
+    if not isinstance(pipeline.transformer, TransitionTransformer2DModel):
+        raise InputError(
+            f"model {shown(request.model)}: its network is a {type(pipeline.transformer).__name__}; exported are "
+            "transition models of anystep's own network"
+        )
     scaling = pipeline.transformer.config.rope_scaling
     if scaling != "plain":
         raise InputError(
