@@ -1,5 +1,6 @@
 """The program of NumPy that draws: its mathematics is that of the package, number for number."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -126,3 +127,20 @@ def test_an_image_is_written_as_png(tmp_path: Path) -> None:
     pixels = np.random.RandomState(0).randint(0, 256, (5, 7, 3)).astype(np.uint8)
     sample.write_png(tmp_path / "x.png", pixels)
     assert (np.asarray(Image.open(tmp_path / "x.png")) == pixels).all()
+
+
+def test_bad_input_is_one_line(tmp_path: Path) -> None:
+    settings = settings_of(a_pipeline())
+    (tmp_path / "model.json").write_text(json.dumps(settings))
+    model = sample.Model(tmp_path)
+    assert (sample.size_of("96X64"), sample.size_of("64")) == ((96, 64), (64, 64))
+    for call, words in (
+        (lambda: model.draw(0, steps=0), "0 steps: expected 1 or more"),
+        (lambda: model.draw("whale"), "class 'whale': expected a name, or a number from 0 to 9"),
+        (lambda: model.draw(10), "class 10: expected"),
+        (lambda: model.draw(0, size=(5, 8)), "size 5x8: both sides must be multiples of 2"),
+        (lambda: sample.size_of("64x"), "size '64x': expected WIDTHxHEIGHT"),
+        (lambda: sample.Noise(0).draw((3, 5)), "below 16 numbers"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            call()

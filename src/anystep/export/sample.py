@@ -75,6 +75,8 @@ def decompose(transport: dict[str, Any], x: np.ndarray, F: np.ndarray, t: float)
 
 def plan_of(settings: dict[str, Any], budget: int) -> dict[str, Any]:
     """What a number of steps is spent on: the model's own plan where it has one, else uniform times."""
+    if budget < 1:
+        raise ValueError(f"{budget} steps: expected 1 or more")
     plan = {"steps": budget, "shift": 1.0, "tail": None, "stochasticity": 0.0, "velocity_below": 0.0, "memory": False}
     plans = {int(known): fields for known, fields in settings["plans"].items()}
     known = max((each for each in plans if each <= budget), default=None)
@@ -240,7 +242,9 @@ class Model:
         settings = self.settings
         if settings["classes"] is not None:
             names = settings["class_names"] or []
-            label = names.index(prompt) if prompt in names else int(prompt)
+            label = names.index(prompt) if prompt in names else int(prompt) if str(prompt).isdecimal() else -1
+            if not 0 <= label < settings["classes"]:
+                raise ValueError(f"class {prompt!r}: expected a name, or a number from 0 to {settings['classes'] - 1}")
             return np.array([label], np.int64), np.array([settings["classes"]], np.int64)
         states = prompt if isinstance(prompt, np.ndarray) else self.states(prompt)
         if negative is not None:
@@ -349,6 +353,14 @@ def write_png(path: Path, pixels: np.ndarray) -> None:
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
 
 
+def size_of(text: str) -> tuple[int, int]:
+    """Width and height of `WIDTHxHEIGHT`, or of one number for a square."""
+    width, cross, height = text.lower().partition("x")
+    if not width.isdecimal() or (cross and not height.isdecimal()):
+        raise ValueError(f"size {text!r}: expected WIDTHxHEIGHT in pixels, or one number for a square")
+    return int(width), int(height or width)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Draw with this folder, by onnxruntime and NumPy alone.")
     parser.add_argument("prompt", nargs="?", help="a caption, or a class by name or number")
@@ -364,8 +376,7 @@ def main() -> None:
         parser.error("give a prompt or --states")
     prompt = options.prompt if options.states is None else np.load(options.states)[None].astype(np.float32)
     try:
-        width, height = options.size.lower().split("x") if options.size else (0, 0)
-        size = (int(width), int(height)) if options.size else None
+        size = size_of(options.size) if options.size else None
         model = Model(Path(__file__).parent)
         latents = model.draw(prompt, options.steps, [options.seed], size, options.guidance, options.negative)
         write_png(Path(options.out), model.decode(latents)[0])
