@@ -147,9 +147,9 @@ def adapt(out: Path, steps: int, batch: int) -> None:
         "train", "adapt-sd3", "--out", str(out / "run"), "--model.weights", str(out / "base"),
         "--model.gradient_checkpointing", "false", "--data.source", str(out / "train"), "--data.size", str(SIDE),
         "--adapt.storage", "float32", "--adapt.caption_tokens", str(TOKENS), "--lora.rank", "32",
-        "--objective.guidance", "null", "--optimizer.learning_rate", "1e-3", "--run.steps", str(steps),
-        "--run.batch_size", str(batch), "--run.sample_every", "0", "--ema_decay", "0.99", "--run.threads", "1",
-        "--run.precision", "float32",
+        "--objective.guidance", "null", "--optimizer.learning_rate", "2e-3", "--optimizer.warmup", "20",
+        "--run.steps", str(steps), "--run.batch_size", str(batch), "--run.sample_every", "0", "--ema_decay", "0.99",
+        "--run.threads", "1", "--run.precision", "float32",
     )  # fmt: skip
 
 
@@ -168,12 +168,12 @@ if __name__ == "__main__":
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int, help="of training", default=None)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--samples", type=int, help="images at each number of steps", default=500)
+    parser.add_argument("--samples", type=int, help="images at each number of steps", default=300)
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.part == "base":
         train_base(options.out, options.steps or 1500, options.batch)
     elif options.part == "adapt":
-        adapt(options.out, options.steps or 600, options.batch)
+        adapt(options.out, options.steps or 250, options.batch)
     else:
         measure(options.out, options.samples)

@@ -149,6 +149,17 @@ def test_weights_of_a_variant_alone_are_found(baselines: dict[str, Path], tmp_pa
     assert load_image_model(str(folder), "cpu")("a whale", 1, size=SIZE)[0].size == SIZE
 
 
+def test_a_pipeline_may_be_saved_without_one_of_its_encoders(baselines: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(baselines["sd3"], tmp_path / "sd3")
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    model = load_image_model(f"{folder}?max_sequence_length=4", "cpu")
+    assert isinstance(model, Baseline)
+    assert model.pipeline.text_encoder_3 is None
+    assert model.generate("a red apple", 1, size=SIZE).nfe == 2
+
+
 def test_parts_come_to_a_small_device_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     class Pipeline:
         def __init__(self) -> None:

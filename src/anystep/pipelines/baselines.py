@@ -370,7 +370,9 @@ def _load(kind: Any, where: str, index: Mapping[str, Any], device: torch.device,
     if hollow:
         return computing_on_cpu(kind).from_pretrained(str(folder), **hollow_networks(folder, index))
     options = {"dtype": pick_precision("auto", device), "variant": _only_variant(folder)}
-    parts: dict[str, nn.Module] = {}
+    # what a pipeline is saved without, as Stable Diffusion 3 may be without T5
+    absent = [name for name, entry in index.items() if isinstance(entry, list) and entry and entry[-1] is None]
+    parts: dict[str, nn.Module | None] = dict.fromkeys(absent)
     for part, network in network_classes(index).items():
         if network.__module__.startswith("transformers"):  # diffusers would let it draw missing weights at random
             parts[part] = pretrained_encoder(network, str(folder / part), r"pooler\.|position_ids", **options)
