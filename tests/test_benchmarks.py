@@ -22,6 +22,7 @@ def run(script: str, out: Path, *options: str) -> dict[str, Any]:
     return record
 
 
+@pytest.mark.slow
 def test_the_cost_of_a_step_is_measured_on_the_published_shape_in_small(tmp_path: Path) -> None:
     options = ["configs/t2i-865m.yaml", "--debug", "--length", "16", "--rounds", "1", "--run.peak_tflops", "1"]
     options += ["--variants", "transition_central", "--run.precision", "bfloat16"]
@@ -33,6 +34,7 @@ def test_the_cost_of_a_step_is_measured_on_the_published_shape_in_small(tmp_path
     assert central["peak_megabytes"] > central["megabytes_before"] > 0
 
 
+@pytest.mark.slow
 def test_the_engine_is_measured_against_a_bare_loop_of_the_same_work(tmp_path: Path) -> None:
     record = run("engine.py", tmp_path, "--debug", "--turns", "1", "--steps", "3")
     assert record["ratio"] == pytest.approx(record["engine_seconds"] / record["bare_seconds"], rel=0.5)
@@ -67,6 +69,7 @@ def test_a_call_of_the_pipeline_is_measured_against_what_it_is_made_of(tmp_path:
         assert min(row["ms"]) > 0
 
 
+@pytest.mark.slow
 def test_preparing_is_measured_against_the_codec_alone(tmp_path: Path) -> None:
     record = run("prepare.py", tmp_path, "--images", "4", "--turns", "1", "--threads", "1")
     assert 0.1 < record["ratio"] < 2  # it reads, scales and writes too

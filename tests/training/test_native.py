@@ -31,7 +31,7 @@ def content(source: Path | str, codec: Path, **run: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("packed", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_native_run_sees_all_shapes_resumes_exactly_and_draws_them(
     pictures: Path, tiny_codec: Path, tmp_path: Path, packed: bool
 ) -> None:

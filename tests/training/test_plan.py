@@ -116,6 +116,7 @@ def test_what_cannot_fit_is_refused_with_the_number_and_what_would(tmp_path: Pat
         check_memory(recipe, 1, 8e9, torch.bfloat16)
 
 
+@pytest.mark.slow
 def test_native_parts_are_counted_as_squares_of_as_many_tokens() -> None:
     squares = ["--run.batch_size", "12", "--run.micro_batches", "1", "--run.packed", "false", "--data.native", "false"]
     plain = budget(load_recipe(CONFIGS / "scenes-native.yaml", Recipe, squares, True), caption_tokens=8)

@@ -127,7 +127,13 @@ OBJECTIVES: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module", params=OBJECTIVES)
+FAST = ("running_mean", "self_evaluation")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in OBJECTIVES],
+)
 def richer(recipe: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """A recipe whose objective has a state of its own, or asks for some samples more often; beside it a run of one
     process.

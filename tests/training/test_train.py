@@ -110,7 +110,7 @@ def snapshots(run: Path) -> dict[str, dict[str, torch.Tensor]]:
     return {name: weights(run, "averages", place) for place, name in enumerate(names)}
 
 
-@pytest.mark.parametrize("stop", [3, 5])
+@pytest.mark.parametrize("stop", [3, pytest.param(5, marks=pytest.mark.slow)])
 def test_snapshots_of_an_interrupted_run_are_those_of_the_straight_one(
     captioned_folder: Path, tiny_codec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
@@ -167,7 +167,7 @@ def test_an_average_counts_steps_that_moved_nothing(
             torch.testing.assert_close(value, share * before[name] + (1 - share) * now)
 
 
-@pytest.mark.parametrize("stop", [2, 4])
+@pytest.mark.parametrize("stop", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_run_with_branches_continues_exactly_and_its_transitions_begin_as_the_velocity(
     captioned_folder: Path, tiny_codec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
