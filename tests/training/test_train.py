@@ -46,11 +46,11 @@ UNCERTAINTY = {"normalise": "uncertainty", "adaptive": 0.5}
 @pytest.mark.parametrize(
     ("stop", "objective", "kept"),
     [
-        (2, {}, set()),
+        pytest.param(2, {}, set(), marks=pytest.mark.slow),
         (3, {}, set()),
-        (5, {}, set()),
+        pytest.param(5, {}, set(), marks=pytest.mark.slow),
         (3, GUIDANCE, {"network.guidance_embedding.linear_2.weight"}),
-        (3, {"kind": "self_evaluation"}, set()),
+        pytest.param(3, {"kind": "self_evaluation"}, set(), marks=pytest.mark.slow),
         (3, RUNNING_MEAN, {"normaliser.sums", "normaliser.counts"}),
         (3, UNCERTAINTY, {"normaliser.weight", "normaliser-optimizer.state.weight.exp_avg"}),
     ],
