@@ -381,6 +381,19 @@ def test_a_trajectory_is_scrubbed_and_left_for_the_end(opened: Open, alone: Mode
     assert pixels(page, "#hero img") == whole.tobytes()
 
 
+def test_a_trajectory_may_be_closed_while_it_is_drawn(opened: Open) -> None:
+    page = opened()
+    ask(page, stop=5)
+    page.locator("#go").click()
+    drawn(page, 32)
+    page.get_by_role("button", name="Trajectory").click()
+    page.locator("#frames li").first.wait_for()
+    page.locator("#film-close").click()
+    page.locator("#cancel").wait_for(state="hidden")
+    assert page.locator("#film").is_hidden()
+    assert page.locator("#status").text_content() == ""
+
+
 def test_two_pictures_are_compared_with_a_wipe(opened: Open, alone: Model) -> None:
     page = opened(bypass_csp=True)
     ask(page, stop=1)

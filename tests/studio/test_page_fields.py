@@ -94,5 +94,8 @@ def test_what_cannot_be_as_it_was_is_told(engines: Engines) -> None:
     assert "a sheet of 2 prompts" in warned(prompts=("a whale", "a red apple"))[0]
     assert "begun with the image 'apple.png'" in warned(image="apple.png", image_digest="0", strength=0.5)[0]
     assert "drawn with adapters: 'mine'" in warned(lora=[{"name": "mine", "digest": "0", "scale": 1.0}])[0]
+    assert "rope_scaling or key_grid, which this form lacks" in warned(key_grid=4)[0]
+    begun = settings.model_copy(update={"image": "apple.png", "image_digest": "0", "strength": 0.5})
+    assert recalled(begun, engine)["start"] == "apple.png"  # which the copied command names
     assert "its seed is larger" in warned(seeds=(2**60,))[0]
     assert "a sampling plan of its own" in warned(plans={3: {"steps": 2, "tail": 0.25}})[0]

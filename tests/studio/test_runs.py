@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from anystep.errors import InputError
+from anystep.studio import runs as watching
 from anystep.studio.runs import POINTS, RunLog, Runs, comparison, thinned
 
 
@@ -46,7 +47,13 @@ def write_comparison(folder: Path) -> Path:
     return folder
 
 
-def test_runs_and_comparisons_are_found_below_the_folders_and_nowhere_else(tmp_path: Path) -> None:
+def refuse(path: Path) -> bool:
+    raise PermissionError(path)
+
+
+def test_runs_and_comparisons_are_found_below_the_folders_and_nowhere_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     outside = write_run(tmp_path / "outside", 3)
     root = tmp_path / "runs"
     old, new = write_run(root / "old", 3), write_run(root / "compared" / "runs" / "new", 3)
@@ -62,6 +69,15 @@ def test_runs_and_comparisons_are_found_below_the_folders_and_nowhere_else(tmp_p
         with pytest.raises(InputError, match="is no run that is watched"):
             runs.named(name, "run")
     assert Runs([tmp_path / "nothing"]).found() == []
+    with monkeypatch.context() as few:
+        latest = runs.found()[0]
+        few.setattr(watching, "MOST", 1)
+        assert runs.found() == [latest]
+    with monkeypatch.context() as closed:
+        closed.setattr(Path, "is_file", refuse)
+        assert runs.found() == []
+    with pytest.raises(InputError, match="two folders of runs are called 'runs'"):
+        Runs([root, tmp_path / "other" / "runs"])
     assert [each.name for each in Runs([outside]).found()] == ["outside"]
 
 

@@ -79,6 +79,8 @@ def recalled(settings: Settings, engine: Engine) -> dict[str, Any]:
         warnings.append(f"begun with the image {bounds.shown(settings.image or '')}: drop that too")
     if settings.lora is not None:
         warnings.append(f"drawn with adapters: {bounds.shown(', '.join(each.name for each in settings.lora))}")
+    if settings.rope_scaling is not None or settings.key_grid is not None:
+        warnings.append("drawn with rope_scaling or key_grid, which this form lacks: the copied command has them")
     if settings.seeds[0] > LARGEST_SEED:
         warnings.append("its seed is larger than a page can hold: `anystep generate --like` draws it")
     model = engine.model(name)
@@ -96,6 +98,7 @@ def recalled(settings: Settings, engine: Engine) -> dict[str, Any]:
         "nfe": list(settings.nfe),
         "size": "x".join(map(str, settings.size)),
         **{field: plain[field] for field in kept if field in plain},
+        **({} if settings.image_digest is None else {"start": settings.image}),
         "plan": next(iter(kinds)) if len(kinds) == 1 else None,
         "warnings": warnings,
     }

@@ -5,8 +5,8 @@ import re
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +40,17 @@ class Runs:
     """What is in some folders, and nothing beside them."""
 
     def __init__(self, roots: Sequence[Path]) -> None:
+        """Raises `InputError` for two folders of one name, by which they are told apart."""
         self.roots = [root.resolve() for root in roots]
+        names = [root.name for root in self.roots]
+        for name in names:
+            if names.count(name) > 1:
+                raise InputError(f"two folders of runs are called {shown(name)}: watch the folder above them")
 
     def found(self) -> list[Found]:
         """Runs and comparisons, the latest first."""
         each = (found for root in self.roots for found in _below(root, root, DEPTH))
-        return sorted(islice(each, MOST), key=lambda found: found.written, reverse=True)
+        return sorted(each, key=lambda found: found.written, reverse=True)[:MOST]
 
     def named(self, name: str, kind: str) -> Found:
         """One of them. Raises `InputError` for a name of none."""
@@ -56,18 +61,15 @@ class Runs:
 
 
 def _below(folder: Path, root: Path, depth: int) -> Iterator[Found]:
-    for name, kind in ((METRICS, "run"), (REPORT, "comparison")):
-        path = folder / name
-        if path.is_file() and not path.is_symlink() and (kind == "run" or _is_comparison(path)):
-            told = folder.relative_to(root.parent).as_posix()
-            yield Found(told, kind, folder, path.stat().st_mtime)
-    if depth:
-        try:
-            inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())
-        except OSError:
-            return
-        for path in inside:
-            yield from _below(path, root, depth - 1)
+    with suppress(OSError):  # may not be entered, or is being removed
+        for name, kind in ((METRICS, "run"), (REPORT, "comparison")):
+            path = folder / name
+            if path.is_file() and not path.is_symlink() and (kind == "run" or _is_comparison(path)):
+                told = folder.relative_to(root.parent).as_posix()
+                yield Found(told, kind, folder, path.stat().st_mtime)
+        for path in sorted(folder.iterdir()) if depth else ():
+            if path.is_dir() and not path.is_symlink():
+                yield from _below(path, root, depth - 1)
 
 
 def _is_comparison(path: Path) -> bool:

@@ -14,6 +14,7 @@ function options(picture) {
   if (fields.guidance_interval) given.push(["guidance_interval", fields.guidance_interval]);
   if (fields.stochasticity != null) given.push(["stochasticity", [fields.stochasticity]]);
   if (fields.plan) given.push(["plan", [fields.plan]]);
+  for (const name of ["rope_scaling", "key_grid"]) if (fields[name] != null) given.push([name, [fields[name]]]);
   if (fields.finish_after != null) given.push(["finish_after", [fields.finish_after]]);
   return given;
 }

@@ -18,6 +18,7 @@ export async function begin(picture, { image }, onKept) {
   $("film").hidden = false;
   await ask({}, {
     progress: ({ transition, transitions, image: estimate }) => {
+      if (base?.picture !== picture) return; // it was closed meanwhile
       add(estimate ? imageURL(estimate) : picture.url, transition, transitions);
     },
   }, `Drawing the ${picture.made ?? picture.steps} transitions again`);
@@ -30,7 +31,7 @@ export function close() {
 }
 
 /** Whether a picture is the one, or the end of a jump from its trajectory. */
-const belongs = (picture) => picture === base?.picture || frames.some((each) => each.jump === picture);
+const belongs = (picture) => picture !== null && (picture === base.picture || frames.some((each) => each.jump === picture));
 
 /** Close it when another picture is on the stage. */
 export function follow(picture) {
