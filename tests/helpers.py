@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
@@ -345,3 +346,21 @@ def reference_options(numbers: Path, folder: Path, name: str) -> Path:
     path = folder / f"{name}.json"
     path.write_text(json.dumps(json.loads((numbers / "meta.json").read_text())[name]["config"]))
     return path
+
+
+def check_continues_exactly(recipe: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, written: str) -> None:
+    """A run of four steps that is stopped in its third ends with the losses, weights and written file of another."""
+    from anystep.training.train import train
+
+    straight, broken = folder / "straight", folder / "broken"
+    train(recipe, straight)
+    with interrupted_after(3, monkeypatch):
+        assert train(recipe, broken)["step"] == 3
+    assert train(recipe, broken)["step"] == 4
+    assert losses(broken) == losses(straight)
+    for expected, found in (
+        (weights(straight), weights(broken)),
+        [load_file(run / written) for run in (straight, broken)],
+    ):
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(value, expected[name]) for name, value in found.items())

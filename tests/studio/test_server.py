@@ -19,7 +19,7 @@ from anystep.errors import InputError
 from anystep.pipelines.load import Model
 from anystep.studio.server import listen
 
-from .test_images_routes import opened
+from .test_images_routes import opened, until
 
 
 @contextmanager
@@ -89,8 +89,7 @@ def test_killed_and_started_again_under_load_every_client_gets_its_image(tiny_mo
 
         with ThreadPoolExecutor(8) as clients:
             asked = [clients.submit(ask, seed) for seed in range(60)]
-            while done[0] < 10:
-                time.sleep(0.02)
+            until(lambda: done[0] >= 10)
             process.kill()
             process.wait()
             with serving(tiny_model, port):

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import interrupted_after, losses, weights
+from helpers import check_continues_exactly, weights
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
@@ -81,18 +81,8 @@ def test_the_adapter_and_the_embedding_alone_move_and_are_kept(
 def test_an_interrupted_run_continues_exactly(
     captioned_folder: Path, baselines: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    straight, broken = tmp_path / "straight", tmp_path / "broken"
     made = recipe(captioned_folder, baselines["sd3"], adapt={"teacher": True}, ema_decay=(0.9, 0.5))
-    train(made, straight)
-    with interrupted_after(3, monkeypatch):
-        assert train(made, broken)["step"] == 3
-    assert train(made, broken)["step"] == 4
-    assert losses(broken) == losses(straight)
-    expected, found = weights(straight), weights(broken)
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(value, expected[name]) for name, value in found.items())
-    written, again = (load_file(run / "adapted" / FLOW_MAP_FILE) for run in (straight, broken))
-    assert all(torch.equal(value, again[name]) for name, value in written.items())
+    check_continues_exactly(made, tmp_path, monkeypatch, f"adapted/{FLOW_MAP_FILE}")
 
 
 @pytest.mark.parametrize("lora", [True, False])

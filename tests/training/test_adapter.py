@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import check_continues_exactly, losses, weights
 from helpers import draw_latents as draw
-from helpers import interrupted_after, losses, weights
 from safetensors.torch import load_file
 
 import anystep
@@ -39,18 +39,8 @@ def recipe(source: Path | str, weights_of: Path | str, rank: int | None = 2, **s
 def test_an_interrupted_run_continues_exactly(
     captioned_folder: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    straight, broken = tmp_path / "straight", tmp_path / "broken"
     made = recipe(captioned_folder, tiny_model, ema_decay=(0.9, 0.5))
-    train(made, straight)
-    with interrupted_after(3, monkeypatch):
-        assert train(made, broken)["step"] == 3
-    assert train(made, broken)["step"] == 4
-    assert losses(broken) == losses(straight)
-    expected, found = weights(straight), weights(broken)
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(value, expected[name]) for name, value in found.items())
-    written, again = (load_file(run / "lora" / LORA_FILE) for run in (straight, broken))
-    assert all(torch.equal(value, again[name]) for name, value in written.items())
+    check_continues_exactly(made, tmp_path, monkeypatch, f"lora/{LORA_FILE}")
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
