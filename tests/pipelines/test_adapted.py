@@ -18,6 +18,7 @@ from anystep.models.flow_map import FlowMapOptions, FlowMapTransformer, embeddin
 from anystep.models.lora import add_lora
 from anystep.pipelines.adapted import ABOUT, BasePipeline, FlowMapFile, FlowMapScheduler, find_flow_map
 from anystep.pipelines.baselines import load_image_model
+from anystep.pipelines.plan import check_room
 
 FAMILIES = ("sd3", "flux", "sana")
 SIDE = 32  # of images, twice that of latents
@@ -50,6 +51,8 @@ def drawn(pipeline: Any, steps: int = 3, **options: Any) -> Tensor:
 def test_a_pipeline_of_diffusers_draws_as_anystep_does(family: str, baselines: dict[str, Path], tmp_path: Path) -> None:
     share = 0.5 if family == "sd3" else 1.0
     path = made(baselines[family], tmp_path, interval_share=share)
+    with pytest.raises(InputError, match="takes its options from the command"):
+        load_image_model(f"{path}?guidance_scale=2")
     own = anystep.load(path, "cpu").pipeline
     pipe: Any = DiffusionPipeline.from_pretrained(str(baselines[family]))
     before = drawn(pipe, guidance_scale=1.0)
@@ -129,7 +132,9 @@ def test_a_wrong_base_is_refused_and_left_as_it_was(baselines: dict[str, Path], 
         anystep.adapt(half, path)
 
 
-def test_damaged_files_are_refused_in_one_line(baselines: dict[str, Path], tmp_path: Path) -> None:
+def test_damaged_files_and_values_are_refused_in_one_line(
+    baselines: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = made(baselines["sd3"], tmp_path)
     pipe: Any = DiffusionPipeline.from_pretrained(str(baselines["sd3"]))
     tensors = load_file(path)
@@ -145,6 +150,14 @@ def test_damaged_files_are_refused_in_one_line(baselines: dict[str, Path], tmp_p
         (tensors, {ABOUT: "["}, "bad.safetensors"),
         (tensors, {ABOUT: about[ABOUT].replace('"interval_share": 1.0', '"interval_share": 7')}, "interval_share"),
     ]
+    with pytest.raises(InputError, match="guidance -1"):
+        anystep.adapt(pipe, path, guidance=-1.0)
+    with monkeypatch.context() as without:
+        without.setattr("anystep.models.lora.find_spec", lambda name: None)
+        with pytest.raises(InputError, match="LoRA needs peft"):
+            anystep.adapt(pipe, path)
+    anystep.adapt(pipe, path)  # it was as before
+    pipe = DiffusionPipeline.from_pretrained(str(baselines["sd3"]))
     for content, metadata, message in cases:
         save_file(content, bad, metadata)
         with pytest.raises(InputError, match=message):
@@ -172,3 +185,11 @@ def test_times_are_shifted_as_those_of_the_base(baselines: dict[str, Path]) -> N
     assert BasePipeline.open(str(baselines["sd3"])).shift(64) == 3.0
     assert BasePipeline.open(str(baselines["sana"])).shift(64) == 3.0
     assert BasePipeline.open(str(baselines["flux"])).shift(4096) == pytest.approx(3.158, abs=1e-3)
+
+
+def test_the_room_of_other_networks_is_not_that_of_ours(
+    baselines: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = anystep.load(made(baselines["sd3"], tmp_path), "cpu")
+    monkeypatch.setattr("anystep.pipelines.plan.memory_of", lambda device: 1.0)
+    check_room(own, 2048, 2048, None)

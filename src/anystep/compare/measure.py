@@ -25,7 +25,6 @@ from anystep.evaluation.report import curve
 from anystep.evaluation.settings import Evaluation, MeasurementSettings
 from anystep.evaluation.step_plans import BESIDE, VALIDATION_SAMPLES, Planned, plan_model, plans_of
 from anystep.files import make_folder, read_json, write_json, write_text
-from anystep.pipelines.describe import model_digest
 from anystep.pipelines.load import Model, find, load
 from anystep.pipelines.scheduler import write_plans
 from anystep.pipelines.step_sheet import models_sheet
@@ -109,7 +108,7 @@ class Measurement:
         """The plans of a model; those found before are read again, as images are."""
         evaluation, budgets = self.plan_evaluation, self.comparison.steps
         metrics, images = [each.name for each in evaluation.metrics], [*validation.real, *validation.held_out]
-        keys = model_digest(model), validation.fingerprint(images), metrics, budgets, evaluation.settings.guidance
+        keys = model.digest, validation.fingerprint(images), metrics, budgets, evaluation.settings.guidance
         kept = evaluation.chunk_folder("plans", *keys) / "plans.json"
         with suppress(InputError):  # not there, or damaged
             found = read_json(kept)["plans"]

@@ -364,7 +364,8 @@ def adapt(pipeline: Any, file: str | Path, guidance: float = 1.0) -> Any:
         The same pipeline.
 
     Raises:
-        InputError: no such file, or one that was made of another base; the pipeline is as it was.
+        InputError: no such file, one that was made of another base, a value out of bounds, or no peft: the pipeline is
+            as it was. Or tensors that do not go with it, after which the pipeline must be loaded anew.
     """
     path = find_flow_map(file)
     if path is None:
@@ -375,9 +376,12 @@ def adapt(pipeline: Any, file: str | Path, guidance: float = 1.0) -> Any:
     if isinstance(getattr(transformer, FAMILIES[family_of(transformer)].embedding), FlowMapEmbedding):
         raise InputError("the pipeline is a flow map already: load it anew")
     read.check_base(transformer)  # type: ignore[arg-type]
+    scheduler, scale = read.scheduler(), float(check("guidance", guidance, bounds.Guidance))
+    if read.about["lora"] is not None:
+        require_peft()
     add_interval(transformer, options)
     read.fill(transformer)
-    embedding, scheduler = embedding_of(transformer), read.scheduler()  # type: ignore[arg-type]
-    embedding.schedule, embedding.guidance = scheduler, float(check("guidance", guidance, bounds.Guidance))
+    embedding = embedding_of(transformer)  # type: ignore[arg-type]
+    embedding.schedule, embedding.guidance = scheduler, scale
     pipeline.register_modules(scheduler=scheduler)
     return pipeline

@@ -290,8 +290,14 @@ def load_image_model(model: str, device: str | torch.device = "auto", hollow: bo
     """
     place, options = split_options(model)
     where = find(place)
-    if find_flow_map(where) is not None:
+
+    def transition_model() -> ImageModel:
+        if options:
+            raise InputError(f"model {shown(model)}: a transition model takes its options from the command")
         return load(place, device)
+
+    if find_flow_map(where) is not None:
+        return transition_model()
     try:
         index = read_json(Path(where) / "model_index.json") if Path(where).is_dir() else _index_of(where)
     except InputError:
@@ -300,9 +306,7 @@ def load_image_model(model: str, device: str | torch.device = "auto", hollow: bo
         return load(place, device)
     named = index.get("_class_name")
     if (named[-1] if isinstance(named, list) and named else named) in PIPELINES:
-        if options:
-            raise InputError(f"model {shown(model)}: a transition model takes its options from the command")
-        return load(place, device)
+        return transition_model()
     try:
         kind = _class_of(named)
         for log in LOGS:

@@ -294,7 +294,9 @@ def check_fits(model: ModelSpec, width: int, height: int, steps: int, memory: fl
 
 def check_room(model: ImageModel, width: int, height: int, scale: float | None, key_grid: int | None = None) -> None:
     """Refuse what memory cannot hold; only large images of transition models are worth the second that it takes."""
-    if not isinstance(model, Model) or width * height <= 1024 * 1024:
+    if width * height <= 1024 * 1024 or not isinstance(model, Model):
+        return
+    if not isinstance(model.pipeline.transformer, TransitionTransformer2DModel):  # other networks are not planned
         return
     memory, guided = memory_of(model.pipeline.device), is_guided(model.pipeline.resolve_guidance(scale))
     check_fits(ModelSpec.of(model), width, height, 1, memory, guided=guided, key_grid=key_grid)

@@ -11,7 +11,7 @@ from anystep.errors import InputError
 from anystep.files import publishing, read_json, write_text
 from anystep.fingerprint import sampled_digest, text_digest
 from anystep.models.flow_map import FlowMapOptions, FlowMapTransformer
-from anystep.models.lora import adapter_parameters, add_lora, target_layers
+from anystep.models.lora import adapter_parameters
 from anystep.objective.presets import OBJECTIVES
 from anystep.pipelines.adapted import (
     FLOW_MAP_FILE,
@@ -22,7 +22,7 @@ from anystep.pipelines.adapted import (
     FlowMapScheduler,
     as_pipeline,
 )
-from anystep.training.adapter import BaseModel, check_unsaid
+from anystep.training.adapter import BaseModel, adapter_size, check_unsaid, put_adapter
 from anystep.training.config import AdaptConfig, Recipe
 
 
@@ -101,7 +101,7 @@ def build_flow_map(recipe: Recipe) -> FlowMapTransformer:
     if recipe.data.size % token:
         raise InputError(f"data.size {recipe.data.size}: must be a multiple of {token}")
     if lora is not None:
-        add_lora(transformer, lora.rank, float(lora.rank if lora.alpha is None else lora.alpha), lora.targets)
+        put_adapter(transformer, lora)
         for weight in adapter_parameters(transformer).values():
             weight.data = weight.data.float()
             weight.requires_grad_(True)
@@ -116,9 +116,7 @@ def count_weights(recipe: Recipe) -> tuple[int, int]:
     if lora is None:
         return 0, whole
     added = sum(value.numel() for value in network.added.values())
-    names = target_layers(network.transformer, lora.targets)
-    layers: list[Any] = [network.transformer.get_submodule(name) for name in names]
-    return whole - added, added + sum(lora.rank * (layer.in_features + layer.out_features) for layer in layers)
+    return whole - added, added + adapter_size(network.transformer, lora)
 
 
 def base_digest(recipe: Recipe) -> str:

@@ -185,7 +185,11 @@ def count_adapter(recipe: Recipe) -> int:
     if config is None:
         return 0
     with torch.device("meta"):
-        network = build_transformer(recipe.model.preset, **recipe.model.options)
+        return adapter_size(build_transformer(recipe.model.preset, **recipe.model.options), config)
+
+
+def adapter_size(network: nn.Module, config: LoraConfig) -> int:
+    """Number of weights of an adapter of a network."""
     layers: list[Any] = [network.get_submodule(name) for name in target_layers(network, config.targets)]
     return sum(config.rank * (layer.in_features + layer.out_features) for layer in layers)
 
