@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 import anystep
+from anystep.codecs import load_codec
 from anystep.errors import InputError
 from anystep.models.flow_map import ADDED, base_probe
 from anystep.pipelines.adapted import FLOW_MAP_FILE, PROBE, BasePipeline
@@ -94,7 +95,10 @@ def test_the_file_draws_as_what_was_trained(
     made = on_pipeline(recipe(captioned_folder, baselines["sd3"], lora=lora, ema_decay=0.5))
     train(made, tmp_path / "run")
     call: dict[str, Any] = {"num_inference_steps": 2, "seeds": [3], "output_type": "pt"}
-    expected: Any = flow_map_pipeline(made, networks[0][1][0])("a red apple", **call)
+    codec = load_codec(str(baselines["sd3"] / "vae"))
+    pipeline: Any = flow_map_pipeline(made, networks[0][1][0], codec)
+    assert pipeline.vae is codec.autoencoder  # which is on the device already
+    expected = pipeline("a red apple", **call)
     for place in (tmp_path / "run", tmp_path / "run" / "adapted", tmp_path / "run" / "adapted" / FLOW_MAP_FILE):
         found: Any = anystep.load(place, "cpu").pipeline("a red apple", **call)
         assert torch.equal(found.images, expected.images)

@@ -327,21 +327,25 @@ def load_adapted(path: Path, dtype: torch.dtype = torch.float32) -> AdaptedPipel
     file.check_base(transformer)
     network = FlowMapTransformer(transformer, file.options)
     file.fill(transformer)
-    return as_pipeline(base, network.eval(), file.scheduler(), file.about)
+    return as_pipeline(base, network.eval(), file.scheduler(), load_codec(base.codec), file.about)
 
 
 def as_pipeline(
-    base: BasePipeline, network: FlowMapTransformer, scheduler: TransitionScheduler, about: Mapping[str, Any]
+    base: BasePipeline,
+    network: FlowMapTransformer,
+    scheduler: TransitionScheduler,
+    codec: Any,
+    about: Mapping[str, Any],
 ) -> AdaptedPipeline:
     """A flow map as it is drawn with.
 
     Args:
+        codec: that of the base, loaded.
         about: `guidance`, `sampling` and `caption_tokens`, as a `FlowMapFile` says them.
     """
     tokens = about.get("caption_tokens")
     if tokens is not None:
         check("caption_tokens", tokens, bounds.Count)
-    codec: Any = load_codec(base.codec)
     pipeline = AdaptedPipeline(
         transformer=network, scheduler=scheduler, vae=codec.autoencoder, text_encoder_name=base.text_encoder(tokens),
         guidance_scale=about["guidance"], sampling=about["sampling"],

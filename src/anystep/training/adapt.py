@@ -129,10 +129,10 @@ def base_digest(recipe: Recipe) -> str:
     return text_digest(" ".join(sampled_digest(each) for each in files))
 
 
-def flow_map_pipeline(recipe: Recipe, network: FlowMapTransformer) -> AdaptedPipeline:
+def flow_map_pipeline(recipe: Recipe, network: FlowMapTransformer, codec: Any) -> AdaptedPipeline:
     """The network as users will load it."""
     base = base_of(recipe)
-    return as_pipeline(base, network, FlowMapScheduler(shift=shift_of(recipe, base)), drawing(recipe))
+    return as_pipeline(base, network, FlowMapScheduler(shift=shift_of(recipe, base)), codec, drawing(recipe))
 
 
 def shift_of(recipe: Recipe, base: BasePipeline) -> float:

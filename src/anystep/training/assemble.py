@@ -208,7 +208,7 @@ def as_pipeline(inputs: TrainingInputs, network: Network) -> TransitionPipeline:
     """The network as users will load it."""
     recipe, codec, data = inputs.recipe, inputs.codec, inputs.data
     if isinstance(network, FlowMapTransformer):
-        return adapt.flow_map_pipeline(recipe, network)
+        return adapt.flow_map_pipeline(recipe, network, codec)
     text = reads_captions(recipe.model)
     kind = TransitionPipeline if text else TransitionClassPipeline
     pipeline = kind(
