@@ -1,11 +1,14 @@
 """The app as its OpenAPI description says: fuzzed, and watched."""
 
+import io
 from typing import Any
 
 import httpx2
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
@@ -13,6 +16,8 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
+
+from anystep.studio.openai_images import EditFields
 
 from .conftest import Running
 
@@ -54,6 +59,30 @@ def test_no_request_gets_an_answer_that_is_not_described(service: Running) -> No
 @pytest.mark.slow
 def test_no_request_of_many_gets_an_answer_that_is_not_described(service: Running) -> None:
     fuzz(service, 300)
+
+
+buffer = io.BytesIO()
+Image.new("RGB", (16, 16), "red").save(buffer, "PNG")
+START = buffer.getvalue()
+FIELDS = sorted(EditFields.model_fields)
+ODD = [
+    "", "0", "-1", "1e999", "nan", "[]", "{}", "null", "true", "\0", "1x1", "99999x99999", "9" * 400, "[0, 1", "\u0661",
+    "a\r\nb: c",
+]  # fmt: skip
+
+
+@given(st.sampled_from(FIELDS), st.sampled_from(ODD) | st.text(max_size=20), st.sampled_from(["", "[]"]))
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+def test_whatever_a_field_of_a_form_holds_an_edit_is_drawn_or_the_reason_told(
+    service: Running, name: str, text: str, ending: str
+) -> None:
+    form = {"prompt": "a whale", "model": "tiny", "guidance": "1", name + ending: text}
+    answer = httpx2.post(f"{service.url}/v1/images/edits", data=form, files={"image": START}, timeout=60)
+    if answer.status_code == 200:
+        assert '"b64_json":' in answer.text or '"url":' in answer.text
+    else:
+        assert answer.status_code in ((400, 404, 504) if name == "deadline" else (400, 404))
+        assert answer.json()["error"]["message"]
 
 
 def test_metrics_count_what_was_drawn(service: Running) -> None:

@@ -411,8 +411,27 @@ def test_two_pictures_are_compared_with_a_wipe(opened: Open, alone: Model) -> No
     assert page.locator(".wipe .over").evaluate("image => image.style.clipPath") == "inset(0px 75% 0px 0px)"
     page.get_by_role("button", name="Compare").click()
     assert page.locator(".wipe").count() == 0
-    page.locator("#model").select_option("classes")  # another model offers what it knows
+
+
+def test_two_models_are_compared_with_a_wipe(opened: Open, alone: Model, served: dict[str, Model]) -> None:
+    page = opened()
+    ask(page, stop=1)
+    page.locator("#go").click()
+    drawn(page, 2)
+    page.locator("#caption").get_by_text("2 steps").wait_for()
+    page.get_by_role("button", name="Compare").click()
+    page.locator("#model").select_option("classes")  # it offers what it knows
     assert page.locator("#examples button").all_inner_texts() == ["ant", "bee", "cat"]
+    page.locator("#examples button").get_by_text("bee").click()
+    page.locator("#go").click()
+    sides = page.locator(".sides")
+    sides.get_by_text("classes").wait_for()
+    assert "tiny" in sides.inner_text()
+    page.locator(".wipe .over").wait_for()
+    shown = {pixels(page, ".wipe .over"), pixels(page, ".wipe img:not(.over)")}
+    guidance = float(page.locator("#guidance").input_value())
+    bee = served["classes"]("bee", 2, 7, guidance=guidance, guidance_in_one_batch=False)
+    assert shown == {each[0].tobytes() for each in (alone("a whale", 2, 7, guidance_in_one_batch=False), bee)}
 
 
 def test_a_run_is_watched_as_it_goes_on(opened: Open, watched: Path) -> None:

@@ -173,12 +173,12 @@ def parse_form(items: Iterable[tuple[str, Any]]) -> tuple[EditFields, UploadFile
             raise InputError(
                 f"file {shown(name)}: expected an image alone; the whole image is drawn anew, without mask"
             )
-        elif plain != name:
-            fields.setdefault(plain, []).append(value)
-        elif name in fields:
-            raise InputError(f"{shown(name)} is given twice")
+        elif plain == name and plain not in fields:
+            fields[plain] = value
+        elif plain != name and isinstance(fields.setdefault(plain, []), list):
+            fields[plain].append(value)
         else:
-            fields[name] = value
+            raise InputError(f"{shown(plain)} is given twice")
     edit = EditFields.model_validate(fields)
     if len(images) != 1:
         raise InputError(f"{len(images)} files as image: expected one")
