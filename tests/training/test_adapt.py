@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import check_continues_exactly, weights
+import yaml
+from helpers import check_continues_exactly, losses, weights
+from processes import run_ranks
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
@@ -196,3 +198,37 @@ def test_sizes_that_the_network_cannot_draw_are_refused(
     made = recipe(captioned_folder, baselines["flux"], "flux", data={"source": str(captioned_folder), "size": 18})
     with pytest.raises(InputError, match=r"data.size 18: must be a multiple of 4"):
         train(made, tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", TARGETS)
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_have_the_losses_and_the_file_of_one(
+    family: str, parallel: str, captioned_folder: Path, baselines: dict[str, Path], tmp_path: Path
+) -> None:
+    kept = {"storage": "float32", "teacher": True, "interval_share": 0.5}
+    chosen = {"log_every": 1, "threads": 1}
+    learned = {"kind": "shortcut"}
+    made = recipe(captioned_folder, baselines[family], family, adapt=kept, objective=learned, run=chosen)
+    train(made, tmp_path / "alone")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(made.model_dump(mode="json", exclude_unset=True)))
+    done = run_ranks(2, ["train", str(path), "--out", str(tmp_path / "two"), "--parallel", parallel], tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "alone"), rel=1e-4)
+    written, expected = (load_file(tmp_path / run / "adapted" / FLOW_MAP_FILE) for run in ("two", "alone"))
+    assert written.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(written[name], value, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_learn_the_same(captioned_folder: Path, baselines: dict[str, Path], tmp_path: Path) -> None:
+    kept = {"teacher": True, "interval_share": 0.5}
+    for name in ("eager", "compiled"):
+        chosen = {"log_every": 1, "threads": 1, "compile": name == "compiled"}
+        train(
+            recipe(captioned_folder, baselines["sd3"], adapt=kept, objective={"kind": "shortcut"}, run=chosen),
+            tmp_path / name,
+        )
+    assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "eager"), rel=1e-4)

@@ -71,7 +71,8 @@ def wrap(network: nn.Module, ranks: Ranks, find_unused: bool = False) -> nn.Modu
     """
     if ranks.count == 1 or isinstance(network, FSDPModule):
         return network
-    return DistributedDataParallel(network, find_unused_parameters=find_unused)
+    # buffers never change, and to send them around at every forward would wait for processes whose target needs none
+    return DistributedDataParallel(network, broadcast_buffers=False, find_unused_parameters=find_unused)
 
 
 def sync_gradients(wrapped: nn.Module, now: bool) -> None:
