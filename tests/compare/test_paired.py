@@ -36,6 +36,15 @@ def test_of_one_seed_the_redrawn_images_tell() -> None:
     assert best_or_level({"b": seeded({0: math.nan})}) == []
 
 
+def test_two_seeds_are_not_ranked_beside_more() -> None:
+    """By their intervals a hundred and one would be level."""
+    sure = seeded({0: 1.0, 1: 1.1, 2: 0.9})
+    unsure = seeded({0: 150.0, 1: 50.0})
+    assert best_or_level({"sure": sure, "unsure": unsure}) == ["sure"]
+    assert best_or_level({"better": seeded({0: 0.1, 1: 0.2}), "sure": sure}) == ["sure"]
+    assert best_or_level({"sure": {seed: sure[seed] for seed in (0, 1)}, "unsure": unsure}) == ["sure", "unsure"]
+
+
 @pytest.mark.parametrize(("freedom", "quantile"), [(1, 12.706), (9, 2.262), (10, 2.2281), (15, 2.1314), (30, 2.0423)])
 def test_students_quantiles(freedom: int, quantile: float) -> None:
     assert student(freedom) == pytest.approx(quantile, abs=4e-3)

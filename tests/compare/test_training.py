@@ -30,10 +30,16 @@ def test_runs_end_with_the_process_that_began_them_and_go_on(small: Path, tmp_pa
     command += ["--jobs", "2", "--seeds", "[0]", "--evaluations", "40000", "--recipe.run.log_every", "1"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     logs = tmp_path / "out" / "runs"
+
+    def written() -> set[tuple[Path, int]]:
+        """Logs with a step in them, and when it was written."""
+        found = ((path, path.stat()) for path in logs.rglob("metrics.jsonl"))
+        return {(path, stat.st_mtime_ns) for path, stat in found if stat.st_size}
+
     for how, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 130)):
-        before = {path: path.stat().st_mtime_ns for path in logs.rglob("metrics.jsonl")}
+        before = written()
         child = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        while child.poll() is None and {p: p.stat().st_mtime_ns for p in logs.rglob("metrics.jsonl")} == before:
+        while child.poll() is None and written() <= before:
             time.sleep(0.05)
         child.send_signal(how)
         told = child.communicate()[1]  # of a killed one Python's tracker of resources tells

@@ -51,10 +51,13 @@ def verdict_of(gained: Mapping[str, float]) -> str:
 def best_or_level(losses: Mapping[str, Losses]) -> list[str]:
     """The variant with the lowest mean over its seeds, and all on which it gains nothing that can be told.
 
-    Variants with a figure that is not finite are none of them.
+    Variants of two seeds are ranked among themselves alone: beside more seeds their intervals, three times as wide and
+    wider, would make anything level. Variants with a figure that is not finite are none of them.
     """
     means = {name: mean(each[0].item() for each in mine.values()) for name, mine in losses.items()}
     means = {name: value for name, value in means.items() if math.isfinite(value)}
+    most = max((len(losses[name]) for name in means), default=0)
+    means = {name: value for name, value in means.items() if not 2 == len(losses[name]) < most}
     if not means:
         return []
     best = min(means, key=lambda name: means[name])

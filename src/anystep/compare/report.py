@@ -45,8 +45,8 @@ def markdown(figures: Mapping[str, Any]) -> str:
         "",
         "± is a 95 % interval: of the mean over seeds where there are several, else of the redrawn images. "
         "Bold is best or level: the interval of the difference from the best, paired over the seeds that both have, "
-        "does not exclude zero (Student's t, which tells little of two seeds). The score is the mean over "
-        "step counts of the logarithm. "
+        "does not exclude zero (Student's t; it tells little of two seeds, so that variants of two are not ranked "
+        "where others have more). The score is the mean over step counts of the logarithm. "
         "`better` and `worse` are differences whose interval excludes zero; one in twenty such differences does so by "
         "chance. All runs are measured with the same captions, noise and real images, whose own draw no interval "
         "includes.",
