@@ -6,8 +6,8 @@
 
 A step is forward, backward, clipping, update and EMA on random latents and captions, in the recipe's precision,
 compiled and with checkpointing as it says. The variants take turns in one run, so that what the machine is doing
-meanwhile weighs on all alike. Exactly half of each batch has t > r, the expected share of the recipe's main phase (an
-opening phase of plain diffusion has none), because the cost depends on nothing else of the draw. Peak memory is of a
+meanwhile weighs on all alike. As many samples of each batch have t > r as are expected (half with the paper's
+objective, 3 % with ours, in whole samples), because the cost depends on nothing else of the draw. Peak memory is of a
 process that runs one variant alone: resident on the CPU, where `megabytes_before` is Python and its imports; allocated
 on CUDA. The utilisation counts the operations of all evaluations against the peak of the device, where that is known.
 """
