@@ -422,15 +422,15 @@ def test_two_models_are_compared_with_a_wipe(opened: Open, alone: Model, served:
     page.get_by_role("button", name="Compare").click()
     page.locator("#model").select_option("classes")  # it offers what it knows
     assert page.locator("#examples button").all_inner_texts() == ["ant", "bee", "cat"]
-    page.locator("#examples button").get_by_text("bee").click()
+    ask(page, "bee", stop=1)
+    page.locator("#guidance").fill("2")
     page.locator("#go").click()
-    sides = page.locator(".sides")
-    sides.get_by_text("classes").wait_for()
-    assert "tiny" in sides.inner_text()
+    sides = page.locator(".sides span")  # one step is drawn and shown before two
+    sides.filter(has_text="classes").filter(has_text="2 steps").wait_for()
+    assert sides.filter(has_text="tiny").filter(has_text="2 steps").count() == 1
     page.locator(".wipe .over").wait_for()
     shown = {pixels(page, ".wipe .over"), pixels(page, ".wipe img:not(.over)")}
-    guidance = float(page.locator("#guidance").input_value())
-    bee = served["classes"]("bee", 2, 7, guidance=guidance, guidance_in_one_batch=False)
+    bee = served["classes"]("bee", 2, 7, guidance=2.0, guidance_in_one_batch=False)
     assert shown == {each[0].tobytes() for each in (alone("a whale", 2, 7, guidance_in_one_batch=False), bee)}
 
 
