@@ -57,7 +57,7 @@ def best_or_level(losses: Mapping[str, Losses]) -> list[str]:
     means = {name: mean(each[0].item() for each in mine.values()) for name, mine in losses.items()}
     means = {name: value for name, value in means.items() if math.isfinite(value)}
     most = max((len(losses[name]) for name in means), default=0)
-    means = {name: value for name, value in means.items() if not 2 == len(losses[name]) < most}
+    means = {name: value for name, value in means.items() if len(losses[name]) != 2 or most == 2}
     if not means:
         return []
     best = min(means, key=lambda name: means[name])
