@@ -105,10 +105,11 @@ def alone(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-# a group that is still there when the interpreter ends aborts a process now and then
-AT_EXIT = """import atexit
+# a group that is still there when the interpreter ends aborts a process now and then; the line is written in one piece,
+# since torchrun's processes share an output without buffers
+AT_EXIT = """import atexit, sys
 import torch.distributed as dist
-atexit.register(lambda: print("in a group at the end:", dist.is_initialized()))
+atexit.register(lambda: sys.stdout.write(f"in a group at the end: {dist.is_initialized()}\\n"))
 """
 
 
