@@ -19,6 +19,11 @@ JUDGE = {
 }
 
 
+def may_be_hub_id(name: str) -> bool:
+    """Whether a name that is no folder may be `owner/model` of the hub; not where there is a folder `owner`."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).parent.is_dir()
+
+
 @contextmanager
 def loading(
     what: str, name_or_path: str, files: Mapping[str, tuple[str, ...]] | None = None, plain_pickles: bool = False
@@ -86,7 +91,7 @@ def _missing(name_or_path: str, files: Mapping[str, tuple[str, ...]]) -> str:
             name for name, others in files.items() if not any(any(folder.glob(pattern)) for pattern in (name, *others))
         ]
         return f"there is no {' and no '.join(lacking)} in {folder}; put that there" if lacking else ""
-    if name_or_path.count("/") != 1 or name_or_path[0] in "./~":
+    if not may_be_hub_id(name_or_path):
         return f"no such folder; it should hold {needed}"
     if isinstance(try_to_load_from_cache(name_or_path, "config.json"), str):
         return ""

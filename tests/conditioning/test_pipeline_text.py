@@ -72,6 +72,9 @@ def test_captions_may_be_shorter_and_stable_diffusion_3_may_lack_its_third_encod
     baselines: dict[str, Path], tmp_path: Path
 ) -> None:
     short = load_caption_encoder(f"{baselines['sd3']}?max_sequence_length=5")
+    for wrong in ("", "0", "-1", "many"):
+        with pytest.raises(InputError, match="max_sequence_length"):
+            load_caption_encoder(f"{baselines['sd3']}?max_sequence_length={wrong}")
     assert short(PROMPTS)[0].shape[1] == encoder_of(baselines["sd3"])(PROMPTS)[0].shape[1] - 256 + 5
     folder = shutil.copytree(baselines["sd3"], tmp_path / "sd3")
     index = read_json(folder / "model_index.json")

@@ -17,7 +17,7 @@ from anystep.errors import InputError
 from anystep.models.flow_map import FlowMapOptions, FlowMapTransformer, embedding_of
 from anystep.models.lora import add_lora
 from anystep.pipelines.adapted import ABOUT, BasePipeline, FlowMapFile, FlowMapScheduler, find_flow_map
-from anystep.pipelines.baselines import load_image_model
+from anystep.pipelines.load_image_model import load_image_model
 from anystep.pipelines.plan import check_room
 
 FAMILIES = ("sd3", "flux", "sana")

@@ -16,9 +16,10 @@ from torch import nn
 
 from anystep.cli import main
 from anystep.errors import InputError
-from anystep.pipelines import baselines as module
-from anystep.pipelines.baselines import Baseline, load_image_model, placed
+from anystep.pipelines import load_image_model as module
+from anystep.pipelines.baselines import Baseline
 from anystep.pipelines.load import Model
+from anystep.pipelines.load_image_model import load_image_model, placed
 
 SIZE = (32, 32)
 WEIGHTS = "diffusion_pytorch_model.safetensors"

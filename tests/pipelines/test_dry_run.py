@@ -9,7 +9,7 @@ import pytest
 from helpers import refused
 
 from anystep.cli import main
-from anystep.pipelines.baselines import load_image_model
+from anystep.pipelines.load_image_model import load_image_model
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anystep.bounds import Count, check
 from anystep.conditioning.text import States, TextEncoder, load_text_encoder, plain_text
 from anystep.errors import InputError
 from anystep.files import read_json
@@ -21,9 +22,7 @@ from anystep.pretrained import loading, pretrained_encoder
 from anystep.weights import BUILTIN
 
 # tokens of a caption; of FLUX.1 without a guidance scale, which is FLUX.1-schnell, half of them
-LENGTHS = {"sd3": 256, "flux": 512, "sana": 300}
-
-
+DEFAULT_LENGTHS = {"sd3": 256, "flux": 512, "sana": 300}
 LENGTH = "?max_sequence_length="
 
 
@@ -59,7 +58,7 @@ class PipelineTextEncoder:
         self.states = int(config.get("joint_attention_dim", config.get("caption_channels", 0)))
         self.width = max(self.states, int(config.get("pooled_projection_dim") or 0))
         schnell = self.family == "flux" and not config.get("guidance_embeds")
-        self.max_length = max_length or LENGTHS[self.family] // (1 + schnell)
+        self.max_length = max_length or DEFAULT_LENGTHS[self.family] // (1 + schnell)
         self.device = torch.device("cpu")
         self._pipeline: Any = None
 
@@ -161,10 +160,11 @@ def load_caption_encoder(name_or_path: str | Path = BUILTIN) -> CaptionEncoder:
     Raises:
         InputError: nothing there, or refused.
     """
-    folder, _, length = str(name_or_path).partition(LENGTH)
+    folder, asked, length = str(name_or_path).partition(LENGTH)
     if not is_pipeline(folder):
         return load_text_encoder(name_or_path)
-    encoder = PipelineTextEncoder(folder, int(length) if length.isdecimal() else None)
+    tokens: Any = int(length) if length.isdecimal() else length
+    encoder = PipelineTextEncoder(folder, check("max_sequence_length", tokens, Count) if asked else None)
     if not any(part.startswith("text_encoder") and (entry or [None])[-1] for part, entry in encoder.index.items()):
         raise InputError(f"{str(name_or_path)!r} has no text encoder: save the pipeline with its own")
     return encoder

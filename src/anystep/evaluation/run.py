@@ -26,9 +26,9 @@ from anystep.evaluation.reference import Reference, control_features, open_refer
 from anystep.evaluation.report import check_drawing, write_report
 from anystep.evaluation.settings import Evaluation, MeasurementSettings, image_counter, output_folder, step_counts
 from anystep.files import check_output
-from anystep.pipelines.baselines import load_image_model
 from anystep.pipelines.dry_run import dry_run
 from anystep.pipelines.image_model import ImageModel
+from anystep.pipelines.load_image_model import load_image_model
 from anystep.pipelines.step_sheet import models_sheet
 
 KIND = "evaluation report"

@@ -39,6 +39,7 @@ from anystep.models.flow_map import (
 from anystep.models.lora import PARTS, check_lora, lora_of, parse_lora, require_peft
 from anystep.pipelines.scheduler import Planning, TransitionScheduler
 from anystep.pipelines.transition import TransitionPipeline
+from anystep.pretrained import may_be_hub_id
 
 FLOW_MAP_FILE = "anystep.safetensors"
 RUN_FOLDER = "adapted"  # of a training run, in which that file is
@@ -84,7 +85,7 @@ class BasePipeline:
         """
         folder = Path(model).expanduser()
         if not (folder / "model_index.json").exists():
-            if model.count("/") != 1 or model.startswith((".", "/", "~")) or folder.parent.is_dir():
+            if not may_be_hub_id(model):
                 raise InputError(
                     f"no pipeline of diffusers at {shown(model)}: expected a folder or a hub id owner/name"
                 )

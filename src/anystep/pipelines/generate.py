@@ -16,10 +16,11 @@ from anystep.data.example import BrokenExample
 from anystep.data.images import read_image
 from anystep.errors import InputError
 from anystep.fingerprint import file_digest
-from anystep.pipelines.baselines import Baseline, load_image_model, split_options
+from anystep.pipelines.baselines import Baseline
 from anystep.pipelines.image_model import Generated, ImageModel
 from anystep.pipelines.inputs import STRENGTH, check_prompts
 from anystep.pipelines.load import BUILTIN, Model, find
+from anystep.pipelines.load_image_model import load_image_model, split_options
 from anystep.pipelines.lora import find_lora
 from anystep.pipelines.plan import check_room
 from anystep.pipelines.scheduler import Planning, parse_plans

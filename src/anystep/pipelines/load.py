@@ -16,6 +16,7 @@ from anystep.pipelines.adapted import find_flow_map, load_adapted
 from anystep.pipelines.image_model import ImageModel, Output, count_parameters
 from anystep.pipelines.scheduler import Planning
 from anystep.pipelines.transition import TransitionPipeline
+from anystep.pretrained import may_be_hub_id
 from anystep.sampling import StepPlan
 from anystep.weights import BUILTIN, shipped
 
@@ -133,9 +134,7 @@ def find(model: str | Path) -> str:
     for candidate in (folder, folder / "pipeline"):  # a training run keeps its pipeline in a folder of that name
         if (candidate / "model_index.json").exists():
             return str(candidate)
-    # `runs/x` is no hub id where there is a folder `runs`
-    is_hub_id = str(model).count("/") == 1 and not str(model).startswith((".", "/", "~"))
-    if not is_hub_id or folder.exists() or folder.parent.is_dir():
+    if folder.exists() or not may_be_hub_id(str(model)):
         raise InputError(f"unknown model {shown(str(model))}: {_instead(folder)}")
     return str(model)
 

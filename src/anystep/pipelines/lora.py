@@ -28,6 +28,7 @@ from anystep.models.lora import (
     set_lora_scale,
     write_lora,
 )
+from anystep.pretrained import may_be_hub_id
 
 RUN_FOLDER = "lora"  # of a training run, in which its adapter is
 
@@ -216,7 +217,7 @@ def find_lora(source: str | Path, weight_name: str | None = None, subfolder: str
             return files[0]
         missing = f"it holds {len(files)} files of safetensors, name one" if files else "there is none in it"
         raise InputError(f"no LoRA in {shown(name)}: {missing}; expected {weight_name or LORA_FILE}")
-    if name.count("/") != 1 or name.startswith((".", "/", "~")) or place.parent.is_dir():
+    if not may_be_hub_id(name):
         raise InputError(f"no LoRA at {shown(name)}: expected a .safetensors file, a folder with one, or a hub id")
     hub.pop("use_safetensors", None)
     with refused(f"no LoRA {shown(name)} came from the hub"):

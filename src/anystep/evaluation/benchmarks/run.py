@@ -40,10 +40,10 @@ from anystep.evaluation.settings import (
     step_counts,
 )
 from anystep.files import claimed, write_json
-from anystep.pipelines.baselines import load_image_model
 from anystep.pipelines.dry_run import dry_run
 from anystep.pipelines.image_model import ImageModel
 from anystep.pipelines.load import load
+from anystep.pipelines.load_image_model import load_image_model
 from anystep.ranks import Ranks
 
 KIND = "benchmark"
