@@ -55,7 +55,7 @@ def add(commands: Commands) -> None:
     add_options(parser, "--plan")
     option("--finish-after", type=OptionalCount, metavar="N", help="jump to the end in one step after N transitions")
     option("--force", action="store_true", help="draw prompts that the model does not know")
-    add_options(parser, "--model", default=None, help=f"{BASELINES} (default: builtin)")
+    add_options(parser, "--model", default=None, help=BASELINES)
     adapter = "an adapter (LoRA) on the model, a file, folder, run or hub id, and how much of it (default: 1)"
     option("--lora", type=weighted_spec, nargs="+", metavar="PATH[:SCALE]", help=adapter)
     add_options(parser, "--device", "--json")

@@ -83,6 +83,7 @@ class OneLineParser(argparse.ArgumentParser):
 
         An option of several numbers ends at the first word that is no attempt at a number, as in
         `--steps 1 2 "a red apple"`; one of several words gives up its last where a positional argument is missing.
+        Where that may be missing, as prompts may beside `--like`, only a word with a space in it is given up.
         """
         options: list[str] = []
         positionals: list[str] = []
@@ -114,7 +115,9 @@ class OneLineParser(argparse.ArgumentParser):
                 last_of_several.append(len(options) - 1)
         required = [each for each in self._get_positional_actions() if each.required]
         if len(positionals) < len(required) and len(last_of_several) == 1:
-            positionals.append(options.pop(last_of_several[0]))
+            (last,) = last_of_several
+            if any(each.nargs != "*" for each in required) or " " in options[last]:
+                positionals.append(options.pop(last))
         return options, positionals, unknown
 
     def _is_option(self, word: str) -> bool:
