@@ -1,5 +1,6 @@
 """Training: exact resume, clean interruption, nothing lost to bad samples."""
 
+import copy
 import gzip
 import json
 from pathlib import Path
@@ -282,6 +283,13 @@ def test_sources_are_mixed_and_a_run_begins_with_the_weights_of_another(
     train(Recipe.model_validate(config), tmp_path / "second")
     average = {name: value for name, value in weights(tmp_path / "first").items() if name.startswith("ema-0.")}
     after = weights(tmp_path / "second")
+    torch.testing.assert_close({name: after[name] for name in average}, average)
+
+    guided = copy.deepcopy(config)
+    guided["model"] |= {"options": {"guidance_embed": True}}
+    guided["objective"] |= {"kind": "any_step", "guidance_condition": {"w_max": 3}}
+    train(Recipe.model_validate(guided), tmp_path / "guided")
+    after = weights(tmp_path / "guided")
     torch.testing.assert_close({name: after[name] for name in average}, average)
 
     config["model"] |= {"options": {"depth": 1}}

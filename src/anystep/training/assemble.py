@@ -166,13 +166,14 @@ def prepare_network(inputs: TrainingInputs, init_from: str | None = None) -> Net
 
 
 def load_weights(network: TransitionTransformer2DModel, model: str) -> None:
-    """Copy the weights of another model's transformer.
+    """Copy the weights of another model's transformer; an embedding of guidance that it lacks answers zero at first.
 
     Raises:
         InputError: one of another architecture; lists what differs.
     """
-    state = load(model, "cpu").pipeline.transformer.state_dict()
-    if different := differing_tensors(state, network.state_dict()):
+    own, found = network.state_dict(), load(model, "cpu").pipeline.transformer.state_dict()
+    state = {**{name: own[name] for name in own if name.startswith("guidance_embedding.")}, **found}
+    if different := differing_tensors(state, own):
         raise InputError(f"model.weights {model!r} is of another architecture, its tensors differ in {different}")
     network.load_state_dict(state)
 
