@@ -259,6 +259,21 @@ def draw_latents(pipeline: Any, prompts: Any = PROMPTS, steps: int = 2, **option
     return images
 
 
+@contextmanager
+def tensor_defaults(dtype: torch.dtype = torch.float32, device: str = "cpu") -> Iterator[None]:
+    """A process that makes tensors of another type, or on another device, wherever nobody says.
+
+    Nothing can be computed of what is made on the device `meta`.
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def assert_latents_close(one: torch.Tensor, other: torch.Tensor) -> None:
     torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4)
 

@@ -40,7 +40,7 @@ class Packing:
     @cached_property
     def sample_index(self) -> Int[Tensor, " tokens"]:
         """Which image each token belongs to, on the CPU."""
-        return torch.repeat_interleave(torch.tensor(self.lengths))
+        return torch.repeat_interleave(torch.tensor(self.lengths, device="cpu"))
 
     def index_on(self, device: torch.device) -> Int[Tensor, " tokens"]:
         """`sample_index`, on a device."""

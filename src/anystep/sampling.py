@@ -20,6 +20,7 @@ from torch.nn.functional import pad
 
 from anystep import bounds
 from anystep.errors import InputError
+from anystep.seeds import generator_of
 from anystep.transport import Sample, Transport
 
 
@@ -89,10 +90,11 @@ def schedule(
     shift = bounds.check("shift", shift, bounds.PositiveCoefficient)
     strength = bounds.check("strength", strength, bounds.PositiveShare)
     if tail is None:
-        u = torch.linspace(strength, 0, steps + 1, dtype=torch.float64)
+        u = torch.linspace(strength, 0, steps + 1, dtype=torch.float64, device="cpu")
     else:
         last = strength * bounds.check("tail", tail, bounds.InnerShare)
-        u = torch.cat([torch.linspace(strength, last, steps, dtype=torch.float64), torch.zeros(1)])
+        u = torch.linspace(strength, last, steps, dtype=torch.float64, device="cpu")
+        u = torch.cat([u, u.new_zeros(1)])
     return transport.shift(transport.t_min + (transport.t_max - transport.t_min) * u, shift).float()
 
 
@@ -155,24 +157,32 @@ def noise(shape: Sequence[int], seeds: Sequence[int]) -> Float[Tensor, "batch *s
         shape: of one image.
         seeds: one an image.
     """
-    return _noise(shape, [torch.Generator().manual_seed(seed) for seed in seeds])
+    return _noise(shape, [generator_of(seed) for seed in seeds])
 
 
 def _noise(shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
-    return torch.stack([torch.randn(tuple(shape), generator=generator) for generator in generators])
+    kind: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+    return torch.stack([torch.randn(tuple(shape), generator=generator, **kind) for generator in generators])
 
 
 def drawn_seeds(generator: torch.Generator | list[torch.Generator] | None, count: int) -> list[int]:
     """One seed an image: from one generator for all, PyTorch's own where it is None, or from the generator of each."""
     each = generator if isinstance(generator, list) else [generator] * count
-    return [int(torch.randint(2**62, (1,), generator=one, device="cpu" if one is None else one.device)) for one in each]
+    devices = ["cpu" if one is None else one.device for one in each]
+    drawn = [torch.randint(2**62, (1,), generator=one, device=on) for one, on in zip(each, devices, strict=True)]
+    return [int(number) % 2**32 for number in drawn]
 
 
 def initial_sample(transport: Transport, z: Sample, time: float, init_latents: Sample | None = None) -> Sample:
     """The point of the path where sampling begins: noise alone, or clean data with the noise `z` of that time on it."""
     if init_latents is None:
-        return z.float() * transport.coefficients(torch.tensor([time])).sigma.item()
-    return transport.interpolate(init_latents.to(z.device).float(), z.float(), torch.full((len(z),), time).to(z.device))
+        return z.float() * transport.coefficients(_times(time, 1)).sigma.item()
+    return transport.interpolate(init_latents.to(z.device).float(), z.float(), _times(time, len(z), z.device))
+
+
+def _times(value: float, count: int, device: torch.device | str = "cpu") -> Tensor:
+    """A number for each of several samples, in float32, whatever this process makes tensors of by default."""
+    return torch.full((count,), value, dtype=torch.float32, device=device)
 
 
 def is_guided(scale: float) -> bool:
@@ -242,8 +252,8 @@ def guided(
             g = 1.0
 
         def evaluate(which: str, x: Sample) -> Tensor:
-            told = {"guidance": torch.full((len(x),), g, device=x.device)} if embedded else {}
-            times = [transport.c_noise(torch.full((len(x),), time, device=x.device)) for time in (t, r)]
+            told = {"guidance": _times(g, len(x), x.device)} if embedded else {}
+            times = [transport.c_noise(_times(time, len(x), x.device)) for time in (t, r)]
             caching = getattr(network, "is_cache_enabled", False)  # of diffusers, by the name of the evaluation
             with network.cache_context(which) if caching else nullcontext():
                 answer: Tensor = network(x, *times, *encoded(which), **options, **told)
@@ -346,10 +356,10 @@ def sample(
     short = share * (transport.t_max - transport.t_min) * (1 + 1e-5)  # of equal jumps in float32 all are, or none is
     if stochasticity and (seeds is None or len(seeds) != len(x)):
         raise InputError(f"stochastic sampling needs one seed an image, got {bounds.shown(seeds)}")
-    generators = [torch.Generator().manual_seed(seed ^ 0x5EED) for seed in seeds or []]
+    generators = [generator_of(seed ^ 0x5EED) for seed in seeds or []]
 
     def at(time: float) -> Tensor:
-        return torch.full((len(x),), time, device=x.device)
+        return _times(time, len(x), x.device)
 
     x, nfe, before = x.float(), 0, None
     for i, (t, t_next) in enumerate(pairwise(times)):
@@ -381,7 +391,7 @@ def _data(transport: Transport, x_t: Sample, F: Sample, t: Tensor) -> Sample:
 
 def _decreasing(times: Any) -> list[float]:
     """The times in float32. Raises `InputError` where they do not decrease."""
-    listed: list[float] = torch.as_tensor(times).float().tolist()
+    listed: list[float] = torch.as_tensor(times, dtype=torch.float32, device="cpu").tolist()
     if len(listed) < 2 or not all(t > r for t, r in pairwise(listed)):
         raise InputError(f"times must decrease and number at least two, got {bounds.shown(listed)}")
     return listed

@@ -300,7 +300,7 @@ def make_transport(name: str, **options: Any) -> Transport:
         raise InputError(f"unknown transport {shown(name)}: choose one of {', '.join(TRANSPORTS)}")
     kind = TRANSPORTS[name]
     transport = kind(**check_options("transport.options", kind.__init__, options))
-    ends = torch.tensor([transport.t_min, transport.t_max])
+    ends = torch.tensor([transport.t_min, transport.t_max], dtype=torch.float32, device="cpu")
     if not ends[0] < ends[1]:
         raise InputError(f"transport {name!r}: t_min {transport.t_min} must be below t_max {transport.t_max}")
     numbers = [*transport.coefficients(ends), *transport.rates(ends), transport.c_noise(ends)]

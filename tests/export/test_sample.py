@@ -17,6 +17,7 @@ from anystep.export.export import settings_of
 from anystep.pipelines.scheduler import TransitionScheduler
 from anystep.pipelines.transition import TransitionPipeline
 from anystep.sampling import Prediction, StepPlan, noise
+from anystep.seeds import generator_of
 from anystep.transport import TRANSPORTS, Transport, make_transport
 
 
@@ -48,9 +49,10 @@ def test_transports_are_those_of_the_package(name: str) -> None:
             np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("seed", [7, 2**40 + 7])
 @pytest.mark.parametrize("shape", [(32, 8, 8), (3, 5, 7), (1, 4, 4)])
-def test_a_seed_means_the_noise_that_it_means_in_pytorch(shape: tuple[int, ...]) -> None:
-    generator, ours = torch.Generator().manual_seed(2**40 + 7), sample.Noise(2**40 + 7)
+def test_a_seed_means_the_noise_that_it_means_in_pytorch(shape: tuple[int, ...], seed: int) -> None:
+    generator, ours = generator_of(seed), sample.Noise(seed)
     for _ in range(2):  # the stream goes on where it was
         np.testing.assert_allclose(ours.draw(shape), torch.randn(shape, generator=generator), atol=1e-6)
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from helpers import at_points, latent_batch, lively
+from helpers import at_points, latent_batch, lively, tensor_defaults
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -20,9 +20,11 @@ from anystep.objective import (
     BranchVelocity,
     Identity,
     ModelGuidance,
+    RunningMean,
     TimeDraws,
     TrainingBatch,
     TransitionObjective,
+    Weighting,
     derivative,
     residual_by_bin,
 )
@@ -67,6 +69,26 @@ def test_the_reference_gives_the_same_loss(numbers: Path, name: str, direction: 
     slope = derivative("central")(BoundNetwork(network, FLOW, y), at)
     # two evaluations that agree to 1e-6 differ by 1e-4 when divided by 2 eps = 0.01
     assert (slope - stored[f"{name}.dde"][moving]).norm() <= 5e-5 * slope.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_loss_does_not_depend_on_what_the_process_makes_tensors_of(dtype: torch.dtype) -> None:
+    x, _, _, _, y = latent_batch(6)
+    network, means = lively("c2i-test"), RunningMean()
+    objective = TransitionObjective(FLOW, weighting=Weighting(power=0.0, normaliser=means))
+
+    def evaluated() -> list[Tensor]:
+        means.sums.zero_(), means.counts.zero_()
+        batch = objective.draw_batch(x, y, torch.Generator().manual_seed(0))
+        for _ in range(2):  # the second time there is something to forget
+            record = objective.evaluate(network, batch)
+            means.update(FLOW, record.t, record.r, record.residual)
+        bins = residual_by_bin(FLOW, record.t, record.r, record.residual)
+        return [record.loss, record.residual, record.alignment, means.sums.clone(), means.counts.clone(), *bins]
+
+    expected = evaluated()
+    with tensor_defaults(dtype, "meta"):
+        assert all(torch.equal(*both) for both in zip(evaluated(), expected, strict=True))
 
 
 def test_only_samples_with_an_interval_are_differentiated_and_both_sides_at_once() -> None:

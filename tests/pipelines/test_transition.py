@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import EulerDiscreteScheduler, FlowMapEulerDiscreteScheduler
-from helpers import PROMPTS, offload_layers
+from helpers import PROMPTS, offload_layers, tensor_defaults
 from helpers import assert_latents_close as close
 from helpers import draw_latents as draw
 from PIL import Image
@@ -33,6 +33,21 @@ def test_a_batch_is_its_images_one_by_one(pipeline: TransitionPipeline) -> None:
 def test_the_same_seed_is_the_same_image_and_another_is_another(pipeline: TransitionPipeline) -> None:
     assert torch.equal(draw(pipeline, seeds=[5, 6, 7]), draw(pipeline, seeds=[5, 6, 7]))
     assert not torch.allclose(draw(pipeline, seeds=[5, 6, 7]), draw(pipeline, seeds=[5, 6, 8]), atol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_an_image_does_not_depend_on_what_the_process_makes_tensors_of(
+    pipeline: TransitionPipeline, dtype: torch.dtype
+) -> None:
+    words: dict[str, Any] = {"guidance_scale": 2.0, "stochasticity": 0.5, "output_type": "pt", "rope_scaling": "yarn"}
+    expected = draw(pipeline, height=32, width=48, **words)
+    with tensor_defaults(dtype):
+        assert torch.equal(draw(pipeline, height=32, width=48, **words), expected)
+    states, _, null, _ = pipeline.encode_prompt(PROMPTS[0])
+    words |= {"prompt_embeds": states, "negative_prompt_embeds": null, "seeds": [3]}
+    expected = draw(pipeline, None, **words)
+    with tensor_defaults(dtype, "meta"):  # nor on which device
+        assert torch.equal(draw(pipeline, None, **words), expected)
 
 
 def test_prompt_and_guidance_matter(pipeline: TransitionPipeline) -> None:

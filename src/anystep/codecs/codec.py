@@ -91,7 +91,8 @@ class AutoencoderCodec:
                 f"latents_mean and latents_std, or shift_factor and scaling_factor, of the codec: expected finite "
                 f"numbers, and deviations above 0, for {self.channels} channels"
             ) from None
-        self.mean, self.std = (torch.tensor(each).view(1, -1, 1, 1) for each in (mean, std))
+        kind: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+        self.mean, self.std = (torch.tensor(each, **kind).view(1, -1, 1, 1) for each in (mean, std))
 
     @cached_property
     def fingerprint(self) -> str:

@@ -44,7 +44,7 @@ def _tiled(work: Callable[[Tensor], Tensor], batch: Tensor, tile: int, factor: i
 def _one_tiled(work: Callable[[Tensor], Tensor], whole: Tensor, cut: "Cut", before: int, after: int) -> Tensor:
     rows, columns = whole.shape[2] // before, whole.shape[3] // before
     total: Tensor | None = None
-    weight = torch.zeros(1, 1, rows * after, columns * after)
+    weight = torch.zeros(1, 1, rows * after, columns * after, dtype=torch.float32, device="cpu")
     for top, bottom in cut.spans(rows):
         for left, right in cut.spans(columns):
             part = work(whole[:, :, top * before : bottom * before, left * before : right * before]).float().cpu()
@@ -84,7 +84,7 @@ class Cut(NamedTuple):
 
         The edges of the image itself have no margin.
         """
-        place = torch.arange((end - start) * scale, dtype=torch.float32) + 0.5
+        place = torch.arange((end - start) * scale, dtype=torch.float32, device="cpu") + 0.5
         weight = torch.ones_like(place)
         if start > 0:
             weight = torch.minimum(weight, ((place - self.margin * scale) / (self.blend * scale)).clamp(0, 1))

@@ -82,7 +82,7 @@ class TextEncoder:
     def mean_states(self, prompts: Sequence[str]) -> Float[Tensor, "batch width"]:
         """The mean state of the tokens of each caption."""
         states, mask = self(prompts)
-        weight = torch.ones(states.shape[:2], device=states.device) if mask is None else mask.float()
+        weight = torch.ones_like(states[..., 0]) if mask is None else mask.float()
         return (states * weight[..., None]).sum(1) / weight.sum(1, keepdim=True)
 
     def tokens_read(self, max_length: int | None = None) -> int:
@@ -149,7 +149,8 @@ def split_states(
 def pad_states(rows: Sequence[Float[Tensor, "_ width"]]) -> States:
     """States padded to the longest caption, in float32, with a mask where anything is padded: undoes `split_states`."""
     states = torch.nn.utils.rnn.pad_sequence([row.float() for row in rows], batch_first=True)
-    mask = torch.arange(states.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
+    lengths = torch.tensor([len(row) for row in rows], device=states.device)
+    mask = torch.arange(states.shape[1], device=states.device) < lengths[:, None]
     return states, None if bool(mask.all()) else mask
 
 

@@ -19,6 +19,7 @@ from anystep.evaluation.extractors.registry import FeatureExtractor
 from anystep.evaluation.metrics.base import ImageFeatures, Images, Metric
 from anystep.evaluation.metrics.registry import check_measurable
 from anystep.evaluation.settings import Evaluation, MeasurementSettings
+from anystep.seeds import generator_of
 
 FINGERPRINTED = 100  # images whose pixels tell one set of real images from another
 BLUR = 1.0  # standard deviation in pixels, of the degraded control
@@ -124,7 +125,7 @@ def control_features(evaluation: Evaluation, reference: Reference) -> dict[str, 
         return lambda image: image.filter(ImageFilter.GaussianBlur(BLUR))
 
     def noisy(first: int) -> Change:
-        rng = torch.Generator().manual_seed(evaluation.seed + first)  # no chunk depends on another
+        rng = generator_of(evaluation.seed + first)  # no chunk depends on another
 
         def change(image: Image.Image) -> Image.Image:
             levels = to_pixels(image).float()

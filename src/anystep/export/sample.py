@@ -111,7 +111,7 @@ class Noise:
     """Standard normal numbers of a seed: a Mersenne twister, and Box-Muller in groups of sixteen."""
 
     def __init__(self, seed: int) -> None:
-        self._twister = np.random.RandomState(seed & 0xFFFFFFFF)
+        self._twister = np.random.RandomState((seed ^ (seed >> 32) * 0x9E3779B1) % 2**32)  # all bits of a long one
 
     def draw(self, shape: Sequence[int]) -> np.ndarray:
         count = math.prod(shape)

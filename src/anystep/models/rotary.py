@@ -37,7 +37,7 @@ def positions(height: int, width: int, grid: RotaryGrid) -> Int[Tensor, "tokens 
     `row_major`: (n mod width, n div width), the true column and row. `reference`: (n mod height, n div height), which
     is what the released Transition Models weights were trained with; the two agree on squares.
     """
-    n = torch.arange(height * width)
+    n = torch.arange(height * width, device="cpu")
     stride = width if grid == "row_major" else height
     return torch.stack([n % stride, n // stride], dim=1)
 
@@ -55,14 +55,14 @@ def frequencies(
         stretch: length of the axis relative to the trained one; 1 and below change nothing.
         extent: number of positions in training, on which `by_parts` and `yarn` depend.
     """
-    plain: Tensor = BASE ** (-torch.arange(pairs, dtype=torch.float32) / pairs)
+    plain: Tensor = BASE ** (-torch.arange(pairs, dtype=torch.float32, device="cpu") / pairs)
     if scaling == "plain" or stretch <= 1:
         return plain
     if scaling == "interpolation":
         return plain / stretch
     if scaling == "ntk":  # base * s^(d / (d - 2)), where d = 2 pairs
         raised = BASE * stretch ** (pairs / max(1, pairs - 1))
-        return raised ** (-torch.arange(pairs, dtype=torch.float32) / pairs)
+        return raised ** (-torch.arange(pairs, dtype=torch.float32, device="cpu") / pairs)
     turns = extent * plain / (2 * math.pi)
     unchanged = ((turns - ALPHA) / (BETA - ALPHA)).clamp(0, 1)
     return (1 - unchanged) * plain / stretch + unchanged * plain
@@ -91,7 +91,7 @@ def rope_angles(
         angles.append(axis.float()[:, None] * frequencies(pairs, scaling, stretch, extent or 1))
     factor = None
     if scaling == "yarn" and largest > 1:  # sqrt(1/t) = 0.1 ln s + 1 on queries and on keys (eq. 22); here on queries
-        factor = torch.full((len(places),), (0.1 * math.log(largest) + 1) ** 2)
+        factor = torch.full_like(angles[0][:, 0], (0.1 * math.log(largest) + 1) ** 2)
     return RopeAngles(torch.cat(angles, dim=1), factor)
 
 
@@ -103,7 +103,7 @@ def rope(grids: Iterable[RopeAngles], device: torch.device) -> Rope:
     if all(grid.attention_factor is None for grid in grids):
         return Rope(unscaled, unscaled)
     factors = [
-        torch.ones(len(grid.angles)) if grid.attention_factor is None else grid.attention_factor for grid in grids
+        torch.ones_like(grid.angles[:, 0]) if grid.attention_factor is None else grid.attention_factor for grid in grids
     ]
     return Rope(unscaled * torch.cat(factors).to(device)[:, None, None], unscaled)
 

@@ -283,7 +283,7 @@ class TransitionTransformer2DModel(
         if self.class_embed is not None:
             c = c + self.class_embed(condition)
         if self.guidance_embedding is not None:
-            scale = torch.ones(len(time), device=time.device) if guidance is None else guidance
+            scale = torch.ones_like(time[:, 0], dtype=torch.float32) if guidance is None else guidance
             c = c + self.guidance_embedding(scale.log())
         return c
 

@@ -46,7 +46,7 @@ class BoundNetwork:
         options: dict[str, Any] = {}
         if self.packing is not None:  # times come one a token, and are wanted one an image
             images, starts = self.packing.in_order(sample_index)
-            sample_index, t, r = torch.tensor(images), t[starts], r[starts]
+            sample_index, t, r = torch.tensor(images, device="cpu"), t[starts], r[starts]
             options["packing"] = self.packing.chosen(images)
         times = (self.transport.c_noise(t), self.transport.c_noise(r))
         sample_index = sample_index.to(self.condition.device)

@@ -21,6 +21,8 @@ from anystep.objective.targets import Identity, SelfEvaluation, Target
 from anystep.objective.weights import Weighting, c_noise_bin
 from anystep.transport import Sample, Times, Transport, expand
 
+DRAWN: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}  # whatever this process makes tensors of by default
+
 
 @dataclass
 class LossRecord:
@@ -124,8 +126,8 @@ class TransitionObjective:
 
     def draw_times(self, count: int, generator: torch.Generator | None = None) -> tuple[Times, Times]:
         """(t, r) for each of `count` samples, from a CPU generator."""
-        normal = torch.randn(count, NORMALS, generator=generator)
-        return self.times(normal, torch.rand(count, UNIFORMS, generator=generator))
+        normal = torch.randn(count, NORMALS, generator=generator, **DRAWN)
+        return self.times(normal, torch.rand(count, UNIFORMS, generator=generator, **DRAWN))
 
     def times(
         self, normal: Float[Tensor, "batch 3"], uniform: Float[Tensor, "batch 5"], shift: Times | None = None
@@ -138,11 +140,11 @@ class TransitionObjective:
     ) -> TrainingBatch:
         """A batch with times and noise from a CPU generator; `fields` are further fields of `TrainingBatch`."""
         t, r = self.draw_times(len(x), generator)
-        z = torch.randn(x.shape, generator=generator)
+        z = torch.randn(x.shape, generator=generator, **DRAWN)
         if isinstance(self.guidance, GuidanceCondition) and "guidance" not in fields:
-            fields["guidance"] = self.guidance.scales(torch.rand(len(x), generator=generator)).to(x.device)
+            fields["guidance"] = self.guidance.scales(torch.rand(len(x), generator=generator, **DRAWN)).to(x.device)
         if isinstance(self.target, SelfEvaluation) and "fresh_noise" not in fields:
-            fields["fresh_noise"] = torch.randn(x.shape, generator=generator).to(x)
+            fields["fresh_noise"] = torch.randn(x.shape, generator=generator, **DRAWN).to(x)
         return TrainingBatch(x, z.to(x), t.to(x.device), r.to(x.device), condition, **fields)
 
     # --- the loss -------------------------------------------------------------------------------------------------
@@ -194,7 +196,7 @@ class TransitionObjective:
             distance = self._distance(v, torch.where(finite, points.F.to(v), v.detach()))
             velocity_loss = self.weighting(self.transport, batch.t, batch.t, batch.layout.mean(distance))
             loss = loss + self.velocity.weight * mean(torch.where(batch.t > batch.r, velocity_loss, 0.0))
-        alignment = torch.zeros((), device=f.device)
+        alignment = torch.zeros((), dtype=torch.float32, device=f.device)
         if projected is not None and batch.features is not None:
             alignment = mean(alignment_loss(projected, batch.features, batch.packing))
             loss = loss + self.alignment * alignment
@@ -273,7 +275,7 @@ class TransitionObjective:
         if self.draws.diffusion_share < 1:
             needed = self._synchronised(has_interval)
         rows = batch.by_row(needed).nonzero().squeeze(1)
-        diffusion = RowTargets(points.F.to(points.f), torch.zeros((), device=points.f.device))
+        diffusion = RowTargets(points.F.to(points.f), torch.zeros((), dtype=torch.float32, device=points.f.device))
         if not len(rows):
             return diffusion
         if self.ema_teacher and ema is None:
@@ -335,6 +337,6 @@ def residual_by_bin(
     """
     finite = residual.isfinite()
     cell = (c_noise_bin(transport, t, bins) * bins + c_noise_bin(transport, r, bins))[finite]
-    sums = torch.zeros(bins * bins, device=t.device).index_add_(0, cell, residual[finite].float())
+    sums = torch.zeros(bins * bins, dtype=torch.float32, device=t.device).index_add_(0, cell, residual[finite].float())
     counts = torch.bincount(cell, minlength=bins * bins)
     return sums.view(bins, bins), counts.view(bins, bins)

@@ -34,9 +34,13 @@ def interval_weight(transport: Transport, t: Times, r: Times, kind: str = "sqrt"
     return torch.where(t == r, torch.ones_like(t), weight)
 
 
+def _scalar(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float32, device="cpu")
+
+
 def c_noise_fraction(transport: Transport, time: Times) -> Times:
     """The place of a time in the range of c_noise: 0 at t_min, 1 at t_max."""
-    low, high = (transport.c_noise(torch.tensor(end)) for end in (transport.t_min, transport.t_max))
+    low, high = (transport.c_noise(_scalar(end)) for end in (transport.t_min, transport.t_max))
     return (transport.c_noise(time) - low) / (high - low)
 
 
@@ -87,10 +91,10 @@ class RunningMean(nn.Module):
         finite = residual.isfinite()
         t, r, residual = (each[finite].cpu() for each in (t, r, residual))
         cell = self.cell(transport, t, r)
-        sums = torch.zeros(self.sums.numel()).index_add_(0, cell, residual.float())
+        sums = torch.zeros(self.sums.numel(), dtype=torch.float32, device="cpu").index_add_(0, cell, residual.float())
         counts = torch.bincount(cell, minlength=self.sums.numel())
         for kept, added in ((self.sums, sums), (self.counts, counts)):
-            kept.mul_(torch.where(counts > 0, self.decay, 1.0).view_as(kept).to(kept))
+            kept.mul_(torch.full_like(sums, self.decay).where(counts > 0, 1.0).view_as(kept).to(kept))
             kept.add_(added.view_as(kept).to(kept))
 
 

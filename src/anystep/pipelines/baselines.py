@@ -28,6 +28,7 @@ from anystep.pipelines.image_model import ImageModel, Output, count_parameters
 from anystep.pipelines.inputs import check_finite, check_prompts, check_size
 from anystep.pipelines.scheduler import Planning
 from anystep.sampling import StepPlan
+from anystep.seeds import generator_of
 
 # what the cards of published models ask for, where their pipelines would do something else; by the last part of a name
 PUBLISHED: dict[str, dict[str, Any]] = {
@@ -218,7 +219,7 @@ class Baseline(ImageModel):
             call.setdefault("negative_prompt", " ")
         if self._is_uniform(plan):
             call["sigmas"] = np.linspace(1, 1 / steps, steps).tolist()
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        generators = [generator_of(seed) for seed in seeds]
         with refused(f"model {self.name!r} at {steps} steps"), evaluated_rows(self.networks) as rows:
             images = self.pipeline(
                 prompt=repeated, width=width, height=height, num_inference_steps=steps, generator=generators,

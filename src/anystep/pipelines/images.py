@@ -118,7 +118,7 @@ class ImageCoding:
         pixels = to_uint8(self.decode_latents(latents))
         if output_type == "pil":
             return [Image.fromarray(each) for each in pixels.permute(0, 2, 3, 1).cpu().numpy()]
-        scaled = (pixels / 255).float()
+        scaled = pixels.float() / 255
         return scaled if output_type == "pt" else scaled.permute(0, 2, 3, 1).cpu().numpy()
 
     def _encode_all(self, images: list[Any], height: int, width: int, count: int, repeats: int) -> Tensor:

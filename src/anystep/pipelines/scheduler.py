@@ -126,7 +126,7 @@ class TransitionScheduler(SchedulerMixin, ConfigMixin):
         span = f"from {high * scale:g} and stay above {low * scale:g}"
         wanted = f"{name} {bounds.shown(given)}: expected numbers that decrease {span}"
         try:
-            times = torch.as_tensor(given, dtype=torch.float64).cpu() / scale
+            times = torch.as_tensor(given, dtype=torch.float64, device="cpu") / scale
         except (TypeError, ValueError, RuntimeError):
             raise InputError(wanted) from None
         if times.ndim != 1 or not 1 <= len(times) <= MAX_STEPS or not bool((times <= high * (1 + 1e-6)).all()):
@@ -206,7 +206,7 @@ class TransitionScheduler(SchedulerMixin, ConfigMixin):
 
         Without `r_timestep` it is carried to the next time of the schedule below `timestep`.
         """
-        current = torch.as_tensor(timestep, dtype=torch.float32).cpu().reshape(-1)
+        current = torch.as_tensor(timestep, dtype=torch.float32, device="cpu").reshape(-1)
         times = (self.sigmas * self.config.num_train_timesteps).cpu()
         # relative, as float32 is: times of edm and ve reach 100,000
         after = (times[:-1, None] >= current * (1 - 1e-6)).sum(0)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from anystep.data.latents import LatentSet
 from anystep.errors import InputError
+from anystep.seeds import mixed
 from anystep.training.config import DataConfig, RunConfig
 
 
@@ -232,7 +233,7 @@ def _order(count: int, seed: int, epoch: int) -> Tensor:
 
 
 def _generator(seed: int, epoch: int) -> torch.Generator:
-    return torch.Generator().manual_seed((seed * 7_919 + epoch) % 2**63)  # the largest seeds would not fit
+    return torch.Generator().manual_seed(mixed(seed) * 7_919 + epoch)
 
 
 def apportion(batch_size: int, shares: Sequence[float], name: str = "run.batch_size") -> list[int]:

@@ -33,6 +33,7 @@ from anystep.files import (
 )
 from anystep.plain_yaml import read_yaml
 from anystep.ranks import Ranks
+from anystep.seeds import mixed
 from anystep.training.checkpoint_files import checkpoint_steps, recorded_recipe
 from anystep.training.config import CodecRecipe, Recipe, RunConfig
 from anystep.training.old_names import current_recipe
@@ -82,9 +83,9 @@ def schedule_changes(before: Recipe | CodecRecipe | None, now: Recipe | CodecRec
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
-    """The CPU generator of one step, so that resuming needs no generator state. No two seeds share one."""
-    plain = seed * 1_000_003 + step
-    if step >= 1_000_003 or plain >= 2**63:  # would be a stream of the next seed, or not fit
+    """The CPU generator of one step, so that resuming needs no generator state. Near seeds share none."""
+    plain = mixed(seed) * 1_000_003 + step
+    if step >= 1_000_003:  # would be a stream of the next seed
         plain = int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0])
     return torch.Generator().manual_seed(plain)
 
@@ -238,7 +239,7 @@ def set_up_device(config: RunConfig) -> torch.device:
     """Apply seed and thread settings; returns the device."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    torch.manual_seed(config.seed)
+    torch.manual_seed(mixed(config.seed))
     return pick_device(config.device)
 
 

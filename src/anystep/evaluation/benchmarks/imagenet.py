@@ -20,6 +20,7 @@ from anystep.evaluation.settings import GenerationSettings
 from anystep.files import make_folder, read_json, replacing
 from anystep.pipelines.load import Model
 from anystep.ranks import Ranks
+from anystep.seeds import generator_of
 
 CHUNK = 64
 
@@ -28,7 +29,7 @@ def draw_labels(count: int, classes: int, kind: Literal["balanced", "random"], s
     """`balanced` goes through the classes in turn, so that each is as often as any other, or once more."""
     if kind == "balanced":
         return [number % classes for number in range(count)]
-    return torch.randint(classes, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+    return torch.randint(classes, (count,), generator=generator_of(seed)).tolist()
 
 
 def read_points(report: Path) -> dict[int, dict[str, Any]]:

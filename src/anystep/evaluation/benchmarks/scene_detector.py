@@ -15,6 +15,7 @@ from anystep.data.scenes import CANVASES, COLOURS, TASKS, Scene, concepts, draw_
 from anystep.errors import InputError
 from anystep.evaluation.benchmarks.detections import Detection
 from anystep.evaluation.small_networks import fit, load_network, save_half
+from anystep.seeds import mixed
 from anystep.weights import BUILTIN, shipped
 
 STRIDE = 4
@@ -115,7 +116,7 @@ def train_scene_detector(
         on_step: called with the steps that are done, all of them, and the loss.
         device: to train on; the detector comes back to the CPU.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(mixed(seed))
     rng = random.Random(f"detector/{seed}")
     detector = SceneDetector(concepts()).to(device)
     optimizer = torch.optim.AdamW(detector.parameters(), lr=1e-3, weight_decay=1e-4)

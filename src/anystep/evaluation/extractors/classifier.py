@@ -15,6 +15,7 @@ from anystep.device import memory_of
 from anystep.errors import InputError
 from anystep.evaluation.small_networks import fit, load_network
 from anystep.files import write_tensors
+from anystep.seeds import mixed
 
 WIDTH = 128
 MADE_BY = "anystep train-classifier"
@@ -70,7 +71,7 @@ def train_classifier(
         images, labels = images[~held], labels[~held]
         if not len(images):
             raise InputError(f"data {spec!r} has one image: a classifier needs more, every tenth of which is held out")
-    torch.manual_seed(seed)
+    torch.manual_seed(mixed(seed))
     network = SmallClassifier(len(source.class_names)).to(device)
     steps = max(1, epochs * len(images) // batch)
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.02)

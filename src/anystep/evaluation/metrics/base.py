@@ -15,6 +15,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from anystep.errors import InputError
+from anystep.seeds import generator_of
 
 Images = UInt8[Tensor, "batch 3 height width"]
 Replicates = Float[Tensor, " replicates"]
@@ -111,7 +112,7 @@ def draw_bootstrap_weights(n_real: int, n_generated: int, replicates: int, seed:
         )
         return torch.cat([torch.ones(1, count, dtype=torch.float64), rows])
 
-    generator = torch.Generator().manual_seed(seed)
+    generator = generator_of(seed)
     return BootstrapWeights(draw(n_real), draw(n_generated))
 
 

@@ -19,6 +19,7 @@ from anystep.evaluation.metrics.base import Images
 from anystep.evaluation.small_networks import fit, load_network, save_half
 from anystep.fingerprint import weights_digest
 from anystep.pretrained import pretrained
+from anystep.seeds import mixed
 from anystep.weights import BUILTIN, shipped
 
 
@@ -142,7 +143,7 @@ def train_alignment(
     """Heads trained on the built-in art by contrast within a batch, with their recall on held-out concepts."""
     extractor, encoder = extractor or load_extractor(device=device), load_text_encoder()
     encoder.model.to(device)
-    torch.manual_seed(seed)
+    torch.manual_seed(mixed(seed))
 
     def encode(split: str) -> tuple[Tensor, Tensor, list[str]]:
         source = ArtSource(size, split=split)  # type: ignore[arg-type]

@@ -1,0 +1,13 @@
+"""What a seed of any size makes of PyTorch's CPU generator, which reads the low 32 bits alone."""
+
+import torch
+
+
+def mixed(seed: int) -> int:
+    """A seed of 32 bits: itself below 2**32, and else all its bits, since 0 and 2**32 are not the same seed."""
+    return (seed ^ (seed >> 32) * 0x9E3779B1) % 2**32  # the golden ratio's odd number, so that no two k * 2**32 meet
+
+
+def generator_of(seed: int) -> torch.Generator:
+    """A CPU generator at the beginning of what a seed stands for."""
+    return torch.Generator().manual_seed(mixed(seed))
