@@ -17,6 +17,13 @@ def test_names_indices_and_digits_are_labels() -> None:
     assert mask is None
 
 
+def test_accents_are_the_same_in_both_ways_of_writing_them() -> None:
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    assert LabelEncoder(["a", apart])([composed])[0].tolist() == [1]
+    assert LabelEncoder(["a", composed])([apart])[0].tolist() == [1]
+    assert LabelEncoder([apart, composed])([composed, apart])[0].tolist() == [1, 0]
+
+
 def test_text_is_a_name_before_it_is_an_index() -> None:
     assert LabelEncoder(["7", "cat", "1"])(["7", "1", "cat", "0"])[0].tolist() == [0, 2, 1, 0]
 

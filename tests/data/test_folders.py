@@ -36,6 +36,22 @@ def test_captions_beside_images(tmp_path: Path) -> None:
     assert list(source.class_names) == []
 
 
+def test_names_that_another_system_wrote_otherwise_are_the_same(tmp_path: Path) -> None:
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    save_image(tmp_path / "beside" / f"{composed}.png")
+    (tmp_path / "beside" / f"{apart}.txt").write_text("a cup")
+    assert ImageFolderSource(tmp_path / "beside", 4)[0].captions == ("a cup",)
+    save_image(tmp_path / "rows" / "d" / f"{apart}.png")
+    (tmp_path / "rows" / "metadata.jsonl").write_text(f'{{"file_name": "d\\\\{composed}.png", "text": "a cup"}}\n')
+    source = ImageFolderSource(tmp_path / "rows", 4)
+    assert (source[0].captions, len(source), dict(source.passed_over)) == (("a cup",), 1, {})
+    # where both ways are there, each is itself
+    both = tmp_path / "both"
+    for name in (composed, apart):
+        save_image(both / f"{name}.png", f"{len(name)} letters")
+    assert [example.captions for example in ImageFolderSource(both, 4)] == [("5 letters",), ("4 letters",)]
+
+
 def test_everything_in_a_folder_is_used_or_counted(tmp_path: Path) -> None:
     folder, elsewhere = tmp_path / "p", tmp_path / "elsewhere"
     save_image(folder / "a.png", "a")

@@ -114,6 +114,13 @@ def test_every_mode_becomes_rgb(tmp_path: Path, name: str) -> None:
     np.testing.assert_allclose(found.getpixel((1, 1)), expected, atol=1)
 
 
+def test_the_clear_level_of_16_bit_grey_is_white(tmp_path: Path) -> None:
+    levels = np.array([[40_000, 40_001], [0, 65_535]], np.uint16)
+    Image.fromarray(levels).save(tmp_path / "grey.png", transparency=40_000)
+    pixels = np.asarray(read_image(tmp_path / "grey.png", None))
+    assert pixels[..., 0].tolist() == [[255, 156], [0, 255]]
+
+
 def test_palette_with_a_transparent_colour(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4), BLUE).quantize().save(tmp_path / "a.png", transparency=0)
     assert read_image(tmp_path / "a.png", None).getpixel((0, 0)) == WHITE

@@ -67,6 +67,36 @@ def test_parquet_columns_of_other_types_are_one_line(tmp_path: Path, columns: di
         open_source(f"parquet:{parquet_of(tmp_path / 'p' / 'train-0.parquet', **columns)}", 8)
 
 
+@pytest.mark.parametrize("kind", ["string", "large_string", "string_view"])
+@pytest.mark.parametrize("image", ["binary", "large_binary", "binary_view", "dictionary"])
+def test_every_type_of_text_and_bytes_is_read(tmp_path: Path, kind: str, image: str) -> None:
+    import pyarrow as pa
+
+    text = getattr(pa, kind)()
+    pictures = pa.array([png_bytes()] * 2)
+    pictures = (
+        pictures.dictionary_encode() if image == "dictionary" else pa.array(pictures.to_pylist(), getattr(pa, image)())
+    )
+    for place, captions in enumerate(
+        (
+            pa.array(["a", "b"], text),
+            pa.array([["a"], ["b"]], pa.list_(text)),
+            pa.array([["a"], ["b"]], pa.list_(text, 1)),
+        )
+    ):
+        folder = parquet_of(tmp_path / str(place) / "train-0.parquet", image=pictures, text=captions)
+        assert [each.captions for each in open_source(f"parquet:{folder}", 8)] == [("a",), ("b",)]
+
+
+def test_labels_that_no_number_of_64_bits_holds_are_one_line(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    labels = pa.array([0, 2**63], pa.uint64())
+    folder = parquet_of(tmp_path / "p" / "train-0.parquet", image=[png_bytes()] * 2, label=labels)
+    with pytest.raises(InputError, match="column label cannot be read: Integer value 9223372036854775808"):
+        open_source(f"parquet:{folder}", 8)
+
+
 def test_parquet_rows_that_are_wrong_are_left_out(tmp_path: Path) -> None:
     image = png_bytes()
     folder = parquet_of(

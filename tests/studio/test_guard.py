@@ -1,5 +1,6 @@
 """Who may ask, from where, how much and how slowly: raw requests at the socket."""
 
+import gzip
 import json
 import socket
 import time
@@ -57,6 +58,29 @@ def test_a_server_without_keys_is_asked_by_its_own_names_only(services: Services
     running = services(hosts=["127.0.0.1", "localhost"])
     assert asked(running, headers={"Host": "rebound.example.com"}).status_code == 403
     assert asked(running, headers={"Host": f"localhost:{running.port}"}).status_code == 200
+
+
+@pytest.mark.parametrize("header", ["Host", "Origin"])
+def test_addresses_that_are_none_are_refused(service: Running, header: str) -> None:
+    address = "http://[x" if header == "Origin" else "["
+    answer = asked(service, headers={header: address})
+    assert answer.status_code == 400
+    assert reason(answer).endswith("no address")
+
+
+def test_head_is_answered_wherever_get_is_and_has_no_body(service: Running) -> None:
+    for path in ("/v1/models", "/healthz", "/metrics"):
+        answer = raw(service, f"HEAD {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert answer.endswith(b"\r\n\r\n")
+    assert asked(service, "HEAD", "/v1/images/generations").status_code == 405
+
+
+def test_a_compressed_body_is_refused_as_such(service: Running) -> None:
+    headers = {**JSON, "Content-Encoding": "gzip"}
+    answer = asked(service, "POST", "/v1/images/generations", content=gzip.compress(b"{}"), headers=headers)
+    assert answer.status_code == 415
+    assert reason(answer) == "content encoding gzip: expected none"
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from anystep.cli import (
 )
 from anystep.cli.output import close_stdout, complain, say_loading
 from anystep.cli.parser import OneLineParser
-from anystep.console import set_quiet
+from anystep.console import prepare_streams, set_quiet
 from anystep.errors import InputError
 
 COMMANDS = (
@@ -56,6 +56,7 @@ def build_parser() -> OneLineParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; 0 on success, 2 on bad input, 130 when interrupted."""
+    prepare_streams()
     parser = build_parser()
     if "_ARGCOMPLETE" in os.environ:
         completion.complete(parser)

@@ -2,8 +2,9 @@
 
 import os
 import sys
+import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -123,6 +124,16 @@ def _stem(name: str) -> str:
     return str(PurePosixPath(name).with_suffix(""))
 
 
+def _found(names: Iterable[str]) -> Callable[[str], str | None]:
+    """Which of some names another one means: itself, or what another system writes so, by its accents and slashes."""
+
+    def plain(name: str) -> str:
+        return unicodedata.normalize("NFC", name.replace("\\", "/"))
+
+    exact, by_plain = set(names), {plain(name): name for name in names}
+    return lambda name: name if name in exact else by_plain.get(plain(name))
+
+
 def _is_sheet(path: Path) -> bool:
     """Whether a file is a contact sheet of ours."""
     try:
@@ -194,20 +205,24 @@ class ImageFolderSource(_FolderSource):
         names = _images_among(files, self.folder, self.passed_over)
         texts = {_stem(name): name for name in reversed(files) if PurePosixPath(name).suffix.lower() == ".txt"}
         metadata = self.folder / METADATA
-        captions, wrong = read_metadata(metadata) if METADATA in files else ({}, {})
+        image_named = _found(names)
+        given, faulty = read_metadata(metadata) if METADATA in files else ({}, {})
+        captions = {image_named(name) or name: found for name, found in given.items()}
+        wrong = {image_named(name) or name: reason for name, reason in faulty.items()}
         known = {*names, *texts.values(), METADATA}
         for name in files:
             if name not in known:
                 self.passed_over.add(kind_of(name), name)
-        for stem in sorted(texts.keys() - {_stem(name) for name in names}):
+        text_of, pictured = _found(texts), _found([_stem(name) for name in names])
+        for stem in sorted(stem for stem in texts if pictured(stem) is None):
             self.passed_over.add("captions without an image that can be read", texts[stem])
         for name in sorted((captions.keys() | wrong.keys()) - set(names)):
             self.passed_over.add(f"images of {METADATA} that are not there", name)
         for name in names:
-            if name in captions or name in wrong or (text := texts.get(_stem(name))) is None:
+            if name in captions or name in wrong or (beside := text_of(_stem(name))) is None:
                 continue
             try:
-                content = read_bytes(self.folder / text, CAPTION_LIMIT)
+                content = read_bytes(self.folder / texts[beside], CAPTION_LIMIT)
                 captions[name] = caption_lines(decode_text(content, "its caption"))
             except ValueError as error:  # an InputError is one
                 wrong[name] = str(error)

@@ -106,7 +106,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("floating-point pixels, whose range is anyone's guess; save it with 8 or 16 bits")
     if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips it at 255
-        image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
+        levels, clear = np.asarray(image), image.info.get("transparency")
+        image = Image.fromarray((levels / 257).round().clip(0, 255).astype(np.uint8))
+        if clear is not None:
+            image.putalpha(Image.fromarray(np.where(levels == clear, 0, 255).astype(np.uint8)))
     alpha = None
     if image.has_transparency_data:
         image = image.convert("RGBA")

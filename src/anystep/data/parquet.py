@@ -76,12 +76,13 @@ class ParquetSource(BaseSource):
         from pyarrow import types
 
         def is_text(kind: Any) -> bool:
-            listed = types.is_list(kind) or types.is_large_list(kind) or types.is_dictionary(kind)
-            return str(kind.value_type if listed else kind) in ("string", "large_string", "null")
+            kind = getattr(kind, "value_type", kind)  # of lists of every kind, and of dictionaries
+            return str(kind) in ("string", "large_string", "string_view", "null")
 
         def is_image(kind: Any) -> bool:
             if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
                 kind = kind.field("bytes").type
+            kind = kind.value_type if types.is_dictionary(kind) else kind
             return str(kind) in ("binary", "large_binary", "binary_view")
 
         wanted = [(self._image, is_image, "the bytes of image files")]
@@ -108,9 +109,9 @@ class ParquetSource(BaseSource):
         for path, file in zip(self._paths, self._files, strict=True):
             try:
                 labels = file.read(columns=[self._label]).column(0)
+                fitting = compute.filter(labels, compute.less(labels, MAX_CLASSES))
             except Exception as error:  # pyarrow raises many kinds
                 raise InputError(f"{path}: column {self._label} cannot be read: {first_line(error)}") from None
-            fitting = compute.filter(labels, compute.less(labels, MAX_CLASSES))
             largest = max(largest, compute.max(fitting).as_py() or 0) if len(fitting) else largest
         return [str(number) for number in range(largest + 1)]
 

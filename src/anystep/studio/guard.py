@@ -5,7 +5,7 @@ import hashlib
 import hmac
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -56,15 +56,17 @@ class Guard:
             scope.setdefault("state", {})["user"] = self._check(scope, Headers(scope=scope))
         except Refusal as refused:
             return await refused.response()(scope, receive, send)
+        if scope["method"] == "HEAD":  # an answer to wherever GET has one; the server leaves its body out
+            scope = {**scope, "method": "GET"}
         await self.app(scope, self._bounded(receive), self._patient(send))
 
     def _check(self, scope: Scope, headers: Headers) -> str:
         """Whose request it is: its key, or else where it comes from."""
-        options, host = self.options, urlsplit(f"//{headers.get('host', '')}")
+        options, host = self.options, _address(f"//{headers.get('host', '')}", "host")
         if options.hosts and host.hostname not in options.hosts:
             raise Refusal(403, f"host {shown(headers.get('host', ''))}: this server is asked as {options.hosts[0]}")
         origin = headers.get("origin")
-        if origin is not None and origin not in options.origins and urlsplit(origin).netloc != host.netloc:
+        if origin is not None and origin not in options.origins and _address(origin, "origin").netloc != host.netloc:
             raise Refusal(403, f"origin {shown(origin)}: pages of other servers may not ask; --allow-origin lets one")
         user = (scope.get("client") or ("",))[0]
         if options.keys and scope["path"] not in OPEN:
@@ -114,6 +116,13 @@ class Guard:
             await asyncio.wait_for(send(message), self.options.seconds)
 
         return patient
+
+
+def _address(url: str, header: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError:  # brackets that hold no IPv6 address
+        raise Refusal(400, f"{header} {shown(url)}: no address") from None
 
 
 def _digest(key: str) -> bytes:

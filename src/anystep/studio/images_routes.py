@@ -167,6 +167,8 @@ def check_content_type(request: Request, expected: str) -> None:
     given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if given != expected:
         raise Refusal(415, f"content type {given or 'missing'}: expected {expected}")
+    if (encoding := request.headers.get("content-encoding", "identity")) != "identity":
+        raise Refusal(415, f"content encoding {encoding}: expected none")
 
 
 def body_of(fields: type[BaseModel], file: str | None = None) -> dict[str, Any]:
