@@ -1,6 +1,7 @@
 """Files of flow maps: on top of the original pipeline by `anystep.load`, and by `adapt` in plain diffusers."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from torch import Tensor
 import anystep
 from anystep.cli import main
 from anystep.errors import InputError
+from anystep.evaluation.step_plans import keep_plans
 from anystep.models.flow_map import FlowMapOptions, FlowMapTransformer, embedding_of
 from anystep.models.lora import add_lora
 from anystep.pipelines.adapted import ABOUT, BasePipeline, FlowMapFile, FlowMapScheduler, find_flow_map
 from anystep.pipelines.load_image_model import load_image_model
 from anystep.pipelines.plan import check_room
+from anystep.sampling import StepPlan
 
 FAMILIES = ("sd3", "flux", "sana")
 SIDE = 32  # of images, twice that of latents
@@ -104,6 +107,24 @@ def test_the_command_draws_with_it_and_counts_its_evaluations(
     assert "ot_fm" in capsys.readouterr().out
     with pytest.raises(InputError, match="kept as its file"):
         anystep.load(path, "cpu").pipeline.save_pretrained(tmp_path / "saved")
+
+
+def test_plans_of_steps_are_kept_in_the_file(baselines: dict[str, Path], tmp_path: Path) -> None:
+    path, plan = made(baselines["sd3"], tmp_path), StepPlan(2, tail=0.2)
+    keep_plans(path, tmp_path / "out", {4: plan})
+    planned = find_flow_map(tmp_path / "out")
+    assert planned is not None
+    own, pipe = anystep.load(planned, "cpu"), DiffusionPipeline.from_pretrained(str(baselines["sd3"]))
+    assert (own.nfe(4), own.nfe(3), own.nfe(4, plan="uniform")) == (2, 3, 4)
+    expected = drawn(anystep.load(path, "cpu").pipeline, 2, plan=plan)
+    assert torch.equal(drawn(own.pipeline, 4), expected)
+    assert (drawn(anystep.adapt(pipe, planned), 4, guidance_scale=1.0) - expected).abs().max() <= 1
+    keep_plans(path, None, {4: plan})
+    assert path.read_bytes() == planned.read_bytes()
+    file = FlowMapFile.read(path)
+    replace(file, about={**file.about, "plans": {"4": {"steps": 5}}}).write(path)
+    with pytest.raises(InputError, match=r"plans.4.steps 5: expected at most 4"):
+        anystep.load(path, "cpu")
 
 
 def test_a_wrong_base_is_refused_and_left_as_it_was(baselines: dict[str, Path], tmp_path: Path) -> None:

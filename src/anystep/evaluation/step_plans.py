@@ -28,8 +28,9 @@ from anystep.evaluation.metrics.base import (
 )
 from anystep.evaluation.reference import Reference, open_reference, real_features
 from anystep.evaluation.settings import Evaluation, MeasurementSettings, output_folder, step_counts
-from anystep.files import HOLDER, LOCK, MARKER, publishing, write_json, write_text
+from anystep.files import HOLDER, LOCK, MARKER, publishing, replacing, write_json, write_text
 from anystep.markdown import markdown_table
+from anystep.pipelines.adapted import FLOW_MAP_FILE, RUN_FOLDER, FlowMapFile
 from anystep.pipelines.load import BUILTIN, Model, find, load
 from anystep.pipelines.scheduler import plain_plans, write_plans
 from anystep.pipelines.transition import TransitionPipeline
@@ -250,12 +251,14 @@ class PlanRequest(MeasurementSettings):
 def plan_steps(request: PlanRequest) -> dict[str, Any]:
     """Search plans and keep them: a copy of the model in `out / "pipeline"`, or in the model's own folder.
 
+    Of the file of a flow map the copy is in `out / "adapted"`.
+
     Returns what is in `out / "plans.json"`; {} in all processes but the first.
     """
     budgets, device = step_counts(request.budgets, "budgets"), request.begin()
     evaluation = Evaluation.open(request, device, list(dict.fromkeys([request.metric, BESIDE])))
     model = load(request.model, device)
-    folder = _folder(model, request.in_place)
+    place = _place(model, request.in_place)
     width, height = request.size or (model.pipeline.base_size,) * 2
     try_extractor(evaluation.extractor, width, height)
     reference = open_reference(request, (width, height), evaluation.metrics, evaluation.extractor)
@@ -276,10 +279,7 @@ def plan_steps(request: PlanRequest) -> dict[str, Any]:
         figures |= {"tried": tried, "nfe_per_image": spent}
         write_json(request.out / "plans.json", figures)
         write_text(request.out / "plans.md", table(figures))
-        if request.in_place:
-            write_plans(folder, plans_of(rows))
-        else:
-            _copy(folder, request.out / "pipeline", plans_of(rows))
+        keep_plans(place, None if request.in_place else request.out, plans_of(rows))
     return figures
 
 
@@ -325,16 +325,24 @@ def table(figures: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _folder(model: Model, in_place: bool) -> Path:
-    """Of a model, wherever it came from. Raises `InputError` where its plans are to be written and may not be."""
+def _place(model: Model, in_place: bool) -> Path:
+    """The folder of a model, or the file of a flow map. Raises `InputError` where plans may not be written there."""
     found = find(model.name)
-    if in_place and (model.name == BUILTIN or not Path(found).is_dir()):
+    if in_place and (model.name == BUILTIN or not Path(found).exists()):
         raise InputError(f"--in-place: model {model.name!r} is no folder of yours; without it a copy is made in --out")
-    return Path(found) if Path(found).is_dir() else Path(TransitionPipeline.download(found))
+    return Path(found) if Path(found).exists() else Path(TransitionPipeline.download(found))
 
 
-def _copy(folder: Path, copy: Path, plans: Mapping[int, StepPlan]) -> None:
-    """A model's folder with plans, which appears whole."""
-    with publishing(copy) as part:
-        shutil.copytree(folder, part, ignore=shutil.ignore_patterns(MARKER, LOCK, HOLDER, "*.part"))
-        write_plans(part, plans)
+def keep_plans(place: Path, out: Path | None, plans: Mapping[int, StepPlan]) -> None:
+    """Give plans to a model, or to a copy of it in `out`, which appears whole."""
+    if place.is_file():
+        target = place if out is None else out / RUN_FOLDER / FLOW_MAP_FILE
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(target) as part:
+            FlowMapFile.read(place).with_plans(plans).write(part)
+    elif out is None:
+        write_plans(place, plans)
+    else:
+        with publishing(out / "pipeline") as part:
+            shutil.copytree(place, part, ignore=shutil.ignore_patterns(MARKER, LOCK, HOLDER, "*.part"))
+            write_plans(part, plans)

@@ -6,7 +6,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -37,9 +37,10 @@ from anystep.models.flow_map import (
     plain_name,
 )
 from anystep.models.lora import PARTS, check_lora, lora_of, parse_lora, require_peft
-from anystep.pipelines.scheduler import Planning, TransitionScheduler
+from anystep.pipelines.scheduler import Planning, TransitionScheduler, plain_plans
 from anystep.pipelines.transition import TransitionPipeline
 from anystep.pretrained import may_be_hub_id
+from anystep.sampling import StepPlan
 
 FLOW_MAP_FILE = "anystep.safetensors"
 RUN_FOLDER = "adapted"  # of a training run, in which that file is
@@ -165,8 +166,8 @@ class FlowMapFile:
         tensors: embeddings by their names, LoRA layers or the weights of the whole network below `transformer.`, and
             the probe of the base.
         about: `base`, the configuration of its `network`, `options` of `FlowMapOptions`, `lora` as peft is told of it
-            (None where all weights are here), `shift`, `guidance`, `sampling` and, where it is not the default of its
-            base, `caption_tokens`.
+            (None where all weights are here), `shift`, `guidance`, `sampling`, `caption_tokens` where they are not the
+            default of its base, and `plans` where `anystep plan-steps` has chosen some.
     """
 
     name: str
@@ -227,7 +228,12 @@ class FlowMapFile:
 
     def scheduler(self) -> "FlowMapScheduler":
         """The times that it is drawn at."""
-        return FlowMapScheduler(shift=check("shift", self.about["shift"], bounds.PositiveCoefficient))
+        shift = check("shift", self.about["shift"], bounds.PositiveCoefficient)
+        return FlowMapScheduler(shift=shift, plans=self.about.get("plans"))
+
+    def with_plans(self, plans: Mapping[int, StepPlan]) -> "FlowMapFile":
+        """The same with other plans of steps."""
+        return replace(self, about={**self.about, "plans": plain_plans(plans)})
 
     def check_base(self, transformer: nn.Module) -> None:
         """Raise `InputError` where a network is not the one that this was made of, in any precision."""
