@@ -55,6 +55,14 @@ def test_every_room_has_a_floor() -> None:
     assert rooms - {"__init__"} == set(FLOOR)
 
 
+def test_what_only_unix_has_is_not_needed_to_begin() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.parse(path.read_text("utf-8")).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not {"fcntl", "grp", "pwd", "resource", "termios"} & set(names), path
+
+
 def test_nothing_imports_torchvision() -> None:
     for path in PACKAGE.rglob("*.py"):
         tree = ast.parse(path.read_text("utf-8"))

@@ -2,12 +2,12 @@
 
 import os
 import platform
-import resource
 import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 
@@ -37,7 +37,7 @@ def environment() -> dict[str, Any]:
 
 def machine_memory() -> int:
     """Bytes of the machine's memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return int(psutil.virtual_memory().total)
 
 
 def reset_peak() -> None:
@@ -56,11 +56,13 @@ def peak_megabytes() -> float:
     with suppress(OSError, StopIteration):
         lines = Path("/proc/self/status").read_text().splitlines()
         return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    with suppress(ImportError):  # Windows has none
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return float(getattr(psutil.Process().memory_info(), "peak_wset", resident_bytes())) / 2**20
 
 
 def resident_bytes() -> int:
-    """Memory that this process holds now; the most that it ever held where the system does not say."""
-    with suppress(OSError):
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return int(peak_megabytes() * 2**20)
+    """Memory that this process holds now."""
+    return int(psutil.Process().memory_info().rss)

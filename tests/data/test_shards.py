@@ -59,6 +59,14 @@ def test_tars_are_read_from_anywhere_that_fsspec_opens(tmp_path: Path) -> None:
     assert (len(source), source[6].captions) == (10, ("one 1", "two 1"))
 
 
+def test_records_are_read_where_the_system_cannot_read_at_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = [save_shards(tmp_path, 3).read(number) for number in (2, 0, 1)]
+    monkeypatch.delattr(os, "pread")
+    assert [Shards(str(tmp_path)).read(number) for number in (2, 0, 1)] == expected
+
+
 def test_an_index_of_tars_that_changed_is_made_again(tmp_path: Path) -> None:
     path = save_tar(tmp_path / "web" / "0.tar", [("a.png", png_bytes(1)), ("b.png", png_bytes(2))])
     assert len(open_source(f"shards:{path.parent}", 8)) == 2

@@ -31,11 +31,20 @@ class _File:
     """An open file for reading at places; closed when nobody reads it any more."""
 
     def __init__(self, path: str) -> None:
-        self.number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # a FIFO would wait for ever
+        flags = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # a FIFO would wait for ever
+        self.number, self._seeking = os.open(path, os.O_RDONLY | flags), Lock()
 
     def __del__(self) -> None:
         if hasattr(self, "number"):
             os.close(self.number)
+
+    def read(self, size: int, offset: int) -> bytes:
+        """The bytes from a place on. On Windows, which cannot read at places, readers wait for each other."""
+        if hasattr(os, "pread"):
+            return os.pread(self.number, size, offset)
+        with self._seeking:
+            os.lseek(self.number, offset, os.SEEK_SET)
+            return os.read(self.number, size)
 
 
 class Shards:
@@ -99,8 +108,7 @@ class Shards:
         path = f"{self.folder.root}/{self._names[place]}"
         if not self.folder.local:
             return bytes(self.folder.filesystem.cat_file(path, offset, offset + size))
-        file = self._opened(place, path)
-        return os.pread(file.number, size, offset)  # outside of the lock: readers need not wait for each other
+        return self._opened(place, path).read(size, offset)  # outside of the lock
 
     def _opened(self, place: int, path: str) -> _File:
         with self._lock:
