@@ -1,5 +1,6 @@
 """The one exception for input a user can correct."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,7 +22,9 @@ def one_line(message: str, longest: int = LONGEST) -> str:
 
 def first_line(error: Exception) -> str:
     """The first line of what an exception of a library says, or its name where it says nothing."""
-    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
+    said = getattr(error, "strerror", None) or str(error)
+    said = re.sub(r" ?<[^<>]* object at 0x[0-9a-fA-F]+>", "", said)  # nobody knows what lies there in memory
+    return next((line for line in said.splitlines() if line.strip()), type(error).__name__)
 
 
 @contextmanager

@@ -122,7 +122,7 @@ def _address(url: str, header: str) -> SplitResult:
     try:
         return urlsplit(url)
     except ValueError:  # brackets that hold no IPv6 address
-        raise Refusal(400, f"{header} {shown(url)}: no address") from None
+        raise Refusal(400, f"{header} {shown(url.removeprefix('//'))}: no address") from None
 
 
 def _digest(key: str) -> bytes:
