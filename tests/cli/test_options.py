@@ -190,3 +190,11 @@ def test_defaults_are_those_of_the_library() -> None:
                 assert given.default == default or (given.dest == "model" and not given.default), (words, field.name)
                 compared += 1
     assert compared > 50
+
+
+def test_a_path_that_ends_like_a_scale_is_a_path_where_it_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "run-12:30"
+    assert option_types.weighted_spec(str(path)) == (str(tmp_path / "run-12"), 30.0)
+    path.mkdir()
+    assert option_types.weighted_spec(str(path)) == (str(path), 1.0)
+    assert option_types.weighted_spec(f"{path}:0.5") == (str(path), 0.5)

@@ -37,6 +37,15 @@ def test_a_missing_folder_an_unknown_protocol_and_tars_without_images_are_said(t
         open_source(f"shards:{tmp_path}", 8)
 
 
+@pytest.mark.parametrize("name", ["{0..1}", "a {b,c} #%[x]?é"])
+def test_folders_may_be_called_anything(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name / "tars"
+    folder.parent.mkdir()
+    save_tar(folder / "0.tar", [("a.png", png_bytes()), ("a.txt", b"a")])
+    for url in (folder, folder / "0.tar", folder / "{0..0}.tar"):
+        assert [each.captions for each in open_source(f"shards:{url}", 8)] == [("a",)]
+
+
 def test_one_tar_and_several_by_a_pattern(tmp_path: Path) -> None:
     for name in ("part-000", "part-001", "part-002", "test"):
         save_tar(tmp_path / "web" / f"{name}.tar", [(f"{name}.png", png_bytes())])

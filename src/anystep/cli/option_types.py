@@ -5,6 +5,7 @@ what it should is said by what reads it.
 """
 
 import argparse
+import os
 import re
 import stat
 from collections.abc import Callable
@@ -32,11 +33,11 @@ def spec(value: str) -> str:
 
 
 def weighted_spec(value: str) -> tuple[str, float]:
-    """A `spec` and the scale after its last colon, where a number is there; 1 where none is."""
-    name, _, scale = value.rpartition(":")
-    if name and re.fullmatch(r"[-+.\de]+", scale):
+    """A `spec` and the scale after its last colon, where a number is there and all of it is no path; else 1."""
+    whole, (name, _, scale) = spec(value), value.rpartition(":")
+    if name and re.fullmatch(r"[-+.\de]+", scale) and not os.path.exists(whole):
         return spec(name), parse(Real)(scale)
-    return spec(value), 1.0
+    return whole, 1.0
 
 
 def _checked(check: Callable[[str], str], value: str) -> str:

@@ -104,7 +104,7 @@ def named_tars(url: str) -> tuple[str, list[str] | None]:
         InputError: a pattern that names no tars.
     """
     folder, slash, last = url.rpartition("/")
-    if "{" in folder:
+    if "{" in folder and not Path(folder).is_dir() and not Path(url).is_dir():
         raise InputError(f"shards {url!r}: braces may stand in the names of tars alone, not in that of their folder")
     if not ("{" in last or last.endswith(".tar")) or Path(url).is_dir():
         return url, None
