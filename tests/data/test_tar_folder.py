@@ -46,6 +46,16 @@ def test_folders_may_be_called_anything(tmp_path: Path, name: str) -> None:
         assert [each.captions for each in open_source(f"shards:{url}", 8)] == [("a",)]
 
 
+def test_a_pattern_may_be_longer_than_a_name(tmp_path: Path) -> None:
+    save_tar(tmp_path / "part-000.tar", [("a.png", png_bytes())])
+    save_tar(tmp_path / "part-059.tar", [("a.png", png_bytes())])
+    pattern = ",".join(f"part-{number:03d}" for number in range(60))
+    with pytest.raises(InputError, match="part-001"):  # and not that a name is too long
+        Shards(f"{tmp_path}/{{{pattern}}}.tar")
+    with pytest.raises(InputError, match="no such folder"):
+        open_source("x" * 300, 8)
+
+
 def test_one_tar_and_several_by_a_pattern(tmp_path: Path) -> None:
     for name in ("part-000", "part-001", "part-002", "test"):
         save_tar(tmp_path / "web" / f"{name}.tar", [(f"{name}.png", png_bytes())])

@@ -107,6 +107,11 @@ def test_uniform_times_spend_no_step_on_the_end(models: Callable[[str], Baseline
         models("sdxl").draw(["a whale"], *SIZE, 2, [0], plan="uniform")
 
 
+def test_options_may_be_longer_than_a_name() -> None:
+    told = "+".join(["blue"] * 100)
+    assert module.split_options(f"sd3?negative_prompt={told}") == ("sd3", {"negative_prompt": told.replace("+", " ")})
+
+
 def test_a_published_name_is_asked_as_its_card_says(baselines: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "stable-diffusion-3.5-large-turbo"
     shutil.copytree(baselines["sd3"], folder)

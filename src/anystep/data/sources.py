@@ -1,5 +1,6 @@
 """One way to name any source of data."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ def open_source(spec: str, size: Fixed | ResolutionLimits, **options: Any) -> So
         folder = Path(name).expanduser()
     except RuntimeError as error:
         raise InputError(f"data source {spec!r}: {error}") from None
-    if not name or not folder.is_dir():
+    if not name or not os.path.isdir(folder):
         meant = "" if prefix else did_you_mean(spec, DRAWN)
         raise InputError(f"data source {spec!r}: no such folder; {meant}possible sources: {POSSIBLE}")
     return FOLDERS[prefix](folder, size=size, **options)

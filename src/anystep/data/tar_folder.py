@@ -104,9 +104,10 @@ def named_tars(url: str) -> tuple[str, list[str] | None]:
         InputError: a pattern that names no tars.
     """
     folder, slash, last = url.rpartition("/")
-    if "{" in folder and not Path(folder).is_dir() and not Path(url).is_dir():
+    is_folder = os.path.isdir(url)  # `Path` would not have names as long as patterns may be
+    if "{" in folder and not os.path.isdir(folder) and not is_folder:
         raise InputError(f"shards {url!r}: braces may stand in the names of tars alone, not in that of their folder")
-    if not ("{" in last or last.endswith(".tar")) or Path(url).is_dir():
+    if not ("{" in last or last.endswith(".tar")) or is_folder:
         return url, None
     return f"{folder}//" if folder.endswith(":/") else folder or slash or ".", _expanded(last, url)
 

@@ -1,6 +1,7 @@
 """Whatever commands draw with, by its name: a transition model, a flow map, or a pipeline of diffusers."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def load_image_model(model: str, device: str | torch.device = "auto", hollow: bo
 def split_options(model: str) -> tuple[str, dict[str, Any]]:
     """A name and the options behind its question mark: JSON, or text."""
     place, mark, query = model.partition("?")
-    if not mark or Path(model).exists():
+    if not mark or os.path.exists(model):  # `Path` would not have names as long as options may be
         return model, {}
     with refused(f"model {shown(model)}: expected NAME?OPTION=VALUE&OPTION=VALUE"):
         pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True)
