@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+PRECISIONS = ("auto", "float32", "bfloat16")
+
 
 @dataclass(frozen=True)
 class DeviceKind:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from anystep.bounds import shown
-from anystep.data_sheets import DEVICES, UTILISATION, DeviceKind, device_kind
+from anystep.data_sheets import DEVICES, PRECISIONS, UTILISATION, DeviceKind, device_kind
 from anystep.environment import machine_memory
 from anystep.errors import InputError
 
@@ -34,8 +34,10 @@ def pick_device(name: str) -> torch.device:
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
     """What blocks compute in: `auto` is bfloat16 on CUDA devices with units for it, else float32.
 
-    On CUDA, products of float32 matrices may use TF32 from now on.
+    On CUDA, products of float32 matrices may use TF32 from now on. Raises `InputError` for another name.
     """
+    if name not in PRECISIONS:
+        raise InputError(f"precision {shown(name)}: expected {', '.join(PRECISIONS)}")
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
     fast = device.type == "cuda" and torch.cuda.is_bf16_supported()

@@ -139,6 +139,20 @@ def test_an_image_is_drawn_again_to_the_bit_from_itself(generate: Any, words: li
     assert settings("c.png") == {**settings("a.png"), "seeds": [6]}
 
 
+def test_an_image_is_drawn_again_in_the_precision_it_was_drawn_in(
+    generate: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert generate("a whale", "--steps", "1", "--precision", "bfloat16", "--out", "a.png") == 0
+    assert settings("a.png")["precision"] == "bfloat16"
+    assert generate("--like", "a.png", "--out", "b.png", model=False) == 0
+    assert (pixels("b.png"), settings("b.png")) == (pixels("a.png"), settings("a.png"))
+    capsys.readouterr()
+    assert generate("--like", "a.png", "--precision", "float32", "--out", "c.png", model=False) == 0
+    assert "was drawn by another model than" in capsys.readouterr().err
+    assert "precision" not in settings("c.png")
+    assert pixels("c.png") != pixels("a.png")
+
+
 def test_a_planned_image_is_drawn_again_whatever_becomes_of_the_plans(
     generate: Any, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,6 +8,7 @@ import pytest
 from anystep.cli import main
 from anystep.compare import Comparison
 from anystep.errors import InputError
+from anystep.models.released import DC_AE
 from anystep.training.config import CodecRecipe, Recipe
 from anystep.training.recipe_files import load_recipe
 from anystep.training.recipes import FOLDER, command_of, find_recipe, recipe_names
@@ -53,6 +54,11 @@ def test_every_recipe_is_found_by_its_name_and_is_for_its_command() -> None:
         path = find_recipe(name.removeprefix("compare/"), command_of(name))
         assert path == find_recipe(name, command_of(name)) == FOLDER / f"{name}.yaml"
         load_recipe(path, kinds[command_of(name)])
+
+
+def test_published_recipes_train_on_the_latents_of_the_released_models() -> None:
+    names = [f"{name}{ours}" for name in ("t2i-865m", "imagenet-512-xl1") for ours in ("", "-ours")]
+    assert {load_recipe(find_recipe(name, "train"), Recipe).model.codec for name in names} == {DC_AE}
 
 
 def test_a_file_comes_before_a_name_and_a_folder_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,7 @@ def add(commands: Commands) -> None:
     )
     for name, kind in kinds.choices.items():
         add_options(kind, "--model", **({} if name == "imagenet" else {"help": BASELINES}))
-        add_options(kind, "--device")
+        add_options(kind, "--device", "--precision")
         add_options(kind, "--steps", default=[1, 2, 4, 8])
         add_options(kind, "--out")
         if name != "imagenet":  # which is drawn only

@@ -28,7 +28,7 @@ def add(commands: Commands) -> None:
     option("--clip-score", type=spec, metavar="MODEL", help="a CLIP model of transformers, by id or folder")
     add_options(parser, "--size", "--guidance", "--plan", "--seed")
     option("--keep-images", action="store_true", help="also write every image as a PNG file")
-    add_options(parser, "--batch", "--threads", "--device", "--dry-run", "--json")
+    add_options(parser, "--batch", "--threads", "--device", "--precision", "--dry-run", "--json")
     parser.set_defaults(run=run)
 
 

@@ -58,7 +58,9 @@ def add(commands: Commands) -> None:
     add_options(parser, "--model", default=None, help=BASELINES)
     adapter = "an adapter (LoRA) on the model, a file, folder, run or hub id, and how much of it (default: 1)"
     option("--lora", type=weighted_spec, nargs="+", metavar="PATH[:SCALE]", help=adapter)
-    add_options(parser, "--device", "--json")
+    add_options(parser, "--device")
+    add_options(parser, "--precision", default=None)
+    add_options(parser, "--json")
     parser.set_defaults(run=run)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from anystep.bounds import BatchSize, Count, Guidance, PositiveShare, SamplingSteps, Seed, Side, Threads
 from anystep.cli.option_types import output_folder, size, spec
-from anystep.data_sheets import DEVICES, UTILISATION
+from anystep.data_sheets import DEVICES, PRECISIONS, UTILISATION
 from anystep.errors import InputError
 
 Commands = Any  # what argparse's add_subparsers returns, a private class
@@ -15,6 +15,10 @@ BASELINES = "builtin, a folder or a hub id; or a text-to-image pipeline of diffu
 OPTIONS: dict[str, dict[str, Any]] = {
     "--model": {"type": spec, "default": "builtin", "help": "builtin, a folder, or a hub id"},
     "--device": {"type": spec, "default": "auto", "help": "auto, cpu, cuda, mps"},
+    "--precision": {
+        "choices": PRECISIONS, "default": "auto",
+        "help": "of the network's blocks and the codec (default: bfloat16 on a GPU that has it, else float32)",
+    },
     "--size": {
         "type": size, "metavar": "WxH", "help": "in pixels, or one number for a square (default: the training size)",
     },

@@ -19,6 +19,7 @@ def add(commands: Commands) -> None:
     option("--samples", type=Count, default=1000, help="images a plan")
     option("--metric", type=spec, default="frechet_distance", help="to choose by")
     add_options(parser, "--extractor", "--allow-code", "--guidance", "--seed", "--batch", "--threads", "--device")
+    add_options(parser, "--precision")
     add_options(parser, "--json")
     parser.set_defaults(run=run)
 

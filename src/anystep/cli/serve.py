@@ -32,7 +32,7 @@ def add(commands: Commands) -> None:
     )  # fmt: skip
     option = parser.add_argument
     add_options(parser, "--model", nargs="+", default=["builtin"])
-    add_options(parser, "--device")
+    add_options(parser, "--device", "--precision")
     option("--host", type=spec, default="127.0.0.1", help="address; another than this machine's own takes API keys")
     option("--port", type=Port, default=8000, help="0 is a free one")
     option("--batch", type=BatchSize, default=16, help="most images drawn together")
@@ -85,7 +85,7 @@ def run(options: argparse.Namespace) -> None:
     from anystep.studio.request import Limits
 
     listener = listen(options.host, options.port)
-    models = load_models(options.model, options.device, options.threads)
+    models = load_models(options.model, options.device, options.threads, options.precision)
     workers = options.workers or worker_count(models, options.threads)
     engine = Engine(
         models, EngineOptions(options.batch, options.window / 1000, options.queue, workers),

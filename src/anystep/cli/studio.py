@@ -21,7 +21,7 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser("studio", help="a page that draws, on this machine")
     option = parser.add_argument
     add_options(parser, "--model", nargs="+", default=["builtin"])
-    add_options(parser, "--device")
+    add_options(parser, "--device", "--precision")
     option(
         "--gallery", type=output_folder, default=Path("gallery"), metavar="FOLDER",
         help="where pictures are kept (default: gallery)",
@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> None:
     from anystep.studio.runs_routes import runs_router
 
     listener = listen(HOST, options.port)
-    models = load_models(options.model, options.device, options.threads)
+    models = load_models(options.model, options.device, options.threads, options.precision)
     workers = options.workers or worker_count(models, options.threads)
     engine = Engine(models, EngineOptions(workers=workers), Limits(math.prod(options.max_size or (4096, 4096))))
     service = Service(engine, AppOptions(GuardOptions(hosts=served_hosts(HOST, ())), DEADLINE))

@@ -110,7 +110,9 @@ def _prepare(request: Request) -> _Prepared:
     extractor, metrics = evaluation.extractor, with_reference_statistics(evaluation.metrics, request.reference)
     scorers = _scorers(request, extractor, device)
     models = [
-        each.to(device) if isinstance(each, ImageModel) else load_image_model(each, device, request.dry_run)
+        each.to(device)
+        if isinstance(each, ImageModel)
+        else load_image_model(each, device, request.dry_run, request.precision)
         for each in request.model or ([] if folders else ["builtin"])
     ]
     size = width, height = _common_size(models, folders, request.size)

@@ -39,6 +39,7 @@ class GenerationSettings:
     Attributes:
         guidance, plan, size: the model's own when None; the size is (width, height) in pixels.
         seed: of the first image; further images have the seeds after it.
+        precision: of the models' blocks and codecs, as `pick_precision` takes it.
         dry_run: draw nothing, and load no weights that need not be there: say what drawing takes.
         batch: images generated at once. Other batch mates, like other numbers of threads, change last bits.
     """
@@ -50,6 +51,7 @@ class GenerationSettings:
     batch: int = 50
     threads: int = 1
     device: str = "auto"
+    precision: str = "auto"
     dry_run: bool = False
 
     @property

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from anystep.device import pick_precision
 from anystep.environment import environment
 from anystep.errors import InputError
 from anystep.evaluation.evaluate import Point, check_prompts, generate_points
@@ -257,7 +258,7 @@ def plan_steps(request: PlanRequest) -> dict[str, Any]:
     """
     budgets, device = step_counts(request.budgets, "budgets"), request.begin()
     evaluation = Evaluation.open(request, device, list(dict.fromkeys([request.metric, BESIDE])))
-    model = load(request.model, device)
+    model = load(request.model, device, pick_precision(request.precision, device))
     place = _place(model, request.in_place)
     width, height = request.size or (model.pipeline.base_size,) * 2
     try_extractor(evaluation.extractor, width, height)

@@ -94,6 +94,10 @@ class Baseline(ImageModel):
     def device(self) -> torch.device:
         return torch.device(self.pipeline._execution_device)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.networks[0].parameters()).dtype
+
     def to(self, device: torch.device) -> "Baseline":
         if device.type != self.device.type and not self.hollow:
             self.pipeline.to(device)
@@ -124,7 +128,7 @@ class Baseline(ImageModel):
 
     def facts(self) -> dict[str, Any]:
         """What it is and how it is asked, as plain values."""
-        dtype = "without weights" if self.hollow else str(next(self.networks[0].parameters()).dtype)
+        dtype = "without weights" if self.hollow else str(self.dtype)
         kinds = {"pipeline": type(self.pipeline).__name__, "scheduler": type(self.pipeline.scheduler).__name__}
         return {
             **kinds,

@@ -41,6 +41,7 @@ class Request:
     model: str | None = None
     lora: Sequence[tuple[str, float]] | None = None
     device: str = "auto"
+    precision: str | None = None
     steps: Sequence[int] | None = None
     seed: int | None = None
     count: int | None = None
@@ -95,7 +96,8 @@ def generate(request: Request, on_warning: Callable[[str], None] = lambda messag
     seeds, steps = _seeds(request, like), setting("steps", [1, 2, 4, 8])
     _check_images(len(prompts) * len(seeds) * len(steps))
     start = _start(request, like, on_warning)
-    model = load_image_model(_model_name(request, like), request.device)
+    precision = request.precision or ("auto" if like is None else like.precision or "float32")
+    model = load_image_model(_model_name(request, like), request.device, precision=precision)
     digest = model.digest  # of the model without adapters
     adapters = _put_adapters(model, request, like, on_warning)
     if like is not None and like.model_digest != digest:
@@ -161,9 +163,11 @@ class Record:
         else:
             told = {}
         special = {cell.asked: cell.plan.plain() for cell in cells if cell.plan and cell.plan != uniform[cell.asked]}
+        precision = "bfloat16" if str(model.dtype) == "torch.bfloat16" else None
         return Settings(
-            version=__version__, model=model.name, model_digest=self.digest, prompts=tuple(prompts),
-            seeds=tuple(seeds), steps=tuple(cell.asked for cell in cells), nfe=tuple(cell.nfe for cell in cells),
+            version=__version__, model=model.name, model_digest=self.digest, precision=precision,
+            prompts=tuple(prompts), seeds=tuple(seeds), steps=tuple(cell.asked for cell in cells),
+            nfe=tuple(cell.nfe for cell in cells),
             plans=special or None, strength=start.strength, image=start.name, image_digest=start.digest, **told,
             **self.how,
         ).texts()  # fmt: skip
@@ -225,7 +229,9 @@ def _model_name(request: Request, like: Settings | None) -> str:
 def _check_other_model(request: Request, model: ImageModel, on_warning: Callable[[str], None]) -> None:
     """Another model than that of the image to be like is refused, unless it was named or is forced."""
     told = f"{shown(str(request.like))} was drawn by another model than {shown(model.name)} is now"
-    if request.model is None and not request.force:
+    if request.precision is not None:
+        told += f" in {request.precision}"
+    elif request.model is None and not request.force:
         raise InputError(f"{told}: --model names the right one, --force draws with this one")
     on_warning(told)
 

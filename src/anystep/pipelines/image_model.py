@@ -74,6 +74,11 @@ class ImageModel(ABC):
     def device(self) -> torch.device:
         """Where it computes."""
 
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """What its network computes in, but for layers that are kept in float32."""
+
     @abstractmethod
     def to(self, device: torch.device) -> "ImageModel":
         """The same model on a device."""

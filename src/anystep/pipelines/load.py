@@ -42,6 +42,11 @@ class Model(ImageModel):
         where: torch.device = self.pipeline.device
         return where
 
+    @property
+    def dtype(self) -> torch.dtype:
+        kind: torch.dtype = self.pipeline.transformer.dtype
+        return kind
+
     def to(self, device: torch.device) -> "Model":
         return Model(self.name, self.pipeline.to(device))
 
@@ -56,7 +61,8 @@ class Model(ImageModel):
         return model_digest(self)
 
     def facts(self) -> dict[str, Any]:
-        return {"pipeline": type(self.pipeline).__name__, "parameters": count_parameters(self.pipeline)}
+        kind, dtype = type(self.pipeline).__name__, str(self.dtype).removeprefix("torch.")
+        return {"pipeline": kind, "parameters": count_parameters(self.pipeline), "dtype": dtype}
 
     def resolve_guidance(self, scale: float | None) -> float:
         return self.pipeline.resolve_guidance(scale)

@@ -33,7 +33,9 @@ LOGS = (diffusers_log, transformers_log)
 FULL = 0.9  # the share of a device's memory that weights may take before parts are brought there one after the other
 
 
-def load_image_model(model: str, device: str | torch.device = "auto", hollow: bool = False) -> ImageModel:
+def load_image_model(
+    model: str, device: str | torch.device = "auto", hollow: bool = False, precision: str = "auto"
+) -> ImageModel:
     """A transition model as `anystep.load` has it, or any text-to-image pipeline of diffusers.
 
     Args:
@@ -41,17 +43,19 @@ def load_image_model(model: str, device: str | torch.device = "auto", hollow: bo
             of its `__call__`, and `plan`, as in `folder?guidance_scale=0&plan=uniform`.
         hollow: leave the weights of a pipeline of diffusers where they are, which need not be there: see
             `anystep.pipelines.hollow`.
+        precision: `float32`, `bfloat16`, or `auto`, as `pick_precision` takes them.
 
     Raises:
         InputError: there is none, or it cannot be drawn with; in one line.
     """
     place, options = split_options(model)
-    where = find(place)
+    where, device = find(place), pick_device(str(device))
+    dtype = pick_precision(precision, device)
 
     def transition_model() -> ImageModel:
         if options:
             raise InputError(f"model {shown(model)}: a transition model takes its options from the command")
-        return load(place, device)
+        return load(place, device, dtype)
 
     if find_flow_map(where) is not None:
         return transition_model()
@@ -60,7 +64,7 @@ def load_image_model(model: str, device: str | torch.device = "auto", hollow: bo
     except InputError:
         raise
     except Exception:  # `load` says what is wrong
-        return load(place, device)
+        return load(place, device, dtype)
     named = index.get("_class_name")
     if (named[-1] if isinstance(named, list) and named else named) in PIPELINES:
         return transition_model()
@@ -68,7 +72,7 @@ def load_image_model(model: str, device: str | torch.device = "auto", hollow: bo
         kind = _class_of(named)
         for log in LOGS:
             log.disable_progress_bar()
-        pipeline = _load(kind, where, index, pick_device(str(device)), hollow)
+        pipeline = _load(kind, where, index, device, dtype, hollow)
         return Baseline(model, pipeline, options, hollow)
     except Exception as error:  # diffusers, transformers, safetensors and the hub raise many kinds
         if isinstance(error, InputError) and str(error).startswith("model "):
@@ -119,7 +123,9 @@ def _class_of(name: Any) -> Any:
     return kind
 
 
-def _load(kind: Any, where: str, index: Mapping[str, Any], device: torch.device, hollow: bool) -> Any:
+def _load(
+    kind: Any, where: str, index: Mapping[str, Any], device: torch.device, dtype: torch.dtype, hollow: bool
+) -> Any:
     """The pipeline of a folder or hub id, all of whose weights were there."""
     folder = Path(where)
     if not folder.is_dir():
@@ -130,7 +136,7 @@ def _load(kind: Any, where: str, index: Mapping[str, Any], device: torch.device,
     check_model_folder(folder)
     if hollow:
         return computing_on_cpu(kind).from_pretrained(str(folder), **hollow_networks(folder, index))
-    options = {"dtype": pick_precision("auto", device), "variant": _only_variant(folder)}
+    options = {"dtype": dtype, "variant": _only_variant(folder)}
     # what a pipeline is saved without, as Stable Diffusion 3 may be without T5
     absent = [name for name, entry in index.items() if isinstance(entry, list) and entry and entry[-1] is None]
     parts: dict[str, nn.Module | None] = dict.fromkeys(absent)

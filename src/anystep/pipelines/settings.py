@@ -43,6 +43,7 @@ class Settings(BaseModel):
         format: version of this record.
         version: version of anystep.
         model, model_digest: its name, and what tells its weights and configuration from all others.
+        precision: of its weights, where it is not float32.
         prompts, seeds, steps: every prompt is drawn with every seed at every number of steps.
         nfe: network evaluations at each of the step counts.
         lora: the adapters that were on the model.
@@ -59,6 +60,7 @@ class Settings(BaseModel):
     version: Name
     model: Name
     model_digest: Name
+    precision: Literal["bfloat16"] | None = None
     prompts: Annotated[tuple[Prompt, ...], Len(1, 10_000)]
     seeds: Annotated[tuple[Seed, ...], Len(1, 10_000)]
     steps: Annotated[tuple[SamplingSteps, ...], Len(1, 10_000)]

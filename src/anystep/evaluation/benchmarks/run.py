@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from anystep.device import pick_device
+from anystep.device import pick_device, pick_precision
 from anystep.environment import environment
 from anystep.errors import InputError, first_line
 from anystep.evaluation.benchmarks import dpg, geneval, imagenet, mjhq, scenes
@@ -98,7 +98,7 @@ def run(request: BenchmarkRequest, benchmark: Benchmark) -> dict[str, Any]:
     if request.images is not None:
         return _score_images(request.images, request, benchmark, ranks)
     scorer = ranks.on_main(benchmark.load_scorer)
-    model = load_image_model(request.model, device, request.dry_run)
+    model = load_image_model(request.model, device, request.dry_run, request.precision)
     by_size: dict[tuple[int, int], list[str | int]] = {}
     for each in benchmark.requests(request.out, model):
         by_size.setdefault(each.size or request.size or (model.base_size,) * 2, []).append(each.prompt)
@@ -321,7 +321,8 @@ def run_scenes(request: BenchmarkRequest, each: int, detector: str) -> dict[str,
 
 def run_imagenet(request: BenchmarkRequest, samples: int, classes: Literal["balanced", "random"]) -> list[Path]:
     """Also writes `report.json`: what each `.npz` took."""
-    steps, ranks, model = step_counts(request.steps), Ranks(), load(request.model, request.begin())
+    steps, ranks, device = step_counts(request.steps), Ranks(), request.begin()
+    model = load(request.model, device, pick_precision(request.precision, device))
     names = model.pipeline.config.class_names
     if not names:
         raise InputError(f"model {request.model!r} is not class-conditional")
