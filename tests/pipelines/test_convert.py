@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from helpers import REFERENCE_NETWORKS, TRAJECTORIES, GivenStates, opened, reference_options
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -129,8 +130,10 @@ def test_with_its_parts_copied_a_folder_needs_nothing_else(
     convert_reference(request(numbers, tmp_path, tiny_codec, gemma, copy=True))
     whole, named = opened(tmp_path / "out"), opened(converted["t2i"])
     assert (whole.config.vae_name, whole.config.text_encoder_name) == (None, None)
-    images = [each("a red whale", 32, 32, 2, seeds=[1], output_type="pt").images for each in (whole, named)]
-    assert torch.equal(*images)
+    plain = DiffusionPipeline.from_pretrained(str(converted["t2i"]), trust_remote_code=True)
+    images = [each("a red whale", 32, 32, 2, seeds=[1], output_type="pt").images for each in (whole, named, plain)]
+    assert torch.equal(*images[:2])
+    assert torch.equal(*images[1:])
 
 
 def test_options_are_detected_from_the_tensors_alone(

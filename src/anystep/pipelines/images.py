@@ -10,6 +10,7 @@ from torch import Tensor
 
 from anystep.bounds import shown
 from anystep.codecs import AutoencoderCodec, Codec, IdentityCodec, to_uint8
+from anystep.codecs.codec import load_autoencoder
 from anystep.codecs.tiling import decode_tiled, encode_tiled
 from anystep.data.images import to_rgb, to_tensor
 from anystep.data.sizing import resize_and_crop
@@ -17,6 +18,7 @@ from anystep.errors import InputError, refused
 from anystep.pipelines.inputs import check_finite
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+COMPUTED = (torch.float32, torch.bfloat16, torch.float16)  # other types store weights
 
 
 def as_images(given: Any) -> list[Image.Image]:
@@ -56,6 +58,8 @@ class ImageCoding:
 
     vae: Any
     transformer: Any
+    config: Any
+    register_modules: Any
     _execution_device: Any
 
     @property
@@ -67,6 +71,12 @@ class ImageCoding:
     def latent_codec(self) -> Codec:
         """What encodes and decodes latents of zero mean and unit variance, which the network sees."""
         return IdentityCodec(self.transformer.config.in_channels) if self.vae is None else AutoencoderCodec(self.vae)
+
+    def load_named_vae(self) -> None:
+        """Load the autoencoder that the model names where `DiffusionPipeline.from_pretrained` has left it out."""
+        if self.vae is None and (name := self.config.vae_name) is not None:
+            dtype = self.transformer.dtype if self.transformer.dtype in COMPUTED else torch.float32
+            self.register_modules(vae=load_autoencoder(name, dtype=dtype).to(self._execution_device))
 
     @property
     def image_processor(self) -> VaeImageProcessor:

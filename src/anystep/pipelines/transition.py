@@ -286,6 +286,7 @@ class TransitionPipeline(CallState, PromptEncoding, ImageCoding, LoraLoading, Sa
             InputError: what cannot be generated, in one line.
         """
         # 1. Check inputs
+        self.load_named_vae()
         prompts = Prompts(
             prompt, negative_prompt, prompt_embeds, prompt_attention_mask, negative_prompt_embeds,
             negative_prompt_attention_mask, max_sequence_length,
