@@ -1,11 +1,21 @@
 """Operations and memory of a network, counted without running it."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from anystep.errors import InputError
-from anystep.models.cost import LiveMemoryTracker, count_parameters, flop_counter, forward_flops, network_cost
+from anystep.models.cost import (
+    LiveMemoryTracker,
+    count_parameters,
+    flop_counter,
+    forward_flops,
+    network_cost,
+    weight_bytes,
+)
 from anystep.models.presets import build_transformer
+from anystep.models.transformer import TransitionTransformer2DModel
 
 
 @pytest.mark.parametrize(
@@ -80,3 +90,10 @@ def test_operations_of_a_forward_are_those_of_its_matrices() -> None:
         for rows, columns, length in ((8, 8, 1), (4, 12, 7), (16, 8, 40)):
             counted = network_cost(preset, 1, rows, columns, length, **options).flops
             assert cost(rows, columns, 0 if preset == "c2i-test" else length) == counted
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_the_memory_of_weights_is_that_of_a_loaded_network(precision: torch.dtype, tmp_path: Path) -> None:
+    build_transformer("t2i-test", **BRANCHED).save_pretrained(tmp_path)
+    loaded = TransitionTransformer2DModel.from_pretrained(tmp_path, dtype=precision)
+    assert weight_bytes("t2i-test", precision, **BRANCHED) == sum(weight.nbytes for weight in loaded.parameters())

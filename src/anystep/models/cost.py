@@ -86,6 +86,17 @@ def count_parameters(preset: str, **options: Any) -> int:
         return sum(weight.numel() for weight in build_transformer(preset, **options).parameters())
 
 
+def weight_bytes(preset: str, precision: torch.dtype, **options: Any) -> int:
+    """Memory of the weights of a preset: four bytes each in layers that are kept in float32, whatever the precision."""
+    with torch.device("meta"):
+        network = build_transformer(preset, **options)
+    kept = set(network._keep_in_fp32_modules)
+    return sum(
+        weight.numel() * (4 if kept & set(name.split(".")) else precision.itemsize)
+        for name, weight in network.named_parameters()
+    )
+
+
 def extrapolated(preset: str, options: dict[str, Any], measure: Callable[[dict[str, Any]], Sequence[int]]) -> list[int]:
     """What `measure` gives for a network, from networks with one or two blocks in the trunk and in a branch."""
     depth, branch = depths_of(preset, options)

@@ -31,6 +31,7 @@ from anystep.models.cost import (
     count_parameters,
     extrapolated,
     flop_counter,
+    weight_bytes,
 )
 from anystep.models.presets import PRESETS, depths_of
 from anystep.models.transformer import TransitionTransformer2DModel
@@ -232,7 +233,7 @@ def plan_generation(
     return GenerationPlan(
         parameters=parameters,
         codec_parameters=codec_parameters,
-        weight_bytes=size * (parameters + codec_parameters),
+        weight_bytes=weight_bytes("t2i-test", precision, **options) + size * codec_parameters,
         tokens=tokens,
         evaluations=steps * evaluations,
         evaluation_flops=flops,
