@@ -4,13 +4,14 @@ import json
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 from helpers import refused
 
 from anystep import __version__
-from anystep.cli import main
+from anystep.cli import main, prepare_libraries
 
 
 @pytest.mark.parametrize("damage", [lambda content: content[:-500], lambda content: b"\0" * len(content)])
@@ -126,3 +127,13 @@ def test_verbose_says_where_an_error_came_from(capsys: pytest.CaptureFixture[str
     told = capsys.readouterr().err
     assert "Traceback" in told
     assert told.splitlines()[-1].startswith("anystep: error: cannot read recipe 'nothing'")
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_warnings_of_libraries_are_for_who_asks_for_them(verbose: bool) -> None:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        prepare_libraries(verbose)
+        for module in ("huggingface_hub.utils._validators", "somebody.elses"):
+            warnings.warn_explicit(module, UserWarning, "a.py", 1, module=module)
+    assert [str(each.message)[:4] for each in told] == ["hugg", "some"][not verbose :]

@@ -6,6 +6,7 @@ Each command is a module with `add(commands)`, which says its options, and what 
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 
 from anystep import __version__
@@ -103,3 +104,5 @@ def prepare_libraries(verbose: bool) -> None:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     for library in ("TRANSFORMERS", "DIFFUSERS"):  # their notices are not for the reader of one line
         os.environ.setdefault(f"{library}_VERBOSITY", "info" if verbose else "critical")
+    if not verbose:
+        warnings.filterwarnings("ignore", module=r"(diffusers|transformers|huggingface_hub|peft)\.")

@@ -299,7 +299,7 @@ def check_memory(recipe: Recipe, processes: int, memory: float, precision: torch
         tokens = fitting * found.tokens_per_image
         more = f"lower run.tokens_per_micro_batch to {tokens}" if recipe.data.native else "raise run.accumulate"
         hint = (
-            f"{fitting} images at a time would fit: {more}"
+            f"{fitting} image{'s' * (fitting > 1)} at a time would fit: {more}"
             if fitting >= 1
             else "the weights and what is kept for each do not fit: parallel fsdp on more devices, or a smaller preset"
         )
