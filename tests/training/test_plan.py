@@ -110,7 +110,7 @@ def test_communication_is_that_of_rings() -> None:
 def test_what_cannot_fit_is_refused_with_the_number_and_what_would(tmp_path: Path) -> None:
     recipe = load_recipe(CONFIGS / "t2i-865m.yaml", Recipe)
     check_memory(recipe, 16, DEVICES["A100"].memory, torch.bfloat16)
-    with pytest.raises(InputError, match=r"a step takes \d+\.\d GB on each device .* \d+ images at a time would fit"):
+    with pytest.raises(InputError, match=r"a step takes \d+\.\d GB on each device .* \d+ images? at a time would fit"):
         check_memory(recipe, 1, DEVICES["4090"].memory, torch.bfloat16)
     with pytest.raises(InputError, match="parallel fsdp on more devices"):
         check_memory(recipe, 1, 8e9, torch.bfloat16)
