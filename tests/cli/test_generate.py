@@ -223,6 +223,7 @@ def test_another_or_a_missing_model_is_told(
     assert generate("--like", "b.png", "--out", "d.png", model=False) == 2
     assert "was drawn by another model" in capsys.readouterr().err
     assert not Path("d.png").exists()
+    assert generate("--like", "b.png", "--out", "d.png", "--precision", "float32", model=False) == 2
     assert generate("--like", "b.png", "--out", "d.png", "--force", model=False) == 0
     for name in ("gone", "nobody/nothing", "/nowhere/x"):  # nothing is fetched because a file says so
         rewrite("b.png", {**settings("b.png"), "model": name})

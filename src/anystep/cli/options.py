@@ -17,7 +17,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--device": {"type": spec, "default": "auto", "help": "auto, cpu, cuda, mps"},
     "--precision": {
         "choices": PRECISIONS, "default": "auto",
-        "help": "of the network's blocks and the codec (default: bfloat16 on a GPU that has it, else float32)",
+        "help": "of the network's blocks and the codec; auto is bfloat16 on a GPU that has it, else float32",
     },
     "--size": {
         "type": size, "metavar": "WxH", "help": "in pixels, or one number for a square (default: the training size)",

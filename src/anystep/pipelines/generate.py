@@ -101,7 +101,7 @@ def generate(request: Request, on_warning: Callable[[str], None] = lambda messag
     digest = model.digest  # of the model without adapters
     adapters = _put_adapters(model, request, like, on_warning)
     if like is not None and like.model_digest != digest:
-        _check_other_model(request, model, on_warning)
+        _check_other_model(request, like, model, on_warning)
     width, height = setting("size") or (model.base_size,) * 2
     for count in steps:
         model.check(["a prompt"], width, height, count)
@@ -226,10 +226,10 @@ def _model_name(request: Request, like: Settings | None) -> str:
     )
 
 
-def _check_other_model(request: Request, model: ImageModel, on_warning: Callable[[str], None]) -> None:
-    """Another model than that of the image to be like is refused, unless it was named or is forced."""
+def _check_other_model(request: Request, like: Settings, model: ImageModel, on_warning: Callable[[str], None]) -> None:
+    """Another model than that of the image to be like is refused, unless it or its precision was named, or forced."""
     told = f"{shown(str(request.like))} was drawn by another model than {shown(model.name)} is now"
-    if request.precision is not None:
+    if request.precision not in (None, like.precision or "float32"):
         told += f" in {request.precision}"
     elif request.model is None and not request.force:
         raise InputError(f"{told}: --model names the right one, --force draws with this one")
