@@ -120,8 +120,9 @@ def test_plans_of_steps_are_kept_in_the_file(baselines: dict[str, Path], tmp_pat
     assert torch.equal(drawn(own.pipeline, 4), expected)
     assert (drawn(anystep.adapt(pipe, planned), 4, guidance_scale=1.0) - expected).abs().max() <= 1
     keep_plans(path, None, {4: plan})
-    assert path.read_bytes() == planned.read_bytes()
-    file = FlowMapFile.read(path)
+    file, copy = FlowMapFile.read(path), FlowMapFile.read(planned)  # whose headers safetensors writes in any order
+    assert file.about == copy.about
+    assert all(torch.equal(value, copy.tensors[name]) for name, value in file.tensors.items())
     replace(file, about={**file.about, "plans": {"4": {"steps": 5}}}).write(path)
     with pytest.raises(InputError, match=r"plans.4.steps 5: expected at most 4"):
         anystep.load(path, "cpu")
