@@ -27,10 +27,11 @@ def test_a_codec_trains_resumes_and_is_refined_without_moving_its_latents(
     assert first["psnr"] > 0
     config["run"] |= {"steps": 6}  # type: ignore[operator]
     assert train_codec(CodecRecipe.model_validate(config), tmp_path / "codec")["step"] == 6
-    refined = CodecRecipe.model_validate({**config, "refine": str(tmp_path / "codec" / "codec")})
-    train_codec(refined, tmp_path / "refined")
-    before, after = (
-        load_file(tmp_path / run / "codec" / "diffusion_pytorch_model.safetensors") for run in ("codec", "refined")
+    for field, run in (("refine", "refined"), ("weights", "continued")):
+        train_codec(CodecRecipe.model_validate({**config, field: str(tmp_path / "codec" / "codec")}), tmp_path / run)
+    before, after, further = (
+        load_file(tmp_path / run / "codec" / "diffusion_pytorch_model.safetensors")
+        for run in ("codec", "refined", "continued")
     )
     for name, tensor in before.items():
         same = torch.equal(tensor, after[name])
@@ -41,6 +42,17 @@ def test_a_codec_trains_resumes_and_is_refined_without_moving_its_latents(
         for run in ("codec", "refined")
     ]
     assert statistics[0] == statistics[1]
+    distance = {name: (further[name] - tensor).abs().max() for name, tensor in before.items()}
+    assert any(value > 0 for name, value in distance.items() if name.startswith("encoder"))
+    assert max(distance.values()) < 0.1  # six steps from the given weights, not from others
+
+
+def test_one_autoencoder_is_gone_on_from(captioned_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="weights and refine both name"):
+        CodecRecipe.model_validate({"weights": "builtin", "refine": "builtin"})
+    recipe = codec_recipe(captioned_folder).model_copy(update={"weights": "identity"})
+    with pytest.raises(InputError, match="weights 'identity' is not an autoencoder"):
+        train_codec(recipe, tmp_path / "run")
 
 
 def codec_recipe(source: Path, **run: Any) -> CodecRecipe:

@@ -235,8 +235,16 @@ class CodecRecipe(Section):
     optimizer: CodecOptimizerConfig = CodecOptimizerConfig()
     # Length of the run, batch size, device, checkpoints and log.
     run: CodecRunConfig = CodecRunConfig()
-    # Autoencoder to go on from with its encoder frozen, so that its latents stay valid (null: begin anew).
+    # Autoencoder to go on from: builtin, a folder or a hub id (null: begin anew).
+    weights: Name | None = None
+    # Autoencoder to go on from with its encoder frozen, so that its latents stay valid (null: train both halves).
     refine: Name | None = None
+
+    @model_validator(mode="after")
+    def _one_start(self) -> "CodecRecipe":
+        if self.weights is not None and self.refine is not None:
+            raise ValueError("weights and refine both name an autoencoder to go on from: give one of them")
+        return self
 
 
 class TransportConfig(Section):

@@ -83,19 +83,19 @@ def normalise(autoencoder: AutoencoderDC, images: Tensor) -> None:
 
 
 def start_autoencoder(recipe: CodecRecipe, device: torch.device) -> AutoencoderDC:
-    """A new autoencoder, or the one to refine with its encoder frozen.
+    """A new autoencoder, or the one to go on from: whole, or with its encoder frozen.
 
     Raises:
-        InputError: what is to be refined is no autoencoder, or images are no multiple of what a latent pixel covers.
+        InputError: what is to go on from is no autoencoder, or images are no multiple of what a latent pixel covers.
     """
-    if recipe.refine is None:
+    if (given := recipe.weights or recipe.refine) is None:
         autoencoder = build_autoencoder(recipe).to(device)
     else:
-        codec = load_codec(recipe.refine)
+        codec = load_codec(given)
         if not isinstance(codec, AutoencoderCodec):
-            raise InputError(f"refine {recipe.refine!r} is not an autoencoder")
+            raise InputError(f"{'weights' if recipe.weights else 'refine'} {given!r} is not an autoencoder")
         autoencoder = codec.autoencoder.float().to(device)
-        autoencoder.requires_grad_(True).encoder.requires_grad_(False)
+        autoencoder.requires_grad_(True).encoder.requires_grad_(recipe.refine is None)
     factor = AutoencoderCodec(autoencoder).factor
     if recipe.data.size % factor:
         raise InputError(f"data.size {recipe.data.size}: must be a multiple of {factor}")
