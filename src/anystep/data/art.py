@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import lzma
+import random
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,11 +17,11 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Literal, get_args
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from anystep.data.cache import cache_folder
 from anystep.data.example import BaseSource, Example, digest_of
-from anystep.data.sizing import Fixed, ResolutionLimits, canvas
+from anystep.data.sizing import CANVASES, Fixed, ResolutionLimits, canvas
 from anystep.errors import InputError
 from anystep.files import read_bytes, replacing
 from anystep.fingerprint import file_digest
@@ -37,6 +38,7 @@ BACKGROUNDS = {
     "blue": (84, 160, 240),
     "green": (96, 190, 110),
 }
+PLAIN = (244, 244, 244)  # the ground where a caption names none, so that a caption determines its picture
 HELD_OUT_SHARE = 0.05
 MARGIN = 0.05  # of the canvas, on each side of a drawing
 
@@ -124,23 +126,58 @@ def render(drawing: Drawing, side: int) -> Image.Image:
     return Image.open(io.BytesIO(content)).convert("RGBA")
 
 
-def compose(drawing: Drawing, background: str, width: int, height: int) -> Image.Image:
-    """The drawing centred on a canvas of one background colour, as RGB."""
-    canvas = Image.new("RGB", (width, height), BACKGROUNDS[background])
-    art = render(drawing, max(1, round(min(width, height) * (1 - 2 * MARGIN))))
-    canvas.paste(art, ((width - art.width) // 2, (height - art.height) // 2), art)
+@dataclass(frozen=True)
+class Placement:
+    """How a drawing stands on its canvas.
+
+    Attributes:
+        side: of its square, as a share of the shorter side of the canvas.
+        right, down: how far its centre is from that of the canvas, in the same unit.
+        mirrored: left to right.
+    """
+
+    side: float = 1 - 2 * MARGIN
+    right: float = 0.0
+    down: float = 0.0
+    mirrored: bool = False
+
+    @classmethod
+    def draw(cls, drawing: Drawing, rng: random.Random) -> "Placement":
+        """Half of them large and in the middle, the others smaller and a little off it; mirrored where that is as good."""
+        mirrored = drawing.category in MIRRORED and rng.random() < 0.5
+        if rng.random() < 0.5:
+            return cls(mirrored=mirrored)
+        return cls(0.75, rng.choice(SHIFTS), rng.choice(SHIFTS), mirrored)
+
+
+MIRRORED = ("animals-nature", "food-drink")  # what looks to the left as often as to the right
+SHIFTS = (-1 / 16, 0.0, 1 / 16)
+
+
+def compose(
+    drawing: Drawing, background: str | None, width: int, height: int, placement: Placement = Placement()
+) -> Image.Image:
+    """The drawing on a canvas of one background colour, the plain one where it is None, as RGB."""
+    canvas = Image.new("RGB", (width, height), PLAIN if background is None else BACKGROUNDS[background])
+    unit = min(width, height)
+    art = render(drawing, max(1, round(unit * placement.side)))
+    art = ImageOps.mirror(art) if placement.mirrored else art
+    left = (width - art.width) // 2 + round(unit * placement.right)
+    canvas.paste(art, (left, (height - art.height) // 2 + round(unit * placement.down)), art)
     return canvas
 
 
-# width and height of canvases, where they may differ
-PROPORTIONS = ((1.0, 1.0), (1.5, 1.0), (1.0, 1.5), (2.0, 1.0), (1.0, 2.0), (2.5, 1.0))
+GROUNDS = (*BACKGROUNDS, None, None, None, None)  # of each drawing's examples: a third of the captions names none
+# how often each of `sizing.CANVASES` is drawn on, where sizes may differ: small squares most, as users ask for them
+CANVAS_WEIGHTS = (16, 1, 1, 1, 1, 1)
 
 
 class ArtSource(BaseSource):
     """Every chosen drawing on every background, as captioned `size x size` examples, or on canvases of many shapes.
 
-    The captions of an example run from the full one to the bare concept, so that a model trained on all of them
-    answers "a red apple" as well as "a red apple on a blue background, flat style".
+    A third of the examples have the plain ground, which their captions do not name; all others are captioned with
+    theirs. So a caption determines the ground, and a seed the drawing's size, place and direction (`Placement`). One
+    caption of an example names its style, the other does not.
     """
 
     def __init__(
@@ -171,23 +208,19 @@ class ArtSource(BaseSource):
         self._label = {name: label for label, name in enumerate(self.class_names)}
 
     def __len__(self) -> int:
-        return len(self.drawings) * len(BACKGROUNDS)
+        return len(self.drawings) * len(GROUNDS)
 
     def _read(self, index: int) -> Example:
-        drawing = self.drawings[index // len(BACKGROUNDS)]
-        background = list(BACKGROUNDS)[index % len(BACKGROUNDS)]
+        drawing, place = self.drawings[index // len(GROUNDS)], index % len(GROUNDS)
+        ground, rng = GROUNDS[place], random.Random(f"art/{drawing.key}/{place}")
+        shape = rng.choices(CANVASES, CANVAS_WEIGHTS)[0]
         return Example(
-            key=f"{drawing.key}-{background}",
-            image=compose(drawing, background, *canvas(PROPORTIONS[index * 7 % len(PROPORTIONS)], self.size)),
-            captions=(
-                caption(drawing.name, background, drawing.style),
-                caption(drawing.name, background),
-                caption(drawing.name, style=drawing.style),
-                caption(drawing.name),
-            ),
+            key=f"{drawing.key}-{ground or f'plain-{place - len(BACKGROUNDS)}'}",
+            image=compose(drawing, ground, *canvas(shape, self.size), Placement.draw(drawing, rng)),
+            captions=(caption(drawing.name, ground, drawing.style), caption(drawing.name, ground)),
             label=self._label[drawing.name],
         )
 
     def stamp(self, index: int) -> str:
-        drawing = self.drawings[index // len(BACKGROUNDS)]
-        return digest_of(art_fingerprint(), drawing.key, index % len(BACKGROUNDS), self._label[drawing.name])
+        drawing = self.drawings[index // len(GROUNDS)]
+        return digest_of(art_fingerprint(), "placed", drawing.key, index % len(GROUNDS), self._label[drawing.name])

@@ -6,7 +6,7 @@ The metadata of a scene are those of a GenEval prompt, so that one scorer serves
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal, get_args
 
@@ -14,8 +14,19 @@ import numpy as np
 from PIL import Image
 
 from anystep.bounds import Count, check
-from anystep.data.art import PROPORTIONS, STYLES, Drawing, art_fingerprint, drawings, is_held_out, render, with_article
+from anystep.data.art import (
+    BACKGROUNDS,
+    PLAIN,
+    STYLES,
+    Drawing,
+    art_fingerprint,
+    drawings,
+    is_held_out,
+    render,
+    with_article,
+)
 from anystep.data.example import BaseSource, Example, digest_of
+from anystep.data.sizing import CANVASES as ALL_CANVASES
 from anystep.data.sizing import Fixed, ResolutionLimits, canvas, to_pair
 from anystep.errors import InputError
 
@@ -39,10 +50,9 @@ COLOURS = {
     "blue": (50, 110, 230),
     "purple": (140, 70, 200),
 }
-PAPERS = ((255, 255, 255), (244, 244, 244), (255, 248, 231), (232, 242, 252))
+PAPERS = ((255, 255, 255), PLAIN, (255, 248, 231), (232, 242, 252))
 NUMBERS = ("one", "two", "three", "four")
-# width and height in units of the base size
-CANVASES = ((1.0, 1.0), (1.5, 1.0), (1.0, 1.5), (2.0, 1.0), (1.0, 2.0))
+CANVASES = ALL_CANVASES[:-1]  # the last is the first once more, larger
 MIN_SIDE, MAX_SIDE = 0.34, 0.62  # of a drawing, in units of the base size
 
 
@@ -119,8 +129,14 @@ def plural(concept: str) -> str:
     return concept + ("es" if concept.endswith(("s", "x", "ch", "sh")) else "s")
 
 
-def draw_scene(task: Task, rng: random.Random, base: int = 64, canvas: tuple[float, float] | None = None) -> Scene:
-    """A scene of a task on a canvas of `base` times a proportion of `CANVASES`, or that of `canvas`."""
+def draw_scene(
+    task: Task, rng: random.Random, base: int = 64, canvas: tuple[float, float] | None = None, grid: int = 1
+) -> Scene:
+    """A scene of a task on a canvas of `base` times a proportion of `CANVASES`, or that of `canvas`.
+
+    Args:
+        grid: pixels that all edges and sides of the drawings' squares are multiples of.
+    """
     wide, high = canvas or rng.choice(CANVASES)
     width, height = round(wide * base), round(high * base)
     first, second = rng.sample(concepts(), 2)
@@ -147,7 +163,7 @@ def draw_scene(task: Task, rng: random.Random, base: int = 64, canvas: tuple[flo
         # the second stands in the named relation to the first, as GenEval writes it
         include[1]["position"] = [relation, 0]
         prompt = f"{with_article(second)} {relation} {with_article(first)}"
-    things = _place(wanted, relation, width, height, base, rng)
+    things = _place(wanted, relation, width, height, base, rng, grid)
     return Scene(task, prompt, width, height, rng.choice(PAPERS), things, tuple(include), tuple(exclude))
 
 
@@ -158,6 +174,7 @@ def _place(
     height: int,
     base: int,
     rng: random.Random,
+    grid: int,
 ) -> tuple[Thing, ...]:
     """Squares that do not overlap, smaller ones where larger ones do not fit."""
     for attempt in range(10_000):
@@ -165,8 +182,8 @@ def _place(
         min_side = max(0.3, MIN_SIDE - 0.0002 * attempt)
         things = []
         for concept, colour in wanted:
-            side = round(base * rng.uniform(min_side, max(min_side, max_side)))
-            left, top = rng.randint(0, width - side), rng.randint(0, height - side)
+            side = grid * round(base * rng.uniform(min_side, max(min_side, max_side)) / grid)
+            left, top = (grid * rng.randint(0, (whole - side) // grid) for whole in (width, height))
             things.append(Thing(concept, rng.choice(STYLES), colour, left, top, side))
         if all(_apart(one, two) for place, one in enumerate(things) for two in things[:place]) and (
             relation is None or _stands(things[1], relation, things[0])
@@ -192,7 +209,9 @@ def _stands(one: Thing, relation: Relation, two: Thing) -> bool:
 class SceneSource(BaseSource):
     """Scenes of all tasks in turn, each fixed by its number: what a model trains on.
 
-    On square canvases of `size`; or, within limits, from 1:2 to 2:1 and 5:2, half of them on half of the area.
+    On square canvases of `size`; or, within limits, from 1:2 to 2:1 with squares of two areas. Three of four have the
+    plain ground, the others one of `BACKGROUNDS` that the caption names. Drawings stand on a grid of an eighth of the
+    shorter side, as a codec's latents do, so that one drawing has few different latents.
     """
 
     def __init__(self, size: Fixed | ResolutionLimits = 64, count: int = 20_000) -> None:
@@ -207,16 +226,18 @@ class SceneSource(BaseSource):
 
     def scene(self, index: int) -> Scene:
         rng, task = random.Random(f"scene/{index}"), TASKS[index % len(TASKS)]
-        if isinstance(self.size, ResolutionLimits):
-            width, height = canvas(rng.choice(PROPORTIONS), self.size, rng.choice((1.0, 0.5)))
-        else:
-            width, height = to_pair(self.size)
+        width, height = canvas(rng.choice(ALL_CANVASES), self.size)
         base = min(width, height)
-        return draw_scene(task, rng, base, (width / base, height / base))
+        scene = draw_scene(task, rng, base, (width / base, height / base), max(1, base // 8))
+        ground = rng.choice(list(BACKGROUNDS)) if rng.random() < 0.25 else None
+        if ground is None:
+            return replace(scene, paper=PLAIN)
+        prompt = f"{scene.prompt} on {with_article(ground)} background"
+        return replace(scene, paper=BACKGROUNDS[ground], prompt=prompt)
 
     def _read(self, index: int) -> Example:
         scene = self.scene(index)
         return Example(f"scene-{index:06d}", scene.picture(), (scene.prompt,))
 
     def stamp(self, index: int) -> str:
-        return digest_of(art_fingerprint(), index)
+        return digest_of(art_fingerprint(), "grid", index)

@@ -112,13 +112,13 @@ def check_memory(size: Fixed) -> None:
         )
 
 
-def canvas(proportion: tuple[float, float], size: Fixed | ResolutionLimits, share: float = 1.0) -> tuple[int, int]:
-    """Width and height of a picture that is drawn: with these proportions, where sizes may differ.
+# width and height of drawn canvases in units of their base: two areas of squares, and between them from 1:2 to 2:1
+CANVASES = ((1.0, 1.0), (1.5, 1.0), (1.0, 1.5), (2.0, 1.0), (1.0, 2.0), (1.5, 1.5))
 
-    Args:
-        share: the part of the largest area that the picture covers.
-    """
+
+def canvas(shape: tuple[float, float], size: Fixed | ResolutionLimits) -> tuple[int, int]:
+    """Width and height of a picture that is drawn: one of `CANVASES` where sizes may differ, the largest the square."""
     if not isinstance(size, ResolutionLimits):
         return to_pair(size)
-    scale = math.sqrt(share * size.area / (proportion[0] * proportion[1]))
-    return size.target_size(round(proportion[0] * scale), round(proportion[1] * scale))
+    base = math.sqrt(size.area) / max(max(each) for each in CANVASES if each[0] == each[1])
+    return size.target_size(round(shape[0] * base), round(shape[1] * base))
