@@ -1,13 +1,32 @@
 """The built-in vector art: what the archive holds, how it is split, described and drawn."""
 
+import random
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import resvg_py
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import ImageOps
 
 from anystep.data import art
-from anystep.data.art import BACKGROUNDS, STYLES, ArtSource, Drawing, caption, drawings, everyday_concepts, is_held_out
+from anystep.data.art import (
+    BACKGROUNDS,
+    GROUNDS,
+    PLAIN,
+    STYLES,
+    ArtSource,
+    Drawing,
+    Placement,
+    caption,
+    drawings,
+    everyday_concepts,
+    is_held_out,
+)
+from anystep.data.sizing import ResolutionLimits
 from anystep.errors import InputError
 
 
@@ -72,21 +91,53 @@ def test_no_held_out_concept_is_in_train_in_any_style() -> None:
     assert not set(train.class_names) & set(held_out.class_names)
     assert not any(map(is_held_out, train.class_names))
     assert all(map(is_held_out, held_out.class_names))
-    assert len(train) + len(held_out) == len(both) == len(drawings()) * len(BACKGROUNDS)
+    assert len(train) + len(held_out) == len(both) == len(drawings()) * len(GROUNDS)
 
 
 def test_source_draws_every_background_and_names_it() -> None:
     source = ArtSource(32, "everyday", "train", ("flat",))
-    examples = [source[index] for index in range(len(BACKGROUNDS))]
-    assert len({example.key for example in examples}) == len(BACKGROUNDS)
-    for example, (background, colour) in zip(examples, BACKGROUNDS.items(), strict=True):
+    examples = [source[index] for index in range(len(GROUNDS))]
+    assert len({example.key for example in examples}) == len(GROUNDS)
+    for example, background in zip(examples, GROUNDS, strict=True):
+        colour = PLAIN if background is None else BACKGROUNDS[background]
         name = source.class_names[example.label]
         assert example.image.size == (32, 32)
         assert example.image.getpixel((0, 0)) == colour
         assert len(example.image.getcolors(1024)) > 1, "nothing but the background"
-        assert example.captions == (
-            caption(name, background, "flat"), caption(name, background), caption(name, style="flat"), caption(name),
-        )  # fmt: skip
+        assert example.captions == (caption(name, background, "flat"), caption(name, background))
+
+
+def test_a_caption_determines_the_ground_and_the_number_of_an_example_how_the_drawing_stands() -> None:
+    source = ArtSource(ResolutionLimits.within(8, 96, None, 2.0), "everyday", "train")
+    examples = [source[index] for index in range(0, len(source), 7)]
+    grounds: dict[str, set[Any]] = {}
+    for example in examples:
+        for text in example.captions:
+            grounds.setdefault(text.partition(" on ")[2].partition(",")[0], set()).add(example.image.getpixel((0, 0)))
+    assert all(len(colours) == 1 for colours in grounds.values())
+    assert {example.image.size for example in examples} == {
+        (64, 64), (96, 64), (64, 96), (128, 64), (64, 128), (96, 96),
+    }  # fmt: skip
+    assert sum(example.image.size == (64, 64) for example in examples) > len(examples) / 2
+    drawing = find("noto", "rocket")
+    placements = [Placement.draw(drawing, random.Random(seed)) for seed in range(40)]
+    assert 10 < sum(each == Placement() for each in placements) < 30
+    assert not any(each.mirrored for each in placements)  # a rocket is no animal
+    fox = find("noto", "fox")
+    assert any(Placement.draw(fox, random.Random(seed)).mirrored for seed in range(9))
+    whole, turned = (art.compose(fox, None, 64, 64, Placement(mirrored=mirrored)) for mirrored in (False, True))
+    assert ImageOps.mirror(whole).tobytes() == turned.tobytes()
+    assert whole.tobytes() != turned.tobytes()
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(style=st.sampled_from(STYLES), seed=st.integers(0, 10_000))
+def test_drawings_are_whole_on_every_canvas(style: str, seed: int) -> None:
+    drawing = find(style, "red apple")
+    for width, height in ((64, 64), (128, 64), (64, 96)):
+        image = np.asarray(art.compose(drawing, None, width, height, Placement.draw(drawing, random.Random(seed))))
+        for edge in (image[0], image[-1], image[:, 0], image[:, -1]):
+            assert (edge == PLAIN).all()
 
 
 def test_source_limits_vocabulary_and_styles() -> None:

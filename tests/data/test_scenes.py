@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from anystep.data.art import BACKGROUNDS, PLAIN
 from anystep.data.scenes import (
     CANVASES,
     COLOURS,
@@ -92,6 +93,12 @@ def test_they_are_a_source_to_train_on() -> None:
     assert source[5] == source[5]
     assert len({source.scene(number).task for number in range(6)}) == 6
     assert len(concepts()) >= 40
+    scenes = [source.scene(number) for number in range(200)]
+    for scene in scenes:
+        assert all(edge % 8 == 0 for thing in scene.things for edge in thing.box)
+        ground = scene.prompt.partition(" on a")[2].removeprefix("n").removesuffix(" background").strip()
+        assert scene.paper == (BACKGROUNDS[ground] if ground else PLAIN)
+    assert 20 < sum(scene.paper != PLAIN for scene in scenes) < 80
     with pytest.raises(InputError, match="expected at least 32"):
         open_source("scenes", 16)
     with pytest.raises(IndexError):

@@ -1,5 +1,7 @@
 """Sizes: multiples, within limits, nothing enlarged or stretched, and as little cropped as can be."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from anystep.data.example import BrokenExample
-from anystep.data.sizing import ResolutionLimits, canvas, cropped, resize_and_crop
+from anystep.data.sizing import CANVASES, ResolutionLimits, canvas, cropped, resize_and_crop
 
 
 @given(
@@ -67,10 +69,9 @@ def test_a_circle_stays_round_and_the_middle_is_kept() -> None:
 
 
 def test_drawn_pictures_have_their_proportions_within_the_limits() -> None:
-    limits = ResolutionLimits(8, 64 * 64, 320)
-    assert canvas((1.0, 1.0), limits) == (64, 64)
-    assert canvas((2.0, 1.0), limits) == (80, 40)
-    wide = canvas((2.5, 1.0), limits)
-    assert 2 < wide[0] / wide[1] < 3
-    assert canvas((1.0, 1.0), limits, 0.5) == (40, 40)
+    limits = ResolutionLimits.within(8, 96, None, 2.0)
+    assert [canvas(each, limits) for each in CANVASES] == [
+        (64, 64), (96, 64), (64, 96), (128, 64), (64, 128), (96, 96),
+    ]  # fmt: skip
+    assert all(math.prod(canvas(each, ResolutionLimits(8, 64 * 64, 320))) <= 64 * 64 for each in CANVASES)
     assert canvas((2.0, 1.0), 48) == (48, 48)

@@ -143,7 +143,7 @@ class Placement:
 
     @classmethod
     def draw(cls, drawing: Drawing, rng: random.Random) -> "Placement":
-        """Half of them large and in the middle, the others smaller and a little off it; mirrored where that is as good."""
+        """Half of them large and in the middle, others smaller and a little off it; mirrored where that is as good."""
         mirrored = drawing.category in MIRRORED and rng.random() < 0.5
         if rng.random() < 0.5:
             return cls(mirrored=mirrored)

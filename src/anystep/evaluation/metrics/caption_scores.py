@@ -147,7 +147,7 @@ def train_alignment(
 
     def encode(split: str) -> tuple[Tensor, Tensor, list[str]]:
         source = ArtSource(size, split=split)  # type: ignore[arg-type]
-        chosen = range(0, len(source), 4)  # two backgrounds of each drawing
+        chosen = range(0, len(source), 4)  # three grounds of each drawing
         features = []
         for start in range(0, len(chosen), 64):
             examples = [source[index] for index in chosen[start : start + 64]]
