@@ -18,6 +18,7 @@ from anystep.conditioning import (
     TextEncoder,
     load_caption_encoder,
 )
+from anystep.console import say
 from anystep.data.cache import cache_folder
 from anystep.data.encode import make_encoders
 from anystep.data.image_encoder import load_image_encoder
@@ -166,13 +167,30 @@ def prepare_network(inputs: TrainingInputs, init_from: str | None = None) -> Net
 
 
 def load_weights(network: TransitionTransformer2DModel, model: str) -> None:
-    """Copy the weights of another model's transformer; an embedding of guidance that it lacks answers zero at first.
+    """Copy the weights of another model's transformer.
+
+    An embedding of guidance that it lacks answers zero at first. Where the network has none, the other's is taken at
+    its answer for scale 1, so that the network is what the other is without guidance.
 
     Raises:
         InputError: one of another architecture; lists what differs.
     """
-    own, found = network.state_dict(), load(model, "cpu").pipeline.transformer.state_dict()
-    state = {**{name: own[name] for name in own if name.startswith("guidance_embedding.")}, **found}
+    other = load(model, "cpu").pipeline.transformer.float()
+    own, found = network.state_dict(), other.state_dict()
+    embedding = {name for name in {**own, **found} if name.startswith("guidance_embedding.")}
+    state = {**{name: own[name] for name in embedding if name in own}, **found}
+    if other.guidance_embedding is not None and network.guidance_embedding is None:
+        with torch.no_grad():
+            state["time_embed.linear_2.bias"] = (
+                found["time_embed.linear_2.bias"] + other.guidance_embedding(torch.zeros(1))[0]
+            )
+        state = {name: value for name, value in state.items() if name not in embedding}
+    if (theirs := other.config.max_time_frequency) != (ours := network.config.max_time_frequency):
+        say(
+            f"model.weights {model!r} has model.options.max_time_frequency {theirs:g}, this network {ours:g}: what it "
+            "knows of times is learned again",
+            error=True,
+        )
     if different := differing_tensors(state, own):
         raise InputError(f"model.weights {model!r} is of another architecture, its tensors differ in {different}")
     network.load_state_dict(state)

@@ -384,7 +384,7 @@ class Recipe(Section):
                 "objective.guidance_condition needs a network that is given the scale: model.options.guidance_embed, "
                 "or adapt.guidance_embed"
             )
-        if embedded and not conditioned:
+        if embedded and not conditioned and self.lora is None:
             raise ValueError("guidance_embed is learned by objective.guidance_condition, which is null")
         asks_null = "guidance_condition" if conditioned else "target self_evaluation"
         empty = self.condition_dropout and self.model.options.get("class_dropout_prob", 1)
