@@ -37,6 +37,13 @@ def main() -> None:
     text = card.read_text("utf-8") if card.exists() else None
     shutil.rmtree(OUT, ignore_errors=True)
     pipeline.save_pretrained(OUT)
+    for file in OUT.rglob("*.py"):  # for diffusers without anystep, whose package this is
+        file.unlink()
+    index = OUT / "model_index.json"
+    content = json.loads(index.read_text("utf-8"))
+    content |= {"_class_name": "TransitionPipeline"}
+    content |= {part: ["anystep", content[part][1]] for part in ("scheduler", "transformer")}
+    index.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")
     for file in OUT.rglob("*.json"):  # where the parts were loaded from concerns nobody
         content = json.loads(file.read_text("utf-8"))
         if content.pop("_name_or_path", None) is not None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import anystep
 from anystep.codecs import load_codec
-from anystep.data.art import BACKGROUNDS, ArtSource, drawings, everyday_concepts, is_held_out
+from anystep.data.art import BACKGROUNDS, GROUNDS, ArtSource, drawings, everyday_concepts, is_held_out
 from anystep.data.images import to_tensor
 from anystep.pipelines.load import Model
 from anystep.pipelines.vocabulary import unknown
@@ -114,7 +114,7 @@ def test_it_draws_what_captions_name(model: Model) -> None:
     known = [concept for concept in concepts if concept in art and not is_held_out(concept)]
     assert len(known) >= 5
     white = list(BACKGROUNDS).index("white")
-    real = torch.stack([to_tensor(source[art[name] * len(BACKGROUNDS) + white].image) for name in known])
+    real = torch.stack([to_tensor(source[art[name] * len(GROUNDS) + white].image) for name in known])
     drawn = model([f"a {name} on a white background, flat style" for name in known], steps=4, seed=0)
     distance = torch.cdist(torch.stack([to_tensor(image) for image in drawn]).flatten(1), real.flatten(1))
     assert (distance.argmin(1) == torch.arange(len(known))).float().mean() >= 0.75
