@@ -223,7 +223,8 @@ def guided(
             g for the next evaluation.
         interval: closed interval of t in which to guide; all of it by default.
         embedded: whether the network takes the scale of each image as `guidance`, and answers as if guided: then a
-            guided step costs one evaluation, and no null condition is needed.
+            guided step costs one evaluation, and no null condition is needed. Where one is given, such as a negative
+            prompt, it is guided away from as in other networks, with both evaluations told a scale of 1.
         one_batch: evaluate the condition and the empty one of a guided step as one batch where they can be (see
             `joined`), which is faster for few tokens; else one after the other, in half the memory.
 
@@ -251,15 +252,17 @@ def guided(
         if not (is_guided(g) and low <= t <= high and (embedded or null is not None)):
             g = 1.0
 
+        at_once = embedded and null is None
+
         def evaluate(which: str, x: Sample) -> Tensor:
-            told = {"guidance": _times(g, len(x), x.device)} if embedded else {}
+            told = {"guidance": _times(g if at_once else 1.0, len(x), x.device)} if embedded else {}
             times = [transport.c_noise(_times(time, len(x), x.device)) for time in (t, r)]
             caching = getattr(network, "is_cache_enabled", False)  # of diffusers, by the name of the evaluation
             with network.cache_context(which) if caching else nullcontext():
                 answer: Tensor = network(x, *times, *encoded(which), **options, **told)
             return answer.float()
 
-        if embedded or not is_guided(g):
+        if at_once or not is_guided(g):
             return Prediction(evaluate("condition", x), 1, g)
         if both is not None:
             F, F_null = evaluate("both", torch.cat([x, x])).chunk(2)

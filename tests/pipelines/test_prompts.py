@@ -72,11 +72,21 @@ def test_classes_are_guided_away_from_too(tiny_classes: Any) -> None:
             pipeline(None if "prompt_embeds" in options else "ant", seeds=[0], **options)
 
 
-def test_a_network_that_is_told_the_scale_has_no_negative_prompt() -> None:
+def test_a_network_that_is_told_the_scale_is_guided_away_from_a_negative_prompt_by_two_evaluations() -> None:
+    torch.manual_seed(0)
     network = build_transformer("c2i-test", in_channels=3, num_classes=3, guidance_embed=True)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
     pipeline = TransitionPipeline(network, TransitionScheduler())
-    with pytest.raises(InputError, match="negative_prompt: this network is told the scale"):
-        pipeline(1, seeds=[0], guidance_scale=2.0, negative_prompt=2)
+    pipeline.set_progress_bar_config(disable=True)
+    options = {"seeds": [0], "num_inference_steps": 1, "output_type": "latent"}
+    away = pipeline(1, guidance_scale=2.0, negative_prompt=2, **options)
+    to, from_ = (pipeline(label, guidance_scale=1.0, **options).images for label in (1, 2))
+    close(away.images, from_ + 2.0 * (to - from_))
+    assert away.nfe == 2
+    assert pipeline(1, guidance_scale=2.0, **options).nfe == 1
+    with pytest.raises(InputError, match="negative_prompt: at a scale of 1 and below"):
+        pipeline(1, guidance_scale=1.0, negative_prompt=2, **options)
 
 
 def test_fewer_tokens_are_read_on_request_and_what_is_cut_is_said(

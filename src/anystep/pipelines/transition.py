@@ -197,11 +197,12 @@ class TransitionPipeline(CallState, PromptEncoding, ImageCoding, LoraLoading, Sa
         inputs.check_generator(generator, shape[0])
         return randn_tensor(tuple(shape), generator=generator, device=torch.device(device), dtype=torch.float32)
 
-    def _check_negatives(self, prompts: Prompts, twice: bool) -> None:
+    def _evaluates_twice(self, prompts: Prompts, guidance: float) -> bool:
+        """Whether guided steps take two evaluations; with a negative prompt also those of a network told the scale."""
         given = [name for name in ("negative_prompt", "negative_prompt_embeds") if getattr(prompts, name) is not None]
-        if given and not twice:
-            why = "this network is told the scale, and" if self.guidance_embedded else "at a scale of 1 and below"
-            raise InputError(f"{given[0]}: {why} nothing is guided away from")
+        if given and not is_guided(guidance):
+            raise InputError(f"{given[0]}: at a scale of 1 and below nothing is guided away from")
+        return bool(given) or self.evaluations_per_step(guidance) == 2
 
     @torch.no_grad()
     def __call__(
@@ -299,8 +300,7 @@ class TransitionPipeline(CallState, PromptEncoding, ImageCoding, LoraLoading, Sa
             callback_on_step_end, callback_on_step_end_tensor_inputs, plan, shift, sigmas, timesteps,
         )  # fmt: skip
         guidance, lora_scale = self.check_guidance(guidance_scale), self.lora_scale_of(attention_kwargs)
-        twice = self.evaluations_per_step(guidance) == 2
-        self._check_negatives(prompts, twice)
+        twice = self._evaluates_twice(prompts, guidance)
 
         # 2. Define call parameters
         schedule, height, width, repeats = self.schedule, int(height), int(width), options.num_images_per_prompt

@@ -12,7 +12,7 @@ from anystep.errors import InputError
 from anystep.pipelines.inputs import STRENGTH, CallOptions, cut_short
 from anystep.pipelines.load import Model
 from anystep.pipelines.scheduler import Planning
-from anystep.sampling import StepPlan
+from anystep.sampling import StepPlan, is_guided
 
 APART = (
     "prompt",
@@ -104,7 +104,7 @@ def checked(request: ImageRequest, model: Model, limits: Limits) -> ImageRequest
     if pipeline.config.class_names is not None:
         pipeline.conditioner([request.prompt, *([request.negative_prompt] if request.negative_prompt else [])])
     guidance = pipeline.check_guidance(request.guidance)
-    if (negative := request.negative_prompt) and pipeline.evaluations_per_step(guidance) == 1:
+    if (negative := request.negative_prompt) and not is_guided(guidance):
         raise InputError(f"negative_prompt {shown(negative)}: guidance {guidance:g} leads away from nothing")
     check("seed", request.seed, bounds.Seed)
     CallOptions(

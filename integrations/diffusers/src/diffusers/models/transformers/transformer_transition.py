@@ -34,15 +34,15 @@ logger = logging.get_logger(__name__)  # pylint: disable=invalid-name
 class TransitionTimeEmbedding(nn.Module):
     """Sinusoids of a time, cosines first, through a two-layer perceptron."""
 
-    def __init__(self, dim: int, frequencies: int = 128, max_period: float = 10000.0):
+    def __init__(self, dim: int, max_frequency: float = 1.0, frequencies: int = 128, max_period: float = 10000.0):
         super().__init__()
-        self.frequencies, self.max_period = frequencies, max_period
+        self.max_frequency, self.frequencies, self.max_period = max_frequency, frequencies, max_period
         self.linear_1 = nn.Linear(2 * frequencies, dim)
         self.linear_2 = nn.Linear(dim, dim)
 
     def forward(self, time: torch.Tensor) -> torch.Tensor:
         exponents = torch.arange(self.frequencies, dtype=torch.float32, device=time.device) / self.frequencies
-        angles = time.float()[:, None] * torch.exp(-math.log(self.max_period) * exponents)
+        angles = time.float()[:, None] * (self.max_frequency * torch.exp(-math.log(self.max_period) * exponents))
         wave = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.linear_1.weight.dtype)
         return self.linear_2(F.silu(self.linear_1(wave)))
 
@@ -242,13 +242,30 @@ class TransitionTransformer2DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
         mask_text (`bool`, defaults to `True`):
             Whether the network was trained with padding of captions masked. Pipelines read it; `forward` follows the
             mask that it is given.
+        max_time_frequency (`float`, defaults to 1.0): The highest frequency of the time embeddings.
+        guidance_embed (`bool`, defaults to `False`):
+            Whether the network is given a guidance scale, and answers as if guided by it in one evaluation.
     """
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["TransitionTransformerBlock"]
     _repeated_blocks = ["TransitionTransformerBlock"]
-    _skip_layerwise_casting_patterns = ["patch_embed", "time_embed", "interval_embed", "norm", "modulation"]
-    _keep_in_fp32_modules = ["time_embed", "interval_embed", "patch_embed", "modulation", "final_layer"]
+    _skip_layerwise_casting_patterns = [
+        "patch_embed",
+        "time_embed",
+        "interval_embed",
+        "guidance_embedding",
+        "norm",
+        "modulation",
+    ]
+    _keep_in_fp32_modules = [
+        "time_embed",
+        "interval_embed",
+        "guidance_embedding",
+        "patch_embed",
+        "modulation",
+        "final_layer",
+    ]
 
     @register_to_config
     def __init__(
@@ -270,14 +287,17 @@ class TransitionTransformer2DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
         qk_norm: bool = True,
         rope_grid: str = "row_major",
         mask_text: bool = True,
+        max_time_frequency: float = 1.0,
+        guidance_embed: bool = False,
     ):
         super().__init__()
         if (text_width is None) == (num_classes is None):
             raise ValueError("Give one of `text_width` and `num_classes`.")
         dim, out_dim = hidden_size, in_channels * patch_size**2
         self.patch_embed = nn.Linear(out_dim, dim)
-        self.time_embed = TransitionTimeEmbedding(dim)
-        self.interval_embed = None if shared_time_embedder else TransitionTimeEmbedding(dim)
+        self.time_embed = TransitionTimeEmbedding(dim, max_time_frequency)
+        self.interval_embed = None if shared_time_embedder else TransitionTimeEmbedding(dim, max_time_frequency)
+        self.guidance_embedding = TransitionTimeEmbedding(dim) if guidance_embed else None
         self.caption_projection = None if text_width is None else TransitionCaptionProjection(text_width, dim)
         self.class_embed = (
             None if num_classes is None else nn.Embedding(num_classes + int(class_dropout_prob > 0), dim)
@@ -322,6 +342,7 @@ class TransitionTransformer2DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
         class_labels: torch.Tensor | None = None,
+        guidance: torch.Tensor | None = None,
         attention_kwargs: dict[str, Any] | None = None,
         return_dict: bool = True,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
@@ -333,6 +354,8 @@ class TransitionTransformer2DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
             encoder_hidden_states (`torch.Tensor` of shape `(batch, length, text_width)`, *optional*): Captions.
             encoder_attention_mask (`torch.Tensor` of shape `(batch, length)`, *optional*): Which tokens are read.
             class_labels (`torch.Tensor` of shape `(batch,)`, *optional*): Classes.
+            guidance (`torch.Tensor` of shape `(batch,)`, *optional*):
+                Guidance scale, of a network with `guidance_embed`; 1, unguided, by default.
             attention_kwargs (`dict`, *optional*): `{"scale": s}` for a LoRA that counts s times.
             return_dict (`bool`, defaults to `True`): Whether to return a [`Transformer2DModelOutput`].
         """
@@ -343,6 +366,9 @@ class TransitionTransformer2DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
         temb, interval_emb = self._embed_times(timestep.float(), r_timestep.float())
         if self.class_embed is not None:
             temb = temb + self.class_embed(class_labels)
+        if self.guidance_embedding is not None:
+            guidance = torch.ones_like(timestep) if guidance is None else guidance
+            temb = temb + self.guidance_embedding(guidance.float().log())
         if self.caption_projection is not None:
             states = encoder_hidden_states.to(self.caption_projection.norm.weight.dtype)
             encoder_hidden_states = F.layer_norm(self.caption_projection(states), (self.config.hidden_size,), eps=1e-6)

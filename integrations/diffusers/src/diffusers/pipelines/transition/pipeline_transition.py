@@ -263,7 +263,7 @@ class TransitionPipeline(DiffusionPipeline):
 
     @property
     def do_classifier_free_guidance(self):
-        return self._guidance_scale > 1.0
+        return self._guidance_scale > 1.0 and not self._guidance_embedded
 
     @property
     def attention_kwargs(self):
@@ -353,6 +353,9 @@ class TransitionPipeline(DiffusionPipeline):
             callback_on_step_end_tensor_inputs,
         )
         self._guidance_scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
+        # a transformer that reads the scale needs no second evaluation, unless there is something to guide away from
+        negative = negative_prompt is not None or negative_prompt_embeds is not None
+        self._guidance_embedded = self.transformer.config.guidance_embed and not negative
         self._attention_kwargs = attention_kwargs
         self._interrupt = False
         device = self._execution_device
@@ -406,12 +409,16 @@ class TransitionPipeline(DiffusionPipeline):
                 t_batch, r_batch = (
                     self.scheduler.c_noise(each * scale).expand(len(model_input)) for each in (times[i], times[i + 1])
                 )
+                guidance = None
+                if self._guidance_embedded and inside:
+                    guidance = torch.full_like(t_batch, max(1.0, self.guidance_scale))
                 noise_pred = self.transformer(
                     hidden_states=model_input,
                     timestep=t_batch,
                     r_timestep=r_batch,
                     encoder_hidden_states=embeds if twice else prompt_embeds,
                     encoder_attention_mask=mask if twice else prompt_attention_mask,
+                    guidance=guidance,
                     attention_kwargs=self.attention_kwargs,
                     return_dict=False,
                 )[0].float()
