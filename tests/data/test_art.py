@@ -121,10 +121,10 @@ def test_a_caption_determines_the_ground_and_the_number_of_an_example_how_the_dr
     assert sum(example.image.size == (64, 64) for example in examples) > len(examples) / 2
     drawing = find("noto", "rocket")
     placements = [Placement.draw(drawing, random.Random(seed)) for seed in range(40)]
-    assert 10 < sum(each == Placement() for each in placements) < 30
+    assert 20 < sum(each == Placement() for each in placements) < 40
     assert not any(each.mirrored for each in placements)  # a rocket is no animal
     fox = find("noto", "fox")
-    assert any(Placement.draw(fox, random.Random(seed)).mirrored for seed in range(9))
+    assert any(Placement.draw(fox, random.Random(seed)).mirrored for seed in range(40))
     whole, turned = (art.compose(fox, None, 64, 64, Placement(mirrored=mirrored)) for mirrored in (False, True))
     assert ImageOps.mirror(whole).tobytes() == turned.tobytes()
     assert whole.tobytes() != turned.tobytes()

@@ -91,7 +91,7 @@ def test_they_are_a_source_to_train_on() -> None:
     assert isinstance(source, SceneSource)
     assert source[5].image.size == (64, 64)
     assert source[5] == source[5]
-    assert len({source.scene(number).task for number in range(6)}) == 6
+    assert [source.scene(number).task for number in range(5)] == list(TASKS[1:])
     assert len(concepts()) >= 40
     scenes = [source.scene(number) for number in range(200)]
     for scene in scenes:
