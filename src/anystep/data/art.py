@@ -223,4 +223,5 @@ class ArtSource(BaseSource):
 
     def stamp(self, index: int) -> str:
         drawing = self.drawings[index // len(GROUNDS)]
-        return digest_of(art_fingerprint(), "mostly centred", drawing.key, index % len(GROUNDS), self._label[drawing.name])
+        place, label = index % len(GROUNDS), self._label[drawing.name]
+        return digest_of(art_fingerprint(), "mostly centred", drawing.key, place, label)
