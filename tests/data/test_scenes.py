@@ -19,6 +19,7 @@ from anystep.data.scenes import (
     plural,
     tint,
 )
+from anystep.data.sizing import ResolutionLimits
 from anystep.data.sources import open_source
 from anystep.errors import InputError
 from anystep.evaluation.benchmarks.detections import Detection, by_class, evaluate_detections
@@ -99,6 +100,9 @@ def test_they_are_a_source_to_train_on() -> None:
         ground = scene.prompt.partition(" on a")[2].removeprefix("n").removesuffix(" background").strip()
         assert scene.paper == (BACKGROUNDS[ground] if ground else PLAIN)
     assert 20 < sum(scene.paper != PLAIN for scene in scenes) < 80
+    native = SceneSource(ResolutionLimits.within(8, 96, None, 2.0))
+    for scene in map(native.scene, range(100)):
+        assert all(edge % 8 == 0 for thing in scene.things for edge in thing.box)
     with pytest.raises(InputError, match="expected at least 32"):
         open_source("scenes", 16)
     with pytest.raises(IndexError):

@@ -213,8 +213,8 @@ class SceneSource(BaseSource):
     it anywhere would have the same caption.
 
     On square canvases of `size`; or, within limits, from 1:2 to 2:1 with squares of two areas. Three of four have the
-    plain ground, the others one of `BACKGROUNDS` that the caption names. Drawings stand on a grid of an eighth of the
-    shorter side, as a codec's latents do, so that one drawing has few different latents.
+    plain ground, the others one of `BACKGROUNDS` that the caption names. Drawings stand on the grid of the network's
+    tokens, or one of an eighth of the shorter side where that is finer, so that one drawing has few different latents.
     """
 
     def __init__(self, size: Fixed | ResolutionLimits = 64, count: int = 20_000) -> None:
@@ -231,7 +231,8 @@ class SceneSource(BaseSource):
         rng, task = random.Random(f"scene/{index}"), TASKS[1 + index % (len(TASKS) - 1)]
         width, height = canvas(rng.choice(ALL_CANVASES), self.size)
         base = min(width, height)
-        scene = draw_scene(task, rng, base, (width / base, height / base), max(1, base // 8))
+        grid = min(base // 8, self.size.multiple if isinstance(self.size, ResolutionLimits) else base)
+        scene = draw_scene(task, rng, base, (width / base, height / base), grid)
         ground = rng.choice(list(BACKGROUNDS)) if rng.random() < 0.25 else None
         if ground is None:
             return replace(scene, paper=PLAIN)
@@ -243,4 +244,4 @@ class SceneSource(BaseSource):
         return Example(f"scene-{index:06d}", scene.picture(), (scene.prompt,))
 
     def stamp(self, index: int) -> str:
-        return digest_of(art_fingerprint(), "composed", index)
+        return digest_of(art_fingerprint(), "on tokens", index)
