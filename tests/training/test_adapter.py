@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import check_continues_exactly, losses, weights
+from helpers import check_continues_exactly, losses, save_guided, weights
 from helpers import draw_latents as draw
 from safetensors.torch import load_file
 
@@ -66,6 +66,19 @@ def test_the_adapter_alone_moves_and_is_kept(
     assert len(written) == len(moved)
     for name, value in written.items():
         assert torch.equal(value, kept[f"ema-0.{name.removeprefix(PREFIX).replace('.weight', '.default.weight')}"])
+
+
+def test_an_adapter_is_for_a_model_that_reads_a_guidance_scale_too(
+    captioned_folder: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    save_guided(tiny_model, tmp_path / "guided")
+    train(recipe(captioned_folder, tmp_path / "guided", run={"steps": 1}), tmp_path / "run")
+    model = anystep.load(tmp_path / "guided", "cpu")
+    before = model.generate("a red apple", 1, 0, guidance=2.0)
+    model.pipeline.load_lora_weights(tmp_path / "run" / "lora")
+    after = model.generate("a red apple", 1, 0, guidance=2.0)
+    assert (before.nfe, after.nfe) == (1, 1)
+    assert before.images[0].tobytes() != after.images[0].tobytes()
 
 
 def test_the_first_step_is_that_of_the_whole_network(

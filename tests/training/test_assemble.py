@@ -4,22 +4,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import save_guided
 
 from anystep.models import build_transformer
-from anystep.pipelines.transition import TransitionPipeline
 from anystep.training.assemble import load_weights
 
 
 def test_weights_that_read_a_guidance_scale_begin_a_network_that_does_not_as_they_are_unguided(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    torch.manual_seed(1)
-    guided = build_transformer("t2i-test", sample_size=4, text_width=384, guidance_embed=True)
-    for parameter in guided.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    pipeline = TransitionPipeline.from_pretrained(tiny_model)
-    pipeline.register_modules(transformer=guided)
-    pipeline.save_pretrained(tmp_path)
+    guided = save_guided(tiny_model, tmp_path)
     network = build_transformer("t2i-test", sample_size=4, text_width=384)
     load_weights(network, str(tmp_path))
     x, t, condition = torch.randn(2, 4, 4, 4), torch.tensor([0.9, 0.4]), torch.randn(2, 3, 384)

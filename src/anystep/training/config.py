@@ -384,7 +384,8 @@ class Recipe(Section):
                 "objective.guidance_condition needs a network that is given the scale: model.options.guidance_embed, "
                 "or adapt.guidance_embed"
             )
-        if embedded and not conditioned and self.lora is None:
+        ours_adapted = self.lora is not None and self.adapt is None  # its model has learned what its scale means
+        if embedded and not conditioned and not ours_adapted:
             raise ValueError("guidance_embed is learned by objective.guidance_condition, which is null")
         asks_null = "guidance_condition" if conditioned else "target self_evaluation"
         empty = self.condition_dropout and self.model.options.get("class_dropout_prob", 1)
