@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -236,12 +237,18 @@ def test_a_hangup_is_noted_like_a_termination_unless_it_is_ignored() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_a_second_interrupt_stops_at_once_and_a_second_termination_does_not() -> None:
-    before = signal.getsignal(signal.SIGINT)
+def test_a_second_interrupt_stops_at_once_and_one_that_a_launcher_passes_on_or_a_second_termination_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before, now = signal.getsignal(signal.SIGINT), [100.0]
+    monkeypatch.setattr("anystep.training.run.time", SimpleNamespace(monotonic=lambda: now[0]))
     with interruptible() as caught:
+        os.kill(os.getpid(), signal.SIGINT)
+        now[0] += 1.0
+        os.kill(os.getpid(), signal.SIGINT)
+        now[0] += 60.0
         os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert caught == [signal.SIGTERM] * 2
+        assert caught == [signal.SIGINT] * 2 + [signal.SIGTERM]
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before

@@ -42,6 +42,8 @@ from anystep.training.recipe_files import dump
 from anystep.training.section import Section
 from anystep.training.trackers import tracking
 
+# a terminal sends Ctrl-C to all processes of a launcher such as torchrun, which then passes it on to them once more
+PASSED_ON = 2.0
 RUN, CODEC_RUN = "training run", "codec training run"  # kinds of folders
 CONFIG, METRICS = "config.yaml", "metrics.jsonl"
 # what a run folder had from its first moment before folders were marked
@@ -247,14 +249,18 @@ def set_up_device(config: RunConfig) -> torch.device:
 def interruptible() -> Iterator[list[int]]:
     """Ctrl-C, SIGTERM and SIGHUP append to the list: a loop then finishes its step, saves and leaves.
 
-    A second Ctrl-C means at once. A second SIGTERM does not: launchers send it to a group and to each of its processes.
-    SIGHUP stays ignored where it is, as under nohup. In a thread no signal arrives, and none is caught.
+    A second Ctrl-C means at once, unless it follows within `PASSED_ON` seconds. A second SIGTERM does not: launchers
+    send it to a group and to each of its processes. SIGHUP stays ignored where it is, as under nohup. In a thread no
+    signal arrives, and none is caught.
     """
     caught: list[int] = []
+    since = math.inf
 
     def note(number: int, frame: FrameType | None) -> None:
-        if caught and number == signal.SIGINT:
+        nonlocal since
+        if number == signal.SIGINT and time.monotonic() - since > PASSED_ON:
             raise KeyboardInterrupt
+        since = min(since, time.monotonic())
         caught.append(number)
 
     numbers = [signal.SIGINT, signal.SIGTERM]
