@@ -381,13 +381,13 @@ def check_continues_exactly(recipe: Any, folder: Path, monkeypatch: pytest.Monke
         assert all(torch.equal(value, expected[name]) for name, value in found.items())
 
 
-def save_guided(model: Path, folder: Path) -> nn.Module:
+def save_guided(model: Path, folder: Path, **options: Any) -> nn.Module:
     """Save a pipeline as another with a network of random weights that reads a guidance scale; returns that network."""
     from anystep.models import build_transformer
     from anystep.pipelines.transition import TransitionPipeline
 
     torch.manual_seed(1)
-    network = build_transformer("t2i-test", sample_size=4, text_width=384, guidance_embed=True)
+    network = build_transformer("t2i-test", sample_size=4, text_width=384, guidance_embed=True, **options)
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.1)
     pipeline = TransitionPipeline.from_pretrained(model)

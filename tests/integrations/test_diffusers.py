@@ -14,6 +14,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from helpers import save_guided
 
 import anystep
 from anystep.pipelines.scheduler import TransitionScheduler
@@ -60,6 +61,27 @@ def test_the_built_in_model_draws_the_same_latents(
     options["generator"] = [torch.Generator().manual_seed(seed) for seed in seeds]
     found = theirs(prompts, num_inference_steps=steps, output_type="latent", **options).images
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"guidance_scale": 2.0}, {"guidance_scale": 2.0, "negative_prompt": "red"}])
+def test_a_network_that_reads_the_scale_is_guided_alike(
+    upstream: Any, tiny_model: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    network = save_guided(tiny_model, tmp_path, max_time_frequency=20)
+    ours = anystep.load(tmp_path, "cpu").pipeline
+    copy = upstream.TransitionTransformer2DModel.from_config(network.config)
+    copy.load_state_dict(network.state_dict())
+    scheduler, encoder = upstream.TransitionScheduler.from_config(ours.scheduler.config), ours.conditioner
+    theirs = upstream.TransitionPipeline(encoder.tokenizer, encoder.model, ours.vae, copy.eval(), scheduler, 1.5)
+    theirs.set_progress_bar_config(disable=True)
+    evaluations: list[int] = []
+    copy.register_forward_hook(
+        lambda module, given, told, out: evaluations.append(len(told["timestep"])), with_kwargs=True
+    )
+    words = {"num_inference_steps": 2, "output_type": "latent", **options}
+    found = theirs("a whale", generator=torch.Generator().manual_seed(3), **words).images
+    torch.testing.assert_close(found, ours("a whale", seeds=[3], **words).images, rtol=1e-5, atol=1e-5)
+    assert evaluations == ([2, 2] if "negative_prompt" in options else [1, 1])
 
 
 def test_pictures_and_what_callbacks_see_are_the_same(ours: Any, theirs: Any) -> None:

@@ -6,7 +6,9 @@ import pytest
 import torch
 from helpers import save_guided
 
+from anystep.errors import InputError
 from anystep.models import build_transformer
+from anystep.pipelines.transition import TransitionPipeline
 from anystep.training.assemble import load_weights
 
 
@@ -23,6 +25,12 @@ def test_weights_that_read_a_guidance_scale_begin_a_network_that_does_not_as_the
         torch.testing.assert_close(network(x, t, t / 2, condition, mask), expected, atol=1e-5, rtol=1e-5)
         assert (guided(x, t, t / 2, condition, mask, guidance=torch.full((2,), 3.0)) - expected).abs().max() > 1e-3
     assert "max_time_frequency" not in capsys.readouterr().err
+    shared = build_transformer("t2i-test", sample_size=4, text_width=384, interval_condition="t,t-r")
+    pipeline = TransitionPipeline.from_pretrained(tmp_path)
+    pipeline.transformer.register_to_config(interval_condition="t,t-r")
+    pipeline.save_pretrained(tmp_path / "shared")
+    with pytest.raises(InputError, match="reads a guidance scale: set model"):
+        load_weights(shared, str(tmp_path / "shared"))
     faster = build_transformer("t2i-test", sample_size=4, text_width=384, max_time_frequency=20)
     load_weights(faster, str(tmp_path))
     assert "max_time_frequency 1, this network 20: what it knows of times is learned again" in capsys.readouterr().err

@@ -41,6 +41,8 @@ BACKGROUNDS = {
 PLAIN = (244, 244, 244)  # the ground where a caption names none, so that a caption determines its picture
 HELD_OUT_SHARE = 0.05
 MARGIN = 0.05  # of the canvas, on each side of a drawing
+MIRRORED = ("animals-nature", "food-drink")  # categories of what looks to the left as often as to the right
+SHIFTS = (-1 / 16, 0.0, 1 / 16)  # of a smaller drawing from the middle, in shorter sides of the canvas
 
 Vocabulary = Literal["everyday", "all"]
 Split = Literal["train", "held_out", "both"]
@@ -148,10 +150,6 @@ class Placement:
             return cls()
         mirrored = drawing.category in MIRRORED and rng.random() < 0.5
         return cls(0.75, rng.choice(SHIFTS), rng.choice(SHIFTS), mirrored)
-
-
-MIRRORED = ("animals-nature", "food-drink")  # what looks to the left as often as to the right
-SHIFTS = (-1 / 16, 0.0, 1 / 16)
 
 
 def compose(

@@ -198,7 +198,11 @@ class TransitionPipeline(CallState, PromptEncoding, ImageCoding, LoraLoading, Sa
         return randn_tensor(tuple(shape), generator=generator, device=torch.device(device), dtype=torch.float32)
 
     def _evaluates_twice(self, prompts: Prompts, guidance: float) -> bool:
-        """Whether guided steps take two evaluations; with a negative prompt also those of a network told the scale."""
+        """Whether guided steps take two evaluations; with a negative prompt also those of a network told the scale.
+
+        Raises:
+            InputError: a negative prompt without guidance.
+        """
         given = [name for name in ("negative_prompt", "negative_prompt_embeds") if getattr(prompts, name) is not None]
         if given and not is_guided(guidance):
             raise InputError(f"{given[0]}: at a scale of 1 and below nothing is guided away from")

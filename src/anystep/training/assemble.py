@@ -173,26 +173,25 @@ def load_weights(network: TransitionTransformer2DModel, model: str) -> None:
     its answer for scale 1, so that the network is what the other is without guidance.
 
     Raises:
-        InputError: one of another architecture; lists what differs.
+        InputError: one of another architecture; lists what differs. Or its answer for scale 1 has no place of its own.
     """
     other = load(model, "cpu").pipeline.transformer.float()
-    own, found = network.state_dict(), other.state_dict()
-    embedding = {name for name in {**own, **found} if name.startswith("guidance_embedding.")}
-    state = {**{name: own[name] for name in embedding if name in own}, **found}
     if other.guidance_embedding is not None and network.guidance_embedding is None:
+        if other.config.shared_time_embedder or "," in other.config.interval_condition:  # then it embeds more than t
+            raise InputError(f"model.weights {model!r} reads a guidance scale: set model.options.guidance_embed")
         with torch.no_grad():
-            state["time_embed.linear_2.bias"] = (
-                found["time_embed.linear_2.bias"] + other.guidance_embedding(torch.zeros(1))[0]
-            )
-        state = {name: value for name, value in state.items() if name not in embedding}
+            other.time_embed.linear_2.bias += other.guidance_embedding(torch.zeros(1))[0]
+        other.guidance_embedding = None
+    own = network.state_dict()
+    state = {**{name: own[name] for name in own if name.startswith("guidance_embedding.")}, **other.state_dict()}
+    if different := differing_tensors(state, own):
+        raise InputError(f"model.weights {model!r} is of another architecture, its tensors differ in {different}")
     if (theirs := other.config.max_time_frequency) != (ours := network.config.max_time_frequency):
         say(
             f"model.weights {model!r} has model.options.max_time_frequency {theirs:g}, this network {ours:g}: what it "
             "knows of times is learned again",
             error=True,
         )
-    if different := differing_tensors(state, own):
-        raise InputError(f"model.weights {model!r} is of another architecture, its tensors differ in {different}")
     network.load_state_dict(state)
 
 
