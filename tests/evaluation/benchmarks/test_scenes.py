@@ -169,4 +169,4 @@ def test_images_have_the_canvas_of_their_scene(tmp_path: Path) -> None:
             sizes.add(image.size)
     assert sizes == {(64, 64), (96, 64), (64, 96), (128, 64), (64, 128)}
     (point,) = json.loads((tmp_path / "report.json").read_text())["points"]
-    assert point["nfe"] == 2
+    assert point["nfe"] == 1
