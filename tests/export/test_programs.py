@@ -21,8 +21,13 @@ def network_program(preset: str, **options: Any) -> Program:
 
 @pytest.mark.parametrize(
     ("preset", "options"),
-    [("t2i-test", {"mask_text": False}), ("c2i-test", {}), ("t2i-test", {"branch_depth": 1, "guidance_embed": True})],
-    ids=["captions", "classes", "branches"],
+    [
+        ("t2i-test", {"mask_text": False}),
+        ("c2i-test", {}),
+        ("t2i-test", {"branch_depth": 1, "guidance_embed": True}),
+        ("t2i-test", {"position_embed": True, "caption_pool": True}),
+    ],
+    ids=["captions", "classes", "branches", "places"],
 )
 def test_networks_are_written_with_every_size_free(preset: str, options: dict[str, Any], tmp_path: Path) -> None:
     program = network_program(preset, **options)

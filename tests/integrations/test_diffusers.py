@@ -67,7 +67,7 @@ def test_the_built_in_model_draws_the_same_latents(
 def test_a_network_that_reads_the_scale_is_guided_alike(
     upstream: Any, tiny_model: Path, tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    network = save_guided(tiny_model, tmp_path, max_time_frequency=20)
+    network = save_guided(tiny_model, tmp_path, max_time_frequency=20, position_embed=True, caption_pool=True)
     ours = anystep.load(tmp_path, "cpu").pipeline
     copy = upstream.TransitionTransformer2DModel.from_config(network.config)
     copy.load_state_dict(network.state_dict())

@@ -103,7 +103,7 @@ def test_it_compiles_without_a_graph_break() -> None:
 import torch
 from anystep.models import build_transformer
 torch.manual_seed(0)
-network = build_transformer("t2i-test", depth=1)
+network = build_transformer("t2i-test", depth=1, position_embed=True, caption_pool=True)
 for parameter in network.parameters():
     torch.nn.init.normal_(parameter, std=0.1)
 inputs = (
@@ -137,6 +137,7 @@ torch.testing.assert_close(compiled(*inputs), network(*inputs), rtol=1e-4, atol=
             {"branch_depth": 1, "z_dim": 8, "encoder_depth": 2},
             "encoder_depth 2 must be a block from 1 to 1",
         ),
+        ("c2i-test", {"caption_pool": True}, "of a network that reads captions"),
         ("t2i-test", {"trunk_share": 0.5}, "branch_depth is 0"),
         ("t2i-test", {"interval_condition": "t/r"}, "interval_condition 't/r': expected one of"),
     ],

@@ -39,8 +39,8 @@ def test_attention_to_a_padded_caption_is_that_to_the_caption(lengths: list[int]
         assert torch.equal(together[one], alone)
 
 
-def test_keys_and_values_of_a_caption_do_not_depend_on_others() -> None:
-    network = lively("t2i-test")
+def test_what_is_made_of_a_caption_does_not_depend_on_others() -> None:
+    network = lively("t2i-test", caption_pool=True)
     states = torch.randn(3, 7, 16, generator=torch.Generator().manual_seed(0))
     mask = torch.arange(7) < torch.tensor([3, 7, 5])[:, None]
     encoded = separately(network.encode_condition)(states, mask)
@@ -49,3 +49,4 @@ def test_keys_and_values_of_a_caption_do_not_depend_on_others() -> None:
         for (keys, values), (own_keys, own_values) in zip(encoded.keys_values, alone.keys_values, strict=True):
             assert torch.equal(keys[row, :length], own_keys[0])
             assert torch.equal(values[row, :length], own_values[0])
+        assert torch.equal(encoded.pooled[row], alone.pooled[0])

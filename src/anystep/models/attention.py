@@ -110,7 +110,8 @@ class CaptionAttention(Attention):
 
 @dataclass(frozen=True)
 class EncodedCaption:
-    """Keys and values of every block for one batch of captions: what does not change from step to step."""
+    """What does not change from step to step: keys and values of every block, for one batch of captions."""
 
     keys_values: tuple[tuple[Tensor, Tensor], ...]  # (batch, length, heads, head_dim) twice, for each block
     mask: Tensor | None
+    pooled: Vector | None = None  # what the whole of each caption adds to c, where the network has a `caption_pool`

@@ -26,7 +26,14 @@ from anystep.errors import InputError
 from anystep.models.attention import EncodedCaption
 from anystep.models.blocks import BlockInputs, FinalLayer, TransitionBlock
 from anystep.models.branches import Branch, TransitionBranch, run_branches
-from anystep.models.embeddings import CaptionProjection, TimeEmbedding, patchify, unpatchify
+from anystep.models.embeddings import (
+    CaptionPool,
+    CaptionProjection,
+    PositionEmbedding,
+    TimeEmbedding,
+    patchify,
+    unpatchify,
+)
 from anystep.models.kv_downsampling import kv_tokens
 from anystep.models.layers import Float32Linear, Mask, Modulation, Tokens, Vector, compute_dtype
 from anystep.models.rotary import RopeAngles, RotaryGrid, RotaryScaling, rope, rope_angles
@@ -67,6 +74,10 @@ class TransitionTransformer2DModel(
         trunk_share: factor on the gradient that the branch of transitions sends into what both branches share.
         interval_attention: whether queries, keys and values depend on the interval.
         qk_norm: layer norm of queries and keys.
+        position_embed: whether tokens are told where on their canvas they are (`PositionEmbedding`), beside how far
+            from each other, which the rotary embedding tells. The embedding starts at zero.
+        caption_pool: whether the mean of a caption's states modulates the blocks, beside attention to its tokens
+            (`CaptionPool`). It starts at zero.
         rope_grid: `row_major`, or `reference` for released weights (`anystep.models.rotary.positions`).
         rope_scaling: how positions beyond the trained ones are encoded (`anystep.models.rotary.frequencies`).
         rope_extent: the largest number of tokens along one side in training; that of `sample_size` when None.
@@ -79,10 +90,12 @@ class TransitionTransformer2DModel(
     _no_split_modules = ["TransitionBlock"]
     _repeated_blocks = ["TransitionBlock"]
     _skip_layerwise_casting_patterns = [
-        "patch_embed", "time_embed", "interval_embed", "guidance_embedding", "norm", "modulation"
+        "patch_embed", "time_embed", "interval_embed", "guidance_embedding", "position_embedding", "caption_pooling",
+        "norm", "modulation",
     ]  # fmt: skip
     _keep_in_fp32_modules = [
-        "time_embed", "interval_embed", "guidance_embedding", "patch_embed", "modulation", "final_layer"
+        "time_embed", "interval_embed", "guidance_embedding", "position_embedding", "caption_pooling", "patch_embed",
+        "modulation", "final_layer",
     ]  # fmt: skip
 
     @register_to_config
@@ -108,6 +121,8 @@ class TransitionTransformer2DModel(
         trunk_share: bounds.Share = 1.0,
         interval_attention: bool = True,
         qk_norm: bool = True,
+        position_embed: bool = False,
+        caption_pool: bool = False,
         rope_grid: RotaryGrid = "row_major",
         rope_scaling: RotaryScaling = "plain",
         rope_extent: bounds.Side | None = None,
@@ -137,6 +152,8 @@ class TransitionTransformer2DModel(
         if zero_init_interval and (shared_time_embedder or interval_condition not in ("t-r", "r", "t,r", "t,t-r")):
             through = "shared_time_embedder" if shared_time_embedder else f"interval_condition {interval_condition!r}"
             raise ValueError(f"zero_init_interval needs r to go through an embedding of its own, not {through}")
+        if caption_pool and text_width is None:
+            raise ValueError("caption_pool is of a network that reads captions: text_width is None")
         width = hidden_size
         rank = width // 4 * 3 if modulation_rank is None else modulation_rank
         self.gradient_checkpointing = False
@@ -146,6 +163,8 @@ class TransitionTransformer2DModel(
         self.interval_embed = None if shared_time_embedder else TimeEmbedding(width, max_time_frequency)
         self.guidance_embedding = TimeEmbedding(width) if guidance_embed else None
         self.caption_projection = None if text_width is None else CaptionProjection(text_width, width)
+        self.caption_pooling = CaptionPool(text_width, width) if caption_pool and text_width is not None else None
+        self.position_embedding = PositionEmbedding(width) if position_embed else None
         labels = 0 if num_classes is None else num_classes + int(class_dropout_prob > 0)
         self.class_embed = nn.Embedding(labels, width) if labels else None
         hidden, text = int(width * mlp_ratio) * 2 // 3, text_width is not None
@@ -237,6 +256,10 @@ class TransitionTransformer2DModel(
             silent.append(self.interval_embed.linear_2)  # interval_qkv has no bias, so that it is silent too
         if self.guidance_embedding is not None:
             silent.append(self.guidance_embedding.linear_2)
+        if self.caption_pooling is not None:
+            silent.append(self.caption_pooling.linear_2)
+        if self.position_embedding is not None:
+            silent.append(self.position_embedding.linear)
         for parameter in (parameter for linear in silent for parameter in linear.parameters()):
             nn.init.zeros_(parameter)
 
@@ -253,12 +276,22 @@ class TransitionTransformer2DModel(
             return condition
         caption = self.project_caption(condition)
         pairs = tuple(block.caption_attn.keys_values(caption) for block in self.all_blocks)  # type: ignore[union-attr]
-        return EncodedCaption(pairs, condition_mask)
+        return EncodedCaption(pairs, condition_mask, self.pool_caption(condition, condition_mask))
 
     def project_caption(self, states: Float[Tensor, "batch length text"]) -> Float[Tensor, "batch length width"]:
         """The input of every block's keys and values: the norm has no affine part, so it is the same for all blocks."""
         assert self.caption_projection is not None
         return functional.layer_norm(self.caption_projection(states), (self.config.hidden_size,), eps=1e-6)
+
+    def pool_caption(
+        self, condition: Tensor | EncodedCaption, mask: Mask | None, mask_text: bool | None = None
+    ) -> Vector | None:
+        """What the whole of each caption adds to c; None in a network without a `caption_pool`."""
+        if self.caption_pooling is None:
+            return None
+        if isinstance(condition, EncodedCaption):
+            return condition.pooled
+        return self.caption_pooling(condition, mask if self.masked(mask_text) else None)
 
     def embed_times(self, t: Tensor, r: Tensor) -> tuple[Vector, Vector]:
         """(emb(t), emb(interval))."""
@@ -277,11 +310,15 @@ class TransitionTransformer2DModel(
         scaling = scaling or config.rope_scaling
         return rope_angles(rows, columns, config.hidden_size // config.num_heads, config.rope_grid, scaling, extent)
 
-    def conditioning_vector(self, time: Vector, interval: Vector, condition: Any, guidance: Tensor | None) -> Vector:
+    def conditioning_vector(
+        self, time: Vector, interval: Vector, condition: Any, guidance: Tensor | None, pooled: Vector | None = None
+    ) -> Vector:
         """c, which modulates the blocks; the interval is no part of it in a network with branches."""
         c = time if self.transition_branch is not None else time + interval
         if self.class_embed is not None:
             c = c + self.class_embed(condition)
+        if pooled is not None:
+            c = c + pooled
         if self.guidance_embedding is not None:
             scale = torch.ones_like(time[:, 0], dtype=torch.float32) if guidance is None else guidance
             c = c + self.guidance_embedding(scale.log())
@@ -299,8 +336,11 @@ class TransitionTransformer2DModel(
             captions, mask = condition.keys_values, condition.mask
         elif self.caption_projection is not None:
             captions = [self.project_caption(condition)] * len(captions)
-        masked = self.config.mask_text if mask_text is None else mask_text
-        return captions, mask if masked else None
+        return captions, mask if self.masked(mask_text) else None
+
+    def masked(self, mask_text: bool | None) -> bool:
+        """Whether padding of captions is masked."""
+        return bool(self.config.mask_text if mask_text is None else mask_text)
 
     def forward(
         self,
@@ -349,8 +389,11 @@ class TransitionTransformer2DModel(
         rows, columns = (side // patch for side in x.shape[-2:])
         tokens = self.patch_embed(patchify(x, patch, packing))  # (B, N, C p^2) -> (B, N, D)
         time, interval = self.embed_times(t, r)  # (B, D) each
-        c = self.conditioning_vector(time, interval, condition, guidance)  # (B, D)
+        pooled = self.pool_caption(condition, condition_mask, mask_text)
+        c = self.conditioning_vector(time, interval, condition, guidance, pooled)  # (B, D)
         grids = ((rows, columns),) if packing is None else packing.grids
+        if self.position_embedding is not None:
+            tokens = tokens + self.position_embedding(grids, x.device)
         rotation = rope((self.rope_angles(down, across, rope_scaling) for down, across in grids), x.device)
         kv_index = None
         if key_grid is not None and packing is None:

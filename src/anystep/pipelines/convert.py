@@ -35,6 +35,7 @@ from anystep.pipelines.transition import TransitionPipeline
 # of every network that the reference has
 REFERENCE = {
     "rope_grid": "reference", "mask_text": False, "branch_depth": 0, "guidance_embed": False, "max_time_frequency": 1.0,
+    "position_embed": False, "caption_pool": False,
 }  # fmt: skip
 DEFAULTS = inspect.signature(TransitionTransformer2DModel.__init__).parameters
 

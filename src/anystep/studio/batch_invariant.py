@@ -68,7 +68,9 @@ def separately(encode: Callable[..., Any]) -> Callable[..., Any]:
             return encode(states, mask)
         blocks = zip(*(each.keys_values for each in alone), strict=True)
         parts = (zip(*block, strict=True) for block in blocks)  # keys, and values, of all captions
-        return EncodedCaption(tuple((_padded(keys), _padded(values)) for keys, values in parts), mask)
+        keys_values = tuple((_padded(keys), _padded(values)) for keys, values in parts)
+        pooled = [each.pooled for each in alone if each.pooled is not None]
+        return EncodedCaption(keys_values, mask, torch.cat(pooled) if pooled else None)
 
     return encoded
 

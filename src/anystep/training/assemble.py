@@ -166,11 +166,15 @@ def prepare_network(inputs: TrainingInputs, init_from: str | None = None) -> Net
     return network
 
 
+# parts that a network may have beside those of another, because they change nothing before they are trained
+BEGUN_AT_ZERO = ("guidance_embedding.", "position_embedding.", "caption_pooling.")
+
+
 def load_weights(network: TransitionTransformer2DModel, model: str) -> None:
     """Copy the weights of another model's transformer.
 
-    An embedding of guidance that it lacks answers zero at first. Where the network has none, the other's is taken at
-    its answer for scale 1, so that the network is what the other is without guidance.
+    Embeddings of guidance, positions and whole captions that it lacks answer zero at first. Where the network has none
+    of guidance, the other's is taken at its answer for scale 1, so that the network is what the other is without it.
 
     Raises:
         InputError: one of another architecture; lists what differs. Or its answer for scale 1 has no place of its own.
@@ -183,7 +187,7 @@ def load_weights(network: TransitionTransformer2DModel, model: str) -> None:
             other.time_embed.linear_2.bias += other.guidance_embedding(torch.zeros(1))[0]
         other.guidance_embedding = None
     own = network.state_dict()
-    state = {**{name: own[name] for name in own if name.startswith("guidance_embedding.")}, **other.state_dict()}
+    state = {**{name: own[name] for name in own if name.startswith(BEGUN_AT_ZERO)}, **other.state_dict()}
     if different := differing_tensors(state, own):
         raise InputError(f"model.weights {model!r} is of another architecture, its tensors differ in {different}")
     if (theirs := other.config.max_time_frequency) != (ours := network.config.max_time_frequency):

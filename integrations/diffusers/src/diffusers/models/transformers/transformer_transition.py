@@ -72,6 +72,46 @@ class TransitionCaptionProjection(nn.Module):
         return self.mlp(self.norm(encoder_hidden_states))
 
 
+class TransitionCaptionPool(nn.Module):
+    """The mean of a caption's states through a perceptron, which modulates the blocks as a class does."""
+
+    def __init__(self, text_dim: int, dim: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(text_dim, eps=1e-5)
+        self.linear_1 = nn.Linear(text_dim, dim)
+        self.linear_2 = nn.Linear(dim, dim)
+
+    def forward(self, encoder_hidden_states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        states = encoder_hidden_states.to(self.linear_1.weight.dtype)
+        share = torch.ones_like(states[..., :1]) if mask is None else mask[..., None].to(states.dtype)
+        mean = (states * share).sum(1) / share.sum(1).clamp(min=1)
+        return self.linear_2(F.silu(self.linear_1(self.norm(mean))))
+
+
+class TransitionPositionEmbedding(nn.Module):
+    """
+    Where on the canvas a token is, from the middle in shorter sides: products of sinusoids of its row and column,
+    through a linear map.
+    """
+
+    turns = (0.5, 1.0, 2.0, 4.0)
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.linear = nn.Linear((1 + 2 * len(self.turns)) ** 2, dim, bias=False)
+
+    def _waves(self, side: int, shorter: int, device: torch.device) -> torch.Tensor:
+        places = (torch.arange(side, dtype=torch.float32, device=device) - (side - 1) / 2) / shorter
+        angles = 2 * math.pi * places[:, None] * torch.tensor(self.turns, device=device)
+        return torch.cat([torch.ones_like(places)[:, None], angles.cos(), angles.sin()], dim=1)
+
+    def forward(self, rows: int, columns: int) -> torch.Tensor:
+        weight = self.linear.weight
+        down, across = (self._waves(side, min(rows, columns), weight.device) for side in (rows, columns))
+        waves = torch.einsum("rp,cq->rcpq", down, across).flatten(2).flatten(0, 1)
+        return self.linear(waves.to(weight.dtype))
+
+
 def apply_rotary_emb(hidden_states: torch.Tensor, rotary_emb: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """Rotates interleaved pairs of channels of (batch, tokens, heads, channels)."""
     cos, sin = (each[:, None] for each in rotary_emb)
@@ -245,6 +285,8 @@ class TransitionTransformer2DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
         max_time_frequency (`float`, defaults to 1.0): The highest frequency of the time embeddings.
         guidance_embed (`bool`, defaults to `False`):
             Whether the network is given a guidance scale, and answers as if guided by it in one evaluation.
+        position_embed (`bool`, defaults to `False`): Whether tokens are told where on the canvas they are.
+        caption_pool (`bool`, defaults to `False`): Whether the mean of a caption's states modulates the blocks.
     """
 
     _supports_gradient_checkpointing = True
@@ -255,6 +297,8 @@ class TransitionTransformer2DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
         "time_embed",
         "interval_embed",
         "guidance_embedding",
+        "position_embedding",
+        "caption_pooling",
         "norm",
         "modulation",
     ]
@@ -262,6 +306,8 @@ class TransitionTransformer2DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
         "time_embed",
         "interval_embed",
         "guidance_embedding",
+        "position_embedding",
+        "caption_pooling",
         "patch_embed",
         "modulation",
         "final_layer",
@@ -289,6 +335,8 @@ class TransitionTransformer2DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
         mask_text: bool = True,
         max_time_frequency: float = 1.0,
         guidance_embed: bool = False,
+        position_embed: bool = False,
+        caption_pool: bool = False,
     ):
         super().__init__()
         if (text_width is None) == (num_classes is None):
@@ -299,6 +347,8 @@ class TransitionTransformer2DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
         self.interval_embed = None if shared_time_embedder else TransitionTimeEmbedding(dim, max_time_frequency)
         self.guidance_embedding = TransitionTimeEmbedding(dim) if guidance_embed else None
         self.caption_projection = None if text_width is None else TransitionCaptionProjection(text_width, dim)
+        self.caption_pooling = TransitionCaptionPool(text_width, dim) if caption_pool else None
+        self.position_embedding = TransitionPositionEmbedding(dim) if position_embed else None
         self.class_embed = (
             None if num_classes is None else nn.Embedding(num_classes + int(class_dropout_prob > 0), dim)
         )
@@ -369,6 +419,10 @@ class TransitionTransformer2DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
         if self.guidance_embedding is not None:
             guidance = torch.ones_like(timestep) if guidance is None else guidance
             temb = temb + self.guidance_embedding(guidance.float().log())
+        if self.position_embedding is not None:
+            tokens = tokens + self.position_embedding(rows, columns)
+        if self.caption_pooling is not None:
+            temb = temb + self.caption_pooling(encoder_hidden_states, encoder_attention_mask)
         if self.caption_projection is not None:
             states = encoder_hidden_states.to(self.caption_projection.norm.weight.dtype)
             encoder_hidden_states = F.layer_norm(self.caption_projection(states), (self.config.hidden_size,), eps=1e-6)
