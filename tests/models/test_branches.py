@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from anystep import TransitionTransformer2DModel
 from anystep.models import build_transformer
+from anystep.models.initialise import start_transition_branch
 from anystep.packing import pack, unpack
 
 
@@ -31,7 +32,7 @@ def test_the_branch_of_transitions_starts_as_the_velocity() -> None:
     for name, parameter in network.named_parameters():
         if not parameter.any() and "interval_embed" not in name:
             nn.init.normal_(parameter, std=0.1)
-    network.start_transition_branch()
+    start_transition_branch(network)
     x, t, r, caption = text_inputs()
     velocity = network(x, t, t, caption)
     assert velocity.any()

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 import anystep
 from anystep.errors import InputError
+from anystep.models.initialise import start_transition_branch
 from anystep.models.transformer import TransitionTransformer2DModel
 from anystep.training import train as module
 from anystep.training.batch_samplers import FixedShapeBatchSampler, MicroBatch
@@ -179,15 +180,15 @@ def test_a_run_with_branches_continues_exactly_and_its_transitions_begin_as_the_
         update={"model": told.model.model_copy(update={"options": {"depth": 3, "branch_depth": 1, "trunk_share": 0.1}})}
     )
     begun: list[dict[str, torch.Tensor]] = []
-    start = TransitionTransformer2DModel.start_transition_branch
 
     def noted(network: TransitionTransformer2DModel) -> None:
-        start(network)
+        start_transition_branch(network)
         if network.device.type != "meta":  # of those that are only counted
             begun.append({name: weight.detach().clone() for name, weight in network.named_parameters()})
 
     with monkeypatch.context() as patch:
-        patch.setattr(TransitionTransformer2DModel, "start_transition_branch", noted)
+        for module in ("anystep.models.transformer", "anystep.training.train"):
+            patch.setattr(f"{module}.start_transition_branch", noted)
         train(told, straight)
     assert len(begun) == 1 + 2 + 1  # made, started with its average, and made again for export
     network = begun[1]

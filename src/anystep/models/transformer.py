@@ -34,8 +34,9 @@ from anystep.models.embeddings import (
     patchify,
     unpatchify,
 )
+from anystep.models.initialise import initialise, start_transition_branch
 from anystep.models.kv_downsampling import kv_tokens
-from anystep.models.layers import Float32Linear, Mask, Modulation, Tokens, Vector, compute_dtype
+from anystep.models.layers import Float32Linear, Mask, Tokens, Vector, compute_dtype
 from anystep.models.rotary import RopeAngles, RotaryGrid, RotaryScaling, rope, rope_angles
 from anystep.models.single_file import SingleFileLoading
 from anystep.packing import Packing
@@ -180,8 +181,7 @@ class TransitionTransformer2DModel(
         self.transition_branch = (
             TransitionBranch(blocks(branch_depth, interval_attention), FinalLayer(width, out)) if branch_depth else None
         )
-        # whether every evaluation runs both branches, if only on one image: processes that share weights must agree
-        self.synchronised_forwards = False
+        self.synchronised_forwards = False  # both branches run, if only on one image: processes share weights
         self.projector = (
             nn.Sequential(
                 nn.Linear(width, projector_dim), nn.SiLU(),
@@ -189,25 +189,14 @@ class TransitionTransformer2DModel(
                 nn.Linear(projector_dim, z_dim),
             ) if z_dim else None
         )  # fmt: skip
-        self._initialise()
+        initialise(self)
         if branch_depth:
-            self.start_transition_branch()
+            start_transition_branch(self)
 
     @property
     def all_blocks(self) -> list[TransitionBlock]:
         """The blocks of the trunk, of the velocity, and of the transitions."""
         return [*self.blocks, *([] if self.transition_branch is None else self.transition_branch.blocks)]
-
-    @torch.no_grad()
-    def start_transition_branch(self) -> None:
-        """Make the branch of transitions a copy of the velocity's, with a zero interval: then f(x, t, r) = v(x, t)."""
-        assert self.transition_branch is not None
-        assert self.interval_embed is not None
-        for parameter in self.interval_embed.linear_2.parameters():
-            parameter.zero_()
-        own = nn.ModuleList([*self.blocks[-self.config.branch_depth :], self.final_layer])
-        copy = nn.ModuleList([*self.transition_branch.blocks, self.transition_branch.final_layer])
-        copy.load_state_dict(own.state_dict(), strict=False)  # interval_qkv has no part while the interval is zero
 
     def check_saveable(self) -> None:
         """Raise `InputError` where what is saved could not be loaded: while the network carries an adapter."""
@@ -239,30 +228,6 @@ class TransitionTransformer2DModel(
         TransformerBlockRegistry.register(TransitionBlock, TransformerBlockMetadata(return_hidden_states_index=0))
         super().enable_cache(config)
 
-    def _initialise(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        embeddings = [self.time_embed, self.interval_embed, self.guidance_embedding]
-        small = [*embeddings, self.caption_projection, self.class_embed]
-        for module in (part for whole in small if whole is not None for part in whole.modules()):
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
-        # blocks start as the identity and the prediction at zero
-        silent = [self.final_layer.linear, *(part.down for part in self.modules() if isinstance(part, Modulation))]
-        if self.config.zero_init_interval and self.interval_embed is not None:
-            silent.append(self.interval_embed.linear_2)  # interval_qkv has no bias, so that it is silent too
-        if self.guidance_embedding is not None:
-            silent.append(self.guidance_embedding.linear_2)
-        if self.caption_pooling is not None:
-            silent.append(self.caption_pooling.linear_2)
-        if self.position_embedding is not None:
-            silent.append(self.position_embedding.linear)
-        for parameter in (parameter for linear in silent for parameter in linear.parameters()):
-            nn.init.zeros_(parameter)
-
     @apply_forward_hook  # offloading waits for a call of the network before it moves weights to the device
     def encode_condition(
         self, condition: Float[Tensor, "batch length text"] | Int[Tensor, " batch"], condition_mask: Mask | None = None
@@ -282,16 +247,6 @@ class TransitionTransformer2DModel(
         """The input of every block's keys and values: the norm has no affine part, so it is the same for all blocks."""
         assert self.caption_projection is not None
         return functional.layer_norm(self.caption_projection(states), (self.config.hidden_size,), eps=1e-6)
-
-    def pool_caption(
-        self, condition: Tensor | EncodedCaption, mask: Mask | None, mask_text: bool | None = None
-    ) -> Vector | None:
-        """What the whole of each caption adds to c; None in a network without a `caption_pool`."""
-        if self.caption_pooling is None:
-            return None
-        if isinstance(condition, EncodedCaption):
-            return condition.pooled
-        return self.caption_pooling(condition, mask if self.masked(mask_text) else None)
 
     def embed_times(self, t: Tensor, r: Tensor) -> tuple[Vector, Vector]:
         """(emb(t), emb(interval))."""
@@ -324,23 +279,30 @@ class TransitionTransformer2DModel(
             c = c + self.guidance_embedding(scale.log())
         return c
 
-    def block_captions(
-        self, condition: Tensor | EncodedCaption, mask: Tensor | None, mask_text: bool | None = None
-    ) -> tuple[Sequence[Any], Tensor | None]:
-        """The caption of each block and its mask: keys and values, or states that a block makes its own of.
+    def pool_caption(self, states: Tensor, mask: Mask | None, mask_text: bool | None = None) -> Vector | None:
+        """What the whole of each caption adds to c; None in a network without a `caption_pool`."""
+        pool = self.caption_pooling
+        return None if pool is None else pool(states, mask if self._masked(mask_text) else None)
 
-        Blocks project a caption that was not encoded before themselves, because their weights may be sharded.
+    def _masked(self, mask_text: bool | None) -> bool:
+        return bool(self.config.mask_text if mask_text is None else mask_text)
+
+    def read_captions(
+        self, condition: Tensor | EncodedCaption, mask: Tensor | None, mask_text: bool | None = None
+    ) -> tuple[Sequence[Any], Tensor | None, Vector | None]:
+        """The caption of each block, its mask, and what the whole of it adds to c.
+
+        The first are keys and values, or states that a block makes its own of: blocks project a caption that was not
+        encoded before themselves, because their weights may be sharded.
         """
         captions: Sequence[Any] = [None] * len(self.all_blocks)
+        pooled = None
         if isinstance(condition, EncodedCaption):
-            captions, mask = condition.keys_values, condition.mask
+            captions, mask, pooled = condition.keys_values, condition.mask, condition.pooled
         elif self.caption_projection is not None:
             captions = [self.project_caption(condition)] * len(captions)
-        return captions, mask if self.masked(mask_text) else None
-
-    def masked(self, mask_text: bool | None) -> bool:
-        """Whether padding of captions is masked."""
-        return bool(self.config.mask_text if mask_text is None else mask_text)
+            pooled = self.pool_caption(condition, mask, mask_text)
+        return captions, mask if self._masked(mask_text) else None, pooled
 
     def forward(
         self,
@@ -384,12 +346,11 @@ class TransitionTransformer2DModel(
             raise ValueError("return_features needs a projector: z_dim is 0")
         if guidance is not None and self.guidance_embedding is None:
             raise ValueError("guidance is for a network that is told it: guidance_embed is false")
-        captions, mask = self.block_captions(condition, condition_mask, mask_text)  # one for each block
+        captions, mask, pooled = self.read_captions(condition, condition_mask, mask_text)
         patch = self.config.patch_size
         rows, columns = (side // patch for side in x.shape[-2:])
         tokens = self.patch_embed(patchify(x, patch, packing))  # (B, N, C p^2) -> (B, N, D)
         time, interval = self.embed_times(t, r)  # (B, D) each
-        pooled = self.pool_caption(condition, condition_mask, mask_text)
         c = self.conditioning_vector(time, interval, condition, guidance, pooled)  # (B, D)
         grids = ((rows, columns),) if packing is None else packing.grids
         if self.position_embedding is not None:

@@ -9,7 +9,10 @@ from anystep.pipelines.load import Model
 from anystep.pipelines.saved import EARLIER_VAE
 
 # settings that models have gained, at what those saved earlier do without them
-GAINED = {"vae_name": None, "open_guidance_interval": False, "escape_captions": False}
+GAINED = {
+    "vae_name": None, "open_guidance_interval": False, "escape_captions": False, "position_embed": False,
+    "caption_pool": False,
+}  # fmt: skip
 
 
 def describe(model: Model) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from anystep.contact_sheet import save_image
 from anystep.device import pick_precision
 from anystep.environment import peak_megabytes
 from anystep.models.flow_map import Network
+from anystep.models.initialise import start_transition_branch
 from anystep.models.transformer import TransitionTransformer2DModel
 from anystep.objective import RunningMean, SelfEvaluation, TransitionObjective
 from anystep.ranks import Ranks
@@ -322,4 +323,4 @@ def start_transitions(networks: Sequence[Network], ranks: Ranks) -> None:
             continue
         embedding = network.interval_embed
         if network.transition_branch is not None and embedding is not None and all_zero(embedding.linear_2, ranks):
-            network.start_transition_branch()
+            start_transition_branch(network)
