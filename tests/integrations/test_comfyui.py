@@ -50,11 +50,11 @@ def test_negatives_times_and_images_reach_the_pipeline(comfy_nodes: dict[str, An
     common = {"height": 64, "width": 96, "guidance_scale": 2.0, "seeds": [5], "output_type": "latent"}
     image = torch.rand(1, 64, 96, 3, generator=torch.Generator().manual_seed(0))
     for inputs, options in (
-        ({"negative": negative}, {"num_inference_steps": 3, "negative_prompt": "blue"}),
+        ({"negative": negative}, {"num_inference_steps": 3, "plan": "uniform", "negative_prompt": "blue"}),
         ({"sigmas": torch.tensor([1.0, 0.4, 0.0])}, {"sigmas": [1.0, 0.4]}),
         (
             {"image": image, "denoise": 0.5},
-            {"num_inference_steps": 3, "image": image.movedim(-1, 1), "strength": 0.5},
+            {"num_inference_steps": 3, "plan": "uniform", "image": image.movedim(-1, 1), "strength": 0.5},
         ),
     ):
         found = sampler.sample(model, positive, **given, **inputs)[0]["samples"]

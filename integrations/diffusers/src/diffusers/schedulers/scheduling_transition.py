@@ -67,6 +67,10 @@ class TransitionScheduler(SchedulerMixin, ConfigMixin):
             Side in pixels of the images in training; larger areas are shifted further, by the root of their ratio.
         num_train_timesteps (`int`, defaults to 1000):
             Timesteps are this many times the time of the transport.
+        plans (`dict`, *optional*):
+            By a number of steps, what is best for it: `steps`, `shift` and `tail` of the times, `stochasticity`,
+            `velocity_below` and `memory`, as attributes of this name say once `set_timesteps` was called. Uniform times
+            by default.
     """
 
     order = 1
@@ -79,6 +83,7 @@ class TransitionScheduler(SchedulerMixin, ConfigMixin):
         shift: float = 1.0,
         base_size: int | None = None,
         num_train_timesteps: int = 1000,
+        plans: dict[str, dict[str, float]] | None = None,
     ):
         if transport not in _RANGES:
             raise ValueError(f"`transport` must be one of {list(_RANGES)}, but is {transport!r}")
@@ -156,9 +161,16 @@ class TransitionScheduler(SchedulerMixin, ConfigMixin):
     ):
         """
         Sets the times of the steps. `timesteps` are where they begin; `sigmas` are the times, that of the end included.
+        A number of steps is spent as its plan says, where there is one:
+
+        - `velocity_below` (`float`): jumps of at most this share of the range of times carry the velocity along, which
+          is the model's prediction for an interval of no length, in place of that for the whole jump.
+        - `memory` (`bool`): such a jump after another one is corrected by [`~TransitionScheduler.extrapolate`].
+        - `stochasticity` (`float`): the share of its way to the end that each jump but the last goes too far, and gets
+          back by fresh noise ([`~TransitionScheduler.renoise`]).
 
         Args:
-            num_inference_steps (`int`, *optional*): Number of steps, at times that are uniform before the shift.
+            num_inference_steps (`int`, *optional*): Number of steps; a plan may make fewer of them.
             device (`str` or `torch.device`, *optional*): Where `timesteps` are kept.
             sigmas (`list[float]`, *optional*): Times where the steps begin, in place of a number; shifted too.
             timesteps (`list[float]`, *optional*): The same as timesteps.
@@ -167,17 +179,21 @@ class TransitionScheduler(SchedulerMixin, ConfigMixin):
         """
         if sigmas is not None and timesteps is not None:
             raise ValueError("Only one of `sigmas` and `timesteps` can be passed.")
+        shift, base, plan = self.config.shift, self.config.base_size, {}
         if sigmas is None and timesteps is None:
             if num_inference_steps is None:
                 raise ValueError("Pass one of `num_inference_steps`, `sigmas` and `timesteps`.")
-            u = torch.linspace(1, 0, num_inference_steps + 1, dtype=torch.float64)
+            plan = self._plan(num_inference_steps)
+            steps, tail = plan.get("steps", num_inference_steps), plan.get("tail")
+            u = torch.linspace(1, 0 if tail is None else tail, steps + (tail is None), dtype=torch.float64)
+            u = u if tail is None else torch.cat([u, u.new_zeros(1)])
+            shift *= plan.get("shift", 1.0)
+            if base is not None:
+                shift *= max(1.0, math.sqrt((height or base) * (width or base)) / base)
         else:
             given = sigmas if timesteps is None else [each / self.config.num_train_timesteps for each in timesteps]
             begins = (torch.tensor(given, dtype=torch.float64) - self.t_min) / (self.t_max - self.t_min)
             u = torch.cat([begins, begins.new_zeros(1)])
-        shift, base = self.config.shift, self.config.base_size
-        if base is not None and sigmas is None and timesteps is None:
-            shift *= max(1.0, math.sqrt((height or base) * (width or base)) / base)
         u = shift * u / (1 + (shift - 1) * u)
         # float32 also on devices that have float64: the model is given these very times
         self.sigmas = (self.t_min + (self.t_max - self.t_min) * u).clamp(self.t_min, self.t_max).float()
@@ -185,7 +201,18 @@ class TransitionScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError("The times of the steps must decrease.")
         self.timesteps = (self.sigmas[:-1] * self.config.num_train_timesteps).to(device)
         self.num_inference_steps = len(self.timesteps)
+        self.velocity_below = float(plan.get("velocity_below", 0.0))
+        self.memory = bool(plan.get("memory", False))
+        self.stochasticity = float(plan.get("stochasticity", 0.0))
         self._step_index = self._begin_index = None
+
+    def _plan(self, budget: int) -> dict[str, float]:
+        plans = {int(steps): plan for steps, plan in (self.config.plans or {}).items()}
+        known = max((steps for steps in plans if steps <= budget), default=None)
+        if known is None:
+            return {}
+        # between two that have plans: that of the smaller, which may be best spent on fewer steps than it has
+        return {**plans[known], "steps": budget} if plans[known]["steps"] == known else plans[known]
 
     def scale_model_input(self, sample: torch.Tensor, timestep: float | torch.Tensor | None = None) -> torch.Tensor:
         """
@@ -260,6 +287,62 @@ class TransitionScheduler(SchedulerMixin, ConfigMixin):
         if not return_dict:
             return (prev_sample,)
         return TransitionSchedulerOutput(prev_sample=prev_sample, pred_original_sample=clean.to(sample.dtype))
+
+    def components(
+        self, model_output: torch.Tensor, timestep: float | torch.Tensor, sample: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        The data and the noise that the model has in mind.
+
+        Args:
+            model_output (`torch.Tensor`): What the model predicts.
+            timestep (`float` or `torch.Tensor`): Where the sample is; one, or one for each sample.
+            sample (`torch.Tensor`): The sample.
+
+        Returns:
+            `tuple`: Data and noise.
+        """
+        times = self.coefficients(self._times(timestep, sample))
+        alpha, sigma, alpha_hat, sigma_hat = (_expand(each, sample) for each in times)
+        determinant, x, F = alpha * sigma_hat - sigma * alpha_hat, sample.float(), model_output.float()
+        return (sigma_hat * x - sigma * F) / determinant, (alpha * F - alpha_hat * x) / determinant
+
+    def extrapolate(
+        self,
+        model_output: torch.Tensor,
+        timestep: float,
+        r_timestep: float,
+        before: tuple[tuple[torch.Tensor, torch.Tensor], float],
+    ) -> torch.Tensor:
+        """
+        The prediction in the middle of a jump, told from that of the jump before: the two-step Adams-Bashforth method.
+
+        Args:
+            model_output (`torch.Tensor`): The velocity at `timestep`.
+            timestep (`float`): Where the jump begins.
+            r_timestep (`float`): Where it ends.
+            before (`tuple`): The `components` of the jump before, and the timestep that it began at.
+        """
+        (data, noise), earlier = before
+        _, _, alpha_hat, sigma_hat = (_expand(each, data) for each in self.coefficients(self._times(timestep, data)))
+        then = alpha_hat * data + sigma_hat * noise
+        return model_output + (timestep - r_timestep) / (2 * (earlier - timestep)) * (model_output - then)
+
+    def renoise(self, sample: torch.Tensor, timestep: float, r_timestep: float, noise: torch.Tensor) -> torch.Tensor:
+        """
+        A draw of the sample at a later time of the path, given that at `timestep`.
+
+        Args:
+            sample (`torch.Tensor`): The sample at `timestep`.
+            timestep (`float`): Where it is.
+            r_timestep (`float`): Where it is to be, with at least as much noise.
+            noise (`torch.Tensor`): Standard normal, of the same shape.
+        """
+        alpha, sigma, _, _ = self.coefficients(self._times(timestep, sample))
+        alpha_r, sigma_r, _, _ = self.coefficients(self._times(r_timestep, sample))
+        keep = alpha_r / alpha
+        fresh = (sigma_r.square() - (keep * sigma).square()).clamp(min=0).sqrt()
+        return (_expand(keep, sample) * sample.float() + _expand(fresh, sample) * noise.float()).to(sample.dtype)
 
     def __len__(self):
         return self.config.num_train_timesteps

@@ -397,17 +397,23 @@ class TransitionPipeline(DiffusionPipeline):
         )
 
         # 5. Denoising loop
-        low, high = guidance_interval or (self.scheduler.t_min, self.scheduler.t_max)
+        t_min, t_max = self.scheduler.t_min, self.scheduler.t_max
+        low, high = guidance_interval or (t_min, t_max)
+        short = self.scheduler.velocity_below * (t_max - t_min) * (1 + 1e-5)  # of equal jumps all are, or none is
+        before = None
         with self.progress_bar(total=self._num_timesteps) as progress_bar:
             for i, t in enumerate(begins):
                 if self.interrupt:
                     continue
-                time = float(times[i])
+                time, goal = float(times[i]), float(times[i + 1])
+                end = goal if i + 1 == len(begins) else goal - self.scheduler.stochasticity * (goal - t_min)
+                velocity = time - end <= short
                 inside = low < time < high if self.config.open_guidance_interval else low <= time <= high
                 twice = self.do_classifier_free_guidance and inside
                 model_input = torch.cat([latents] * 2) if twice else latents
                 t_batch, r_batch = (
-                    self.scheduler.c_noise(each * scale).expand(len(model_input)) for each in (times[i], times[i + 1])
+                    self.scheduler.c_noise(each * scale).expand(len(model_input))
+                    for each in (times[i], times[i] if velocity else torch.full_like(times[i], end))
                 )
                 guidance = None
                 if self._guidance_embedded and inside:
@@ -426,9 +432,19 @@ class TransitionPipeline(DiffusionPipeline):
                     noise_pred_uncond, noise_pred_text = noise_pred.chunk(2)
                     noise_pred = noise_pred_uncond + self.guidance_scale * (noise_pred_text - noise_pred_uncond)
 
-                latents = self.scheduler.step(
-                    noise_pred, times[i] * scale, latents, times[i + 1] * scale, return_dict=False
-                )[0]
+                jump = None
+                if velocity and self.scheduler.memory:
+                    jump = (
+                        (self.scheduler.components(noise_pred, t, latents), float(t)),
+                        inside and self.guidance_scale > 1,
+                    )
+                if jump and before and before[1] == jump[1]:  # not where guidance begins or ends
+                    noise_pred = self.scheduler.extrapolate(noise_pred, float(t), end * scale, before[0])
+                latents = self.scheduler.step(noise_pred, t, latents, end * scale, return_dict=False)[0]
+                before = jump
+                if end < goal:  # fresh noise makes another path
+                    noise = randn_tensor(latents.shape, generator=generator, device=device, dtype=latents.dtype)
+                    latents, before = self.scheduler.renoise(latents, end * scale, goal * scale, noise), None
 
                 if callback_on_step_end is not None:
                     tensors = {
@@ -438,7 +454,8 @@ class TransitionPipeline(DiffusionPipeline):
                     }
                     callback_kwargs = {k: tensors[k] for k in callback_on_step_end_tensor_inputs}
                     callback_outputs = callback_on_step_end(self, i, t, callback_kwargs)
-                    latents = callback_outputs.pop("latents", latents)
+                    changed = callback_outputs.pop("latents", latents)
+                    latents, before = changed, before if changed is latents else None
 
                 progress_bar.update()
                 if XLA_AVAILABLE:
