@@ -85,38 +85,30 @@ def test_a_network_that_reads_the_scale_is_guided_alike(
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 9])
-def test_plans_are_followed(ours: Any, theirs: Any, upstream: Any, steps: int) -> None:
+def test_plans_are_followed(ours: Any, theirs: Any, upstream: Any, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     plans = {
         "1": {"steps": 1, "velocity_below": 1.0},
         "2": {"steps": 2, "shift": 1.4},
         "4": {"steps": 4, "velocity_below": 1.0, "memory": True, "tail": 0.25},
         "5": {"steps": 4, "velocity_below": 0.3, "memory": True},
     }
-    schedulers = [pipe.scheduler for pipe in (ours, theirs)]
-    try:
-        for pipe, kind in ((ours, TransitionScheduler), (theirs, upstream.TransitionScheduler)):
-            pipe.scheduler = kind.from_config(pipe.scheduler.config, plans=plans)
-        words = {"num_inference_steps": steps, "output_type": "latent", "guidance_interval": (0.3, 1.0)}
-        wanted = ours("a whale", seeds=[2], **words).images
-        found = theirs("a whale", generator=torch.Generator().manual_seed(2), **words).images
-        uniform = ours("a whale", seeds=[2], plan="uniform", **words).images
-        assert len(theirs.scheduler.timesteps) == ours.plan(steps).steps
-    finally:
-        ours.scheduler, theirs.scheduler = schedulers
+    for pipe, kind in ((ours, TransitionScheduler), (theirs, upstream.TransitionScheduler)):
+        monkeypatch.setattr(pipe, "scheduler", kind.from_config(pipe.scheduler.config, plans=plans))
+    words = {"num_inference_steps": steps, "output_type": "latent", "guidance_interval": (0.3, 1.0)}
+    wanted = ours("a whale", seeds=[2], **words).images
+    found = theirs("a whale", generator=torch.Generator().manual_seed(2), **words).images
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
-    assert not torch.allclose(wanted, uniform, atol=1e-2)
+    assert len(theirs.scheduler.timesteps) == ours.plan(steps).steps
+    assert not torch.allclose(wanted, ours("a whale", seeds=[2], plan="uniform", **words).images, atol=1e-2)
 
 
-def test_fresh_noise_of_a_plan_belongs_to_the_generator(theirs: Any, upstream: Any) -> None:
-    kept, theirs.scheduler = (
-        theirs.scheduler,
-        upstream.TransitionScheduler(transport_options={"mean": 0.0}, plans={"2": {"steps": 2, "stochasticity": 0.3}}),
-    )
+def test_fresh_noise_of_a_plan_belongs_to_the_generator(
+    theirs: Any, upstream: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler = upstream.TransitionScheduler(plans={"2": {"steps": 2, "stochasticity": 0.3}})
+    monkeypatch.setattr(theirs, "scheduler", scheduler)
     words = {"num_inference_steps": 2, "output_type": "latent", "latents": noise((32, 8, 8), [5])}
-    try:
-        drawn = [theirs("a whale", generator=torch.Generator().manual_seed(seed), **words).images for seed in (1, 1, 2)]
-    finally:
-        theirs.scheduler = kept
+    drawn = [theirs("a whale", generator=torch.Generator().manual_seed(seed), **words).images for seed in (1, 1, 2)]
     torch.testing.assert_close(drawn[0], drawn[1])
     assert not torch.allclose(drawn[0], drawn[2], atol=1e-2)
 

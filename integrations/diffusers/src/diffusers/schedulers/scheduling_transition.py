@@ -280,7 +280,7 @@ class TransitionScheduler(SchedulerMixin, ConfigMixin):
         A = _expand((alpha_r * sigma_hat - sigma_r * alpha_hat) / determinant, x)
         B = _expand((sigma_r * alpha_t - alpha_r * sigma_t) / determinant, x)
         prev_sample = (A * x + B * F).to(sample.dtype)
-        clean = _expand(sigma_hat / determinant, x) * x - _expand(sigma_t / determinant, x) * F
+        clean, _ = self.components(model_output, timestep, sample)
         if self._step_index is None:
             self._step_index = max(0, int(after[0]) - 1) if self._begin_index is None else self._begin_index
         self._step_index += 1
