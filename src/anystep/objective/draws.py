@@ -9,7 +9,7 @@ from torch import Tensor
 
 from anystep.transport import Times, Transport
 
-NORMALS, UNIFORMS = 3, 5  # standard normal and uniform numbers that the times of one sample are computed from
+NORMALS, UNIFORMS = 3, 6  # standard normal and uniform numbers that the times of one sample are computed from
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class TimeDraws:
         self,
         transport: Transport,
         normal: Float[Tensor, "batch 3"],
-        uniform: Float[Tensor, "batch 5"],
+        uniform: Float[Tensor, "batch 6"],
         shift: Times | None = None,
     ) -> tuple[Times, Times]:
         """(t, r) from standard normal and uniform draws, each sample's moved by its own `Transport.shift`."""
@@ -71,8 +71,8 @@ class TimeDraws:
             draws = normal[:, place], uniform[:, (0, 1, 3)[place]]
             if distribution is None:
                 times = transport.times(*draws)
-            else:
-                times = distribution.times(transport, *draws, uniform[:, 4])
+            else:  # which are independent where both are of one pair, so that it does not collapse to t = r
+                times = distribution.times(transport, *draws, uniform[:, (4, 5, 4)[place]])
             return times if shift is None else transport.shift(times, shift)
 
         first, second, category = one(0, self.later), one(1, self.earlier), uniform[:, 2]

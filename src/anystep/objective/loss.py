@@ -130,7 +130,7 @@ class TransitionObjective:
         return self.times(normal, torch.rand(count, UNIFORMS, generator=generator, **DRAWN))
 
     def times(
-        self, normal: Float[Tensor, "batch 3"], uniform: Float[Tensor, "batch 5"], shift: Times | None = None
+        self, normal: Float[Tensor, "batch 3"], uniform: Float[Tensor, "batch 6"], shift: Times | None = None
     ) -> tuple[Times, Times]:
         """(t, r) from standard normal and uniform draws, each sample's moved by its own `Transport.shift`."""
         return self.draws(self.transport, normal, uniform, shift)

@@ -27,7 +27,7 @@ class Draws(NamedTuple):
 
     z: list[Float[Tensor, "channels _height _width"]]
     normal: Float[Tensor, "batch 3"]
-    uniform: Float[Tensor, "batch 5"]
+    uniform: Float[Tensor, "batch 6"]
     choice: Float[Tensor, " batch"]
     drop: Float[Tensor, " batch"]
     mirror: Float[Tensor, " batch"]
@@ -43,7 +43,7 @@ def draw(seed: int, numbers: Sequence[int], shapes: Sequence[Sequence[int]], fre
         fresh: whether each gets noise once more; else there is none.
     """
     normal = np.empty((len(numbers), 3), np.float32)
-    uniform = np.empty((len(numbers), 9), np.float32)
+    uniform = np.empty((len(numbers), 10), np.float32)
     z, more = [], []
     for row, (number, shape) in enumerate(zip(numbers, shapes, strict=True)):
         # counter-based (Philox): every key is a stream of its own, in which newer draws come after older ones
@@ -58,7 +58,7 @@ def draw(seed: int, numbers: Sequence[int], shapes: Sequence[Sequence[int]], fre
             more.append(torch.from_numpy(rng.standard_normal(tuple(shape), dtype=np.float32)))
     columns = torch.from_numpy(uniform)
     return Draws(
-        z, torch.from_numpy(normal), columns[:, [0, 1, 2, 6, 7]], choice=columns[:, 3], drop=columns[:, 4],
+        z, torch.from_numpy(normal), columns[:, [0, 1, 2, 6, 7, 9]], choice=columns[:, 3], drop=columns[:, 4],
         mirror=columns[:, 5], guidance=columns[:, 8], fresh=more,
     )  # fmt: skip
 
