@@ -94,3 +94,19 @@ def test_bad_derivatives_are_refused() -> None:
         derivative("backward")
     with pytest.raises(ValueError, match="eps"):
         derivative("central", eps=0.0)
+
+
+@pytest.mark.parametrize("name", list(TRANSPORTS))
+@pytest.mark.parametrize(("kind", "tolerance"), [("central", 0.03), ("one_sided", 0.2)])
+def test_the_step_is_short_for_waves_of_c_noise(name: str, kind: Any, tolerance: float) -> None:
+    transport = make_transport(name)
+    middle = (transport.t_min + transport.t_max) / 2
+
+    def evaluate(x_t: Tensor, t: Tensor, r: Tensor, rows: Tensor) -> Tensor:
+        return (x_t + transport.c_noise(t)[:, None]).sin()  # as fast as a time embedding's fastest wave
+
+    t, r = torch.full((64,), middle), torch.full((64,), transport.t_min)
+    x, z = torch.randn(2, 64, 8, generator=torch.Generator().manual_seed(0))
+    at = at_points(transport, x, z, t, r, evaluate(transport.interpolate(x, z, t), t, r, t))
+    exact, estimate = derivative("forward_mode")(evaluate, at), derivative(kind)(evaluate, at)
+    assert (estimate - exact).norm() <= tolerance * exact.norm()

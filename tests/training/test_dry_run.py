@@ -24,3 +24,14 @@ def test_a_dry_run_tells_and_trains_nothing(capsys: pytest.CaptureFixture[str]) 
 def test_the_command_knows_the_devices_of_the_plan() -> None:
     for name in DEVICES:
         build_parser().parse_args(["train", "x.yaml", "--dry-run", "--on", name])
+
+
+def test_finite_differences_that_bfloat16_cannot_hold_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "vp.yaml"
+    recipe.write_text("{transport: {name: vp}, model: {preset: t2i-test}}")
+    command = ["train", str(recipe), "--dry-run", "--on", "H100"]
+    assert main(command) == 2
+    assert "transport 'vp' needs steps that are lost in its rounding: " in capsys.readouterr().err
+    assert main([*command, "--objective.eps", "0.001"]) == 0

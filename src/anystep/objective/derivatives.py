@@ -8,13 +8,19 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from anystep.objective.evaluation import EPS, Evaluation, TransitionPoints, forward_dtype
-from anystep.transport import Sample, expand
+from anystep.transport import Sample, Times, Transport, expand
 
 DerivativeKind = Literal["central", "forward_mode", "one_sided"]
 # estimate(evaluate, at) -> df/dt at these points, along the trajectory of their x and z
 Derivative = Callable[[Evaluation, TransitionPoints], Tensor]
 # network evaluations of a sample, without gradient, beside f(x_t, t, r) itself
 DERIVATIVE_COST = {"central": 2, "one_sided": 1, "forward_mode": 2}
+TURN = 0.3  # radians that a time embedding's wave of frequency 1 may turn within a step of a finite difference
+
+
+def finest_step(transport: Transport, t: Times) -> Times:
+    """The longest step at each t over which embeddings of c_noise can be differentiated: for `vp` far below `EPS`."""
+    return TURN / torch.func.jvp(transport.c_noise, (t,), (torch.ones_like(t),))[1].abs()
 
 
 def derivative(kind: str = "central", eps: float | None = None, widened: float = 1.0) -> Derivative:
@@ -25,8 +31,8 @@ def derivative(kind: str = "central", eps: float | None = None, widened: float =
             `one_sided` reuses the value at t and costs one forward. `forward_mode` is exact (`torch.func.jvp`),
             needs the plain attention kernel, and does not run through DistributedDataParallel.
         eps: half the width of the finite difference in units of t; by default 0.005 for float32 forwards and 0.05
-            for bfloat16 ones; `widened` multiplies it. Evaluation times are kept inside [r, t_max]: networks see no
-            negative intervals.
+            for bfloat16 ones, or less where c_noise changes faster than t; `widened` multiplies it. Evaluation times
+            are kept inside [r, t_max]: networks see no negative intervals.
 
     All run without gradient and only through ordinary forwards of the network they are given, wrapped or not.
     """
@@ -35,12 +41,13 @@ def derivative(kind: str = "central", eps: float | None = None, widened: float =
     if eps is not None and not eps > 0:
         raise ValueError(f"eps must be positive, got {eps}")
 
-    def step(dtype: torch.dtype) -> float:
-        return widened * (EPS[dtype] if eps is None else eps)
+    def step(evaluate: Evaluation, at: TransitionPoints) -> Times:
+        chosen = torch.full_like(at.t, EPS[forward_dtype(evaluate, at.f)] if eps is None else eps)
+        return widened * (chosen.minimum(finest_step(at.transport, at.t)) if eps is None else chosen)
 
     @torch.no_grad()
     def central(evaluate: Evaluation, at: TransitionPoints) -> Sample:
-        h = step(forward_dtype(evaluate, at.f))
+        h = step(evaluate, at)
         later, earlier = (at.t + h).clamp(max=at.transport.t_max), torch.maximum(at.t - h, at.r)
         times = torch.cat([later, earlier])
         x, z, r, sample_index = (torch.cat([each, each]) for each in (at.x, at.z, at.r, at.sample_index))
@@ -49,7 +56,7 @@ def derivative(kind: str = "central", eps: float | None = None, widened: float =
 
     @torch.no_grad()
     def one_sided(evaluate: Evaluation, at: TransitionPoints) -> Sample:
-        h = step(forward_dtype(evaluate, at.f))
+        h = step(evaluate, at)
         below, above = at.t - h, at.t + h
         other = torch.where(below >= at.r, below, torch.where(above <= at.transport.t_max, above, at.r))
         there = evaluate(at.transport.interpolate(at.x, at.z, other), other, at.r, at.sample_index)

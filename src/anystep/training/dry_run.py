@@ -13,7 +13,7 @@ from anystep.pipelines.plan import ModelSpec
 from anystep.training.adapter import count_adapter, on_base
 from anystep.training.batch_samplers import count_micro_batches
 from anystep.training.config import Recipe
-from anystep.training.objective import make_objective
+from anystep.training.objective import check_differences, make_objective
 from anystep.training.plan import check_memory, communication, recipe_evaluations
 
 
@@ -33,7 +33,7 @@ class DryRun:
                 "--dry-run: counts operations of transition transformers, and adapt trains another network"
             )
         recipe = on_base(recipe)
-        make_objective(recipe)
+        objective = make_objective(recipe)
         count_micro_batches(recipe.data, recipe.run, devices)
         self.recipe, self.devices = recipe, devices
         self.device = device = planned_device(on, recipe.run.device, utilisation)
@@ -41,6 +41,7 @@ class DryRun:
             self.precision = pick_precision(recipe.run.precision, device.device)
         else:
             self.precision = torch.float32 if recipe.run.precision == "float32" else torch.bfloat16
+        check_differences(objective, recipe.objective, self.precision)
         self.budget = check_memory(recipe, devices, device.memory, self.precision)
         self.seconds = self.budget.flops_per_step / (devices * device.rate)  # of a step
 

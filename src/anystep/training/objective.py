@@ -2,6 +2,9 @@
 
 from collections.abc import Callable
 
+import torch
+
+from anystep.errors import InputError
 from anystep.models.presets import depths_of
 from anystep.objective import (
     BranchVelocity,
@@ -22,6 +25,8 @@ from anystep.objective import (
     Weighting,
     derivative,
 )
+from anystep.objective.derivatives import finest_step
+from anystep.objective.evaluation import EPS
 from anystep.training.config import ModelConfig, Recipe
 from anystep.training.objective_config import ObjectiveConfig
 from anystep.transport import make_transport
@@ -54,6 +59,20 @@ def make_objective(recipe: Recipe) -> TransitionObjective:
     )
 
 
+def check_differences(objective: TransitionObjective, config: ObjectiveConfig, precision: torch.dtype) -> None:
+    """Raise `InputError` where the finite difference of the target would be rounding in this precision."""
+    learns_pairs = config.target == "identity" and config.diffusion_share < 1
+    if not learns_pairs or config.derivative == "forward_mode" or config.eps is not None:
+        return
+    transport = objective.transport
+    middle = torch.tensor([(transport.t_min + transport.t_max) / 2])
+    if precision != torch.float32 and finest_step(transport, middle).item() < EPS[torch.float32]:
+        raise InputError(
+            f"objective.derivative {config.derivative!r} in bfloat16: transport {transport.name!r} needs steps that "
+            "are lost in its rounding: set run.precision float32, or objective.derivative forward_mode"
+        )
+
+
 def make_velocity(config: ObjectiveConfig, model: ModelConfig) -> BranchVelocity | None:
     """How the velocity is learned where t > r, by a network with branches."""
     depth, branch = depths_of(model.preset, model.options)
@@ -68,7 +87,7 @@ def make_target(config: ObjectiveConfig) -> Target:
         case "self_consistency":
             return SelfConsistency()
         case "implicit":
-            return Implicit(*config.ratio)
+            return Implicit(*config.ratio, config.ratio_falls)
         case "terminal":
             return Terminal(config.eps)
         case "self_evaluation":

@@ -41,7 +41,7 @@ from anystep.training.config import Recipe
 from anystep.training.ema import ExponentialAverages
 from anystep.training.guard import Guard, check_finite, diverged, listed
 from anystep.training.loader import PrefetchingLoader
-from anystep.training.objective import make_objective
+from anystep.training.objective import check_differences, make_objective
 from anystep.training.optimizers import learning_rate, make_adam, make_optimizers
 from anystep.training.parallel import (
     all_zero,
@@ -70,6 +70,7 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
     check_parallel(recipe.parallel, ranks, config.shard_size)
     objective, device = make_objective(recipe), set_up_device(config)
     precision = pick_precision(config.precision, device)
+    check_differences(objective, recipe.objective, precision)
     reads_captions(recipe.model)  # an unknown preset is said before anything is loaded
     check_fits(recipe, out, ranks.count, device, precision)
     with Run(out, recipe, ranks) as run:
