@@ -83,7 +83,14 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: str, capsys
     assert same(back, training_tensors(1))
     said = capsys.readouterr().err
     assert "step-00000002 is damaged" in said
-    assert "going on from step-00000001" in said
+    assert "going on from step-00000001; it is kept as damaged-step-00000002" in said
+    assert (tmp_path / "damaged-step-00000002").is_dir()
+    # nothing takes it for the newest one now
+    assert checkpoints.steps() == [1]
+    fewer = Checkpoints(tmp_path, Ranks(), keep=1)
+    fewer.save(2, back.state_dict(), {})
+    fewer.finish()
+    assert checkpoints.steps() == [2]
 
 
 def test_what_a_killed_save_left_is_removed(tmp_path: Path) -> None:

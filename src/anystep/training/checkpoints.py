@@ -175,22 +175,24 @@ class Checkpoints:
     def load(self, state: TrainingTensors) -> dict[str, Any] | None:
         """Read the newest whole checkpoint into `state`, and return its manifest; None where none was ever made.
 
-        A damaged one is named and the one before used.
+        A damaged one is named and put aside, where neither an export nor the count of those to keep takes it for the
+        newest, and the one before is used.
 
         Raises:
             InputError: all are damaged; or one is of another architecture, or holds what no checkpoint does.
         """
-        damaged: list[str] = []
+        damaged: dict[int, str] = {}
         for step in reversed(self.ranks.all_gather_object(self.steps())[0]):
             folder = step_folder(self.folder, step)
             try:
                 manifest, metadata = self._verified(folder, step)
             except Damaged as error:
-                damaged.append(f"checkpoint {folder.name} is damaged ({error})")
+                damaged[step] = f"checkpoint {folder.name} is damaged ({error})"
                 continue
             if self.ranks.is_main:
-                for each in damaged:
-                    say(f"{each}, going on from {folder.name}", error=True)
+                for number, what in damaged.items():
+                    aside = self._put_aside(number)
+                    say(f"{what}, going on from {folder.name}; it is kept as {aside.name}", error=True)
                 if versions := _other_versions(manifest):
                     say(
                         f"checkpoint {folder.name} was made with {versions}: numbers may come out otherwise", error=True
@@ -199,10 +201,15 @@ class Checkpoints:
             return manifest
         if damaged:
             raise InputError(
-                f"{damaged[0]}, and no other is whole: nothing was changed; to begin anew choose another --out, or "
-                f"remove {str(self.folder)!r}"
+                f"{next(iter(damaged.values()))}, and no other is whole: nothing was changed; to begin anew choose "
+                f"another --out, or remove {str(self.folder)!r}"
             )
         return None
+
+    def _put_aside(self, step: int) -> Path:
+        aside = self.folder / f"damaged-{step_folder(self.folder, step).name}"
+        shutil.rmtree(aside, ignore_errors=True)
+        return step_folder(self.folder, step).replace(aside)
 
     def _read(self, folder: Path, metadata: Metadata, state: TrainingTensors) -> None:
         tensors = state.state_dict()
