@@ -30,15 +30,19 @@ def test_steps_that_are_not_finite_are_counted_and_some_in_a_row_end_the_run() -
     assert guard.state.skipped == 5
 
 
-def test_a_norm_that_stands_out_is_a_spike_and_not_remembered() -> None:
+def test_a_norm_that_stands_out_is_a_spike_and_a_lasting_rise_is_not() -> None:
     guard = Guard(GuardConfig(spike=10.0), TrainerState())
     assert not guard.spiked(1e6)  # nothing to compare with yet
     for _ in range(2 * MIN_NORMS):
         assert not guard.spiked(1.0)
     assert not guard.spiked(9.0)
-    for _ in range(100):
+    for _ in range(2 * MIN_NORMS):
         assert guard.spiked(11.0)
-    assert guard.state.spikes == 100
+        assert not guard.spiked(1.0)
+    risen = [guard.spiked(11.0) for _ in range(300)]
+    assert risen[0]
+    assert not any(risen[100:])
+    assert guard.state.spikes == 2 * MIN_NORMS + sum(risen)
     guard.forget()
     assert not guard.spiked(11.0)
 

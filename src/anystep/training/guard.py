@@ -48,13 +48,16 @@ class Guard:
         return False
 
     def spiked(self, norm: float) -> bool:
-        """Whether a finite gradient norm stands out from those before it, with which it is then remembered."""
+        """Whether a finite gradient norm stands out from those before it, with which it is then remembered.
+
+        So a lasting rise is no spike any more once half of what is remembered has it.
+        """
         usual = median(self._norms) if len(self._norms) >= MIN_NORMS else math.inf
-        if norm > self.config.spike * usual:
-            self.state.spikes += 1
-            return True
         self._norms.append(norm)
-        return False
+        if norm <= self.config.spike * usual:
+            return False
+        self.state.spikes += 1
+        return True
 
     def forget(self) -> None:
         """After going back to a checkpoint."""
