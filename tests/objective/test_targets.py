@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import at_points
 from mixture import exact_jump, instantaneous, posterior
 from numpy.polynomial.hermite_e import hermegauss
 from torch import Tensor
@@ -191,3 +192,23 @@ def test_the_ratio_of_an_implicit_target_falls_from_start_to_end() -> None:
     assert ratios[0] == pytest.approx(0.5, rel=0.02)
     assert ratios[-1] == pytest.approx(0.005, rel=0.02)
     assert all(one > other for one, other in pairwise(ratios))
+
+
+def test_the_ratio_of_alpha_flow_falls_by_itself_and_not_by_its_logarithm() -> None:
+    ratio = Implicit(1.0, 0.005, "linear").ratio
+    assert [ratio(share) for share in (0.0, 0.4, 0.5, 0.6, 0.8, 1.0)] == pytest.approx(
+        [1.0, 0.924, 0.5, 0.0759, 0.005, 0.005], abs=1e-3
+    )
+
+
+def test_a_terminal_target_is_finite_where_r_is_next_to_t() -> None:
+    transport = make_transport("ot_fm")
+    r = torch.tensor([0.5, 0.5, 0.2])
+    t = torch.stack([torch.nextafter(r[0], torch.tensor(1.0)), r[1] + 1e-6, torch.tensor(0.9)])
+    x, z = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+
+    def evaluate(x_t: Tensor, t: Tensor, r: Tensor, rows: Tensor) -> Tensor:
+        return 0.3 * x_t + (t - r)[:, None]
+
+    at = at_points(transport, x, z, t, r, evaluate(transport.interpolate(x, z, t), t, r, t))
+    assert Terminal()(at, evaluate, evaluate, 0.0).value.isfinite().all()

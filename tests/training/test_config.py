@@ -42,6 +42,7 @@ from anystep.training.recipe_files import dump, load_recipe
         ("model: {options: {qk_norm: 3}}", [], "model.options.qk_norm 3: expected true or false"),
         ("objective: {kind: {'': {}}}", [], "objective.kind: expected 'transition'"),
         ("objective: {guidance: {w: 1}}", [], "objective.guidance.w"),
+        ("objective: {kind: mean_flow, consistency_share: 0.5}", [], "0.75 and consistency_share 0.5 .* not 1.25"),
         ("objective: {guidance_condition: {w_max: 1}}", [], "w_max: expected a number above 1 to 100, got 1"),
         ("objective: {guidance_condition: {interval: [0.8, 0.3]}}", [], "expected the lower time first"),
         ("objective: {guidance_condition: {}}", [], "given the scale: model.options.guidance_embed"),

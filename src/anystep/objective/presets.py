@@ -93,12 +93,13 @@ OBJECTIVES: dict[ObjectiveKind, ObjectivePreset] = {
         "F - (t - r) df/dt by forward mode, f along v",
         {**BY_FORWARD_MODE, "along": "velocity"},
     ),
-    # from trajectory flow matching (ratio 1) to MeanFlow (ratio 0) along a logistic curve, clamped at 0.005
+    # from trajectory flow matching (ratio 1) along a logistic curve to 0.005, below which the paper takes MeanFlow's
+    # derivative; the paper's weight, the ratio of what is not t = r, is left out
     "alpha_flow": ObjectivePreset(
         "alpha-Flow",
         "arXiv 2510.20771",
         "a F + (1 - a) f(x_s, s, r), s = a r + (1 - a) t",
-        {**IMPLICIT, "ratio": (1.0, 0.005), "diffusion_share": 0.25},
+        {**IMPLICIT, "ratio": (1.0, 0.005), "ratio_falls": "linear", "diffusion_share": 0.25},
     ),
     "soflow": ObjectivePreset(
         "SoFlow",
@@ -107,7 +108,7 @@ OBJECTIVES: dict[ObjectiveKind, ObjectivePreset] = {
         {**IMPLICIT, "ratio": (0.1, 0.002), "diffusion_share": 0.75},
     ),
     # one step must equal two of half its length. A quarter of the pairs with r < t (its section 3.2); an eighth of
-    # these are the whole way to the data
+    # these are the whole way to the data. The two steps are those of the average
     "shortcut": ObjectivePreset(
         "shortcut",
         "arXiv 2410.12557, eq. 5",
@@ -117,6 +118,7 @@ OBJECTIVES: dict[ObjectiveKind, ObjectivePreset] = {
             "diffusion_share": 0.75,
             "consistency_share": 0.03125,
             "weight": "constant",
+            "ema_teacher": True,
             # divided by itself, the tiny residual of the two steps would outweigh all that is learned from data
             "adaptive": 0.0,
         },

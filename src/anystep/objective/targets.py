@@ -114,21 +114,26 @@ class Implicit:
     alpha-Flow (arXiv 2510.20771) and SoFlow (arXiv 2512.15657): with s = t - ratio (t - r) and x_s interpolated from
     the same x and z, the transition t -> r must end where f(x_s, s, r) takes x_s. On straight lines the target is
     ratio F + (1 - ratio) f(x_s, s, r). At ratio 1 it is F itself; towards 0 it becomes the state transition identity,
-    for one evaluation and without a division by a small step. Residuals are divided by the ratio.
+    for one evaluation and without a division by a small step. Residuals are divided by the ratio, which an adaptive
+    power of 1 undoes.
 
     Args:
-        start, end: the ratio falls from `start` to `end` along a logistic curve over the training.
+        start, end: the ratio falls from `start` to `end` over the training.
+        falls: along a logistic curve of its logarithm, or of itself (`linear`: alpha-Flow's, of slope 25, which goes on
+            below `end` to MeanFlow's derivative in the paper, and stays there here).
     """
 
     start: float = 0.5
     end: float = 0.005
+    falls: Literal["logarithmic", "linear"] = "logarithmic"
     cost: int = 1
 
     def ratio(self, progress: float) -> float:
-        """The ratio when that part of the training is done, flat at both ends, as alpha-Flow has it."""
+        """The ratio when that part of the training is done, flat at both ends."""
+        if self.falls == "linear":
+            return max(self.end, self.start / (1 + math.exp(25 * (progress - 0.5))))
         low, high = math.log(self.end), math.log(self.start)
-        curve = 1 / (1 + math.exp(12 * (progress - 0.5)))
-        return math.exp(low + (high - low) * curve)
+        return math.exp(low + (high - low) / (1 + math.exp(12 * (progress - 0.5))))
 
     @torch.no_grad()
     def __call__(self, at: TransitionPoints, evaluate: Evaluation, teacher: Evaluation, progress: float) -> TargetValue:
@@ -166,7 +171,7 @@ class Terminal:
         rate = transport.rates(r)
         u = expand(rate.alpha, x_r) * ends[0] + expand(rate.sigma, x_r) * ends[1]
         h = TERMINAL_EPS[forward_dtype(evaluate, at.f)] if self.eps is None else self.eps
-        other = r + h * (t - r)
+        other = torch.maximum(r + h * (t - r), torch.nextafter(r, t))  # another time also where t is next to r
         slope = (evaluate(at.x_t, t, other, at.sample_index).to(at.f) - at.f) / expand(other - r, at.f)
         value = (u - expand(A_r, u) * at.x_t - expand(B, slope) * slope) / expand(B_r, u)
         # where B_r is small, x_r hardly depends on f, and the quotient is ill-conditioned

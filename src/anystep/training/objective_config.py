@@ -55,6 +55,8 @@ class ObjectiveConfig(Section):
     eps: PositiveShare | None = None
     # For target implicit, the ratio of the intermediate step at the start and at the end of the run.
     ratio: tuple[PositiveShare, PositiveShare] = (0.5, 0.005)
+    # Whether that ratio falls along a logistic curve of its logarithm, or of itself.
+    ratio_falls: Literal["logarithmic", "linear"] = "logarithmic"
     # Take velocities in targets from the first EMA network instead of the trained one.
     ema_teacher: bool = False
     # Share of the samples with t = r.
@@ -95,6 +97,11 @@ class ObjectiveConfig(Section):
     def _goes_together(self) -> "ObjectiveConfig":
         if self.guidance is not None and self.guidance_condition is not None:
             raise ValueError("guidance and guidance_condition both guide the target: set one of them")
+        if (shares := self.diffusion_share + self.consistency_share) > 1 + 1e-9:
+            raise ValueError(
+                f"diffusion_share {self.diffusion_share:g} and consistency_share {self.consistency_share:g} are shares "
+                f"of the same samples: expected at most 1 together, not {shares:g}"
+            )
         if self.target == "self_evaluation" and self.is_guided:
             raise ValueError("target self_evaluation compares the condition with none itself: set no guidance")
         if self.normalise == "running_mean" and self.adaptive != 0:
