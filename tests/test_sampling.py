@@ -260,6 +260,19 @@ def test_the_stochastic_sampler_keeps_the_distribution(name: str, stochasticity:
     assert correlation < 0.99  # fresh noise did go in
 
 
+def test_fresh_noise_is_what_follows_the_noise_that_an_image_began_with() -> None:
+    seen: list[torch.Tensor] = []
+    draw(
+        Gaussian(FLOW), FLOW, noise((16,), [5]), torch.zeros(1, 1), [1.0, 0.5, 0.0], stochasticity=1.0, seeds=[5],
+        callback=lambda step: seen.append(step.x.clone()),
+    )  # fmt: skip
+    # after the jump to the data and back, x = data / 2 + noise / 2
+    ahead = noise((32,), [5])[:, 16:]
+    others = torch.cat([noise((16,), [seed]) for seed in (5, 5 ^ 0x5EED)])
+    like = torch.nn.functional.cosine_similarity(seen[0], torch.cat([ahead, others]))
+    assert like.argmax() == 0
+
+
 def velocity(network: Gaussian, x: Tensor, t: Tensor) -> Tensor:
     """f(x_t, t, t) of data N(0, spread^2), in float64."""
     c, variance = network.transport.coefficients(t), network.std(t) ** 2

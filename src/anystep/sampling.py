@@ -251,7 +251,6 @@ def guided(
         g = current_scale()
         if not (is_guided(g) and low <= t <= high and (embedded or null is not None)):
             g = 1.0
-
         at_once = embedded and null is None
 
         def evaluate(which: str, x: Sample) -> Tensor:
@@ -347,7 +346,7 @@ def sample(
         velocity_below: jumps of at most this share of the time range ask the network for the velocity f(x_t, t, t) and
             carry that to r, an Euler step on straight lines. 0: none does; 1: all, for networks that know nothing else.
         memory: carry along a velocity jump that follows another what F is in its middle (`extrapolated`).
-        seeds: of the fresh noise, one an image.
+        seeds: of the fresh noise, one an image, which follows upon the `noise` that their images begin with.
         callback: called after each step; a tensor it returns takes the place of x_r. It may raise `StopSampling`.
 
     Raises:
@@ -359,7 +358,8 @@ def sample(
     short = share * (transport.t_max - transport.t_min) * (1 + 1e-5)  # of equal jumps in float32 all are, or none is
     if stochasticity and (seeds is None or len(seeds) != len(x)):
         raise InputError(f"stochastic sampling needs one seed an image, got {bounds.shown(seeds)}")
-    generators = [generator_of(seed ^ 0x5EED) for seed in seeds or []]
+    generators = [generator_of(seed) for seed in seeds or []] if stochasticity else []
+    _ = [_noise(x.shape[1:], [each]) for each in generators]  # what their images begin with
 
     def at(time: float) -> Tensor:
         return _times(time, len(x), x.device)

@@ -319,7 +319,9 @@ def sample(
     """Carry noise to data through the times: each step is one transition of what f(x, t, r) predicts."""
     low, c = transport["t_min"], plan["stochasticity"]
     short = plan["velocity_below"] * (transport["t_max"] - low) * (1 + 1e-5)
-    fresh, before = [Noise(seed ^ 0x5EED) for seed in seeds], None
+    fresh, before = [Noise(seed) for seed in seeds] if c else [], None
+    for each in fresh:
+        each.draw(x.shape[1:])  # what its image begins with
     for i, (t, after) in enumerate(pairwise(times)):
         r = after if i == len(times) - 2 else after - c * (after - low)
         velocity = t - r <= short
