@@ -125,6 +125,18 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(
     assert without_clock(read(tmp_path)) == without_clock(read(finished))
 
 
+def test_what_images_cost_is_measured_anew_with_other_threads(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, made = collecting.extract, []
+    monkeypatch.setattr(collecting, "extract", lambda *arguments: (made.append(1), real(*arguments))[1])
+    for threads, chunks in (("1", 12), ("1", 0), ("2", 4)):  # two of each number of steps; real images stay
+        made.clear()
+        assert main([*command, "--threads", threads, "--out", str(tmp_path)]) == 0
+        assert len(made) == chunks
+        assert read(tmp_path)["settings"]["threads"] == int(threads)
+
+
 def test_two_processes_write_the_same_report_bit_for_bit(command: list[str], finished: Path, tmp_path: Path) -> None:
     shown = run_ranks(2, [*command, "--out", str(tmp_path / "out")], tmp_path)
     assert shown.returncode == 0, shown.stderr

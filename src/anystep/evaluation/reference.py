@@ -32,8 +32,8 @@ Change: TypeAlias = Callable[[Image.Image], Image.Image]
 class Reference:
     """Two disjoint draws of a source: `real` is compared with, `held_out` is the control and gives the captions.
 
-    Of a source that is halved the `validation` half has nothing in common with the `test` half. Draws from that one are
-    those of the whole, where it is large enough for them.
+    Of a source that is halved, always in the same way, the `validation` half has nothing in common with the `test`
+    half. Draws from that one are those of the whole, where it is large enough for them.
     """
 
     source: Source
@@ -50,11 +50,12 @@ class Reference:
         seed: int,
         part: Literal["whole", "test", "validation"] = "whole",
     ) -> "Reference":
-        """At most `samples` readable examples each."""
-        order = random.Random(seed).sample(range(len(source)), len(source))
-        if part != "whole":
-            middle = len(order) // 2
-            order = order[:middle] if part == "test" else order[middle:][::-1]
+        """At most `samples` readable examples each; another `seed` takes others of the same half."""
+        order = random.Random(0).sample(range(len(source)), len(source))
+        halves = {"test": order[: len(order) // 2], "validation": order[len(order) // 2 :][::-1]}
+        for each in halves.values() if seed else ():
+            random.Random(seed).shuffle(each)
+        order = [*halves["test"], *halves["validation"][::-1]] if part == "whole" else halves[part]
         half = min(samples, len(order) // 2)
         if not half:
             raise InputError(f"{len(order)} examples to compare with: need at least 2")
