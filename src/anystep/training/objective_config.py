@@ -97,7 +97,8 @@ class ObjectiveConfig(Section):
     def _goes_together(self) -> "ObjectiveConfig":
         if self.guidance is not None and self.guidance_condition is not None:
             raise ValueError("guidance and guidance_condition both guide the target: set one of them")
-        if (shares := self.diffusion_share + self.consistency_share) > 1 + 1e-9:
+        shares = self.diffusion_share + self.consistency_share
+        if self.diffusion_share < 1 and shares > 1 + 1e-9:  # where all samples are t = r, nothing else is asked for
             raise ValueError(
                 f"diffusion_share {self.diffusion_share:g} and consistency_share {self.consistency_share:g} are shares "
                 f"of the same samples: expected at most 1 together, not {shares:g}"
