@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import save_image
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageOps
 
 from anystep.data.example import BrokenExample
-from anystep.data.images import read_example, read_image
+from anystep.data.images import read_example, read_image, to_rgb
+from anystep.data.sizing import resize_and_crop
+from anystep.evaluation.image_files import image_header
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -74,16 +76,22 @@ def test_fit_of_odd_shapes(tmp_path: Path, shape: tuple[int, int]) -> None:
     assert read_image(tmp_path / "a.png", 16).getcolors() == [(256, RED)]
 
 
-def test_exif_rotation_is_applied(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise to show
-    pixels = np.zeros((16, 32, 3), np.uint8)
-    pixels[:, :16] = RED
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
+def test_images_are_turned_upright_once(tmp_path: Path, suffix: str, orientation: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 16, 3), np.uint8)
+    path, exif = tmp_path / f"a.{suffix}", Image.Exif()
+    exif[0x0112] = orientation
     Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
-    image = read_image(tmp_path / "a.png", None)
-    assert image.size == (16, 32)
-    assert image.getpixel((8, 4)) == RED
-    assert image.getpixel((8, 28)) == (0, 0, 0)
+    Image.fromarray(pixels).save(path, exif=exif, lossless=True)
+    upright = ImageOps.exif_transpose(Image.open(tmp_path / "a.png"))
+    found = read_example(path, None, "")
+    np.testing.assert_array_equal(np.asarray(found.image), np.asarray(upright))
+    assert found.original == image_header(path)[0] == upright.size
+    assert found.conversions == (("turned upright",) if orientation > 1 else ())
+    assert read_image(path, (4, 4)).tobytes() == resize_and_crop(upright, (4, 4)).tobytes()
+    with Image.open(path) as lazy:
+        assert to_rgb(lazy).tobytes() == upright.tobytes()
 
 
 def grey16() -> Image.Image:

@@ -61,6 +61,13 @@ def _orientation(image: Image.Image) -> int:
     return found if found in TURNS else 1
 
 
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an opened image once it is upright. A TIFF is loaded, since only then its size is certain."""
+    if image.format == "TIFF":  # Pillow turns these while it loads them, and some versions tell the turned size before
+        image.load()
+    return image.size[::-1] if _orientation(image) >= 5 else image.size
+
+
 @lru_cache(maxsize=64)
 def _to_srgb(profile: bytes, mode: str) -> tuple[Any, str]:
     """The transform from a colour profile and a mode to sRGB, and its name; None where nothing has to be done.
@@ -101,6 +108,7 @@ def _profile(image: Image.Image) -> tuple[Any, str]:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any image as sRGB: upright by its EXIF tag, its colour profile applied, 16 bits made 8, transparency on white."""
     turn: Any = _profile(image)[0]
+    image.load()  # Pillow turns a TIFF by it, and drops its tag
     if (orientation := _orientation(image)) != 1:
         image = image.transpose(TURNS[orientation])
     if image.mode == "F":
@@ -156,11 +164,11 @@ def read_example(
         if isinstance(file, Path):
             check_regular(file)
         with Image.open(file) as image:
-            turned = _orientation(image) >= 5
-            original = image.size[::-1] if turned else image.size
-            done, goal = conversions(image), target_size(*original, size)
+            done = conversions(image)  # before the size, which turns a TIFF
+            original = upright_size(image)
+            goal = target_size(*original, size)
             if size is not None:  # a large JPEG decodes much faster at 1/2, 1/4 or 1/8 of its size
-                wanted = goal[::-1] if turned else goal
+                wanted = goal if original == image.size else goal[::-1]
                 image.draft(None, (2 * wanted[0], 2 * wanted[1]))
             picture = resize_and_crop(to_rgb(image), goal)
             return Example(key, picture, captions, label, original, done)

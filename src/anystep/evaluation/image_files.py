@@ -6,7 +6,7 @@ from typing import Any
 from PIL import Image
 
 from anystep.data.example import BrokenExample
-from anystep.data.images import ORIENTATION, read_image
+from anystep.data.images import read_image, upright_size
 from anystep.errors import InputError
 from anystep.files import check_regular, make_folder, replacing
 
@@ -49,11 +49,10 @@ def open_image(path: Path) -> Image.Image:
 
 
 def image_header(path: Path) -> tuple[tuple[int, int], str]:
-    """The size of an image when upright, and its format, without decoding it."""
+    """The size of an image when upright, and its format; only a TIFF is decoded for it."""
     check_regular(path)
     try:
         with Image.open(path) as image:
-            turned = image.getexif().get(ORIENTATION, 1) >= 5
-            return image.size[::-1] if turned else image.size, str(image.format)
+            return upright_size(image), str(image.format)
     except Exception:  # decoders meet damage with exceptions of every type
         raise InputError(f"{path}: not an image that can be read") from None
