@@ -13,7 +13,7 @@ from helpers import Colours, encoders
 
 from anystep.data.encode import Encoders
 from anystep.data.example import BrokenExample
-from anystep.data.latents import ABOUT, LATENT, TEXT, LatentSet, LatentShards
+from anystep.data.latents import ABOUT, LATENT, TEXT, Encoded, LatentSet, LatentShards
 from anystep.data.npy import to_npy
 from anystep.data.prepare import prepare
 from anystep.data.shard_files import Record, write_shard
@@ -110,3 +110,15 @@ def test_labels_out_of_range_are_refused_when_the_folder_is_opened(tmp_path: Pat
         replace(index, labels=labels).save(tmp_path / INDEX)
         with pytest.raises(InputError, match=f"record 3: class {label}, expected 0 to 1: run the same"):
             LatentShards(str(tmp_path))
+
+
+def test_a_turned_example_has_the_features_of_the_other_side() -> None:
+    latent = torch.arange(24.0).view(1, 4, 6)  # 2 x 3 tokens
+    example = Encoded(latent, ("a",), 3, latent.flip(2), features=torch.arange(12.0).view(6, 2))
+    turned = example.turned(2)
+    assert turned.features is not None
+    assert turned.features[:, 0].tolist() == [4, 2, 0, 10, 8, 6]
+    assert torch.equal(turned.latent, latent.flip(2))
+    assert (turned.captions, turned.label) == (("a",), 3)
+    plain = Encoded(latent)
+    assert plain.turned(2) is plain

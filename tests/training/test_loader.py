@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import Colours, encoders
+from helpers import Colours, encode, encoders
+from torch import Tensor
 
 from anystep.data.latents import LatentSet
 from anystep.data.prepare import prepare
@@ -69,6 +70,21 @@ def test_half_of_the_images_are_mirrored_where_that_is_asked_for(data: LatentSet
         assert torch.equal(straight.x[row], example.latent)
         assert torch.equal(turned.x[row], example.mirrored if turned.draws.mirror[row] < 0.5 else example.latent)
     assert not torch.equal(turned.x, straight.x)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_features_are_mirrored_with_their_image(tmp_path: Path, packed: bool) -> None:
+    def tokens(latents: Tensor) -> Tensor:
+        return latents.flatten(-2).transpose(-2, -1)
+
+    made = encoders(mirror=True, features=lambda images: tokens(encode(images)))
+    data = LatentSet([prepare(Colours(), tmp_path / "out", made)])
+    sampler = TokenBudgetBatchSampler(data.grids, [1.0], 120, 1, 1, 0, packed)
+    with loader(data, sampler, mirror=True) as mirrored:
+        (part,) = mirrored.take(0)
+    assert part.features is not None
+    assert 0 < int((part.draws.mirror < 0.5).sum()) < 30
+    assert torch.equal(part.features, part.x.flatten(1) if packed else tokens(part.x))
 
 
 def test_images_of_any_shape_are_packed_into_one_sequence(data: LatentSet) -> None:

@@ -3,7 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
@@ -45,6 +45,22 @@ class Encoded:
     mirrored: Float[Tensor, "channels height width"] | None = None
     text: tuple[Tensor, ...] | None = None
     features: Float[Tensor, "tokens depth"] | None = None
+
+    def turned(self, patch: int) -> "Encoded":
+        """The example of the image turned left to right; itself where that has no latent.
+
+        Its features are those of the image as it is with their columns in reverse order, so that each lies with what it
+        is of. What the image encoder would say of the mirrored image itself differs a little.
+
+        Args:
+            patch: latent pixels along one side of a token.
+        """
+        if self.mirrored is None:
+            return self
+        columns, features = self.latent.shape[2] // patch, self.features
+        if features is not None:
+            features = features.unflatten(0, (-1, columns)).flip(1).flatten(0, 1)
+        return replace(self, latent=self.mirrored, mirrored=self.latent, features=features)
 
 
 class LatentShards:

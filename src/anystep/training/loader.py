@@ -68,6 +68,7 @@ class LoadedMicroBatch(NamedTuple):
 
     Attributes:
         chosen: which examples it holds, and their weight in the loss.
+        examples: those, turned left to right where that was drawn.
         x, z: latents and noise: (batch, channels, height, width), or packed.
         draws: all other random numbers of each sample.
         features: features of the examples for alignment, if all have them; (tokens, width) where packed.
@@ -95,7 +96,7 @@ class PrefetchingLoader:
         sampler: chooses the examples of every step.
         patch: latent pixels along one side of a token.
         seed: seed of the random draws.
-        mirror: whether to mirror half of the images.
+        mirror: whether to mirror half of the images, with their features.
         fresh: whether the objective asks for noise beside `z`.
     """
 
@@ -148,22 +149,21 @@ class PrefetchingLoader:
         examples = self.data.read(chosen.examples)
         numbers = range(chosen.first_sample, chosen.first_sample + len(examples))
         draws = draw(self._seed, numbers, [example.latent.shape for example in examples], self._fresh)
-        latents = [
-            example.mirrored if self._mirror and turn < 0.5 and example.mirrored is not None else example.latent
-            for example, turn in zip(examples, draws.mirror.tolist(), strict=True)
-        ]
+        if self._mirror:
+            turns = (draws.mirror < 0.5).tolist()
+            examples = [each.turned(self.patch) if turn else each for each, turn in zip(examples, turns, strict=True)]
         features = [example.features for example in examples if example.features is not None]
         joined = torch.cat if chosen.packed else torch.stack
 
         def batch(images: list[Tensor]) -> tuple[Tensor, Packing | None]:
             return pack(images, self.patch) if chosen.packed else (torch.stack(images), None)
 
-        x, packing = batch(latents)
+        x, packing = batch([example.latent for example in examples])
         return LoadedMicroBatch(
             chosen, examples, x, batch(draws.z)[0], draws,
             features=joined(features) if len(features) == len(examples) else None,
             packing=packing,
-            shapes=[(int(latent.shape[1]), int(latent.shape[2])) for latent in latents],
+            shapes=[(int(each.latent.shape[1]), int(each.latent.shape[2])) for each in examples],
             fresh=batch(draws.fresh)[0] if self._fresh else None,
         )  # fmt: skip
 
