@@ -60,7 +60,7 @@ def grids(count: int, seed: int) -> torch.Tensor:
     seed=st.integers(0, 3),
     room=st.sampled_from([16, 32, 50]),
 )
-def test_micro_batches_of_one_shape_hold_equal_tokens_and_every_example_once_an_epoch(
+def test_micro_batches_of_one_shape_hold_every_example_once_an_epoch(
     count: int, micro_batches: int, seed: int, room: int
 ) -> None:
     sides = grids(count, seed)
@@ -74,9 +74,11 @@ def test_micro_batches_of_one_shape_hold_equal_tokens_and_every_example_once_an_
     for micro_batch in seen:
         shape = sides[micro_batch.examples]
         assert (shape == shape[0]).all()
-        assert len(micro_batch.examples) == room // int(shape[0].prod())
-    found = {number for micro_batch in seen[:epoch] for number in micro_batch.examples}
-    assert found == set(range(count))
+        members, most = int((sides == shape[0]).all(1).sum()), room // int(shape[0].prod())
+        parts = -(-members // most)
+        assert len(micro_batch.examples) in (members // parts, -(-members // parts))
+        assert len(micro_batch.examples) <= most
+    assert sorted(number for micro_batch in seen[:epoch] for number in micro_batch.examples) == list(range(count))
     for step in steps:
         assert sum(micro_batch.loss_weight for micro_batch in step) == pytest.approx(1)
         total = sum(int(tokens[micro_batch.examples].sum()) for micro_batch in step)
@@ -94,18 +96,18 @@ def test_packs_hold_every_example_once_an_epoch_and_leave_little_room(count: int
     sides = grids(count, seed)
     tokens = sides.prod(1)
     batches = TokenBudgetBatchSampler([sides], [1.0], 40, 1, 1, seed, packed=True)
-    seen: set[int] = set()
-    position, repeated = 0, 0
+    seen: list[int] = []
+    position, short = 0, 0
     while len(seen) < count:
         (micro_batch,) = batches.step(position)
         assert micro_batch.packed
         filled = int(tokens[micro_batch.examples].sum())
         assert filled <= 40
-        assert filled > 40 - 16 or filled == 2 * int(tokens.sum())
-        repeated += len([number for number in micro_batch.examples if number in seen])
-        seen |= set(micro_batch.examples)
+        short += filled <= 40 - 16
+        seen += micro_batch.examples
         position += 1
-    assert repeated <= 40 // 4  # what filled the last micro-batch
+    assert sorted(seen) == list(range(count))
+    assert short <= 1  # what is left
     again = TokenBudgetBatchSampler([sides], [1.0], 40, 1, 1, seed, packed=True)
     assert again.step(position + 3) == batches.step(position + 3)  # a resumed run does not need the steps before
 

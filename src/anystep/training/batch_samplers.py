@@ -73,12 +73,11 @@ class FixedShapeBatchSampler:
 
 
 class TokenBudgetBatchSampler:
-    """Micro-batches of equally many tokens, from examples of different shapes.
+    """Micro-batches of at most so many tokens, from examples of different shapes.
 
-    A micro-batch holds `tokens_per_micro_batch // tokens` images of one shape, so that shapes are seen in proportion to
-    their tokens; or, packed, images of any shapes in one sequence. Every example is seen once an epoch; where the last
-    micro-batch of a shape is not full, it is filled from the beginning of the order. Of several sources each gives its
-    share of the micro-batches.
+    A micro-batch holds images of one shape, or, packed, images of any shapes in one sequence. Every example is seen
+    once an epoch: the images of a shape are shared out evenly among as few micro-batches as hold them, and the last
+    sequence of an epoch holds what is left. Of several sources each gives its share of the micro-batches.
 
     Args:
         grids: rows and columns of the latents of each source.
@@ -140,37 +139,31 @@ class TokenBudgetBatchSampler:
         """The examples of the `number`-th micro-batch of a source."""
         ends = self._ends[source]
         while not ends or number >= ends[-1]:
-            ends.append((ends[-1] if ends else 0) + len(self._epoch(source, len(ends))[1]))
+            ends.append((ends[-1] if ends else 0) + len(self._epoch(source, len(ends))))
         epoch = bisect_right(ends, number)
-        order, bounds = self._epoch(source, epoch)
-        start, end = bounds[number - (ends[epoch - 1] if epoch else 0)]
-        return (order[start:end] + self._offsets[source]).tolist()
+        examples = self._epoch(source, epoch)[number - (ends[epoch - 1] if epoch else 0)]
+        return (examples + self._offsets[source]).tolist()
 
-    def _make_epoch(self, source: int, epoch: int) -> tuple[Tensor, list[tuple[int, int]]]:
-        """The order of the examples, and where each micro-batch of the epoch begins and ends in it."""
+    def _make_epoch(self, source: int, epoch: int) -> list[Tensor]:
+        """The examples of each micro-batch of an epoch."""
         rng = _generator(self._seed + 104_729 * source, epoch)
         tokens, grids = self._tokens[source], self._grids[source]
+        parts: list[Tensor] = []
         if self._packed:
-            order = torch.randperm(len(tokens), generator=rng).repeat(2)  # the last one is filled from the beginning
+            order = torch.randperm(len(tokens), generator=rng)
             ends = tokens[order].cumsum(0)
-            bounds, start, before = [], 0, 0
-            while start < len(tokens):
+            start, before = 0, 0
+            while start < len(order):
                 end = int(torch.searchsorted(ends, before + self._capacity, right=True))
-                bounds.append((start, end))
+                parts.append(order[start:end])
                 start, before = end, int(ends[end - 1])
         else:
-            pieces, bounds, start = [], [], 0
             for grid in grids.unique(dim=0):
                 members = torch.nonzero((grids == grid).all(1)).squeeze(1)
                 members = members[torch.randperm(len(members), generator=rng)]
                 each = self._capacity // int(grid.prod())
-                filled = -(-len(members) // each) * each
-                pieces.append(members.repeat(-(-filled // len(members)))[:filled])
-                bounds += [(start + begin, start + begin + each) for begin in range(0, filled, each)]
-                start += filled
-            order = torch.cat(pieces)
-        shuffled = torch.randperm(len(bounds), generator=rng).tolist()
-        return order, [bounds[number] for number in shuffled]
+                parts += members.tensor_split(-(-len(members) // each))
+        return [parts[number] for number in torch.randperm(len(parts), generator=rng).tolist()]
 
 
 BatchSampler = FixedShapeBatchSampler | TokenBudgetBatchSampler

@@ -144,8 +144,8 @@ class CodecModelConfig(Section):
 class RunConfig(Section):
     """Length, batches, device, checkpoints and log of a run.
 
-    With `data.native` a step has `micro_batches` of `tokens_per_micro_batch` each: images of one shape or, `packed`, of
-    any.
+    With `data.native` a step has `micro_batches` of at most `tokens_per_micro_batch` each: images of one shape or,
+    `packed`, of any.
     """
 
     # Number of optimizer steps of the whole run.
@@ -154,7 +154,7 @@ class RunConfig(Section):
     batch_size: BatchSize = 64
     # Number of micro-batches that each process divides its images of a step into.
     accumulate: BatchSize = 1
-    # With `data.native`, tokens of a micro-batch (null: those of `batch_size` squares over `micro_batches`).
+    # With `data.native`, most tokens of a micro-batch (null: those of `batch_size` squares over `micro_batches`).
     tokens_per_micro_batch: Count | None = None
     # With `data.native`, number of micro-batches of a step, of all processes together.
     micro_batches: BatchSize = 1
