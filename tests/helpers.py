@@ -1,6 +1,7 @@
 """What tests of several modules make and compare."""
 
 import argparse
+import builtins
 import io
 import json
 import math
@@ -8,6 +9,7 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -55,6 +57,19 @@ def save_image(path: Path, caption: str | None = None, size: tuple[int, int] = (
     if caption is not None:
         path.with_suffix(".txt").write_text(caption, "utf-8")
     return path
+
+
+def fail_to_open(patched: pytest.MonkeyPatch, name: str, error: Exception, *modules: ModuleType) -> None:
+    """Let `open` of these modules, by default of all, raise for files whose path ends so."""
+    real = open
+
+    def act(file: Any, *arguments: Any, **options: Any) -> Any:
+        if str(file).endswith(name):
+            raise error
+        return real(file, *arguments, **options)
+
+    for module in modules or (builtins, io):
+        patched.setattr(module, "open", act)
 
 
 def folder_bytes(folder: Path) -> dict[str, bytes]:

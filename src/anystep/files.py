@@ -20,7 +20,7 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from anystep.bounds import shown
-from anystep.errors import InputError, refused
+from anystep.errors import InputError, first_line, refused
 
 MARKER = ".anystep.json"
 LOCK = ".lock"
@@ -28,8 +28,20 @@ HOLDER = ".holder.json"
 PUBLISHED = "published folder"  # the kind of those that `publish_folder` makes
 FORMAT = 1  # of the folders that commands make
 NO_MORE_FILES = (errno.EMFILE, errno.ENFILE)  # of the machine, and no fault of the file that was to be opened
+# no fault of it either, but of memory, a disk, or a network that a folder lies behind
+MACHINE_FAULTS = {
+    *NO_MORE_FILES, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH,
+    errno.ENETDOWN, errno.ENETUNREACH,
+}  # fmt: skip
 NAME_LIMIT = 200  # bytes of a name, so that something may be put around it
 TEXT_LIMIT = 256 * 2**20  # bytes of a text file that is read whole
+
+
+def is_machine_fault(error: BaseException | None) -> bool:
+    """Whether an exception tells of the machine or its network, and nothing of the file that was to be read."""
+    if isinstance(error, MemoryError | TimeoutError | ConnectionError):
+        return True
+    return isinstance(error, OSError) and error.errno in MACHINE_FAULTS
 
 
 @contextmanager
@@ -163,8 +175,12 @@ def check_regular(path: Path) -> None:
     Raises:
         InputError: nothing there, or a folder, FIFO, socket or device.
     """
-    with refused(f"cannot read {str(path)!r}"):  # also for a name with a NUL byte
+    try:
         mode = path.stat().st_mode
+    except (OSError, ValueError) as error:  # a ValueError for a name with a NUL byte
+        if is_machine_fault(error):
+            raise
+        raise InputError(f"cannot read {str(path)!r}: {first_line(error)}") from None
     if not stat.S_ISREG(mode):
         kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
         raise InputError(f"cannot read {str(path)!r}: it is {kinds.get(stat.S_IFMT(mode), 'a device')}, not a file")
@@ -183,7 +199,8 @@ def read_bytes(path: Path, limit: int = TEXT_LIMIT) -> bytes:
             raise InputError(f"cannot read {str(path)!r}: it has {size:,} bytes, more than the {limit:,} that are read")
         return path.read_bytes()
     except OSError as error:
-        if error.errno in NO_MORE_FILES:
+        if is_machine_fault(error):
+            error.filename = error.filename or str(path)
             raise
         raise InputError(f"cannot read {str(path)!r}: {error.strerror}") from None
 

@@ -1,5 +1,8 @@
 """Faults of the machine in the middle of preparing: kills, a full disk, no more files. Nothing is lost."""
 
+import builtins
+import errno
+import io
 import json
 import os
 import resource
@@ -9,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import folder_bytes
+from helpers import fail_to_open, folder_bytes
 
 from anystep.cli import main
 from anystep.data.latents import LatentShards
@@ -117,6 +120,23 @@ def test_a_full_disk_or_too_few_files_are_one_line_and_lose_nothing(
     assert (code, said.count("\n"), said.startswith("anystep: error: ")) == (2, 1, True), said
     assert not list((tmp_path / "out").glob("*.part"))
     assert main([*words, str(tmp_path / "out")]) == 0
+    assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("kind", [errno.ESTALE, errno.ETIMEDOUT, None])
+def test_faults_of_the_machine_are_one_line_and_cost_no_example(
+    pictures: Path, tmp_path: Path, kind: int | None, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    words = ["data", "prepare", str(pictures), "--size", "8", "--codec", "identity", "--shard-size", "4", "--out"]
+    for module in (builtins, io):  # where Pillow opens the image, and where its content is noted
+        with monkeypatch.context() as patched:
+            fail_to_open(patched, "5.png", MemoryError() if kind is None else OSError(kind, os.strerror(kind)), module)
+            assert main([*words, str(tmp_path / "out")]) == 2
+        said = capsys.readouterr().err
+        assert (said.count("\n"), "5.png: " in said or kind is None) == (1, True), said
+    assert main([*words, str(tmp_path / "out")]) == 0
+    assert main([*words, str(tmp_path / "whole")]) == 0
     assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "whole")
 
 

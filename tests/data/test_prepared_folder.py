@@ -1,5 +1,6 @@
 """Preparing into a folder that holds something already: what changed is made again, what is damaged mended."""
 
+import errno
 import json
 import os
 import shutil
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import folder_bytes, save_image
+from helpers import fail_to_open, folder_bytes, save_image
 from torch import Tensor
 
 from anystep.data.encode import Encoders
@@ -121,6 +122,20 @@ def test_files_that_were_only_touched_or_copied_are_not_encoded_again(pictures: 
     after = folder_bytes(tmp_path / "out")
     assert before.pop(".stamps.json") != after.pop(".stamps.json")
     assert before == after
+
+
+def test_an_image_that_could_not_be_read_is_tried_again(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(pictures, tmp_path / "anew")
+    with monkeypatch.context() as patched:
+        fail_to_open(patched, "5.png", PermissionError(errno.EACCES, "Permission denied"))
+        for count in (7, 0):  # a second look changes nothing
+            assert made(pictures, tmp_path / "out") == (count, [])
+    reasons = LatentShards(str(tmp_path / "out")).stats.broken
+    assert [reason.partition("5.png: ")[2] for reason in reasons] == ["Permission denied"]
+    assert made(pictures, tmp_path / "out")[0] == 2
+    assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "anew")
 
 
 def test_an_interruption_while_changes_are_made_again_is_gone_on_with(pictures: Path, tmp_path: Path) -> None:

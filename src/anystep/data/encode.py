@@ -22,6 +22,8 @@ from anystep.data.manifest import ShardStats
 from anystep.data.npy import to_npy
 from anystep.data.shard_files import Record, ShardLayout, write_shard
 from anystep.data.sizing import ResolutionLimits, cropped
+from anystep.errors import InputError
+from anystep.files import is_machine_fault
 from anystep.ranks import Ranks
 
 MAX_BATCH = 32  # images that are read and encoded together
@@ -149,7 +151,10 @@ class ShardEncoding:
                 read = [future.result() for future in waiting]
                 waiting = [pool.submit(self._read, number) for number in following]  # while these are encoded
                 traces += [trace for trace, _ in read]
-                self.stats.broken += [reason for _, reason in read if isinstance(reason, str)]
+                for _, broken in read:
+                    if isinstance(broken, BrokenExample):
+                        self.stats.broken.append(str(broken))
+                        self.stats.unread += getattr(broken.__cause__, "errno", None) is not None
                 found = zip(batch, (example for _, example in read), strict=True)
                 if examples := [(number, example) for number, example in found if isinstance(example, Example)]:
                     yield from self._encoded(examples)
@@ -158,17 +163,23 @@ class ShardEncoding:
         if any(digests):
             self.stats.digest, self.stamp = digest_of(*digests), digest_of(*stamps)
 
-    def _read(self, number: int) -> tuple[tuple[str, str], Example | str]:
-        """The stamp and the digest of an example; and the example, or why it cannot be encoded."""
+    def _read(self, number: int) -> tuple[tuple[str, str], Example | BrokenExample]:
+        """The stamp and the digest of an example; and the example, or why it cannot be encoded.
+
+        Raises:
+            InputError: the machine is to blame, not the example, which would be left out for ever.
+        """
         source, trace, classes = self.source, ("", ""), len(self.source.class_names)
         if isinstance(source, Traceable):  # first: what changes while it is read is seen the next time
             trace = source.stamp(number), source.digest(number)
         try:
             example = source[number]
         except BrokenExample as error:
-            return trace, str(error)
+            if is_machine_fault(error.__cause__):
+                raise InputError(f"{error}; no fault of the example: run the same command again") from None
+            return trace, error
         if example.label is not None and not 0 <= example.label < classes:
-            return trace, f"{example.key}: class {example.label}, expected 0 to {classes - 1}"
+            return trace, BrokenExample(f"{example.key}: class {example.label}, expected 0 to {classes - 1}")
         return trace, example
 
     @torch.no_grad()

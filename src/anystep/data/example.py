@@ -59,7 +59,10 @@ MAX_CLASSES = 100_000  # a label above is a mistake: ImageNet-21k has 21,841
 
 
 class BrokenExample(Exception):
-    """One example cannot be read. Says which and why; callers skip, count and report it."""
+    """One example cannot be read. Says which and why; callers skip, count and report it.
+
+    Where a file could not be read, its cause is what the system said.
+    """
 
     def __init__(self, reason: str) -> None:
         super().__init__(printable(reason))

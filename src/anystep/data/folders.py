@@ -15,7 +15,7 @@ from anystep.data.example import BaseSource, BrokenExample, Example, PassedOver,
 from anystep.data.images import is_image, read_example
 from anystep.data.sizing import Size
 from anystep.errors import InputError
-from anystep.files import MARKER, NO_MORE_FILES, check_regular, decode_text, read_bytes, read_json
+from anystep.files import MARKER, check_regular, decode_text, is_machine_fault, read_bytes, read_json
 
 SOFTWARE = ExifTags.Base.Software
 METADATA = "metadata.jsonl"
@@ -73,7 +73,7 @@ def walk(folder: Path, passed: PassedOver, entered: set[tuple[int, int] | None] 
         try:
             entries = sorted(os.scandir(path), key=lambda entry: entry.name)
         except OSError as error:
-            if error.errno in NO_MORE_FILES:
+            if is_machine_fault(error):
                 raise
             passed.add("folders that may not be read", prefix or str(folder))
             continue

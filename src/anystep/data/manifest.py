@@ -16,6 +16,7 @@ class ShardStats(BaseModel):
 
     Attributes:
         broken: why examples were left out.
+        unread: how many of these because a file could not be read, which may pass.
         captioned: how many have a caption.
         channels: of the latents; 0 where all examples were left out.
         conversions: how many images each conversion was done to, such as "turned upright".
@@ -27,6 +28,7 @@ class ShardStats(BaseModel):
     model_config = ConfigDict(strict=True, populate_by_name=True)  # aliases are the names in files
 
     broken: list[str] = []
+    unread: int = 0
     captioned: int = 0
     channels: int = 0
     conversions: dict[str, int] = Field({}, alias="notes")
@@ -56,6 +58,7 @@ class ShardStats(BaseModel):
             conversions.update(shard.conversions)
         return cls(
             broken=[reason for shard in shards for reason in shard.broken],
+            unread=sum(shard.unread for shard in shards),
             captioned=sum(shard.captioned for shard in shards),
             channels=max((shard.channels for shard in shards), default=0),
             conversions=dict(conversions),

@@ -147,7 +147,7 @@ class ParquetSource(BaseSource):
         try:
             rows: list[dict[str, Any]] = self._files[place].read_row_group(number, columns=wanted).to_pylist()
         except Exception as error:  # pyarrow raises many kinds
-            raise BrokenExample(f"{self._paths[place]}, row group {number}: {first_line(error)}") from None
+            raise BrokenExample(f"{self._paths[place]}, row group {number}: {first_line(error)}") from error
         return rows
 
     def stamp(self, index: int) -> str:

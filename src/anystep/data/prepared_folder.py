@@ -74,13 +74,19 @@ class PreparedFolder:
         return before
 
     def _is_unchanged(self, shard: int, stats: ShardStats, stamp: str) -> bool:
-        """Whether the examples of a shard are those that it was made from; images are read where their times differ."""
+        """Whether the examples of a shard are those that it was made from.
+
+        They are read where their times differ, or where some could not be read: a file that may be read now has the
+        time that it had.
+        """
         source = self._source
         if not isinstance(source, Traceable) or not stats.digest:
             return True
         numbers = self._layout.numbers(shard)
         self._stamps[shard] = digest_of(*(source.stamp(each) for each in numbers))
-        return stamp == self._stamps[shard] or stats.digest == digest_of(*(source.digest(each) for each in numbers))
+        if stamp == self._stamps[shard] and not stats.unread:
+            return True
+        return stats.digest == digest_of(*(source.digest(each) for each in numbers))
 
     def _reopen(self, before: Manifest) -> bool:
         """Whether a finished folder is whole and unchanged; where it is not, what is goes beside its shards again."""

@@ -88,7 +88,7 @@ class Shards:
             except Exception as error:
                 if self.folder.local and (not isinstance(error, OSError) or error.errno in NO_MORE_FILES):
                     raise
-                raise BrokenExample(f"{self.where(number)}: {first_line(error)}") from None
+                raise BrokenExample(f"{self.where(number)}: {first_line(error)}") from error
             if len(content) < size or checksum not in (UNKNOWN, zlib.crc32(content)):
                 raise BrokenExample(f"{self.where(number)}: {name} is damaged")
             found[name] = content

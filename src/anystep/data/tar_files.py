@@ -11,7 +11,7 @@ from anystep.data.images import image_suffixes
 from anystep.data.shard_index import UNKNOWN, Index, IndexRow
 from anystep.data.tar_folder import TarFolder
 from anystep.errors import InputError, first_line
-from anystep.files import NO_MORE_FILES
+from anystep.files import is_machine_fault
 
 WRONG = -2  # a label that is the number of no class
 BESIDE = {".txt", ".json", ".cls"}  # what tells of an image
@@ -137,7 +137,7 @@ def scan(folder: TarFolder) -> Index:
             what = "too many headers in a row" if isinstance(error, RecursionError) else error
             raise InputError(f"{path}: not a whole, uncompressed tar: {what}") from None
         except Exception as error:  # every file system has errors of its own
-            if isinstance(error, OSError) and error.errno in NO_MORE_FILES:
+            if is_machine_fault(error):
                 raise
             raise InputError(f"{path}: cannot be read: {first_line(error)}") from None
         found += [(place, record) for record in group(entries, passed)]
