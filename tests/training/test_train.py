@@ -3,16 +3,21 @@
 import copy
 import gzip
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from helpers import interrupted_after, losses, weights
+from helpers import interrupted_after, losses, save_image, weights
 from safetensors.torch import load_file
 
 import anystep
+from anystep.codecs import load_codec
+from anystep.data.encode import make_encoders
+from anystep.data.folders import ClassFolderSource
+from anystep.data.prepare import prepare
 from anystep.errors import InputError
 from anystep.models.initialise import start_transition_branch
 from anystep.models.transformer import TransitionTransformer2DModel
@@ -21,6 +26,8 @@ from anystep.training.batch_samplers import FixedShapeBatchSampler, MicroBatch
 from anystep.training.config import Recipe
 from anystep.training.ema import length_to_gamma
 from anystep.training.train import train
+
+CPU = torch.device("cpu")
 
 
 def recipe(source: Path, codec: Path | str, objective: dict[str, Any] | None = None, **run: Any) -> Recipe:
@@ -330,6 +337,42 @@ def test_classes_from_idx_files_train_in_pixels_and_are_drawn_by_name(tmp_path: 
     assert model(["7", "0"], steps=1)[0].size == (8, 8)
     with pytest.raises(InputError, match="unknown class 'cat'"):
         model("cat")
+
+
+def test_other_classes_are_not_gone_on_with_and_other_examples_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def folder(*classes: str, level: int = 0) -> Path:
+        out = tmp_path / "-".join((*classes, str(level)))
+        for place, name in enumerate(classes):
+            for number in range(4):
+                save_image(out / "p" / name / f"{number}.png", size=(8, 8), colour=(60 * number, 99 * place, level))
+        prepare(ClassFolderSource(out / "p", 8), out / "shards", make_encoders(load_codec("identity"), 8, CPU))
+        return out / "shards"
+
+    def go_on(made: Path, steps: int) -> None:
+        shutil.rmtree(tmp_path / "shards", ignore_errors=True)
+        shutil.copytree(made, tmp_path / "shards")
+        config = recipe(tmp_path / "shards", "identity", steps=steps).model_dump(mode="json")
+        config["data"] |= {"source": f"shards:{tmp_path / 'shards'}", "size": 8}
+        config["model"] |= {"preset": "c2i-test"}
+        train(Recipe.model_validate(config), tmp_path / "run")
+
+    first = folder("ant", "bee")
+    go_on(first, 1)
+    with pytest.raises(InputError, match="class 1 of the data is 'cat', but 'bee' in the run's checkpoints"):
+        go_on(folder("ant", "cat"), 2)
+    with pytest.raises(InputError, match="class 2 of the data is 'cat', but None in"):
+        go_on(folder("ant", "bee", "cat"), 2)
+    assert "has changed" not in capsys.readouterr().err
+    go_on(folder("ant", "bee", level=5), 2)
+    assert "the data has changed since the last checkpoint: 8 examples now, 8 then" in capsys.readouterr().err
+    manifest = tmp_path / "run" / "checkpoints" / "step-00000002" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    assert content.pop("data")["class_names"] == ["ant", "bee"]
+    manifest.write_text(json.dumps(content))  # as earlier versions wrote it
+    go_on(first, 3)
+    assert "has changed" not in capsys.readouterr().err
 
 
 def test_captioned_classes_train_a_class_model_whose_grid_is_drawn_by_name(tmp_path: Path, monkeypatch: Any) -> None:

@@ -4,6 +4,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
@@ -13,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from anystep.data.captions import checked_captions
-from anystep.data.example import BrokenExample
+from anystep.data.example import BrokenExample, digest_of
 from anystep.data.manifest import Manifest
 from anystep.data.npy import from_npy
 from anystep.data.shards import PREPARE_AGAIN, Shards
@@ -227,6 +228,13 @@ class LatentSet:
 
     def __len__(self) -> int:
         return self._ends[-1]
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What tells these examples from others: names of the classes, how many they are, and a digest of them all."""
+        indexes = [each.shards.index for each in self.sets]
+        content = [table.numpy().tobytes() for index in indexes for table in (index.checksums, index.labels)]
+        return {"class_names": list(self.class_names), "examples": len(self), "digest": digest_of(*content)}
 
     def read(self, numbers: Sequence[int]) -> list[Encoded]:
         """These examples. One that cannot be read is noted in `broken`, and one of its neighbours stands in for it.

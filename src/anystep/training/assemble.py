@@ -2,13 +2,16 @@
 
 import copy
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 
+from anystep.bounds import shown
 from anystep.codecs import AutoencoderCodec, Codec, load_codec
 from anystep.conditioning import (
     CachedTextEncoder,
@@ -61,6 +64,28 @@ class TrainingInputs:
         batch_size = self.recipe.run.batch_size
         if len(self.data) < batch_size and not self.recipe.data.native:
             raise InputError(f"{len(self.data)} samples are fewer than one batch of {batch_size}: lower run.batch_size")
+
+    def check_resumed(self, before: Mapping[str, Any] | None) -> str:
+        """Compare the data with those that a run has trained on until now; in words, where other examples go on.
+
+        Args:
+            before: what `LatentSet.identity` was; None of a new run, and of one that did not note it.
+
+        Raises:
+            InputError: a class has another name, so that the network has learned something else by its number.
+        """
+        now = self.data.identity
+        if before is None or before == now:
+            return ""
+        if isinstance(self.conditioner, LabelEncoder) and isinstance(names := before.get("class_names"), list):
+            for number, (then, name) in enumerate(zip_longest(names, now["class_names"])):
+                if then != name:
+                    raise InputError(
+                        f"class {number} of the data is {shown(name)}, but {shown(then)} in the run's checkpoints: put "
+                        "the data back, or choose another --out"
+                    )
+        then = shown(before.get("examples"))
+        return f"the data has changed since the last checkpoint: {now['examples']} examples now, {then} then"
 
 
 def prepare_data(recipe: Recipe, out: Path, device: torch.device, ranks: Ranks | None = None) -> TrainingInputs:

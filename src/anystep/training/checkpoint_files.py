@@ -57,10 +57,10 @@ def readable_manifests(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield step, manifest
 
 
-def recorded_recipe(folder: Path) -> dict[str, Any] | None:
-    """The recipe that the newest readable manifest holds, if it holds one."""
-    recipe = next((manifest.get("recipe") for _, manifest in readable_manifests(folder)), None)
-    return recipe if isinstance(recipe, dict) else None
+def recorded(folder: Path, name: str) -> dict[str, Any] | None:
+    """The object that the newest readable manifest holds under a name, such as `recipe`; None where there is none."""
+    found = next((manifest.get(name) for _, manifest in readable_manifests(folder)), None)
+    return found if isinstance(found, dict) else None
 
 
 def read_manifest(folder: Path, step: int) -> dict[str, Any]:

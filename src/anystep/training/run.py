@@ -34,7 +34,7 @@ from anystep.files import (
 from anystep.plain_yaml import read_yaml
 from anystep.ranks import Ranks
 from anystep.seeds import mixed
-from anystep.training.checkpoint_files import checkpoint_steps, recorded_recipe
+from anystep.training.checkpoint_files import checkpoint_steps, recorded
 from anystep.training.config import CodecRecipe, Recipe, RunConfig
 from anystep.training.old_names import current_recipe
 from anystep.training.optimizers import learning_rate
@@ -142,7 +142,7 @@ class Run:
             return
         problem = f"{str(path)!r} is empty"
         try:
-            content = recorded_recipe(checkpoints) or read_yaml(path, "the run's")
+            content = recorded(checkpoints, "recipe") or read_yaml(path, "the run's")
         except InputError as error:
             content, problem = {}, str(error)
         if not content:

@@ -36,6 +36,7 @@ from anystep.training.assemble import (
     sample_prompts,
 )
 from anystep.training.batch_samplers import count_micro_batches, make_batch_sampler
+from anystep.training.checkpoint_files import recorded
 from anystep.training.checkpoints import Checkpoints
 from anystep.training.config import Recipe
 from anystep.training.ema import ExponentialAverages
@@ -59,6 +60,7 @@ from anystep.training.step import StepEvaluator
 from anystep.training.step_metrics import StepLosses, StepMetrics, gathered_samples, peak_flops
 from anystep.training.trainer_state import TrainerState, TrainingTensors
 
+DATA = "data"  # in a manifest
 SHOWN = ("residual", "residual_short", "residual_long")  # in the line of progress
 
 
@@ -100,6 +102,8 @@ class Trainer:
         self.run, self.recipe, self.ranks, config = run, recipe, run.ranks, recipe.run
         self.inputs = inputs = prepare_data(recipe, run.folder, device, run.ranks)
         inputs.check_batch()
+        folder = run.folder / "checkpoints"
+        changes = [inputs.check_resumed(recorded(folder, DATA))]
         mesh = make_mesh(recipe.parallel, run.ranks, device, config.shard_size)
         self.objective = objective = replace(objective, synchronised_forwards=mesh is not None)
         self.network, self.averages = network, averages = prepare_networks(inputs, device, mesh)
@@ -114,7 +118,6 @@ class Trainer:
         wrapped = wrap(network, run.ranks, find_unused=0 < until < 1)
 
         # where the run is
-        folder = run.folder / "checkpoints"
         self.checkpoints = Checkpoints(folder, run.ranks, config.keep, config.keep_every, recipe)
         self.state = state = TrainerState.of(self.checkpoints.load(self.tensors))
         check_base(recipe, state, base_digest(recipe))
@@ -124,8 +127,9 @@ class Trainer:
         self.ema = ExponentialAverages(averages[:exponential], recipe.ema_decays)
         self.powers = PowerAverages(run.folder, recipe, averages[exponential:], run.ranks)
         self.cut(state.step)
-        if run.ranks.is_main and (changes := schedule_changes(run.before, recipe, state.step)):
-            say(changes, error=True)
+        changes.append(schedule_changes(run.before, recipe, state.step))
+        for each in filter(None, changes if run.ranks.is_main else ()):
+            say(each, error=True)
 
         # what cannot be drawn is said before the first step
         self.pipeline = as_pipeline(inputs, averages[0])
@@ -292,7 +296,8 @@ class Trainer:
             self.powers.save(step)
         if saving:
             self.state.reach(step, self.metrics.any_finite)
-            self.checkpoints.save(step, self.tensors.state_dict(), asdict(self.state))
+            manifest = {**asdict(self.state), DATA: self.inputs.data.identity}
+            self.checkpoints.save(step, self.tensors.state_dict(), manifest)
         if config.sample_every and (step % config.sample_every == 0 or last):
             with unsharded(averages[0]) as together:
                 if ranks.is_main or together:
