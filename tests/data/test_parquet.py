@@ -10,6 +10,7 @@ from helpers import png_bytes
 from PIL import Image
 
 from anystep.data.example import BrokenExample
+from anystep.data.parquet import split_of
 from anystep.data.sources import open_source
 from anystep.errors import InputError
 
@@ -44,11 +45,35 @@ def test_parquet_files_as_hugging_face_writes_them(tmp_path: Path) -> None:
         open_source(f"parquet:{tmp_path / 'empty'}", 8)
 
 
+SPLIT_NAMES = {
+    "train": ("train-00000-of-00001.parquet", "default/train/0.parquet", "data-train-0.parquet", "Training/a.parquet"),
+    "validation": ("dev.parquet", "plain/validation/0.parquet", "my_val_0.parquet"),
+    "test": ("train/test/0.parquet", "x/test2007.parquet"),
+    None: ("0000.parquet", "default/latest.parquet", "devices/0.parquet"),
+}
+
+
+@pytest.mark.parametrize(("split", "names"), SPLIT_NAMES.items())
+def test_a_split_is_a_word_of_the_path(split: str | None, names: tuple[str, ...]) -> None:
+    assert [split_of(name, "train") for name in names] == [split] * len(names)
+
+
+def test_only_files_of_the_split_are_taken(tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        parquet_of(tmp_path / "both" / name / "0.parquet", image=[png_bytes()] * len(name), label=[0] * len(name))
+    for split in ("train", "test"):
+        assert len(open_source(f"parquet:{tmp_path / 'both'}", 8, split=split)) == len(split)
+    with pytest.raises(InputError, match="no Parquet file of split validation, but of test, train"):
+        open_source(f"parquet:{tmp_path / 'both'}", 8, split="val")
+    parquet_of(tmp_path / "plain" / "a.parquet", image=[png_bytes()], label=[0])
+    assert len(open_source(f"parquet:{tmp_path / 'plain'}", 8)) == 1
+
+
 def parquet_of(path: Path, **columns: object) -> Path:
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     parquet.write_table(pa.table(columns), path)
     return path.parent
 

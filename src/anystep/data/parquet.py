@@ -1,11 +1,12 @@
 """Images in Parquet files of the Hugging Face layout: a column of encoded images, one of captions or of classes."""
 
 import bisect
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from io import BytesIO
 from itertools import accumulate
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from threading import Lock
 from typing import Any
 
@@ -17,14 +18,35 @@ from anystep.data.sizing import Size
 from anystep.errors import InputError, first_line
 from anystep.files import parse_json
 
+# what names of files and folders call the splits
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
 GROUPS = 4  # row groups kept decoded: readers of one batch are neighbours
 
 
+def split_of(name: str, wanted: str) -> str | None:
+    """The split that a relative path tells of, a common one or the wanted one; None where it tells of none.
+
+    It is a word of the file's name (`data-train-00.parquet`), else of that of the nearest folder (`train/0.parquet`).
+    """
+    known = {**SPLITS, wanted: wanted}
+    for part in reversed(PurePosixPath(name.lower()).with_suffix("").parts):
+        if part.startswith(wanted):
+            return wanted
+        if found := next((known[word] for word in re.split(r"[\W\d_]+", part) if word in known), None):
+            return found
+    return None
+
+
 class ParquetSource(BaseSource):
-    """All `.parquet` files below a folder, in the order of their names. The split is what the names begin with.
+    """The `.parquet` files of a split below a folder, in the order of their names; all where no name tells of a split.
 
     Raises:
-        InputError: no file, no column of images, columns of other types, or pyarrow is not installed.
+        InputError: no file, none of the split, no column of images, columns of other types, or pyarrow is not
+            installed.
     """
 
     def __init__(self, folder: str | Path, size: Size, split: str = "train") -> None:
@@ -36,7 +58,7 @@ class ParquetSource(BaseSource):
         self.folder, self.size = Path(folder), size
         names = sorted(walk(self.folder, self.passed_over))
         every = [name for name in names if name.lower().endswith(".parquet")]
-        chosen = [name for name in every if Path(name).name.startswith(split)] or every
+        chosen = self._of_split(every, split)
         for name in sorted(set(every) - set(chosen)):
             self.passed_over.add("Parquet files of other splits", name)
         for name in sorted(set(names) - set(every)):
@@ -70,6 +92,18 @@ class ParquetSource(BaseSource):
         ]
         self._ends = list(accumulate(rows for _, _, rows in self._groups))
         self._rows, self._lock = lru_cache(GROUPS)(self._read_group), Lock()
+
+    def _of_split(self, names: Sequence[str], wanted: str) -> list[str]:
+        """Those files that are of the wanted split. Raises InputError where there are other splits alone."""
+        wanted = SPLITS.get(wanted, wanted)
+        splits = {name: split_of(name, wanted) for name in names}
+        chosen = [name for name in names if splits[name] == wanted]
+        if not chosen and (others := sorted({split for split in splits.values() if split})):
+            raise InputError(
+                f"{self.folder}: no Parquet file of split {wanted}, but of {', '.join(others)}: rename the files that "
+                f"are meant to {wanted}-…"
+            )
+        return chosen or list(names)
 
     def _check_columns(self, path: Path, schema: Any) -> None:
         """Each file must have the columns of the first, of types that can be what they are called."""
