@@ -77,6 +77,10 @@ def test_long_captions_are_cut(tiny_text_models: dict[str, Path], kind: str, len
     assert states.shape[1] == 4
     assert mask is not None
     assert mask[0].all()
+    counts = [len(encoder.tokenizer(caption)["input_ids"]) for caption in ("red apple", "a red apple on blue")]
+    exact = TextEncoder(encoder.tokenizer, encoder.model, "exact", max_length=counts[0])
+    assert exact.cut(["red apple", "a red apple on blue", "red"]) == ["a red apple on blue"]
+    assert exact.cut([]) == []
 
 
 def test_a_tokenizer_without_padding_pads_with_its_end_token(tiny_text_models: dict[str, Path]) -> None:

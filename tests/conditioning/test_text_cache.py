@@ -192,6 +192,20 @@ def test_states_too_large_for_half_precision_are_not_kept_as_infinity(encoder: T
         CachedTextEncoder(encoder, tmp_path / "text.sqlite").fill(["whale"])
 
 
+def test_the_first_caption_that_is_cut_in_training_is_named(
+    encoder: TextEncoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cached, long = CachedTextEncoder(encoder, tmp_path / "text.sqlite"), "red apple " * 20
+    cached.fill([f"whale {long}"])  # counted by who prepares
+    cached([f"whale {long}", "whale"])
+    assert caplog.messages == []
+    cached(["whale", f"blue {long}"])
+    cached([f"flat {long}"])
+    assert [message.partition(" red")[0] for message in caplog.messages] == [
+        "captions are cut at 12 tokens, such as 'blue"
+    ]
+
+
 def test_bytes_that_are_no_text_have_states_all_the_same(encoder: TextEncoder, tmp_path: Path) -> None:
     cached = CachedTextEncoder(encoder, tmp_path / "text.sqlite")
     assert torch.equal(cached(["a red \udce9"])[0], cached(["a red ?"])[0])

@@ -4,12 +4,30 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import save_guided
+from helpers import save_guided, save_image
 
+from anystep.cli import main
 from anystep.errors import InputError
 from anystep.models import build_transformer
 from anystep.pipelines.transition import TransitionPipeline
-from anystep.training.assemble import load_weights
+from anystep.training.assemble import load_weights, prepare_data
+from anystep.training.config import Recipe
+
+
+def test_captions_that_are_cut_are_counted_before_training(
+    tiny_codec: Path, tiny_text_models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, caption in enumerate(("a red apple", "red " * 30, "blue " * 30)):
+        save_image(tmp_path / "p" / f"{number}.png", caption, (16, 16))
+    bert, shards = str(tiny_text_models["bert"]), tmp_path / "shards"
+    words = ["data", "prepare", str(tmp_path / "p"), "--codec", str(tiny_codec), "--size", "16", "--out", str(shards)]
+    assert main([*words, "--text-encoder", bert]) == 0
+    assert "\ncaptions cut at 12 tokens: 2\n" in capsys.readouterr().out
+    for source in (f"shards:{shards}", tmp_path / "p"):
+        recipe = {"data": {"source": str(source), "size": 16}}
+        recipe["model"] = {"preset": "t2i-test", "codec": str(tiny_codec), "text_encoder": bert}
+        prepare_data(Recipe.model_validate(recipe), tmp_path / "run", torch.device("cpu"))
+        assert capsys.readouterr().err == "captions cut at 12 tokens: 2\n"
 
 
 def test_weights_that_read_a_guidance_scale_begin_a_network_that_does_not_as_they_are_unguided(

@@ -89,6 +89,15 @@ class TextEncoder:
         """How many tokens of a caption are read, of which a call asks for `max_length`."""
         return self.max_length if max_length is None else min(max_length, self.max_length)
 
+    def cut(self, captions: Sequence[str]) -> list[str]:
+        """Those captions of which the end is not read, because they have more than `max_length` tokens."""
+        if not captions:
+            return []
+        with _TOKENIZING:
+            texts = [self.read(caption) for caption in captions]
+            tokens = self.tokenizer(texts, truncation=False, padding=False, verbose=False)["input_ids"]
+        return [caption for caption, each in zip(captions, tokens, strict=True) if len(each) > self.max_length]
+
     def cut_off(self, prompt: str, max_length: int | None = None) -> str:
         """The end of a prompt that is not read, because it has more tokens than that; empty where all is read."""
         with _TOKENIZING:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from anystep.bounds import shown
 from anystep.conditioning.pipeline_text import CaptionEncoder
-from anystep.conditioning.text import States, pad_states, plain_text, split_states
+from anystep.conditioning.text import States, TextEncoder, pad_states, plain_text, split_states
 from anystep.errors import InputError
 from anystep.files import check_regular
 
@@ -34,6 +34,7 @@ class CachedTextEncoder:
         self.encoder = encoder
         self._key = encoder.fingerprint + " escaped" * encoder.escape  # read otherwise, a caption has other states
         self._path: Path | None = path
+        self._told_of_cuts = False
         self._database = sqlite3.connect(":memory:")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,10 +89,14 @@ class CachedTextEncoder:
         self._open("")
 
     def _filled(self, captions: Sequence[str]) -> list[Tensor]:
-        self._fill(captions)
+        missing = self._fill(captions)
+        if not self._told_of_cuts and isinstance(self.encoder, TextEncoder) and (cut := self.encoder.cut(missing)):
+            self._told_of_cuts = True
+            log.warning("captions are cut at %d tokens, such as %s", self.encoder.max_length, shown(cut[0], 120))
         return [self._read(caption) for caption in captions]
 
-    def _fill(self, captions: Sequence[str]) -> None:
+    def _fill(self, captions: Sequence[str]) -> list[str]:
+        """Encode the captions that are not there; which these were."""
         missing = [caption for caption in dict.fromkeys(captions) if not self._has(caption)]
         missing.sort(key=len)  # captions of one length need little padding
         for start in range(0, len(missing), BATCH):
@@ -107,6 +112,7 @@ class CachedTextEncoder:
                 rows.append((self._key, caption, half.cpu().numpy().tobytes()))
             with self._database:
                 self._database.executemany("INSERT OR REPLACE INTO text VALUES (?, ?, ?)", rows)
+        return missing
 
     def _has(self, caption: str) -> bool:
         query = "SELECT length(states) FROM text WHERE encoder = ? AND caption = ?"

@@ -13,7 +13,7 @@ from torch import Tensor
 from anystep.codecs import Codec
 from anystep.codecs.tiling import encode_tiled
 from anystep.conditioning import CaptionEncoder
-from anystep.conditioning.text import split_states
+from anystep.conditioning.text import TextEncoder, split_states
 from anystep.data.example import BrokenExample, Example, Source, Traceable, digest_of, numbered_key
 from anystep.data.image_encoder import ImageEncoder
 from anystep.data.images import to_tensor
@@ -42,6 +42,7 @@ class Encoders:
         mirror: whether to keep the latents of the mirrored images too.
         captions: called with the captions of a batch, to cache what they become elsewhere.
         text: captions to the token states of each, to be kept in the shards.
+        reader: what the captions are encoded by, to count those that it cuts.
         features: images to one vector a token of the network.
         area: pixels of the largest images.
     """
@@ -52,6 +53,7 @@ class Encoders:
     mirror: bool = False
     captions: Callable[[Sequence[str]], None] = lambda captions: None
     text: Callable[[Sequence[str]], list[Tensor]] | None = None
+    reader: TextEncoder | None = None
     features: Callable[[Tensor], Tensor] | None = None
     area: int = 512 * 512
 
@@ -94,10 +96,16 @@ def make_encoders(
         latent=lambda images: encode_tiled(codec, images.to(device)),
         made_by=made_by,
         text=None if text is None else lambda captions: split_states(*text(captions)),
+        reader=text if isinstance(text, TextEncoder) else None,
         features=None if features is None else featured,
         area=size.area if isinstance(size, ResolutionLimits) else size**2,
         **options,
     )
+
+
+def cut_at(reader: TextEncoder) -> str:
+    """What captions that are cut are called among the conversions of a prepared folder."""
+    return f"captions cut at {reader.max_length} tokens"
 
 
 def encode_shards(
@@ -230,7 +238,9 @@ class ShardEncoding:
         stats = self.stats
         stats.channels = channels
         stats.captioned += bool(example.captions)
-        for conversion in example.conversions:
+        reader = self.encoders.reader
+        cut = [] if reader is None else [cut_at(reader)] * len(reader.cut(example.captions))
+        for conversion in (*example.conversions, *cut):
             stats.conversions[conversion] = stats.conversions.get(conversion, 0) + 1
         if example.original is not None:
             lost = cropped(example.original, example.image.size)

@@ -19,7 +19,7 @@ class ShardStats(BaseModel):
         unread: how many of these because a file could not be read, which may pass.
         captioned: how many have a caption.
         channels: of the latents; 0 where all examples were left out.
-        conversions: how many images each conversion was done to, such as "turned upright".
+        conversions: how many images, or captions, each conversion was done to, such as "turned upright".
         cropped: the share of each image that was cropped away, summed; and the largest.
         counted: of how many images that is.
         digest: of the examples it was made from; empty where nobody could tell.

@@ -23,7 +23,7 @@ from anystep.conditioning import (
 )
 from anystep.console import say
 from anystep.data.cache import cache_folder
-from anystep.data.encode import make_encoders
+from anystep.data.encode import cut_at, make_encoders
 from anystep.data.image_encoder import load_image_encoder
 from anystep.data.latents import TEXT, LatentSet, LatentShards, holds_latents
 from anystep.data.prepare import prepare
@@ -107,7 +107,7 @@ def prepare_data(recipe: Recipe, out: Path, device: torch.device, ranks: Ranks |
     size = recipe.data.sizing(codec.factor * patch)
     encoders = make_encoders(codec, size, device, features=features, patch=patch, mirror=recipe.data.mirror)
     if cached is not None:
-        encoders = replace(encoders, captions=cached.fill)
+        encoders = replace(encoders, captions=cached.fill, reader=text if isinstance(text, TextEncoder) else None)
     sets = []
     for place, spec in enumerate(recipe.data.shares):
         url = spec.removeprefix(SHARDS)
@@ -123,6 +123,10 @@ def prepare_data(recipe: Recipe, out: Path, device: torch.device, ranks: Ranks |
         else:
             prepared = prepare(recipe.data.open_one(spec, size), latents_path(out, place), encoders, ranks)
         sets.append(prepared)
+    if isinstance(text, TextEncoder) and (ranks is None or ranks.is_main):
+        name = cut_at(text)
+        if cut := sum(each.stats.conversions.get(name, 0) for each in sets):
+            say(f"{name}: {cut:,}", error=True)
     data = LatentSet(sets, recipe.data.broken_limit, recipe.data.native)
     if cached is None:
         if min(int(labels.min()) for labels in data.labels) < 0:
