@@ -103,6 +103,7 @@ MODES = {
     "grey.png": (Image.new("L", (4, 4), 200), (200, 200, 200)),
     "grey16.png": (grey16(), (200, 200, 200)),
     "grey16.tif": (grey16(), (200, 200, 200)),
+    "grey16.pgm": (grey16(), (200, 200, 200)),
     "bits.png": (Image.new("1", (4, 4), 1), WHITE),
     "palette.gif": (Image.new("RGB", (4, 4), BLUE).quantize(), BLUE),
     "cmyk.tif": (Image.new("CMYK", (4, 4), (0, 255, 255, 0)), RED),
@@ -134,9 +135,20 @@ def test_palette_with_a_transparent_colour(tmp_path: Path) -> None:
     assert read_image(tmp_path / "a.png", None).getpixel((0, 0)) == WHITE
 
 
-def test_float_pixels_are_refused(tmp_path: Path) -> None:
-    Image.new("F", (4, 4), 0.5).save(tmp_path / "a.tif")
-    with pytest.raises(BrokenExample, match="8 or 16 bits"):
+@pytest.mark.parametrize(("mode", "reason"), [("F", "floating-point numbers"), ("I", "whole numbers of other than 16")])
+def test_pixels_of_no_known_range_are_refused(tmp_path: Path, mode: str, reason: str) -> None:
+    Image.new(mode, (4, 4), 1).save(tmp_path / "a.tif")
+    with pytest.raises(BrokenExample, match=f"pixels are {reason}.*8 or 16 bits"):
+        read_image(tmp_path / "a.tif", 4)
+
+
+def test_12_bits_are_not_taken_for_16(tmp_path: Path) -> None:
+    grey16().save(tmp_path / "a.tif")
+    content = (tmp_path / "a.tif").read_bytes()
+    entry = struct.pack("<HHI", 258, 3, 1)  # bits of a sample: one number of two bytes
+    assert content.count(entry + b"\x10") == 1
+    (tmp_path / "a.tif").write_bytes(content.replace(entry + b"\x10", entry + b"\x0c"))
+    with pytest.raises(BrokenExample, match="other than 16 bits"):
         read_image(tmp_path / "a.tif", 4)
 
 

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 from anystep.data.example import BrokenExample, Example
 from anystep.data.sizing import Size, resize_and_crop, target_size
 from anystep.files import NO_MORE_FILES, check_regular
 
-ORIENTATION = ExifTags.Base.Orientation
+ORIENTATION, BITS = ExifTags.Base.Orientation, ExifTags.Base.BitsPerSample
 # Pillow recognises these but cannot draw them without further programs.
 RECOGNISED_ONLY = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 TURNS = {
@@ -105,14 +106,22 @@ def _profile(image: Image.Image) -> tuple[Any, str]:
     return _to_srgb(profile, "CMYK" if image.mode == "CMYK" else "RGB")
 
 
+def _has_16_bits(image: Image.Image) -> bool:
+    """Whether whole numbers as pixels go up to 65,535; Pillow's mode `I` may hold 32 bits, and TIFF's `I;16` 12."""
+    if isinstance(image, TiffImageFile):
+        return bool(image.tag_v2.get(BITS) == (16,))
+    return image.mode != "I" or image.format in ("PNG", "PPM")
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any image as sRGB: upright by its EXIF tag, its colour profile applied, 16 bits made 8, transparency on white."""
     turn: Any = _profile(image)[0]
     image.load()  # Pillow turns a TIFF by it, and drops its tag
+    if image.mode == "F" or (image.mode.startswith("I") and not _has_16_bits(image)):
+        numbers = "floating-point numbers" if image.mode == "F" else "whole numbers of other than 16 bits"
+        raise ValueError(f"pixels are {numbers}, whose range is anyone's guess; save it with 8 or 16 bits")
     if (orientation := _orientation(image)) != 1:
         image = image.transpose(TURNS[orientation])
-    if image.mode == "F":
-        raise ValueError("floating-point pixels, whose range is anyone's guess; save it with 8 or 16 bits")
     if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips it at 255
         levels, clear = np.asarray(image), image.info.get("transparency")
         image = Image.fromarray((levels / 257).round().clip(0, 255).astype(np.uint8))
