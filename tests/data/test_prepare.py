@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import Colours, encode, encoders, folder_bytes
+from helpers import Colours, encode, encoders, folder_bytes, save_image
 from torch import Tensor
 
+from anystep.cli import main
 from anystep.data.encode import Encoders, encode_shards
 from anystep.data.example import Example
 from anystep.data.latents import LatentShards
@@ -149,6 +150,21 @@ def test_what_something_else_made_is_refused(tmp_path: Path) -> None:
         prepare(Colours(), tmp_path, encoders(), shard_size=7)
     with pytest.raises(InputError, match="were made with codec 'every third', this recipe has 'other'"):
         LatentShards(str(tmp_path)).check({"codec": "other"})
+
+
+def test_images_that_are_enlarged_are_counted_and_limits_of_other_shapes_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, size in (("a", (16, 16)), ("b", (2, 6)), ("c", (10, 40))):
+        save_image(tmp_path / "p" / f"{name}.png", name, size)
+    words = ["data", "prepare", str(tmp_path / "p"), "--codec", "identity", "--size", "16", "--out"]
+    assert main([*words, str(tmp_path / "out")]) == 0
+    assert "\nenlarged: 2, up to 8x\n" in capsys.readouterr().out
+    for option in (["--longest", "32"], ["--aspect", "2"]):
+        assert main([*words, str(tmp_path / "other"), *option]) == 2
+        assert f"{' '.join(option)} is for images of their own shape: give --native too" in capsys.readouterr().err
+    assert main([*words, str(tmp_path / "native"), "--native", "--aspect", "4"]) == 0
+    assert "enlarged:" not in capsys.readouterr().out
 
 
 def test_nothing_readable_is_one_line(tmp_path: Path) -> None:

@@ -74,7 +74,11 @@ def test_squares_are_seen_once_an_epoch(captioned_folder: Path, tiny_codec: Path
     [
         (
             {"run": {"micro_batches": 3, "packed": True}, "data": {"native": False}},
-            "tokens_per_micro_batch and packed are for",
+            "tokens_per_micro_batch, packed, data.longest are for",
+        ),
+        (
+            {"data": {"native": False, "longest": 32}, "run": {"micro_batches": 1}},
+            "data.longest are for data.native",
         ),
         ({"run": {"accumulate": 2}}, "accumulate is for squares"),
         ({"data": {"balanced": True}}, "balanced is for squares"),

@@ -34,7 +34,7 @@ def add_prepare(parser: OneLineParser) -> None:
     add_options(parser, "--size", type=square, required=True, help="of the images in pixels, a square")
     option("--native", action="store_true", help="images keep their shape: --size is that of a square of the most area")
     option("--longest", type=Side, help="with --native: the most pixels along one side")
-    option("--aspect", type=Aspect, default=5.0, help="with --native: longest over shortest")
+    option("--aspect", type=Aspect, help="with --native: longest over shortest (default: 5)")
     option("--codec", type=spec, default="builtin", help="builtin, identity, a folder or a hub id")
     option("--text-encoder", type=spec, help="also keep the token states of captions: builtin, a folder or hub id")
     option("--features", type=spec, help="also keep features for alignment: DINOv2, SigLIP by id, or radio:VERSION")

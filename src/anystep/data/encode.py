@@ -21,7 +21,7 @@ from anystep.data.latents import ABOUT, FEATURES, LATENT, MIRRORED, TEXT
 from anystep.data.manifest import ShardStats
 from anystep.data.npy import to_npy
 from anystep.data.shard_files import Record, ShardLayout, write_shard
-from anystep.data.sizing import ResolutionLimits, cropped
+from anystep.data.sizing import ResolutionLimits, covering, cropped
 from anystep.errors import InputError
 from anystep.files import is_machine_fault
 from anystep.ranks import Ranks
@@ -246,6 +246,8 @@ class ShardEncoding:
             lost = cropped(example.original, example.image.size)
             stats.cropped, stats.max_cropped = stats.cropped + lost, max(stats.max_cropped, lost)
             stats.counted += 1
+            if (factor := covering(example.original, example.image.size)) > 1:
+                stats.enlarged, stats.max_enlarged = stats.enlarged + 1, max(stats.max_enlarged, factor)
 
 
 def _as_dtype(array: np.ndarray, dtype: np.dtype[Any], name: str) -> np.ndarray:

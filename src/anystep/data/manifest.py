@@ -22,6 +22,7 @@ class ShardStats(BaseModel):
         conversions: how many images, or captions, each conversion was done to, such as "turned upright".
         cropped: the share of each image that was cropped away, summed; and the largest.
         counted: of how many images that is.
+        enlarged: how many images were enlarged; and the largest factor.
         digest: of the examples it was made from; empty where nobody could tell.
     """
 
@@ -35,6 +36,8 @@ class ShardStats(BaseModel):
     cropped: float = 0.0
     max_cropped: float = Field(0.0, alias="most_cropped")
     counted: int = 0
+    enlarged: int = 0
+    max_enlarged: float = 0.0
     digest: str = ""
 
     @classmethod
@@ -65,6 +68,8 @@ class ShardStats(BaseModel):
             cropped=sum(shard.cropped for shard in shards),
             max_cropped=max((shard.max_cropped for shard in shards), default=0.0),
             counted=sum(shard.counted for shard in shards),
+            enlarged=sum(shard.enlarged for shard in shards),
+            max_enlarged=max((shard.max_enlarged for shard in shards), default=0.0),
         )
 
 

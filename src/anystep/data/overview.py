@@ -79,7 +79,7 @@ def left_out(reasons: list[str]) -> list[str]:
 
 
 def summary(made: LatentShards, factor: int) -> list[str]:
-    """Counts by shape in pixels, what was cropped, what images needed, and what was left out."""
+    """Counts by shape in pixels, what was cropped or enlarged, what images needed, and what was left out."""
     shapes = sorted(made.shapes.items(), key=lambda each: -each[1])
     sizes = [f"{columns * factor}x{rows * factor} {count:,}" for (rows, columns), count in shapes[:SHOWN]]
     more = f", and {len(shapes) - SHOWN} more shapes" if len(shapes) > SHOWN else ""
@@ -92,6 +92,8 @@ def summary(made: LatentShards, factor: int) -> list[str]:
     if stats.cropped > 0:
         mean = stats.cropped / max(1, stats.counted)
         lines.append(f"cropped: {mean:.1%} of an image on average, {stats.max_cropped:.1%} at most")
+    if stats.enlarged:
+        lines.append(f"enlarged: {stats.enlarged:,}, up to {stats.max_enlarged:.3g}x")
     lines += [f"{what}: {count:,}" for what, count in sorted(stats.conversions.items(), key=lambda each: -each[1])]
     return [*lines, *PassedOver(made.manifest.passed_over).lines, *left_out(stats.broken)]
 

@@ -83,7 +83,7 @@ class Request:
     size: int
     native: bool = False
     longest: int | None = None
-    aspect: float = 5.0
+    aspect: float | None = None
     codec: str = "builtin"
     text_encoder: str | None = None
     features: str | None = None
@@ -98,6 +98,9 @@ class Request:
         if self.size % (multiple := codec.factor * self.patch_size):
             raise InputError(f"--size {self.size}: must be a multiple of {multiple}")
         if not self.native:
+            for name, value in (("--longest", self.longest), ("--aspect", self.aspect)):
+                if value is not None:
+                    raise InputError(f"{name} {value:g} is for images of their own shape: give --native too")
             return self.size
         if (self.longest or self.size) < multiple:
             raise InputError(f"--longest {self.longest}: expected at least {multiple}")

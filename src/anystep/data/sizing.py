@@ -27,8 +27,9 @@ class ResolutionLimits:
     aspect: float = 5.0
 
     @classmethod
-    def within(cls, multiple: int, size: int, longest: int | None, aspect: float) -> "ResolutionLimits":
+    def within(cls, multiple: int, size: int, longest: int | None, aspect: float | None) -> "ResolutionLimits":
         """Limits of the area of a `size x size` square; `longest` is by default what area and aspect allow."""
+        aspect = aspect or cls.aspect
         return cls(multiple, size**2, longest or round(size * math.sqrt(aspect)), aspect)
 
     def __str__(self) -> str:
@@ -70,10 +71,14 @@ def _near(exact: float) -> set[int]:
     return {max(1, number) for number in (below - 1, below, math.ceil(exact - 1e-9))}
 
 
+def covering(size: tuple[int, int], target: tuple[int, int]) -> float:
+    """How many times as large an image is where it covers the target; less than one where it is made smaller."""
+    return max(target[0] / size[0], target[1] / size[1])
+
+
 def cropped(size: tuple[int, int], target: tuple[int, int]) -> float:
     """The share of an image that is lost when it is scaled until it covers the target, and cropped."""
-    scale = max(target[0] / size[0], target[1] / size[1])
-    return max(0.0, 1 - target[0] * target[1] / (size[0] * size[1] * scale**2))
+    return max(0.0, 1 - target[0] * target[1] / (size[0] * size[1] * covering(size, target) ** 2))
 
 
 # a square of that side; that width and height; its own shape within limits; or as it is

@@ -352,8 +352,9 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _native_goes_together(self) -> "Recipe":
         run = self.run
-        if not self.data.native and (run.packed or run.micro_batches > 1 or run.tokens_per_micro_batch is not None):
-            raise ValueError("run.micro_batches, tokens_per_micro_batch and packed are for data.native")
+        most = self.data.longest, run.tokens_per_micro_batch
+        if not self.data.native and (run.packed or run.micro_batches > 1 or most != (None, None)):
+            raise ValueError("run.micro_batches, tokens_per_micro_batch, packed, data.longest are for data.native")
         if self.data.native and run.accumulate > 1:
             raise ValueError("run.accumulate is for squares: data.native has run.micro_batches")
         if self.data.native and self.data.balanced:
