@@ -32,6 +32,35 @@ def test_captions_from_metadata(tmp_path: Path) -> None:
     }
 
 
+def test_metadata_of_each_folder_is_relative_to_it(tmp_path: Path) -> None:
+    for name in ("a.png", "train/a.png", "train/deep/b.png", "train/c.png"):
+        save_image(tmp_path / name)
+    rows = {
+        "": [("a.png", "root"), ("train/a.png", "from above")],
+        "train": [("a.png", "here"), ("deep/b.png", "below"), ("c.png", ""), ("d.png", "gone")],
+    }
+    for folder, pairs in rows.items():
+        text = "\n".join(json.dumps({"file_name": name, "text": caption}) for name, caption in pairs)
+        (tmp_path / folder / "metadata.jsonl").write_text(text)
+    source = ImageFolderSource(tmp_path, 8)
+    captions = [("root",), ("from above", "here"), None, ("below",)]
+    assert source.names == ["a.png", "train/a.png", "train/c.png", "train/deep/b.png"]
+    assert [source.captions.get(name) for name in source.names] == captions
+    with pytest.raises(BrokenExample, match=r"c\.png: its caption is empty, in its row of metadata\.jsonl"):
+        source[2]
+    assert source.passed_over == {"images of metadata.jsonl that are not there": (1, "train/d.png")}
+
+
+def test_metadata_of_another_kind_is_named(tmp_path: Path) -> None:
+    save_image(tmp_path / "sub" / "a.png")
+    (tmp_path / "sub" / "metadata.csv").write_text("file_name,text\na.png,x\n")
+    with pytest.raises(InputError, match=r"no caption for sub/a\.png.*\(sub/metadata\.csv is not read\)"):
+        ImageFolderSource(tmp_path, 8)
+    (tmp_path / "sub" / "a.txt").write_text("x")
+    passed = ImageFolderSource(tmp_path, 8).passed_over
+    assert passed == {"metadata.csv, which is not read: metadata.jsonl is": (1, "sub/metadata.csv")}
+
+
 @pytest.mark.parametrize("row", ["{", "[]", '{"text": "x"}', '{"file_name": 1, "text": "x"}', "[" * 100_000])
 def test_bad_metadata_names_the_line(tmp_path: Path, row: str) -> None:
     save_image(tmp_path / "a.png")
@@ -59,11 +88,11 @@ def test_an_image_whose_row_gives_no_caption_is_left_out(tmp_path: Path, text: o
         source[0]
     assert source[1].captions == ("b",)
     (tmp_path / "b.png").unlink()
-    with pytest.raises(InputError, match="none of 1 images has a caption that can be used: its caption"):
+    with pytest.raises(InputError, match=r"can be used: a\.png: its caption"):
         ImageFolderSource(tmp_path, 8)
 
 
 def test_caption_that_is_not_utf8(tmp_path: Path) -> None:
     save_image(tmp_path / "a.png").with_suffix(".txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(InputError, match="its caption: not UTF-8 text, at byte 0"):
+    with pytest.raises(InputError, match=r"can be used: a\.png: its caption: not UTF-8 text, at byte 0"):
         ImageFolderSource(tmp_path, 8)

@@ -19,6 +19,7 @@ from anystep.files import MARKER, check_regular, decode_text, is_machine_fault, 
 
 SOFTWARE = ExifTags.Base.Software
 METADATA = "metadata.jsonl"
+NOT_READ = ("metadata.csv", "metadata.parquet")  # in which others keep the same
 CAPTION_LIMIT = 2**20  # bytes of the captions of one image
 MAX_OPENED = 1000  # images without a caption that are opened to see whether they are sheets of ours
 SHEET = "anystep data show"  # what a contact sheet says of itself, so that it is not taken for data
@@ -195,7 +196,8 @@ class _FolderSource(BaseSource):
 class ImageFolderSource(_FolderSource):
     """Captioned images. Raises `InputError` where there is no image or one has no caption.
 
-    Captions are rows of `metadata.jsonl`, or the lines of the `.txt` beside an image. An image whose caption is empty
+    Captions are rows of a `metadata.jsonl`, with names relative to its folder, or the lines of the `.txt` beside an
+    image. An image whose caption is empty
     or no text is left out; one that has none at all is a mistake.
     """
 
@@ -204,14 +206,13 @@ class ImageFolderSource(_FolderSource):
         files = sorted(walk(self.folder, self.passed_over))
         names = _images_among(files, self.folder, self.passed_over)
         texts = {_stem(name): name for name in reversed(files) if PurePosixPath(name).suffix.lower() == ".txt"}
-        metadata = self.folder / METADATA
-        image_named = _found(names)
-        given, faulty = read_metadata(metadata) if METADATA in files else ({}, {})
-        captions = {image_named(name) or name: found for name, found in given.items()}
-        wrong = {image_named(name) or name: reason for name, reason in faulty.items()}
-        known = {*names, *texts.values(), METADATA}
+        captions, wrong = self._metadata(files, _found(names))
+        known = {*names, *texts.values()}
+        unread = [name for name in files if PurePosixPath(name).name in NOT_READ]
         for name in files:
-            if name not in known:
+            if name in unread:
+                self.passed_over.add(f"{PurePosixPath(name).name}, which is not read: {METADATA} is", name)
+            elif name not in known and PurePosixPath(name).name != METADATA:
                 self.passed_over.add(kind_of(name), name)
         text_of, pictured = _found(texts), _found([_stem(name) for name in names])
         for stem in sorted(stem for stem in texts if pictured(stem) is None):
@@ -227,12 +228,33 @@ class ImageFolderSource(_FolderSource):
             except ValueError as error:  # an InputError is one
                 wrong[name] = str(error)
         self.captions, self.wrong = captions, wrong
-        self.names = self._with_captions(names)
+        self.names = self._with_captions(names, unread)
         stems = Counter(_stem(name) for name in self.names)
         self._twins = {stem for stem, count in stems.items() if count > 1}
 
-    def _with_captions(self, names: list[str]) -> list[str]:
-        """The images that have a caption, right or wrong; contact sheets of ours are left out. Raises `InputError`."""
+    def _metadata(
+        self, files: Sequence[str], image_named: Callable[[str], str | None]
+    ) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
+        """Captions by image, of each folder's `metadata.jsonl`, whose names are relative to it; and what is wrong."""
+        captions: dict[str, tuple[str, ...]] = {}
+        wrong: dict[str, str] = {}
+        for file in map(PurePosixPath, files):
+            if file.name != METADATA:
+                continue
+            given, faulty = read_metadata(self.folder / file)
+            named = {name: str(file.parent / name) for name in (*given, *faulty)}
+            named = {name: image_named(path) or path for name, path in named.items()}
+            for name, found in given.items():
+                captions[named[name]] = captions.get(named[name], ()) + found
+            wrong |= {named[name]: reason for name, reason in faulty.items()}
+        return captions, {name: reason for name, reason in wrong.items() if name not in captions}
+
+    def _with_captions(self, names: list[str], unread: Sequence[str]) -> list[str]:
+        """The images that have a caption, right or wrong; contact sheets of ours are left out. Raises `InputError`.
+
+        Args:
+            unread: files that may hold captions, of kinds that are not read.
+        """
         missing = [name for name in names if name not in self.captions and name not in self.wrong]
         sheets = {name for name in missing[:MAX_OPENED] if _is_sheet(self.folder / name)}
         for name in sorted(sheets):
@@ -244,10 +266,10 @@ class ImageFolderSource(_FolderSource):
             raise InputError(
                 f"{self.folder}: no caption for {missing[0]}{more}; write "
                 f"{PurePosixPath(missing[0]).with_suffix('.txt')} (one caption a line) or a row with file_name and "
-                f"text in {METADATA}"
+                f"text in {METADATA}{f' ({unread[0]} is not read)' if unread else ''}"
             )
         if not any(name in self.captions for name in names):  # none that is right is a mistake too
-            first = f": {self.wrong[names[0]]}" if names else ""
+            first = f": {printable(names[0])}: {self.wrong[names[0]]}" if names else ""
             raise InputError(f"{self.folder}: none of {len(names)} images has a caption that can be used{first}")
         return names
 
