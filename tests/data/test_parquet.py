@@ -65,6 +65,11 @@ def test_only_files_of_the_split_are_taken(tmp_path: Path) -> None:
         assert len(open_source(f"parquet:{tmp_path / 'both'}", 8, split=split)) == len(split)
     with pytest.raises(InputError, match="no Parquet file of split validation, but of test, train"):
         open_source(f"parquet:{tmp_path / 'both'}", 8, split="val")
+    assert len(open_source(f"parquet:{tmp_path / 'both' / 'test'}", 8)) == 4  # nothing else is there
+    parquet_of(tmp_path / "alone" / "val-0.parquet", image=[png_bytes()], label=[0])
+    assert len(open_source(f"parquet:{tmp_path / 'alone'}", 8)) == 1
+    with pytest.raises(InputError, match="no Parquet file of split test, but of validation"):
+        open_source(f"parquet:{tmp_path / 'alone'}", 8, split="test")
     parquet_of(tmp_path / "plain" / "a.parquet", image=[png_bytes()], label=[0])
     assert len(open_source(f"parquet:{tmp_path / 'plain'}", 8)) == 1
 

@@ -42,7 +42,9 @@ def split_of(name: str, wanted: str) -> str | None:
 
 
 class ParquetSource(BaseSource):
-    """The `.parquet` files of a split below a folder, in the order of their names; all where no name tells of a split.
+    """The `.parquet` files of a split below a folder, in the order of their names.
+
+    They are all where no name tells of a split. A folder of one split alone, such as a benchmark's, is that of training.
 
     Raises:
         InputError: no file, none of the split, no column of images, columns of other types, or pyarrow is not
@@ -94,11 +96,12 @@ class ParquetSource(BaseSource):
         self._rows, self._lock = lru_cache(GROUPS)(self._read_group), Lock()
 
     def _of_split(self, names: Sequence[str], wanted: str) -> list[str]:
-        """Those files that are of the wanted split. Raises InputError where there are other splits alone."""
+        """Those files that are of the wanted split. Raises InputError where there are others instead."""
         wanted = SPLITS.get(wanted, wanted)
         splits = {name: split_of(name, wanted) for name in names}
         chosen = [name for name in names if splits[name] == wanted]
-        if not chosen and (others := sorted({split for split in splits.values() if split})):
+        others = sorted({split for split in splits.values() if split})
+        if not chosen and others and (wanted != "train" or len(set(splits.values())) > 1):
             raise InputError(
                 f"{self.folder}: no Parquet file of split {wanted}, but of {', '.join(others)}: rename the files that "
                 f"are meant to {wanted}-…"
