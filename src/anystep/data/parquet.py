@@ -44,7 +44,7 @@ def split_of(name: str, wanted: str) -> str | None:
 class ParquetSource(BaseSource):
     """The `.parquet` files of a split below a folder, in the order of their names.
 
-    They are all where no name tells of a split. A folder of one split alone, such as a benchmark's, is that of training.
+    They are all where no name tells of a split. The one split of a folder, such as a benchmark's, serves as training.
 
     Raises:
         InputError: no file, none of the split, no column of images, columns of other types, or pyarrow is not
