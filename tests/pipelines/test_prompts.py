@@ -1,10 +1,11 @@
 """Prompts, negative prompts, and states that were encoded before."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers import PROMPTS
+from helpers import PROMPTS, opened, save_guided
 from helpers import assert_latents_close as close
 from helpers import draw_latents as draw
 
@@ -87,6 +88,48 @@ def test_a_network_that_is_told_the_scale_is_guided_away_from_a_negative_prompt_
     assert pipeline(1, guidance_scale=2.0, **options).nfe == 1
     with pytest.raises(InputError, match="negative_prompt: at a scale of 1 and below"):
         pipeline(1, guidance_scale=1.0, negative_prompt=2, **options)
+
+
+def test_what_a_network_that_is_told_the_scale_was_given_encoded_costs_one_evaluation(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    save_guided(tiny_model, tmp_path)
+    pipeline, words = opened(tmp_path), {"seeds": [0], "num_inference_steps": 2, "output_type": "latent"}
+    plain = pipeline("a whale", **words)
+    assert pipeline.encode_prompt("a whale", do_classifier_free_guidance=True).negative_prompt_embeds is not None
+    for given in (pipeline.encode_prompt("a whale")._asdict(), {"prompt": "a whale", "negative_prompt": [" "]}):
+        drawn = pipeline(**given, **words)
+        assert torch.equal(drawn.images, plain.images)
+        assert (drawn.nfe, plain.nfe) == (2, 2)
+    away = pipeline.encode_prompt("a whale", negative_prompt="red")
+    assert pipeline(**away._asdict(), **words).nfe == 4
+
+
+def test_a_blank_negative_prompt_is_none(pipeline: TransitionPipeline, tiny_classes: Path) -> None:
+    unguided = draw(pipeline, guidance_scale=1.0)
+    for blank in ("", " \n", [""], ["", " ", ""]):
+        assert torch.equal(draw(pipeline, guidance_scale=1.0, negative_prompt=blank), unguided)
+    classes = opened(tiny_classes)
+    plain = draw(classes, ["ant"], guidance_scale=2.0, seeds=[0])
+    assert torch.equal(draw(classes, ["ant"], guidance_scale=2.0, seeds=[0], negative_prompt=""), plain)
+    with pytest.raises(InputError, match="0 negative prompts for 3 prompts"):
+        draw(pipeline, guidance_scale=2.0, negative_prompt=[])
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_a_pipeline_says_whether_a_step_takes_two_evaluations(tiny_model: Path, tmp_path: Path, told: bool) -> None:
+    if told:
+        save_guided(tiny_model, tmp_path)
+    pipeline, seen = opened(tmp_path if told else tiny_model), list[bool]()
+
+    def look(pipe: Any, step: int, timestep: float, tensors: Any) -> None:
+        pipe.guidance_scale = 1.0 if step else pipe.guidance_scale
+        seen.append(pipe.do_classifier_free_guidance)
+
+    for options in ({}, {"negative_prompt": "red"}):
+        nfe = pipeline("a whale", num_inference_steps=2, guidance_scale=2.0, callback_on_step_end=look, **options).nfe
+        assert seen[-2:] == [nfe == 4, False]
+    assert seen[0] is not told
 
 
 def test_fewer_tokens_are_read_on_request_and_what_is_cut_is_said(

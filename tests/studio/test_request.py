@@ -53,3 +53,4 @@ def test_size_and_guidance_become_those_of_the_model(alone: Model) -> None:
     ready = checked(ImageRequest("a whale"), alone, LIMITS)
     assert (ready.size, ready.guidance) == ((16, 16), 1.5)
     assert checked(ImageRequest("a whale", guidance=0.3), alone, LIMITS).guidance == 1.0
+    assert checked(ImageRequest("a whale", guidance=1.0, negative_prompt=" "), alone, LIMITS).negative_prompt == ""

@@ -9,14 +9,22 @@ from typing import Any
 from torch import Tensor
 
 from anystep.pipelines.inputs import CLEAN, CallOptions, latents_of
-from anystep.sampling import Step, StopSampling
+from anystep.sampling import Step, StopSampling, is_guided
 
 
 @dataclass
 class Call:
-    """The state of one call: the guidance scale of the next step, the number of steps, and whether it was stopped."""
+    """The state of one call.
+
+    Attributes:
+        guidance: scale of the next step.
+        twice: whether guided steps take a second evaluation, of what is guided away from.
+        steps: how many there are.
+        interrupted: whether it was stopped.
+    """
 
     guidance: float = 1.0
+    twice: bool = False
     steps: int = 0
     interrupted: bool = False
 
@@ -56,6 +64,11 @@ class CallState:
         self._call.guidance = value
 
     _guidance_scale = guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the step that comes next takes a second evaluation, where it is in the guidance interval."""
+        return self._call.twice and is_guided(self._call.guidance)
 
     @property
     def num_timesteps(self) -> int:

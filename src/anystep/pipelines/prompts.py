@@ -29,7 +29,10 @@ class Encoded(NamedTuple):
 
 @dataclass
 class Prompts:
-    """What a call is to draw, and to keep away from: text, or states that were encoded before."""
+    """What a call is to draw, and to keep away from: text, or states that were encoded before.
+
+    A negative prompt that is blank, or several of which all are, is none: the empty prompt is guided away from anyway.
+    """
 
     prompt: Any = None
     negative_prompt: Any = None
@@ -38,6 +41,17 @@ class Prompts:
     negative_prompt_embeds: Any = None
     negative_prompt_attention_mask: Any = None
     max_sequence_length: Any = None
+
+    def __post_init__(self) -> None:
+        negatives = [] if self.negative_prompt is None else listed(self.negative_prompt)
+        if negatives and all(isinstance(each, str) and not each.strip() for each in negatives):
+            self.negative_prompt = None
+
+    @property
+    def negative(self) -> str | None:
+        """The name of the argument that says what to guide away from; None where none does."""
+        names = ("negative_prompt", "negative_prompt_embeds")
+        return next((name for name in names if getattr(self, name) is not None), None)
 
     @property
     def count(self) -> int:
@@ -88,6 +102,7 @@ class PromptEncoding:
     tokenizer: Any
     config: Any
     device: Any
+    guidance_embedded: Any
     _execution_device: Any
 
     def __init__(self) -> None:
@@ -135,7 +150,7 @@ class PromptEncoding:
         prompt: Any = None,
         device: Any = None,
         num_images_per_prompt: int = 1,
-        do_classifier_free_guidance: bool = True,
+        do_classifier_free_guidance: bool | None = None,
         negative_prompt: Any = None,
         prompt_embeds: Tensor | None = None,
         prompt_attention_mask: Tensor | None = None,
@@ -147,6 +162,8 @@ class PromptEncoding:
 
         Args:
             do_classifier_free_guidance: also those to guide away from: of `negative_prompt`, else of the empty prompt.
+                None: where a guided step takes a second evaluation for them, because there is a negative prompt or the
+                network is not told the guidance scale.
             max_sequence_length: tokens of a prompt that are read; as many as the text encoder takes by default.
 
         Raises:
@@ -157,7 +174,10 @@ class PromptEncoding:
             negative_prompt_attention_mask, max_sequence_length,
         )  # fmt: skip
         prompts.check(self.transformer.config.text_width)
-        return self._encode(prompts, device, num_images_per_prompt, do_classifier_free_guidance)
+        away = do_classifier_free_guidance
+        if away is None:
+            away = prompts.negative is not None or not self.guidance_embedded
+        return self._encode(prompts, device, num_images_per_prompt, away)
 
     def _encode(self, prompts: Prompts, device: Any, repeats: int, guided: bool) -> Encoded:
         device = self._execution_device if device is None else device

@@ -139,11 +139,6 @@ class TransitionPipeline(CallState, PromptEncoding, ImageCoding, LoraLoading, Sa
         """The closed interval in which steps are guided, of one that is given."""
         return without_ends(self.schedule.transport, interval) if self.config.open_guidance_interval else interval
 
-    @property
-    def do_classifier_free_guidance(self) -> bool:
-        """Whether the step that comes next is guided, by a second evaluation."""
-        return is_guided(self.guidance_scale) and not self.guidance_embedded
-
     def plan(self, steps: int, plan: Any = None, stochasticity: Any = None, shift: Any = None) -> StepPlan:
         """What a call with these arguments does with so many steps: see `__call__`.
 
@@ -203,10 +198,9 @@ class TransitionPipeline(CallState, PromptEncoding, ImageCoding, LoraLoading, Sa
         Raises:
             InputError: a negative prompt without guidance.
         """
-        given = [name for name in ("negative_prompt", "negative_prompt_embeds") if getattr(prompts, name) is not None]
-        if given and not is_guided(guidance):
-            raise InputError(f"{given[0]}: at a scale of 1 and below nothing is guided away from")
-        return bool(given) or self.evaluations_per_step(guidance) == 2
+        if prompts.negative and not is_guided(guidance):
+            raise InputError(f"{prompts.negative}: at a scale of 1 and below nothing is guided away from")
+        return bool(prompts.negative) or self.evaluations_per_step(guidance) == 2
 
     @torch.no_grad()
     def __call__(
@@ -275,7 +269,8 @@ class TransitionPipeline(CallState, PromptEncoding, ImageCoding, LoraLoading, Sa
                 `pipeline.interrupt` to stop, and `pipeline.guidance_scale` of the steps to come.
             callback_on_step_end_tensor_inputs: what it is given, of `latents`, `prompt_embeds`,
                 `negative_prompt_embeds` and `pred_original_sample`, the latents that the image would have by now.
-            negative_prompt: what to guide away from in place of the empty prompt, one for all or one each.
+            negative_prompt: what to guide away from in place of the empty prompt, one for all or one each; a blank one
+                is none.
             prompt_embeds, prompt_attention_mask: states of a text encoder (prompts, tokens, width) in place of the
                 prompt, and which of them are no padding: as `encode_prompt` gives them.
             negative_prompt_embeds, negative_prompt_attention_mask: likewise, in place of the negative prompt.
@@ -334,7 +329,7 @@ class TransitionPipeline(CallState, PromptEncoding, ImageCoding, LoraLoading, Sa
         x = initial_sample(transport, z, times[0].item(), init_latents)
 
         # 6. Denoising loop
-        call = Call(guidance, len(times) - 1)
+        call = Call(guidance, twice, len(times) - 1)
         if guidance_in_one_batch is None:
             guidance_in_one_batch = count * height * width // self.size_multiple**2 <= ONE_BATCH_TOKENS
         predict = guided(

@@ -85,12 +85,12 @@ class Limits:
 
 
 def checked(request: ImageRequest, model: Model, limits: Limits) -> ImageRequest:
-    """The request with size and guidance as the model has them.
+    """The request with size and guidance as the model has them, and a negative prompt that is blank as none.
 
     Raises:
         InputError: what this model cannot draw, or more than the limits allow.
     """
-    pipeline = model.pipeline
+    pipeline, request = model.pipeline, replace(request, negative_prompt=request.negative_prompt.strip())
     for name in ("prompt", "negative_prompt"):
         text = getattr(request, name)
         if isinstance(text, str) and len(check_text(text)) > limits.prompt:
