@@ -79,7 +79,7 @@ def by_network(made: Released, asked: Asked) -> Tensor:
 
 
 def _drawn(pipeline: TransitionPipeline, asked: Asked) -> Tensor:
-    pipeline._conditioner = GivenStates(asked.y, asked.null)  # type: ignore[assignment]
+    pipeline.conditioner = GivenStates(asked.y, asked.null)
     pipeline.set_progress_bar_config(disable=True)
     side = 8 * pipeline.latent_codec.factor
     output: Any = pipeline(

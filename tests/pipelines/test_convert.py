@@ -63,7 +63,7 @@ def test_whole_trajectories_of_the_pipeline_are_those_of_the_reference(
 ) -> None:
     pipeline, stored = opened(converted[name]), load_file(numbers / "objective.safetensors")
     y, null, z, path = (stored[f"{name}.sample.{key}"] for key in ("y", "y_null", "z", label))
-    pipeline._conditioner = GivenStates(y, null)
+    pipeline.conditioner = GivenStates(y, null)
     seen: list[Tensor] = []
 
     def keep(pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

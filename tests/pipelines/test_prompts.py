@@ -1,11 +1,14 @@
 """Prompts, negative prompts, and states that were encoded before."""
 
+import copy
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers import PROMPTS, opened, save_guided
+from helpers import PROMPTS, GivenStates, opened, save_guided
 from helpers import assert_latents_close as close
 from helpers import draw_latents as draw
 
@@ -33,6 +36,38 @@ def test_a_pipeline_without_a_text_encoder_draws_what_was_encoded_elsewhere(pipe
     encoded = pipeline.encode_prompt("a whale")._asdict()
     drawn = draw(bare, None, guidance_scale=1.5, seeds=[0], **encoded)
     assert torch.equal(drawn, draw(pipeline, "a whale"))
+
+
+def test_the_text_encoder_of_a_pipeline_is_the_one_that_it_has_now(tiny_model: Path, tmp_path: Path) -> None:
+    opened(tiny_model).save_pretrained(tmp_path, carry_text_encoder=True)
+    pipeline = opened(tmp_path)
+    before = draw(pipeline, "a whale")
+    other = copy.deepcopy(pipeline.text_encoder)
+    for parameter in other.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    replaced = weakref.ref(pipeline.text_encoder)
+    pipeline.text_encoder = other
+    gc.collect()
+    assert replaced() is None
+    assert not torch.allclose(draw(pipeline, "a whale"), before, atol=1e-3)
+    pipeline.text_encoder = pipeline.tokenizer = None
+    with pytest.raises(InputError, match="no text encoder"):
+        draw(pipeline, "a whale")
+    pipeline.register_to_config(text_encoder_name="builtin")
+    close(draw(pipeline, "a whale"), before)
+    assert pipeline.conditioner is pipeline.conditioner  # loaded once
+    pipeline.register_to_config(text_encoder_name=str(tmp_path / "none"))
+    with pytest.raises(InputError, match="none"):
+        draw(pipeline, "a whale")
+
+
+def test_another_conditioner_may_be_set(pipeline: TransitionPipeline) -> None:
+    states, null = torch.randn(1, 5, 384), torch.zeros(1, 1, 384)
+    pipeline.conditioner = GivenStates(states, null)
+    found = draw(pipeline, "a whale")
+    pipeline.conditioner = None
+    assert torch.equal(found, draw(pipeline, None, prompt_embeds=states, negative_prompt_embeds=null, seeds=[0]))
+    assert not torch.allclose(found, draw(pipeline, "a whale"), atol=1e-3)
 
 
 def test_several_images_of_states(pipeline: TransitionPipeline) -> None:

@@ -107,22 +107,26 @@ class PromptEncoding:
 
     def __init__(self) -> None:
         super().__init__()
-        self._conditioner: Conditioner | None = None
+        self._chosen: Conditioner | None = None
+        self._loaded: dict[str, CaptionEncoder] = {}  # the one of the name that is set
         self._warned: set[str] = set()
 
     @property
     def conditioner(self) -> Conditioner:
-        """What encodes prompts; a text encoder given by name is loaded on first use.
+        """What encodes prompts: the pipeline's components, or a text encoder given by name, loaded on first use.
+
+        Another may be set, which then encodes in its place; None sets the pipeline's own again.
 
         Raises:
             InputError: no text encoder, or one of another width; class names that are not as many as the classes.
         """
-        with _LOADING:
-            if self._conditioner is None:
-                self._conditioner = self._make_conditioner()
-            return self._conditioner
+        return self._own_conditioner() if self._chosen is None else self._chosen
 
-    def _make_conditioner(self) -> Conditioner:
+    @conditioner.setter
+    def conditioner(self, value: Conditioner | None) -> None:
+        self._chosen = value
+
+    def _own_conditioner(self) -> Conditioner:
         config, name = self.transformer.config, self.config.text_encoder_name
         if config.num_classes is not None:
             names = self.config.class_names or [str(number) for number in range(config.num_classes)]
@@ -137,13 +141,20 @@ class PromptEncoding:
                 "('builtin', a folder or a hub id)"
             )
         else:
-            encoder = load_caption_encoder(name)
-            encoder.to(self._execution_device if self.device.type == "meta" else self.device)
+            encoder = self._load(name)
         encoder.escape = bool(self.config.escape_captions)
         if encoder.width != config.text_width:
             states = f"text encoder {encoder.name!r} gives states {encoder.width} wide"
             raise InputError(f"{states}, but the network reads {config.text_width}")
         return encoder
+
+    def _load(self, name: str) -> CaptionEncoder:
+        with _LOADING:
+            if name not in self._loaded:
+                encoder = load_caption_encoder(name)
+                encoder.to(self._execution_device if self.device.type == "meta" else self.device)
+                self._loaded = {name: encoder}
+            return self._loaded[name]
 
     def encode_prompt(
         self,
@@ -214,18 +225,19 @@ class PromptEncoding:
         return conditioner.padded_null(states.shape[1]).expand(count, -1, -1), mask
 
     def _states(self, prompts: list[Any], length: int | None) -> tuple[Tensor, Tensor | None]:
+        conditioner = self.conditioner
         if length is None:
-            return self.conditioner(prompts)
-        if not isinstance(self.conditioner, TextEncoder):
+            return conditioner(prompts)
+        if not isinstance(conditioner, TextEncoder):
             raise InputError("max_sequence_length: this model's captions were encoded before")
-        return self.conditioner(prompts, length)
+        return conditioner(prompts, length)
 
     def _tell_of_cuts(self, prompts: Sequence[Any], length: int | None = None) -> None:
         """Say in one line what of a prompt is not read, once for each of the first few."""
-        if not prompts or not isinstance(self.conditioner, TextEncoder):
+        if not prompts or not isinstance(encoder := self.conditioner, TextEncoder):
             return
         for prompt in [each for each in dict.fromkeys(prompts) if each not in self._warned]:
-            if len(self._warned) < MAX_WARNINGS and (rest := self.conditioner.cut_off(prompt, length)):
+            if len(self._warned) < MAX_WARNINGS and (rest := encoder.cut_off(prompt, length)):
                 self._warned.add(prompt)
-                read, rest = self.conditioner.tokens_read(length), shown(rest.strip(), 120)
+                read, rest = encoder.tokens_read(length), shown(rest.strip(), 120)
                 log.warning("the prompt is longer than the %d tokens that are read: %s is not drawn", read, rest)

@@ -103,7 +103,7 @@ class Painter:
         network.encode_condition = separately(network.encode_condition)
         conditioner = model.pipeline.conditioner
         if isinstance(conditioner, TextEncoder):
-            model.pipeline._conditioner = SeparateCaptions(conditioner)
+            model.pipeline.conditioner = SeparateCaptions(conditioner)
 
     def draw(
         self, requests: Sequence[ImageRequest], on_transition: Callable[[int, int, Tensor | None], None] | None = None

@@ -290,7 +290,7 @@ def sample_prompts(inputs: TrainingInputs, pipeline: TransitionPipeline) -> list
     """
     recipe, data, conditioner = inputs.recipe, inputs.data, inputs.conditioner
     if isinstance(conditioner, CachedTextEncoder):
-        pipeline._conditioner = conditioner
+        pipeline.conditioner = conditioner
     first = range(min(KNOWN, len(data)))
     known = (
         data.class_names[:KNOWN]
