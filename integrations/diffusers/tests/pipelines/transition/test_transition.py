@@ -19,10 +19,15 @@ import torch
 from transformers import AutoTokenizer, T5Config, T5EncoderModel
 
 from diffusers import AutoencoderDC, TransitionPipeline, TransitionScheduler, TransitionTransformer2DModel
+from diffusers.utils import is_peft_available
 
-from ...testing_utils import enable_full_determinism
+from ...testing_utils import enable_full_determinism, require_peft_backend
 from ..pipeline_params import TEXT_TO_IMAGE_BATCH_PARAMS, TEXT_TO_IMAGE_IMAGE_PARAMS, TEXT_TO_IMAGE_PARAMS
 from ..test_pipelines_common import PipelineTesterMixin
+
+
+if is_peft_available():
+    from peft import LoraConfig
 
 
 enable_full_determinism()
@@ -98,6 +103,22 @@ class TransitionPipelineFastTests(PipelineTesterMixin, unittest.TestCase):
             inputs = {**self.get_dummy_inputs("cpu"), "num_inference_steps": steps}
             self.assertEqual(pipe(**inputs).images[0].shape, (16, 16, 3))
             self.assertEqual(pipe.num_timesteps, steps)
+
+    @require_peft_backend
+    def test_a_lora_counts_as_many_times_as_its_scale_says(self):
+        pipe = self.pipeline_class(**self.get_dummy_components())
+        pipe.set_progress_bar_config(disable=None)
+        for parameter in pipe.transformer.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        inputs = {**self.get_dummy_inputs("cpu"), "output_type": "latent"}
+
+        def draw(**options):
+            return pipe(**{**inputs, "generator": torch.Generator().manual_seed(0)}, **options).images
+
+        without = draw()
+        pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+        self.assertLess((draw(attention_kwargs={"scale": 0.0}) - without).abs().max(), 1e-5)
+        self.assertGreater((draw() - without).abs().max(), 1e-3)
 
     def test_captions_of_a_batch_do_not_change_each_other(self):
         pipe = self.pipeline_class(**self.get_dummy_components())

@@ -21,7 +21,7 @@ from torch import nn
 
 from ...configuration_utils import ConfigMixin, register_to_config
 from ...loaders import PeftAdapterMixin
-from ...utils import logging
+from ...utils import apply_lora_scale, logging
 from ..attention import AttentionMixin, AttentionModuleMixin
 from ..attention_dispatch import dispatch_attention_fn
 from ..modeling_outputs import Transformer2DModelOutput
@@ -384,6 +384,7 @@ class TransitionTransformer2DModel(ModelMixin, AttentionMixin, ConfigMixin, Peft
         angles = torch.cat([axis[:, None] * frequencies for axis in (tokens % stride, tokens // stride)], dim=1)
         return angles.cos(), angles.sin()
 
+    @apply_lora_scale("attention_kwargs")
     def forward(
         self,
         hidden_states: torch.Tensor,
