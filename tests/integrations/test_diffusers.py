@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import hypothesis.strategies as st
+import numpy as np
 import pytest
 import torch
 from helpers import save_guided
+from hypothesis import given
 
 import anystep
 from anystep.pipelines.scheduler import TransitionScheduler
@@ -164,9 +167,43 @@ def test_bad_input_is_refused(theirs: Any) -> None:
         ({"prompt_embeds": torch.zeros(1, 2, 384)}, "one of `prompt`"),
         ({"callback_on_step_end_tensor_inputs": ["x"]}, "callback_on_step_end_tensor_inputs"),
         ({"latents": torch.zeros(1, 32, 4, 4)}, "latents shape"),
+        ({"prompt": []}, "at least one prompt"),
+        ({"prompt": ["a whale"] * 4, "negative_prompt": ["red", "blue"]}, "one for each of 4 prompts, but got 2"),
+        ({"negative_prompt": ["red", "blue"], "num_images_per_prompt": 2}, "one for each of 1 prompts, but got 2"),
+        ({"negative_prompt_embeds": torch.zeros(2, 3, 384)}, "one for each of 1 prompts, but got 2"),
+        ({"negative_prompt": 5}, "`negative_prompt` has to be of type"),
+        ({"guidance_scale": float("nan")}, "`guidance_scale` has to be a finite number from 0 but is nan"),
+        ({"guidance_scale": -1.0}, "`guidance_scale` has to be a finite number from 0 but is -1"),
+        ({"num_inference_steps": 0}, "`num_inference_steps` has to be at least 1 but is 0"),
+        ({"sigmas": []}, "`sigmas` has to hold at least one time"),
+        ({"timesteps": [5000, 500]}, "from 0.0 to 1000.0 but begins with 5000.0 and ends with 500.0"),
     ):
         with pytest.raises(ValueError, match=words):
-            theirs("a whale", num_inference_steps=1, **options)
+            theirs(**{"prompt": "a whale", "num_inference_steps": 1, **options})
+
+
+@pytest.mark.parametrize("name", TRANSPORTS)
+@given(data=st.data())
+def test_times_beyond_those_of_the_transport_are_refused(name: str, upstream: Any, data: st.DataObject) -> None:
+    scheduler = upstream.TransitionScheduler(name)
+    low, high = scheduler.t_min, scheduler.t_max
+    scheduler.set_timesteps(sigmas=[float(np.float32(high)), (low + high) / 2])  # rounded to float32 they are in it
+    assert float(scheduler.sigmas.max()) <= np.float32(high)
+    beyond = data.draw(st.floats(1e-3, 10) | st.floats(-10, -1e-3)) * (high - low)
+    with pytest.raises(ValueError, match="has to be in the range"):
+        scheduler.set_timesteps(sigmas=[beyond + (high if beyond > 0 else low)])
+
+
+def test_a_blank_negative_prompt_is_none(theirs: Any) -> None:
+    plain, blank, other = (
+        theirs(
+            "a whale", num_inference_steps=2, output_type="latent", negative_prompt=negative,
+            generator=torch.Generator().manual_seed(0),
+        ).images
+        for negative in (None, [" "], "red")
+    )  # fmt: skip
+    assert torch.equal(plain, blank)
+    assert not torch.allclose(plain, other, atol=1e-3)
 
 
 def test_nothing_of_anystep_is_imported() -> None:

@@ -183,6 +183,8 @@ class TransitionScheduler(SchedulerMixin, ConfigMixin):
         if sigmas is None and timesteps is None:
             if num_inference_steps is None:
                 raise ValueError("Pass one of `num_inference_steps`, `sigmas` and `timesteps`.")
+            if num_inference_steps < 1:
+                raise ValueError(f"`num_inference_steps` has to be at least 1 but is {num_inference_steps}.")
             plan = self._plan(num_inference_steps)
             steps, tail = plan.get("steps", num_inference_steps), plan.get("tail")
             u = torch.linspace(1, 0 if tail is None else tail, steps + (tail is None), dtype=torch.float64)
@@ -191,8 +193,18 @@ class TransitionScheduler(SchedulerMixin, ConfigMixin):
             if base is not None:
                 shift *= max(1.0, math.sqrt((height or base) * (width or base)) / base)
         else:
-            given = sigmas if timesteps is None else [each / self.config.num_train_timesteps for each in timesteps]
-            begins = (torch.tensor(given, dtype=torch.float64) - self.t_min) / (self.t_max - self.t_min)
+            name, given, unit = "sigmas", sigmas, 1
+            if timesteps is not None:
+                name, given, unit = "timesteps", timesteps, self.config.num_train_timesteps
+            begins = torch.as_tensor(given, dtype=torch.float64) / unit
+            begins = (begins - self.t_min) / (self.t_max - self.t_min)
+            if len(begins) == 0:
+                raise ValueError(f"`{name}` has to hold at least one time but is empty.")
+            if begins.min() < -1e-6 or begins.max() > 1 + 1e-6:  # those of float32 are rounded
+                raise ValueError(
+                    f"`{name}` has to be in the range from {self.t_min * unit} to {self.t_max * unit} but begins with"
+                    f" {float(given[0])} and ends with {float(given[-1])}."
+                )
             u = torch.cat([begins, begins.new_zeros(1)])
         u = shift * u / (1 + (shift - 1) * u)
         # float32 also on devices that have float64: the model is given these very times

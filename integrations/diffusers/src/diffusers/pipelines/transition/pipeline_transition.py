@@ -160,7 +160,8 @@ class TransitionPipeline(DiffusionPipeline):
         Args:
             prompt (`str` or `list[str]`): Prompt to be encoded.
             do_classifier_free_guidance (`bool`, defaults to `True`): Whether to encode what is guided away from.
-            negative_prompt (`str` or `list[str]`, *optional*): What to guide away from; the empty prompt if not given.
+            negative_prompt (`str` or `list[str]`, *optional*):
+                What to guide away from; the empty prompt if not given, or if blank.
             num_images_per_prompt (`int`, defaults to 1): Number of images that are generated for a prompt.
             device (`torch.device`, *optional*): Device for the results.
             prompt_embeds (`torch.Tensor`, *optional*): Pre-generated states, in place of the prompt.
@@ -172,7 +173,7 @@ class TransitionPipeline(DiffusionPipeline):
         Returns:
             `tuple`: States and mask of the prompt, and those of the negative prompt or `None`.
         """
-        device = device or self._execution_device
+        device, negative_prompt = device or self._execution_device, _without_blank(negative_prompt)
         limit = getattr(self.text_encoder.config, "max_position_embeddings", max_sequence_length)
         max_sequence_length = min(max_sequence_length, limit)
         if prompt_embeds is None:
@@ -216,6 +217,7 @@ class TransitionPipeline(DiffusionPipeline):
         prompt_embeds=None,
         negative_prompt_embeds=None,
         callback_on_step_end_tensor_inputs=None,
+        guidance_scale=None,
     ):
         multiple = self.vae_scale_factor * self.transformer.config.patch_size
         if height % multiple != 0 or width % multiple != 0:
@@ -231,8 +233,23 @@ class TransitionPipeline(DiffusionPipeline):
             raise ValueError("Provide one of `prompt` and `prompt_embeds`.")
         if prompt is not None and not isinstance(prompt, (str, list)):
             raise ValueError(f"`prompt` has to be of type `str` or `list` but is {type(prompt)}")
+        if isinstance(prompt, list) and not prompt:
+            raise ValueError("`prompt` has to hold at least one prompt but is empty.")
         if negative_prompt is not None and negative_prompt_embeds is not None:
             raise ValueError("Provide one of `negative_prompt` and `negative_prompt_embeds`.")
+        if negative_prompt is not None and not isinstance(negative_prompt, (str, list)):
+            raise ValueError(f"`negative_prompt` has to be of type `str` or `list` but is {type(negative_prompt)}")
+        count, negatives = (
+            1 if isinstance(given, str) else len(given)
+            for given in (
+                prompt_embeds if prompt is None else prompt,
+                next((each for each in (negative_prompt, negative_prompt_embeds) if each is not None), ""),
+            )
+        )
+        if negatives not in (1, count):
+            raise ValueError(f"Expected one negative prompt, or one for each of {count} prompts, but got {negatives}.")
+        if guidance_scale is not None and not 0 <= guidance_scale < float("inf"):
+            raise ValueError(f"`guidance_scale` has to be a finite number from 0 but is {guidance_scale}.")
 
     def prepare_latents(self, batch_size, num_channels, height, width, device, generator, latents=None):
         shape = (batch_size, num_channels, height // self.vae_scale_factor, width // self.vae_scale_factor)
@@ -317,7 +334,8 @@ class TransitionPipeline(DiffusionPipeline):
             guidance_scale (`float`, *optional*):
                 Scale of classifier-free guidance; 1 and below mean none. That of the pipeline's config by default.
             guidance_interval (`tuple[float, float]`, *optional*): Closed interval of times in which to guide.
-            negative_prompt (`str` or `list[str]`, *optional*): What to guide away from in place of the empty prompt.
+            negative_prompt (`str` or `list[str]`, *optional*):
+                What to guide away from in place of the empty prompt; a blank one is none.
             num_images_per_prompt (`int`, defaults to 1): The number of images to generate per prompt.
             generator (`torch.Generator` or `list[torch.Generator]`, *optional*): To make generation deterministic.
             latents (`torch.Tensor`, *optional*): Noise to begin with.
@@ -351,9 +369,11 @@ class TransitionPipeline(DiffusionPipeline):
             prompt_embeds,
             negative_prompt_embeds,
             callback_on_step_end_tensor_inputs,
+            guidance_scale,
         )
         self._guidance_scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
         # a transformer that reads the scale needs no second evaluation, unless there is something to guide away from
+        negative_prompt = _without_blank(negative_prompt)
         negative = negative_prompt is not None or negative_prompt_embeds is not None
         self._guidance_embedded = self.transformer.config.guidance_embed and not negative
         self._attention_kwargs = attention_kwargs
@@ -473,6 +493,12 @@ class TransitionPipeline(DiffusionPipeline):
         if not return_dict:
             return (image,)
         return ImagePipelineOutput(images=image)
+
+
+def _without_blank(negative_prompt):
+    """`None` for a negative prompt that is blank, or several of which all are: the empty one is guided away from."""
+    prompts = [negative_prompt] if isinstance(negative_prompt, str) else negative_prompt or []
+    return negative_prompt if any(prompt.strip() for prompt in prompts) else None
 
 
 def _concatenate(states, masks):
