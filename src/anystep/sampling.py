@@ -6,10 +6,10 @@ What is best for 2 evaluations is not for 64: a `StepPlan` says what a budget is
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from functools import cache, partial
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -210,13 +210,14 @@ def guided(
     interval: tuple[float, float] | None = None,
     embedded: bool = False,
     one_batch: bool = True,
+    state: Callable[[], Hashable] = lambda: None,
     **options: Any,
 ) -> Callable[[Sample, float, float], Prediction]:
     """The function f(x, t, r) of a network with its condition and classifier-free guidance.
 
     Args:
         network: `network(x, c_noise(t), c_noise(r), condition, mask, **options)` -> F. If it has `encode_condition(
-            condition, mask)`, that is called once and its answer stands for the condition in every evaluation.
+            condition, mask)`, that is called once for each `state`, and its answer stands for the condition.
         condition, null: the condition and the empty one, one row a sample, each with its mask or None. The empty one is
             needed where the scale is above 1.
         scale: g in F_null + g (F_cond - F_null); 1 and below mean unguided, at one evaluation. Or a function that gives
@@ -227,6 +228,7 @@ def guided(
             prompt, it is guided away from as in other networks, with both evaluations told a scale of 1.
         one_batch: evaluate the condition and the empty one of a guided step as one batch where they can be (see
             `joined`), which is faster for few tokens; else one after the other, in half the memory.
+        state: gives what the network is like now, as far as it may change on the way, such as its adapters.
 
     Raises:
         InputError: no scale, or one above 1 without a null condition.
@@ -239,11 +241,10 @@ def guided(
         raise InputError(f"guidance {current_scale()} needs a null condition")
     low, high = interval or (-math.inf, math.inf)
     encode = getattr(network, "encode_condition", lambda condition, mask: condition)
-
     both = joined(network, condition, null) if one_batch and null is not None else None
 
-    @cache
-    def encoded(which: str) -> tuple[Any, Tensor | None]:
+    @lru_cache(2)  # a call makes two kinds of evaluations at most
+    def encoded(which: str, now: Hashable) -> tuple[Any, Tensor | None]:
         states, mask = {"condition": condition, "null": null, "both": both}[which] or condition
         return encode(states, mask), mask
 
@@ -258,7 +259,7 @@ def guided(
             times = [transport.c_noise(_times(time, len(x), x.device)) for time in (t, r)]
             caching = getattr(network, "is_cache_enabled", False)  # of diffusers, by the name of the evaluation
             with network.cache_context(which) if caching else nullcontext():
-                answer: Tensor = network(x, *times, *encoded(which), **options, **told)
+                answer: Tensor = network(x, *times, *encoded(which, state()), **options, **told)
             return answer.float()
 
         if at_once or not is_guided(g):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_latents_close, offload_layers
+from helpers import PROMPTS, assert_latents_close, offload_layers
 from helpers import draw_latents as draw
 from peft import LoraConfig, get_peft_model_state_dict
 
@@ -16,6 +16,7 @@ from anystep.codecs.codec import AutoencoderCodec
 from anystep.errors import InputError
 from anystep.models.lora import LORA_FILE, adapter_parameters, add_lora, lora_of, write_lora
 from anystep.pipelines.lora import find_lora
+from anystep.sampling import guided, sample
 
 
 def loaded(folder: Path) -> Any:
@@ -96,6 +97,45 @@ def test_a_call_scales_adapters_for_itself_alone(tiny_model: Path, adapters: lis
     pipeline.set_adapters("default_0", 0.25)
     assert torch.equal(draw(pipeline, attention_kwargs={"scale": 2.0}), half)
     assert torch.equal(draw(type(pipeline).from_pipe(pipeline), attention_kwargs={"scale": 2.0}), half)
+
+
+@pytest.mark.parametrize("layers", [["caption_attn.to_k", "caption_attn.to_v"], ["to_q", "to_k"]])
+def test_a_callback_may_change_adapters(tiny_model: Path, layers: list[str]) -> None:
+    """The steps after it are those of a call that goes on from there with such adapters."""
+    pipeline = loaded(tiny_model)
+    add_lora(pipeline.transformer, 2, 8.0, layers)
+    for value in adapter_parameters(pipeline.transformer).values():
+        torch.nn.init.normal_(value, std=0.3)
+    changes = {
+        "weighed": lambda pipe: pipe.set_adapters(["default"], [-0.5]),
+        "off": lambda pipe: pipe.disable_lora(),
+        "on": lambda pipe: pipe.enable_lora(),
+        "merged": lambda pipe: pipe.fuse_lora(),
+        "gone": lambda pipe: (pipe.unfuse_lora(), pipe.unload_lora_weights()),
+    }
+    for name, change in changes.items():
+        between: list[torch.Tensor] = []
+
+        def look(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> None:
+            if step == 0:
+                between.append(tensors["latents"])  # noqa: B023
+                change(pipe)  # noqa: B023
+
+        times = pipeline.schedule.times(2, plan="uniform").tolist()
+        found = draw(pipeline, sigmas=times[:-1], callback_on_step_end=look)
+        embeds = pipeline.encode_prompt(PROMPTS)
+        predict = guided(pipeline.transformer, pipeline.schedule.transport, embeds[:2], embeds[2:], 1.5, mask_text=True)
+        wanted = sample(predict, pipeline.schedule.transport, between[0], times[1:]).sample
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4, msg=name)
+
+
+def test_a_scale_of_a_fused_adapter_is_refused(tiny_model: Path, adapters: list[Path]) -> None:
+    pipeline = loaded(tiny_model)
+    pipeline.load_lora_weights(adapters[0])
+    pipeline.fuse_lora()
+    assert torch.equal(draw(pipeline, attention_kwargs={"scale": 1.0}), draw(pipeline))
+    with pytest.raises(InputError, match=r"scale 0: the LoRA is fused: unfuse_lora\(\) first"):
+        draw(pipeline, attention_kwargs={"scale": 0.0})
 
 
 def test_threads_with_other_scales_do_not_see_each_other(tiny_model: Path, adapters: list[Path]) -> None:

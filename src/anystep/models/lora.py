@@ -99,6 +99,24 @@ def adapter_names(network: nn.Module) -> list[str]:
     return list(getattr(network, "peft_config", {}))
 
 
+def adapter_state(network: nn.Module) -> tuple[Any, ...]:
+    """What callbacks may change of a network's adapters: which there are, how scaled, active and merged."""
+    if not adapter_names(network):
+        return ()
+    from peft.tuners.lora import LoraLayer
+
+    return tuple(
+        (each.disable_adapters, *each.scaling.items(), *each.active_adapters, None, *each.merged_adapters)
+        for each in network.modules()
+        if isinstance(each, LoraLayer)
+    )
+
+
+def is_fused(network: nn.Module) -> bool:
+    """Whether adapters are merged into a network's weights."""
+    return any(getattr(module, "merged_adapters", None) for module in network.modules())
+
+
 def lora_of(network: Any, adapter: str | None = None) -> Lora:
     """The adapter that a network carries, by its name where there are several.
 

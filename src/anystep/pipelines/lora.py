@@ -20,6 +20,7 @@ from anystep.models.lora import (
     Lora,
     adapter_names,
     check_lora,
+    is_fused,
     lora_of,
     parse_lora,
     read_lora,
@@ -129,7 +130,7 @@ class LoraLoading(LoraBaseMixin):
         """The `scale` of a call's `attention_kwargs`; None where none is given.
 
         Raises:
-            InputError: anything else in there, no number, or no adapter that it could scale.
+            InputError: anything else in there, no number, no adapter that it could scale, or one that is fused.
         """
         if attention_kwargs is None:
             return None
@@ -143,6 +144,9 @@ class LoraLoading(LoraBaseMixin):
         scale = float(check("attention_kwargs scale", attention_kwargs["scale"], Real))
         if not adapter_names(self.transformer):
             raise InputError(f"attention_kwargs scale {scale:g}: no LoRA is loaded that it could scale")
+        if scale != 1.0 and is_fused(self.transformer):
+            how = "unfuse_lora() first, or fuse_lora(lora_scale=...)"
+            raise InputError(f"attention_kwargs scale {scale:g}: the LoRA is fused: {how}")
         return scale
 
     def lora_scaled(self, scale: float | None) -> Any:

@@ -15,6 +15,7 @@ from anystep import bounds
 from anystep.bounds import check, shown
 from anystep.errors import InputError
 from anystep.models.flow_map import Network
+from anystep.models.lora import adapter_state
 from anystep.pipelines import inputs
 from anystep.pipelines.calls import Call, CallState
 from anystep.pipelines.images import OUTPUT_TYPES, ImageCoding
@@ -335,6 +336,7 @@ class TransitionPipeline(CallState, PromptEncoding, ImageCoding, LoraLoading, Sa
         predict = guided(
             self.transformer, transport, embeds[:2], embeds[2:] if twice else None, lambda: call.guidance,
             self._guided_times(options.guidance_interval), self.guidance_embedded, guidance_in_one_batch,
+            lambda: adapter_state(self.transformer),
             rope_scaling=options.rope_scaling, key_grid=options.key_grid, mask_text=True,
         )  # fmt: skip
         with self._running(call), self.lora_scaled(lora_scale), self.progress_bar(total=call.steps) as progress:
