@@ -17,6 +17,7 @@ CATEGORY = "anystep"
 FOLDER = "anystep"  # of ComfyUI's models, with a folder for each model
 LARGEST_SEED = 2**62 - 1 - 4096
 LATEST = 100000.0  # time, beyond those of every transport
+EMPTY = "anystep_empty"  # marks the condition of no caption, which is guided away from anyway
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
@@ -48,7 +49,7 @@ class AnystepLoader:
 
 
 class AnystepEncode:
-    """A caption, or the name or number of a class, as a condition."""
+    """A caption, or the name or number of a class, as a condition; blank text is the empty condition."""
 
     CATEGORY, FUNCTION = CATEGORY, "encode"
     RETURN_TYPES = ("CONDITIONING",)
@@ -60,6 +61,9 @@ class AnystepEncode:
         return {"required": {"model": ("ANYSTEP_MODEL",), "text": text}}
 
     def encode(self, model: Any, text: str) -> tuple[Any]:
+        if not text.strip():
+            states, mask = model.conditioner.null(1)
+            return ([[states, {"attention_mask": mask, EMPTY: True}]],)
         encoded = model.encode_prompt(text, do_classifier_free_guidance=False)
         return ([[encoded.prompt_embeds, {"attention_mask": encoded.prompt_attention_mask}]],)
 
@@ -127,13 +131,13 @@ class AnystepSampler:
         labels, condition = None, {}
         if model.transformer.config.num_classes is None:
             condition = states_of("prompt", positive)
-            if negative is not None and guidance > 1:
+            if negative is not None and guidance > 1 and EMPTY not in negative[0][1]:
                 condition |= states_of("negative_prompt", negative)
         else:
             labels = positive[0][0].tolist()
-        options: dict[str, Any] = {"plan": plan} if sigmas is None else {"sigmas": sigmas[:-1]}  # the last is the end
+        options: dict[str, Any] = {"plan": plan} if sigmas is None else {"sigmas": begins_of(sigmas, model)}
         if image is not None:
-            options["image"] = list(image.movedim(-1, 1).cpu())
+            options["image"] = list(image.movedim(-1, 1).clamp(0, 1).cpu())  # nodes that resize go beyond
             options |= {"strength": denoise} if sigmas is None else {}
         if (guide_from, guide_to) != (0.0, LATEST):
             options["guidance_interval"] = (guide_from, guide_to)
@@ -154,6 +158,17 @@ def states_of(name: str, conditioning: Any) -> dict[str, torch.Tensor | None]:
     if others:
         raise ValueError(f"{name}: {len(conditioning)} conditions were combined, and a transition model reads one")
     return {f"{name}_embeds": states, f"{name}_attention_mask": more.get("attention_mask")}
+
+
+def begins_of(sigmas: torch.Tensor, model: Any) -> torch.Tensor:
+    """The times at which steps begin, of those that end where images are finished."""
+    end = model.schedule.transport.t_min
+    if len(sigmas) < 2 or float(sigmas[-1]) > end + 1e-6:
+        raise ValueError(
+            f"sigmas {[round(each, 4) for each in sigmas.tolist()]}: expected two or more that end at {end:g}; this "
+            "sampler goes all the way, so the high sigmas of SplitSigmas are none for it"
+        )
+    return sigmas[:-1]
 
 
 class AnystepDecode:

@@ -51,7 +51,17 @@ def test_negatives_times_and_images_reach_the_pipeline(comfy_nodes: dict[str, An
     image = torch.rand(1, 64, 96, 3, generator=torch.Generator().manual_seed(0))
     for inputs, options in (
         ({"negative": negative}, {"num_inference_steps": 3, "plan": "uniform", "negative_prompt": "blue"}),
+        ({"negative": encode(model, " ")[0]}, {"num_inference_steps": 3, "plan": "uniform"}),
         ({"sigmas": torch.tensor([1.0, 0.4, 0.0])}, {"sigmas": [1.0, 0.4]}),
+        (
+            {"image": 1.2 * image - 0.1, "denoise": 0.5},
+            {
+                "num_inference_steps": 3,
+                "plan": "uniform",
+                "strength": 0.5,
+                "image": (1.2 * image - 0.1).clamp(0, 1).movedim(-1, 1),
+            },
+        ),
         (
             {"image": image, "denoise": 0.5},
             {"num_inference_steps": 3, "plan": "uniform", "image": image.movedim(-1, 1), "strength": 0.5},
@@ -60,6 +70,18 @@ def test_negatives_times_and_images_reach_the_pipeline(comfy_nodes: dict[str, An
         found = sampler.sample(model, positive, **given, **inputs)[0]["samples"]
         wanted = pipeline(caption, **common, **options).images
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_blank_text_is_the_empty_condition(comfy_nodes: dict[str, Any], pipeline: Any) -> None:
+    ((states, more),) = comfy_nodes["AnystepEncode"]().encode(pipeline, "")[0]
+    given = {"seed": 5, "steps": 2, "guidance": 1.0, "width": 64, "height": 64, "batch_size": 1, "plan": "model"}
+    found = comfy_nodes["AnystepSampler"]().sample(pipeline, [[states, more]], **given)[0]["samples"]
+    empty = pipeline.encode_prompt("a whale", do_classifier_free_guidance=True)
+    wanted = pipeline(
+        prompt_embeds=empty.negative_prompt_embeds, prompt_attention_mask=empty.negative_prompt_attention_mask,
+        num_inference_steps=2, guidance_scale=1.0, seeds=[5], output_type="latent",
+    ).images  # fmt: skip
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_models_below_the_folder_of_models_are_offered(
@@ -89,6 +111,9 @@ def test_bad_input_is_one_line(comfy_nodes: dict[str, Any], pipeline: Any) -> No
     sample, one = comfy_nodes["AnystepSampler"]().sample, [torch.zeros(1, 2, 384), {}]
     with pytest.raises(ValueError, match="size 64x68: both sides must be multiples of 8"):
         sample(pipeline, [one], 0, 1, 1.0, 64, 68, 1, "model")
+    for sigmas in ([1.0, 0.75, 0.5], [0.0], []):
+        with pytest.raises(ValueError, match="expected two or more that end at 0"):
+            sample(pipeline, [one], 0, 1, 1.0, 64, 64, 1, "model", sigmas=torch.tensor(sigmas))
     with pytest.raises(ValueError, match="2 conditions were combined"):
         sample(pipeline, [one, one], 0, 1, 1.0, 64, 64, 1, "model")
 
