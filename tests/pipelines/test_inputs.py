@@ -87,6 +87,8 @@ from anystep.sampling import StepPlan
         ({"seeds": [1, 2]}, "2 seeds for 1 images"),
         ({"seeds": [2**70]}, "seed 1180591620717411303424: expected"),
         ({"generator": [torch.Generator()] * 2, "seeds": None}, "2 generators for 1 images"),
+        ({"generator": [None], "seeds": None}, r"generator \[None\]: expected a torch.Generator, or a list"),
+        ({"generator": torch.Generator()}, "seeds and generator: give one of them"),
         ({"latents": torch.zeros(1, 4, 5, 5)}, r"latents of shape \(1, 4, 5, 5\)"),
         ({"guidance_scale": float("nan")}, "guidance_scale nan: expected a number from 0"),
         ({"guidance_scale": -0.5}, "guidance_scale -0.5: expected a number from 0"),

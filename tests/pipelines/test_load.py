@@ -68,6 +68,8 @@ def test_numbers_of_numpy_are_numbers(model: Model) -> None:
         ({"prompt": 1.5}, "prompt 1.5: expected one, or a list of them"),
         ({"prompt": None}, "prompt None: expected one, or a list of them"),
         ({"prompt": []}, "no prompt given"),
+        ({"generator": torch.Generator()}, "generator: a model takes `seed` in its place"),
+        ({"num_inference_steps": 3}, "num_inference_steps: a model takes `steps` in its place"),
     ],
 )
 def test_what_cannot_be_drawn_is_one_line(model: Model, options: dict[str, Any], message: str) -> None:

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 else:  # `generate` checks them itself, and takes the numbers of numpy
     Prompts = Seeds = Whole = Size = Any
 
+# what arguments of a pipeline are called here
+OWN_NAMES = {"num_inference_steps": "steps", "guidance_scale": "guidance", "height": "size", "width": "size",
+             "seeds": "seed", "generator": "seed"}  # fmt: skip
+
 
 class Output(NamedTuple):
     """Images in the form asked for, and the steps made and network evaluations (NFE) spent on each."""
@@ -162,13 +166,17 @@ class ImageModel(ABC):
             size: (width, height) in pixels; the training size when None.
             guidance: guidance scale; 1 and below mean unguided, None the model's default.
             num_images_per_prompt: with one seed, the further images of a prompt have the seeds after it.
-            options: further arguments of the pipeline's `__call__`, such as `plan`.
+            options: further arguments of the pipeline's `__call__`, such as `plan`; `seed`, `steps`, `size` and
+                `guidance` stand for those that it has for these.
 
         Raises:
             InputError: what cannot be drawn, in one line.
         """
         if not isinstance(prompt, Integral | Iterable):
             raise InputError(f"prompt {shown(prompt)}: expected one, or a list of them")
+        for theirs, name in OWN_NAMES.items():
+            if theirs in options:
+                raise InputError(f"{theirs}: a model takes `{name}` in its place")
         prompts = listed(prompt)
         steps = check("steps", steps, SamplingSteps)
         each = check("num_images_per_prompt", num_images_per_prompt, Count)

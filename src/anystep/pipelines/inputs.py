@@ -177,8 +177,8 @@ def check_latents(latents: Any, shape: Sequence[int]) -> None:
 
 def check_generator(generator: Any, count: int) -> None:
     """Refuse what is neither None, one generator, nor a list of one an image."""
-    each = generator if isinstance(generator, list) else [generator]
-    if not all(isinstance(one, torch.Generator | None) for one in each):
+    each = generator if isinstance(generator, list) else [] if generator is None else [generator]
+    if not all(isinstance(one, torch.Generator) for one in each):
         raise InputError(f"generator {shown(generator)}: expected a torch.Generator, or a list of one an image")
     if isinstance(generator, list) and len(generator) != count:
         raise InputError(f"{len(generator)} generators for {count} images: expected one each")

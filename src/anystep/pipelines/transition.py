@@ -183,6 +183,9 @@ class TransitionPipeline(CallState, PromptEncoding, ImageCoding, LoraLoading, Sa
         self, shape: Sequence[int], generator: Any, seeds: Sequence[int] | None, latents: Any, device: Any
     ) -> Tensor:
         """Noise of that shape: `latents` as they are, else one CPU generator a seed, else diffusers' generators."""
+        if seeds is not None and generator is not None:
+            raise InputError("seeds and generator: give one of them")
+        inputs.check_generator(generator, shape[0])
         if latents is not None:
             inputs.check_latents(latents, shape)
             return latents.to(device, torch.float32)
@@ -190,7 +193,6 @@ class TransitionPipeline(CallState, PromptEncoding, ImageCoding, LoraLoading, Sa
             if len(seeds) != shape[0]:
                 raise InputError(f"{len(seeds)} seeds for {shape[0]} images: expected one each")
             return noise(shape[1:], seeds).to(device)
-        inputs.check_generator(generator, shape[0])
         return randn_tensor(tuple(shape), generator=generator, device=torch.device(device), dtype=torch.float32)
 
     def _evaluates_twice(self, prompts: Prompts, guidance: float) -> bool:
@@ -248,8 +250,8 @@ class TransitionPipeline(CallState, PromptEncoding, ImageCoding, LoraLoading, Sa
                 not told the scale. A plan may make fewer.
             guidance_scale: 1 and below mean unguided; the model's own default when None.
             guidance_interval: closed interval of t in which to guide.
-            generator, seeds, latents: where the noise comes from. A seed gives the same image on every device and in
-                every batch.
+            generator, seeds, latents: where the noise comes from; a generator or seeds. A seed gives the same image on
+                every device and in every batch.
             stochasticity: of `anystep.sampling.sample`, in place of the plan's. Fresh noise belongs to the seeds, or
                 comes from the generator. Without a plan 1 for a consistency model, else 0.
             shift: of the times beside the model's own, in place of the plan's.
