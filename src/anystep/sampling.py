@@ -231,14 +231,8 @@ def guided(
         state: gives what the network is like now, as far as it may change on the way, such as its adapters.
 
     Raises:
-        InputError: no scale, or one above 1 without a null condition.
+        InputError: by f: no scale, or one above 1 without a null condition.
     """
-
-    def current_scale() -> float:
-        return float(bounds.check("guidance", scale() if callable(scale) else scale, bounds.Guidance))
-
-    if is_guided(current_scale()) and null is None and not embedded:
-        raise InputError(f"guidance {current_scale()} needs a null condition")
     low, high = interval or (-math.inf, math.inf)
     encode = getattr(network, "encode_condition", lambda condition, mask: condition)
     both = joined(network, condition, null) if one_batch and null is not None else None
@@ -249,9 +243,10 @@ def guided(
         return encode(states, mask), mask
 
     def f(x: Sample, t: float, r: float) -> Prediction:
-        g = current_scale()
-        if not (is_guided(g) and low <= t <= high and (embedded or null is not None)):
-            g = 1.0
+        g = float(bounds.check("guidance", scale() if callable(scale) else scale, bounds.Guidance))
+        if is_guided(g) and null is None and not embedded:
+            raise InputError(f"guidance {g:g} needs a null condition: a call that begins with 1 or below has none")
+        g = g if is_guided(g) and low <= t <= high else 1.0
         at_once = embedded and null is None
 
         def evaluate(which: str, x: Sample) -> Tensor:

@@ -194,6 +194,16 @@ def test_times_beyond_those_of_the_transport_are_refused(name: str, upstream: An
         scheduler.set_timesteps(sigmas=[beyond + (high if beyond > 0 else low)])
 
 
+def test_guidance_that_a_call_began_without_cannot_be_raised(theirs: Any) -> None:
+    def raise_it(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        pipe._guidance_scale = 3.0
+        return {}
+
+    words = {"negative_prompt": "red", "num_inference_steps": 2, "output_type": "latent"}
+    with pytest.raises(ValueError, match="cannot be guided later"):
+        theirs("a whale", guidance_scale=1.0, callback_on_step_end=raise_it, **words)
+
+
 def test_a_blank_negative_prompt_is_none(theirs: Any) -> None:
     plain, blank, other = (
         theirs(

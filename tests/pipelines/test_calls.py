@@ -51,8 +51,32 @@ def test_what_is_seen_by_a_callback_is_what_it_asked_for(pipeline: TransitionPip
             callback_on_step_end_tensor_inputs=asked,
         )
         assert seen == [set(asked)] * 2
-    with pytest.raises(InputError, match="a callback returned"):
-        draw(pipeline, callback_on_step_end=lambda p, i, t, k: {"latents": torch.zeros(1)})
+    before = draw(pipeline)
+    for allowed in (lambda k: k, lambda k: {name: value[-1:] for name, value in k.items() if "embeds" in name}):
+        returned = draw(
+            pipeline,
+            callback_on_step_end=lambda p, i, t, k: allowed({**k, "prompt_embeds": k["prompt_embeds"].clone()}),  # noqa: B023
+            callback_on_step_end_tensor_inputs=every,
+        )
+        assert torch.equal(returned, before)
+    for changed, message in (
+        ({"latents": torch.zeros(1)}, "a callback returned"),
+        ({"latent": before}, "a callback returned 'latent': expected a dict with some of"),
+        ({"prompt_embeds": torch.zeros(3, 5, 384)}, "a callback returned other prompt_embeds: a call draws what it"),
+        ({"negative_prompt_embeds": None}, "a callback returned other negative_prompt_embeds"),
+    ):
+        with pytest.raises(InputError, match=message):
+            draw(pipeline, callback_on_step_end=lambda p, i, t, k: changed)  # noqa: B023
+
+
+def test_guidance_that_a_call_began_without_cannot_be_raised(pipeline: TransitionPipeline) -> None:
+    def raise_to(pipe: TransitionPipeline, step: int, timestep: float, tensors: dict[str, Any]) -> None:
+        pipe.guidance_scale = 3.0
+
+    words: dict[str, Any] = {"num_inference_steps": 2, "seeds": [0], "callback_on_step_end": raise_to}
+    with pytest.raises(InputError, match="guidance 3 needs a null condition: a call that begins with 1 or below has"):
+        pipeline(PROMPTS[0], guidance_scale=1.0, **words)
+    assert pipeline(PROMPTS[0], guidance_scale=1.5, **words).nfe == 4
 
 
 def test_a_callback_of_diffusers_ends_guidance_early(pipeline: TransitionPipeline) -> None:

@@ -103,7 +103,7 @@ class CallState:
                 known = {"latents": step.x, **embeds}
                 tensors = {name: step.clean if name == CLEAN else known[name] for name in options.callback_tensors}
                 changed = options.callback(self, step.index, timesteps[step.index], tensors)
-                latents = None if changed is None else latents_of(changed, step.x)
+                latents = None if changed is None else latents_of(changed, known)
             if call.interrupted:
                 raise StopSampling
             return latents

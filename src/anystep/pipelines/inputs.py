@@ -184,9 +184,19 @@ def check_generator(generator: Any, count: int) -> None:
         raise InputError(f"{len(generator)} generators for {count} images: expected one each")
 
 
-def latents_of(changed: Any, x: Tensor) -> Tensor | None:
-    """The latents that a callback wants to go on with, or None."""
-    latents = changed.get("latents") if isinstance(changed, Mapping) else changed
+def latents_of(changed: Any, given: Mapping[str, Any]) -> Tensor | None:
+    """The latents that a callback wants to go on with, or None.
+
+    It may return the other tensors that it was given, of embeds also the last rows alone, as callbacks of diffusers do.
+    """
+    for name, value in changed.items() if isinstance(changed, Mapping) else ():
+        if name not in CALLBACK_TENSORS:
+            raise InputError(f"a callback returned {shown(name)}: expected a dict with some of {CALLBACK_TENSORS}")
+        if name.endswith("_embeds") and value is not (embeds := given[name]):
+            rows = value if isinstance(value, Tensor) and isinstance(embeds, Tensor) else None
+            if rows is None or not torch.equal(rows, embeds[max(0, len(embeds) - len(rows)) :]):
+                raise InputError(f"a callback returned other {name}: a call draws what it began with to its end")
+    x, latents = given["latents"], changed.get("latents") if isinstance(changed, Mapping) else changed
     if latents is not None and (not isinstance(latents, Tensor) or latents.shape != x.shape):
         raise InputError(f"a callback returned {shown(changed)}: expected a dict with latents of {tuple(x.shape)}")
     return None if latents is None else latents.to(x)

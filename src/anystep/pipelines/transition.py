@@ -269,7 +269,8 @@ class TransitionPipeline(CallState, PromptEncoding, ImageCoding, LoraLoading, Sa
             output_type: `pil`; `np` (batch, height, width, 3) or `pt` (batch, 3, height, width) in [0, 1]; `latent`.
             callback_on_step_end: called as (pipeline, step, timestep, tensors) after each step, with the timestep that
                 the step began at; or a callback of diffusers. It may return {"latents": ...} to go on with, may set
-                `pipeline.interrupt` to stop, and `pipeline.guidance_scale` of the steps to come.
+                `pipeline.interrupt` to stop, and `pipeline.guidance_scale` of the steps to come, which a network that
+                is not told the scale can only raise above 1 where the call began above 1.
             callback_on_step_end_tensor_inputs: what it is given, of `latents`, `prompt_embeds`,
                 `negative_prompt_embeds` and `pred_original_sample`, the latents that the image would have by now.
             negative_prompt: what to guide away from in place of the empty prompt, one for all or one each; a blank one

@@ -430,6 +430,8 @@ class TransitionPipeline(DiffusionPipeline):
                 velocity = time - end <= short
                 inside = low < time < high if self.config.open_guidance_interval else low <= time <= high
                 twice = self.do_classifier_free_guidance and inside
+                if twice and not guided:
+                    raise ValueError("A call that began with a `guidance_scale` of 1 or below cannot be guided later.")
                 model_input = torch.cat([latents] * 2) if twice else latents
                 t_batch, r_batch = (
                     self.scheduler.c_noise(each * scale).expand(len(model_input))
