@@ -353,6 +353,9 @@ def test_memory_follows_a_path_only_as_long_as_it_is_the_same() -> None:
     assert torch.equal(curved(memory=True, **noisy), curved(**noisy))  # fresh noise is another path
     moved: dict[str, Any] = {"velocity_below": 1.0, "callback": lambda step: step.x + 0.01}
     assert torch.equal(curved(memory=True, **moved), curved(**moved))
+    moved["callback"] = lambda step: step.x.copy_(step.x + 0.01)  # where it is
+    assert torch.equal(curved(memory=True, **moved), curved(**moved))
+    assert torch.equal(curved(memory=True, velocity_below=1.0, callback=lambda step: step.x.clone()), with_memory)
     inside: dict[str, Any] = {"velocity_below": 1.0, "null": torch.ones(3, 1), "scale": 2.0}
     inside |= {"times": [1.0, 0.6, 0.0], "interval": (0.5, 0.9)}
     assert torch.equal(curved(memory=True, **inside), curved(**inside))  # the second jump is guided, the first is not

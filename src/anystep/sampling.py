@@ -375,12 +375,13 @@ def sample(
             fresh = _noise(x.shape[1:], generators).to(x)
             x, before = transport.renoise(x, at(r), at(t_next), fresh), None
         if callback is not None:
+            kept = x.clone() if before else None  # the callback may write into x
             try:
                 changed = callback(Step(i, t, t_next, x, estimate))
             except StopSampling:
                 return Sampled(x, i + 1, nfe)
-            if changed is not None and changed is not x:
-                x, before = changed, None
+            x = x if changed is None else changed
+            before = before if kept is not None and torch.equal(x, kept) else None
     return Sampled(x, len(times) - 1, nfe)
 
 

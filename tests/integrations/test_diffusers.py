@@ -133,6 +133,30 @@ def test_pictures_and_what_callbacks_see_are_the_same(ours: Any, theirs: Any) ->
     assert seen[:2] == seen[2:] == [(step, float(t), names) for step, t in enumerate(begins)]
 
 
+def test_memory_of_a_plan_is_forgotten_where_a_callback_changes_latents(
+    theirs: Any, upstream: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def edits(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        return {"latents": tensors["latents"] * 0.9}
+
+    def edits_in_place(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        tensors["latents"].mul_(0.9)
+        return {}
+
+    def copies(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        return {"latents": tensors["latents"].clone()}
+
+    plan = {"steps": 3, "velocity_below": 1.0, "memory": True}
+    monkeypatch.setattr(theirs, "scheduler", upstream.TransitionScheduler(plans={"3": plan}))
+    words = {"num_inference_steps": 3, "output_type": "latent", "latents": noise((32, 8, 8), [5])}
+    callbacks = (None, copies, edits, edits_in_place)
+    plain, copied, edited, in_place = (
+        theirs("a whale", callback_on_step_end=each, **words).images for each in callbacks
+    )
+    assert torch.equal(plain, copied)
+    assert torch.equal(edited, in_place)
+
+
 def test_what_is_saved_by_one_is_loaded_by_diffusers(theirs: Any, tmp_path: Path) -> None:
     theirs.save_pretrained(tmp_path)
     loaded = diffusers.DiffusionPipeline.from_pretrained(tmp_path)

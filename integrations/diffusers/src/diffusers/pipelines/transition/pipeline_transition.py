@@ -475,9 +475,10 @@ class TransitionPipeline(DiffusionPipeline):
                         "negative_prompt_embeds": negative_prompt_embeds,
                     }
                     callback_kwargs = {k: tensors[k] for k in callback_on_step_end_tensor_inputs}
+                    kept = latents.clone() if before else None  # the callback may write into them
                     callback_outputs = callback_on_step_end(self, i, t, callback_kwargs)
-                    changed = callback_outputs.pop("latents", latents)
-                    latents, before = changed, before if changed is latents else None
+                    latents = callback_outputs.pop("latents", latents)
+                    before = before if kept is not None and torch.equal(latents, kept) else None
 
                 progress_bar.update()
                 if XLA_AVAILABLE:
