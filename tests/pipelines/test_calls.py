@@ -1,5 +1,6 @@
 """Callbacks, and calls of several threads."""
 
+import inspect
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 from typing import Any
@@ -130,6 +131,31 @@ def test_a_callback_stops_its_own_call_alone(pipeline: TransitionPipeline) -> No
         pipeline.interrupt = True  # of a thread that draws nothing: a server that shuts down
         go_on.set()
         assert slow.result().nfe == 1
+
+
+def test_a_call_is_stopped_before_its_first_step_too(
+    pipeline: TransitionPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoding, go_on, real = Event(), Event(), pipeline._encode
+
+    def slow(*arguments: Any) -> Any:
+        encoding.set()
+        assert go_on.wait(60)
+        return real(*arguments)
+
+    monkeypatch.setattr(pipeline, "_encode", slow)
+    latents = torch.randn(1, 4, 4, 4)
+    with ThreadPoolExecutor(1) as pool:
+        drawn = pool.submit(pipeline, PROMPTS[0], latents=latents, num_inference_steps=3, output_type="latent")
+        assert encoding.wait(60)
+        pipeline.interrupt = True
+        go_on.set()
+        output: Any = drawn.result()
+    assert (output.nfe, output.steps) == (0, 0)
+    assert torch.equal(output.images, latents)
+    go_on.set()
+    assert pipeline(PROMPTS[0], seeds=[0], num_inference_steps=3, guidance_scale=1.0).nfe == 3
+    assert list(inspect.signature(pipeline.__call__).parameters)[:3] == ["prompt", "height", "width"]
 
 
 def test_a_callback_sees_what_the_image_would_be_by_now(pipeline: TransitionPipeline) -> None:

@@ -3,13 +3,17 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from threading import get_ident
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from torch import Tensor
 
 from anystep.pipelines.inputs import CLEAN, CallOptions, latents_of
 from anystep.sampling import Step, StopSampling, is_guided
+
+P = ParamSpec("P")
+Drawn = TypeVar("Drawn")
 
 
 @dataclass
@@ -20,13 +24,24 @@ class Call:
         guidance: scale of the next step.
         twice: whether guided steps take a second evaluation, of what is guided away from.
         steps: how many there are.
-        interrupted: whether it was stopped.
+        interrupted: whether it was stopped, which may be before its first step.
     """
 
     guidance: float = 1.0
     twice: bool = False
     steps: int = 0
     interrupted: bool = False
+
+
+def registered(draw: Callable[Concatenate[Any, P], Drawn]) -> Callable[Concatenate[Any, P], Drawn]:
+    """A pipeline's method that draws, with a `Call` of its own from its beginning to its end."""
+
+    @wraps(draw)
+    def drawn(self: Any, /, *arguments: P.args, **options: P.kwargs) -> Drawn:
+        with self._running(Call()):
+            return draw(self, *arguments, **options)
+
+    return drawn
 
 
 class CallState:

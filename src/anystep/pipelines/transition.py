@@ -17,7 +17,7 @@ from anystep.errors import InputError
 from anystep.models.flow_map import Network
 from anystep.models.lora import adapter_state
 from anystep.pipelines import inputs
-from anystep.pipelines.calls import Call, CallState
+from anystep.pipelines.calls import CallState, registered
 from anystep.pipelines.images import OUTPUT_TYPES, ImageCoding
 from anystep.pipelines.inputs import CallOptions
 from anystep.pipelines.lora import LoraLoading
@@ -25,6 +25,7 @@ from anystep.pipelines.prompts import PromptEncoding, Prompts
 from anystep.pipelines.saved import SavedPipeline
 from anystep.pipelines.scheduler import Planning, TransitionScheduler, transition_scheduler
 from anystep.sampling import (
+    Sampled,
     StepPlan,
     drawn_seeds,
     evaluations_per_step,
@@ -206,6 +207,7 @@ class TransitionPipeline(CallState, PromptEncoding, ImageCoding, LoraLoading, Sa
         return bool(prompts.negative) or self.evaluations_per_step(guidance) == 2
 
     @torch.no_grad()
+    @registered
     def __call__(
         self,
         prompt: str | int | Sequence[str | int] | Tensor | np.ndarray | None = None,
@@ -333,7 +335,8 @@ class TransitionPipeline(CallState, PromptEncoding, ImageCoding, LoraLoading, Sa
         x = initial_sample(transport, z, times[0].item(), init_latents)
 
         # 6. Denoising loop
-        call = Call(guidance, twice, len(times) - 1)
+        call = self._call
+        call.guidance, call.twice, call.steps = guidance, twice, len(times) - 1
         if guidance_in_one_batch is None:
             guidance_in_one_batch = count * height * width // self.size_multiple**2 <= ONE_BATCH_TOKENS
         predict = guided(
@@ -342,8 +345,8 @@ class TransitionPipeline(CallState, PromptEncoding, ImageCoding, LoraLoading, Sa
             lambda: adapter_state(self.transformer),
             rope_scaling=options.rope_scaling, key_grid=options.key_grid, mask_text=True,
         )  # fmt: skip
-        with self._running(call), self.lora_scaled(lora_scale), self.progress_bar(total=call.steps) as progress:
-            sampled = sample(
+        with self.lora_scaled(lora_scale), self.progress_bar(total=call.steps) as progress:
+            sampled = Sampled(x, 0, 0) if call.interrupted else sample(
                 predict, transport, x, times, stochasticity=planned.stochasticity,
                 velocity_below=planned.velocity_below, memory=planned.memory, seeds=options.seeds,
                 callback=self._step_callback(call, options, begins, embeds._asdict(), progress),
