@@ -27,6 +27,28 @@ def test_saved_and_loaded_it_draws_the_same(pipeline: TransitionPipeline, tmp_pa
     assert dict(again.config)["concepts"] == ["red apple", "whale", "tractor"]
 
 
+@pytest.mark.parametrize("name", ["TransitionPipeline", "TransitionClassPipeline"])
+def test_a_subclass_is_saved_as_what_it_is_made_of(
+    name: str, tiny_model: Path, tiny_classes: Path, tmp_path: Path
+) -> None:
+    ours: Any = getattr(anystep, name)
+    own: Any = type("Own", (type("Between", (ours,), {}),), {})
+    folder, prompts = (tiny_model, ["a whale"]) if name == "TransitionPipeline" else (tiny_classes, ["bee"])
+    pipeline = own.from_pretrained(folder)
+    pipeline.save_pretrained(tmp_path / "saved")
+    for kind in (own, ours):
+        again = kind.from_pretrained(tmp_path / "saved")
+        assert type(again) is kind
+        assert torch.equal(draw(again, prompts), draw(pipeline, prompts))
+
+
+def test_no_pickle_is_written(pipeline: TransitionPipeline, tmp_path: Path) -> None:
+    for arguments, options in (((), {"safe_serialization": False}), ((False,), {"carry_text_encoder": True})):
+        with pytest.raises(InputError, match="safe_serialization=False: pickles are not loaded again"):
+            pipeline.save_pretrained(tmp_path / "saved", *arguments, **options)
+    assert not (tmp_path / "saved").exists()
+
+
 def test_the_folder_is_of_diffusers_layout(tiny_model: Path) -> None:
     index = json.loads((tiny_model / "model_index.json").read_text())
     assert index["_class_name"] == ["pipeline", "TransitionPipeline"]

@@ -114,7 +114,12 @@ class SavedPipeline(DiffusionPipeline):
         return config
 
     def save_pretrained(
-        self, save_directory: Any, *arguments: Any, carry_text_encoder: bool = False, **options: Any
+        self,
+        save_directory: Any,
+        safe_serialization: bool = True,
+        *arguments: Any,
+        carry_text_encoder: bool = False,
+        **options: Any,
     ) -> None:
         """That of diffusers, with what `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` asks for.
 
@@ -124,10 +129,12 @@ class SavedPipeline(DiffusionPipeline):
         Raises:
             InputError: what is saved could not be loaded; before anything is written.
         """
+        if not safe_serialization:
+            raise InputError("safe_serialization=False: pickles are not loaded again, since they can run code")
         self.transformer.check_saveable()
         if carry_text_encoder:
-            return self._with_text_encoder().save_pretrained(save_directory, *arguments, **options)
-        return super().save_pretrained(save_directory, *arguments, **options)
+            return self._with_text_encoder().save_pretrained(save_directory, True, *arguments, **options)
+        return super().save_pretrained(save_directory, True, *arguments, **options)
 
     def _with_text_encoder(self) -> Any:
         """The same pipeline with its text encoder as a component."""
@@ -148,7 +155,8 @@ class SavedPipeline(DiffusionPipeline):
         super().save_config(save_directory, *arguments, **options)
         folder = Path(save_directory)
         index = read_json(folder / "model_index.json")
-        index["_class_name"] = ["pipeline", _plain_name(index["_class_name"])]
+        ours = {getattr(anystep, name): name for name in PIPELINES}  # a subclass is saved as what it is made of
+        index["_class_name"] = ["pipeline", next(ours[kind] for kind in type(self).__mro__ if kind in ours)]
         index |= {name: dict(enumerate(index[name])) for name in NAMES if index.get(name) is not None}
         write_text(folder / "pipeline.py", SHIM.format(name=", ".join(PIPELINES)))
         for part, (module, name) in SHIMS.items():
