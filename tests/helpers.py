@@ -365,8 +365,8 @@ class GivenStates:
         return self.empty[:, :length]
 
 
-def opened(folder: Path) -> TransitionPipeline:
-    pipeline: TransitionPipeline = TransitionPipeline.from_pretrained(folder)
+def opened(folder: Path, **options: Any) -> TransitionPipeline:
+    pipeline: TransitionPipeline = TransitionPipeline.from_pretrained(folder, **options)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

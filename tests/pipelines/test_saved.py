@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from helpers import draw_latents as draw
+from helpers import opened, save_guided
 
 import anystep
 from anystep import TransitionPipeline
@@ -40,6 +41,45 @@ def test_a_subclass_is_saved_as_what_it_is_made_of(
         again = kind.from_pretrained(tmp_path / "saved")
         assert type(again) is kind
         assert torch.equal(draw(again, prompts), draw(pipeline, prompts))
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_a_pipeline_without_its_transformer_encodes_and_decodes(tiny_model: Path, tmp_path: Path, told: bool) -> None:
+    if told:
+        save_guided(tiny_model, tmp_path)
+    folder = tmp_path if told else tiny_model
+    whole, encoding = TransitionPipeline.from_pretrained(folder), opened(folder, transformer=None, vae=None)
+    for options in ({}, {"negative_prompt": "red"}):
+        encoded = [each.encode_prompt("a whale", **options) for each in (encoding, whole)]
+        for found, wanted in zip(*encoded, strict=True):
+            assert found is wanted is None or torch.equal(found, wanted)
+    latents = torch.randn(1, 4, 4, 4)
+    assert torch.equal(opened(folder, transformer=None).decode_latents(latents), whole.decode_latents(latents))
+    for refused in (lambda: encoding("a whale"), lambda: encoding.save_pretrained(tmp_path / "saved")):
+        with pytest.raises(InputError, match="this pipeline has no transformer: load it without transformer=None"):
+            refused()
+    assert not (tmp_path / "saved").exists()
+
+
+def test_classes_are_encoded_without_the_transformer_too(tiny_classes: Path) -> None:
+    pipeline = anystep.TransitionClassPipeline.from_pretrained(tiny_classes, transformer=None)
+    assert pipeline.encode_prompt("bee").prompt_embeds.tolist() == [pipeline.labels["bee"]] == [1]
+    with pytest.raises(InputError, match="has no transformer"):
+        pipeline("bee")
+
+
+@pytest.mark.parametrize("part", ["vae", "codec"])
+def test_a_pipeline_that_is_loaded_without_its_codec_draws_latents_of_the_same_size(
+    pipeline: TransitionPipeline, tiny_model: Path, tmp_path: Path, part: str
+) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    (folder / "vae").rename(folder / part)
+    bare, later = opened(folder, vae=None), opened(tiny_model)
+    later.vae = None
+    for each in (bare, later):
+        assert (each.vae, each.size_multiple, each.base_size) == (None, pipeline.size_multiple, pipeline.base_size)
+        for size in ({}, {"height": 32, "width": 16}):
+            assert torch.equal(draw(each, **size), draw(pipeline, **size))
 
 
 def test_no_pickle_is_written(pipeline: TransitionPipeline, tmp_path: Path) -> None:

@@ -295,6 +295,18 @@ def test_a_codec_of_other_channels_or_none_is_said(pipeline: TransitionPipeline)
         other("a whale", seeds=[0])
 
 
+def test_without_a_codec_latents_say_the_size(pipeline: TransitionPipeline) -> None:
+    other = TransitionPipeline(pipeline.transformer, pipeline.scheduler, text_encoder_name="builtin")
+    other.set_progress_bar_config(disable=True)
+    latents = torch.randn(1, 4, 8, 4)
+    words: dict[str, Any] = {"num_inference_steps": 2, "output_type": "latent", "guidance_scale": 2.0}
+    found = other("a whale", latents=latents, **words).images
+    assert found.shape == latents.shape
+    for given in ({"height": 16, "width": 16}, {"width": 16}, {"height": 32, "width": 16, "latents": latents}):
+        with pytest.raises(InputError, match=r"without the codec it is unknown what latents that is: give latents"):
+            other("a whale", **given, **words)
+
+
 def test_one_prompt_to_encode_is_no_list_of_letters(pipeline: TransitionPipeline) -> None:
     one = pipeline.encode_prompt("a red apple", "cpu")
     assert one.prompt_embeds.shape == (1, 5, 384)

@@ -17,7 +17,7 @@ class TransitionClassPipeline(TransitionPipeline):
     @property
     def labels(self) -> dict[str, int]:
         """The class indices by name."""
-        count = self.transformer.config.num_classes or 0
+        count = self.network_config.num_classes or 0
         return {name: index for index, name in enumerate(self.config.class_names or map(str, range(count)))}
 
     def get_label_ids(self, label: str | list[str]) -> list[int]:
@@ -41,7 +41,7 @@ class TransitionClassPipeline(TransitionPipeline):
         Raises:
             InputError: what cannot be generated, in one line.
         """
-        if self.transformer.config.num_classes is None:
+        if self.network_config.num_classes is None:
             raise InputError("this network reads captions and no classes: a TransitionPipeline draws with it")
         return super().__call__(class_labels, *arguments, **options)
 

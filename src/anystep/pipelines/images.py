@@ -10,7 +10,7 @@ from torch import Tensor
 
 from anystep.bounds import shown
 from anystep.codecs import AutoencoderCodec, Codec, IdentityCodec, to_uint8
-from anystep.codecs.codec import load_autoencoder
+from anystep.codecs.codec import downsampling_factor, load_autoencoder
 from anystep.codecs.tiling import decode_tiled, encode_tiled
 from anystep.data.images import to_rgb, to_tensor
 from anystep.data.sizing import resize_and_crop
@@ -18,6 +18,7 @@ from anystep.errors import InputError, refused
 from anystep.pipelines.inputs import check_finite
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+PIXELS = {"block_out_channels": [1]}  # what a config would say of a codec whose latents are the pixels
 COMPUTED = (torch.float32, torch.bfloat16, torch.float16)  # other types store weights
 
 
@@ -59,6 +60,7 @@ class ImageCoding:
     vae: Any
     transformer: Any
     config: Any
+    _vae_config: Any = PIXELS
     register_modules: Any
     _execution_device: Any
 
@@ -79,19 +81,43 @@ class ImageCoding:
             self.register_modules(vae=load_autoencoder(name, dtype=dtype).to(self._execution_device))
 
     @property
+    def factor(self) -> int:
+        """Pixels of an image along the side of one pixel of its latents."""
+        return downsampling_factor(self._vae_config if self.vae is None else self.vae.config)
+
+    @property
     def image_processor(self) -> VaeImageProcessor:
         """That of diffusers, for code that reads or shows images itself: `image_processor.postprocess(images)`."""
-        return VaeImageProcessor(vae_scale_factor=self.latent_codec.factor)
+        return VaeImageProcessor(vae_scale_factor=self.factor)
 
     @property
     def size_multiple(self) -> int:
         """Both sides of an image must be multiples of this."""
-        return self.latent_codec.factor * int(self.transformer.config.patch_size)
+        return self.factor * int(self.transformer.config.patch_size)
 
     @property
     def base_size(self) -> int:
         """Side in pixels of the images the model was trained on."""
-        return self.latent_codec.factor * int(self.transformer.config.sample_size)
+        return self.factor * int(self.transformer.config.sample_size)
+
+    def sides(self, height: Any, width: Any, latents: Any = None) -> tuple[Any, Any]:
+        """Height and width of a call in pixels: those given, by default of the training size.
+
+        Raises:
+            InputError: they are given, and the codec that says what latents are of that size is not there.
+        """
+        base, channels = self.base_size, self.transformer.config.in_channels
+        sides = base if height is None else height, base if width is None else width
+        if self.vae is not None or self._vae_config != PIXELS or channels in (1, 3):
+            return sides
+        if (height, width) == (None, None) and isinstance(latents, Tensor) and latents.ndim == 4:
+            return latents.shape[-2], latents.shape[-1]
+        if sides != (base, base):
+            raise InputError(
+                f"size {shown(width)}x{shown(height)}: without the codec it is unknown what latents that is: give "
+                f"latents of (images, {channels}, rows, columns) in its place"
+            )
+        return sides
 
     @torch.no_grad()
     def encode(self, image: Any, height: int, width: int) -> Tensor:

@@ -97,7 +97,7 @@ class Prompts:
 class PromptEncoding:
     """What a pipeline does with prompts, by its text encoder or the names of its classes."""
 
-    transformer: Any
+    network_config: Any
     text_encoder: Any
     tokenizer: Any
     config: Any
@@ -127,7 +127,7 @@ class PromptEncoding:
         self._chosen = value
 
     def _own_conditioner(self) -> Conditioner:
-        config, name = self.transformer.config, self.config.text_encoder_name
+        config, name = self.network_config, self.config.text_encoder_name
         if config.num_classes is not None:
             names = self.config.class_names or [str(number) for number in range(config.num_classes)]
             if len(names) != config.num_classes:
@@ -184,7 +184,7 @@ class PromptEncoding:
             prompt, negative_prompt, prompt_embeds, prompt_attention_mask, negative_prompt_embeds,
             negative_prompt_attention_mask, max_sequence_length,
         )  # fmt: skip
-        prompts.check(self.transformer.config.text_width)
+        prompts.check(self.network_config.text_width)
         away = do_classifier_free_guidance
         if away is None:
             away = prompts.negative is not None or not self.guidance_embedded
@@ -218,7 +218,7 @@ class PromptEncoding:
 
         Masks end at the end of the caption in both, so that each image is drawn as if its caption were alone.
         """
-        network, conditioner = self.transformer.config, cast(Any, self.conditioner)
+        network, conditioner = self.network_config, cast(Any, self.conditioner)
         if network.mask_text or network.num_classes is not None:
             return self.conditioner.null(count)
         states, mask = condition

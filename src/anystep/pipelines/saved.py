@@ -53,13 +53,15 @@ class SavedPipeline(DiffusionPipeline):
     transformer: Any
     text_encoder: Any
     conditioner: Any
+    _network_config: Any = None
 
     @classmethod
     def from_pretrained(cls: type[Pipeline], pretrained_model_name_or_path: str | Path, **options: Any) -> Pipeline:
         """That of diffusers, of a folder that was looked through before (`anystep.model_folder`).
 
         The pipeline is of the class that was saved, where that is this one or one made of it. No code of a folder is
-        run, whatever `trust_remote_code` says.
+        run, whatever `trust_remote_code` says. With `transformer=None` it encodes and decodes, and draws nothing; with
+        `vae=None` it draws latents.
 
         Raises:
             InputError: what is missing, damaged or refused, in one line.
@@ -83,7 +85,13 @@ class SavedPipeline(DiffusionPipeline):
             for part in pipeline.components.values():
                 if isinstance(part, torch.nn.Module):
                     check_whole(part)
-            _ = pipeline.latent_codec
+            for part in ("vae", EARLIER_VAE):
+                if (folder / part / "config.json").exists():  # which is needed once the codec is taken out
+                    pipeline._vae_config = read_json(folder / part / "config.json")
+            if pipeline.transformer is None:
+                pipeline._network_config = _config_alone(folder / "transformer")
+            else:
+                _ = pipeline.latent_codec
         except Exception as error:  # diffusers, safetensors and the hub raise many kinds; all mean it is not usable
             reason = " ".join(str(error).split()).replace(f"{name}/", "")
             if not isinstance(error, InputError):
@@ -92,6 +100,18 @@ class SavedPipeline(DiffusionPipeline):
                     reason = f"there is no such folder, and no model of that name came from the hub ({reason[:120]})"
             raise InputError(f"cannot load model {name!r}: {reason}") from error
         return pipeline
+
+    @property
+    def network_config(self) -> Any:
+        """The configuration of the transformer, also of a pipeline that was loaded without it."""
+        if self.transformer is None and self._network_config is None:
+            self.require_transformer()
+        return self._network_config if self.transformer is None else self.transformer.config
+
+    def require_transformer(self) -> None:
+        """Raise `InputError` where there is none."""
+        if self.transformer is None:
+            raise InputError("this pipeline has no transformer: load it without transformer=None")
 
     @classmethod
     def load_config(cls, *arguments: Any, **options: Any) -> Any:
@@ -131,6 +151,7 @@ class SavedPipeline(DiffusionPipeline):
         """
         if not safe_serialization:
             raise InputError("safe_serialization=False: pickles are not loaded again, since they can run code")
+        self.require_transformer()
         self.transformer.check_saveable()
         if carry_text_encoder:
             return self._with_text_encoder().save_pretrained(save_directory, True, *arguments, **options)
@@ -215,6 +236,12 @@ def _class_to_load(asked: type[Pipeline], name: Any) -> type[Pipeline]:
         raise InputError(f"it is a {shown(name)}, not a {asked.__name__}{hint}")
     saved: type[Pipeline] = getattr(anystep, name)
     return saved if issubclass(saved, asked) else asked
+
+
+def _config_alone(folder: Path) -> Any:
+    """The configuration of a transformer's folder, as the transformer would have it."""
+    with torch.device("meta"):
+        return anystep.TransitionTransformer2DModel.from_config(read_json(folder / "config.json")).config
 
 
 def _load_vae(place: str | Path, options: Mapping[str, Any]) -> Any:

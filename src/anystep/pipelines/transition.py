@@ -55,8 +55,8 @@ class TransitionPipeline(CallState, PromptEncoding, ImageCoding, LoraLoading, Sa
     """Text- or class-to-image generation with a transition model.
 
     Args:
-        transformer, scheduler: the network, and its transport with the times. A FlowMapEulerDiscreteScheduler of
-            diffusers may stand for the scheduler of `ot_fm`.
+        transformer, scheduler: the network (None: prompts and latents are encoded and decoded alone), and its transport
+            with the times. A FlowMapEulerDiscreteScheduler of diffusers may stand for the scheduler of `ot_fm`.
         vae: a diffusers AutoencoderDC or AutoencoderKL; None for a model of pixels.
         text_encoder, tokenizer: of the captions. None where `text_encoder_name` says what to load instead, or where
             the model is class-conditional.
@@ -80,7 +80,7 @@ class TransitionPipeline(CallState, PromptEncoding, ImageCoding, LoraLoading, Sa
 
     def __init__(
         self,
-        transformer: Network,
+        transformer: Network | None,
         scheduler: TransitionScheduler | FlowMapEulerDiscreteScheduler,
         vae: AutoencoderDC | AutoencoderKL | None = None,
         text_encoder: Any = None,
@@ -126,7 +126,7 @@ class TransitionPipeline(CallState, PromptEncoding, ImageCoding, LoraLoading, Sa
     @property
     def guidance_embedded(self) -> bool:
         """Whether the network is told the guidance scale, and answers as if guided in one evaluation."""
-        return bool(self.transformer.config.get("guidance_embed"))
+        return bool(self.network_config.get("guidance_embed"))
 
     def evaluations_per_step(self, scale: Any = None) -> int:
         """Network evaluations of one image in a step of that guidance scale, the model's own for None."""
@@ -247,7 +247,8 @@ class TransitionPipeline(CallState, PromptEncoding, ImageCoding, LoraLoading, Sa
 
         Args:
             prompt: a caption, class name or class index, or several.
-            height, width: in pixels, multiples of `size_multiple`; the training size by default.
+            height, width: in pixels, multiples of `size_multiple`; the training size by default. A pipeline that was
+                made without the codec of its latents knows no pixels: `latents` say the size.
             num_inference_steps: any number; each costs one network evaluation, two where guided by a network that is
                 not told the scale. A plan may make fewer.
             guidance_scale: 1 and below mean unguided; the model's own default when None.
@@ -292,12 +293,13 @@ class TransitionPipeline(CallState, PromptEncoding, ImageCoding, LoraLoading, Sa
             InputError: what cannot be generated, in one line.
         """
         # 1. Check inputs
+        self.require_transformer()
         self.load_named_vae()
         prompts = Prompts(
             prompt, negative_prompt, prompt_embeds, prompt_attention_mask, negative_prompt_embeds,
             negative_prompt_attention_mask, max_sequence_length,
         )  # fmt: skip
-        height, width = self.base_size if height is None else height, self.base_size if width is None else width
+        height, width = self.sides(height, width, latents)
         prompts.check(self.transformer.config.text_width)
         self.check_inputs(None, height, width, num_inference_steps, output_type)
         options = CallOptions(
@@ -326,8 +328,7 @@ class TransitionPipeline(CallState, PromptEncoding, ImageCoding, LoraLoading, Sa
         begins = (times * schedule.config.num_train_timesteps).tolist()
 
         # 5. Prepare latents
-        factor = self.latent_codec.factor
-        shape = (count, self.transformer.config.in_channels, height // factor, width // factor)
+        shape = (count, self.transformer.config.in_channels, height // self.factor, width // self.factor)
         z = self.prepare_latents(shape, generator, options.seeds, latents, device)
         if planned.stochasticity and options.seeds is None:
             options.seeds = drawn_seeds(generator, count)
