@@ -63,7 +63,8 @@ def overhead(pipeline: Any, steps: int, guidance: float, rounds: int) -> dict[st
 def one_batch(pipeline: Any, side: int, rounds: int) -> dict[str, Any]:
     """Two evaluations against one batch, of one image of `side` x `side` tokens."""
     network, transport = pipeline.transformer, pipeline.schedule.transport
-    encoded, latent = pipeline.encode_prompt(PROMPT), side * network.config.patch_size
+    encoded = pipeline.encode_prompt(PROMPT, do_classifier_free_guidance=True)
+    latent = side * network.config.patch_size
     x = noise((network.config.in_channels, latent, latent), [0])
     ways = [guided(network, transport, encoded[:2], encoded[2:], 2.0, one_batch=together) for together in (False, True)]
     with torch.no_grad():
