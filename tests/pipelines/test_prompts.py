@@ -36,6 +36,8 @@ def test_a_pipeline_without_a_text_encoder_draws_what_was_encoded_elsewhere(pipe
     encoded = pipeline.encode_prompt("a whale")._asdict()
     drawn = draw(bare, None, guidance_scale=1.5, seeds=[0], **encoded)
     assert torch.equal(drawn, draw(pipeline, "a whale"))
+    unguided = draw(bare, None, guidance_scale=1.0, seeds=[0], **encoded)  # nothing is guided away from
+    assert torch.equal(unguided, draw(pipeline, "a whale", guidance_scale=1.0))
 
 
 def test_the_text_encoder_of_a_pipeline_is_the_one_that_it_has_now(tiny_model: Path, tmp_path: Path) -> None:

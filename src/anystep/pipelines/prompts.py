@@ -48,10 +48,9 @@ class Prompts:
             self.negative_prompt = None
 
     @property
-    def negative(self) -> str | None:
-        """The name of the argument that says what to guide away from; None where none does."""
-        names = ("negative_prompt", "negative_prompt_embeds")
-        return next((name for name in names if getattr(self, name) is not None), None)
+    def negative(self) -> bool:
+        """Whether they say what to guide away from."""
+        return self.negative_prompt is not None or self.negative_prompt_embeds is not None
 
     @property
     def count(self) -> int:
@@ -187,7 +186,7 @@ class PromptEncoding:
         prompts.check(self.network_config.text_width)
         away = do_classifier_free_guidance
         if away is None:
-            away = prompts.negative is not None or not self.guidance_embedded
+            away = prompts.negative or not self.guidance_embedded
         return self._encode(prompts, device, num_images_per_prompt, away)
 
     def _encode(self, prompts: Prompts, device: Any, repeats: int, guided: bool) -> Encoded:

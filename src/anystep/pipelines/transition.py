@@ -199,12 +199,14 @@ class TransitionPipeline(CallState, PromptEncoding, ImageCoding, LoraLoading, Sa
     def _evaluates_twice(self, prompts: Prompts, guidance: float) -> bool:
         """Whether guided steps take two evaluations; with a negative prompt also those of a network told the scale.
 
+        Without guidance nothing is asked of negative embeds, which `encode_prompt` may have given unasked.
+
         Raises:
             InputError: a negative prompt without guidance.
         """
-        if prompts.negative and not is_guided(guidance):
-            raise InputError(f"{prompts.negative}: at a scale of 1 and below nothing is guided away from")
-        return bool(prompts.negative) or self.evaluations_per_step(guidance) == 2
+        if prompts.negative_prompt is not None and not is_guided(guidance):
+            raise InputError("negative_prompt: at a scale of 1 and below nothing is guided away from")
+        return is_guided(guidance) and (prompts.negative or self.evaluations_per_step(guidance) == 2)
 
     @torch.no_grad()
     @registered
