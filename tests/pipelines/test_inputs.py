@@ -73,7 +73,7 @@ from anystep.sampling import StepPlan
         ({"sigmas": [1.0], "plan": "uniform"}, "plan: goes with a number of steps"),
         ({"sigmas": [1.0], "shift": 2.0}, "shift: goes with a number of steps"),
         ({"image": "a.png"}, "image 'str'"),
-        ({"image": Image.new("F", (16, 16))}, "image: cannot be read: floating-point"),
+        ({"image": Image.new("F", (16, 16))}, "image: cannot be read: pixels are floating-point"),
         ({"image": [Image.new("RGB", (16, 16))] * 3}, "3 images to start from: expected one"),
         ({"rope_scaling": ["yarn"]}, "rope_scaling"),
         ({"key_grid": 2.5}, "key_grid 2.5"),
