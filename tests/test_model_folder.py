@@ -67,6 +67,12 @@ def write(file: Path, text: str) -> None:
     file.write_text(text, "latin-1")
 
 
+def hidden_weights(folder: Path) -> None:
+    (folder / "vae" / WEIGHTS).unlink()
+    os.mkfifo(folder / "vae" / ".w.safetensors")
+    write(folder / "vae" / f"{WEIGHTS}.index.json", '{"weight_map": {"x": ".w.safetensors"}}')
+
+
 def header(length: int) -> Damage:
     return lambda file: write(file, length.to_bytes(8, "little").decode("latin-1") + "{}" * 50)
 
@@ -107,6 +113,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
         ),
         "names the file '../x', which is not beside it",
     ),
+    "a hidden FIFO": (hidden_weights, "names the file '.w.safetensors', which is not beside it, or hidden"),
 }
 
 

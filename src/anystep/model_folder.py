@@ -44,7 +44,7 @@ def check_part(folder: Path, given: Container[str] = (), plain_pickles: bool = F
     tensors = sum(count_tensors(path) for path in weights)
     for path in files:
         if path.name.endswith(".index.json"):
-            _check_index(path)
+            _check_index(path, {each.name for each in files})
         elif path.name == "model_index.json":
             _check_classes(path, given)
         elif path.name == "config.json":
@@ -110,11 +110,11 @@ def _entries(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
             yield from _entries(each, key)
 
 
-def _check_index(path: Path) -> None:
+def _check_index(path: Path, looked_through: Container[str]) -> None:
     places = parse_json(read_text(path, CONFIG_LIMIT), str(path)).get("weight_map", {})
     for place in set(map(str, places.values() if isinstance(places, dict) else [places])):
-        if Path(place).name != place or not (path.parent / place).exists():
-            raise InputError(f"{str(path)!r} names the file {shown(place)}, which is not beside it")
+        if place not in looked_through:
+            raise InputError(f"{str(path)!r} names the file {shown(place)}, which is not beside it, or hidden")
 
 
 def _check_classes(path: Path, given: Container[str]) -> None:
