@@ -11,6 +11,7 @@ from typing import Any
 import httpx2
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from anystep.pipelines.load import Model
 from anystep.studio.engine import Engine
@@ -75,6 +76,21 @@ def test_pictures_are_in_the_gallery_until_they_are_removed(studio: httpx2.Clien
     assert studio.delete(f"/studio/gallery/{told['kept']}").status_code == 204
     assert studio.delete(f"/studio/gallery/{told['kept']}").status_code == 404
     assert studio.get("/studio/gallery").json() == []
+
+
+@pytest.mark.parametrize("plans", [{"2": {"bogus": 1}}, {"2": {"steps": 4}}])
+def test_a_picture_whose_settings_cannot_be_is_not_shown_and_hides_no_other(
+    studio: httpx2.Client, tmp_path: Path, plans: Any
+) -> None:
+    (told,) = [told for name, told in draw(studio, [2]) if name == "drawn"]
+    image = image_of(told)
+    texts = PngInfo()
+    texts.add_text("anystep", json.dumps({**json.loads(image.info["anystep"]), "plans": plans}))
+    image.save(tmp_path / "gallery" / "odd.png", pnginfo=texts)
+    assert [each["name"] for each in studio.get("/studio/gallery?count=1").json()] == [told["kept"]]
+    content = (tmp_path / "gallery" / "odd.png").read_bytes()
+    answer = studio.post("/studio/recall", content=content, headers={"Content-Type": "application/octet-stream"})
+    assert (answer.status_code, "plans.2" in answer.text) == (400, True)
 
 
 def test_a_gallery_that_cannot_be_written_costs_no_picture(studio: httpx2.Client, tmp_path: Path) -> None:

@@ -3,8 +3,8 @@
 import re
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from threading import Lock
 
@@ -42,10 +42,13 @@ class Gallery:
                 part.write_bytes(content)
         return name
 
-    def latest(self, count: int, before: str | None = None) -> list[Kept]:
-        """So many pictures, from the last one on or from that before a name. Images of others are left out."""
+    def latest(self, before: str | None = None) -> Iterator[Kept]:
+        """The pictures, from the last one on or from that before a name. Images of others are left out."""
         names = sorted((path.name for path in self.folder.glob("*.png") if NAME.fullmatch(path.name)), reverse=True)
-        return list(islice(self._read(name for name in names if before is None or name < before), count))
+        for name in names:
+            if before is None or name < before:
+                with suppress(InputError):
+                    yield Kept(name, read_settings(self.path(name)))
 
     def path(self, name: str) -> Path:
         """The file of a picture. Raises `InputError` for anything else."""
@@ -59,13 +62,6 @@ class Gallery:
         path = self.path(name)
         read_settings(path)
         path.unlink(missing_ok=True)
-
-    def _read(self, names: Iterator[str]) -> Iterator[Kept]:
-        for name in names:
-            try:
-                yield Kept(name, read_settings(self.path(name)))
-            except InputError:
-                continue
 
 
 def _name(drawn: Drawn) -> str:

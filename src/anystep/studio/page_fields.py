@@ -13,6 +13,7 @@ from anystep.errors import InputError
 from anystep.pipelines.plan import check_room
 from anystep.pipelines.scheduler import parse_plans
 from anystep.pipelines.settings import Settings
+from anystep.sampling import StepPlan
 from anystep.studio.engine import Engine
 from anystep.studio.openai_images import EditFields, Start
 from anystep.studio.request import ImageRequest
@@ -67,7 +68,11 @@ def _decoded(text: str) -> bytes:
 
 
 def recalled(settings: Settings, engine: Engine) -> dict[str, Any]:
-    """The fields of the form that draw a picture again, and under `warnings` what will be otherwise."""
+    """The fields of the form that draw a picture again, and under `warnings` what will be otherwise.
+
+    Raises:
+        InputError: its plans are none.
+    """
     warnings = []
     name = next((each for each in engine.painters if engine.painters[each].digest == settings.model_digest), None)
     if name is None:
@@ -84,7 +89,8 @@ def recalled(settings: Settings, engine: Engine) -> dict[str, Any]:
     if settings.seeds[0] > LARGEST_SEED:
         warnings.append("its seed is larger than a page can hold: `anystep generate --like` draws it")
     model = engine.model(name)
-    kinds = {_plan_name(settings, count, model) for count in settings.steps}
+    plans = parse_plans(settings.plans)
+    kinds = {_plan_name(plans.get(count), settings, count, model) for count in settings.steps}
     if None in kinds:
         warnings.append("drawn by a sampling plan of its own")
     plain = settings.model_dump(mode="json", exclude_none=True)
@@ -104,9 +110,8 @@ def recalled(settings: Settings, engine: Engine) -> dict[str, Any]:
     }
 
 
-def _plan_name(settings: Settings, count: int, model: Any) -> str | None:
+def _plan_name(drawn: StepPlan | None, settings: Settings, count: int, model: Any) -> str | None:
     """Which of the plans that can be asked for by a word a number of steps followed; None for neither."""
-    drawn = parse_plans(settings.plans).get(count)
     for word in ("model", "uniform"):
         planned = model.pipeline.plan(count, word, settings.stochasticity)
         if planned == (drawn or model.pipeline.plan(count, "uniform", settings.stochasticity)):

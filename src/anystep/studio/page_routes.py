@@ -3,8 +3,10 @@
 import asyncio
 import base64
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +69,8 @@ def page_router(engine: Engine, gallery: Gallery, deadline: float) -> APIRouter:
 
     @router.get("/studio/gallery")
     async def kept(before: str | None = None, count: int = 60) -> Response:
-        found = await asyncio.to_thread(gallery.latest, max(1, min(count, MOST_KEPT)), before)
-        told = [{"name": each.name, **recalled(each.settings, engine)} for each in found]
-        return JSONResponse(told, headers=HEADERS)
+        found = islice(pictures(gallery, engine, before), max(1, min(count, MOST_KEPT)))
+        return JSONResponse(await asyncio.to_thread(list, found), headers=HEADERS)
 
     @router.get("/studio/gallery/{name}")
     async def picture(name: str) -> Response:
@@ -87,7 +88,7 @@ def page_router(engine: Engine, gallery: Gallery, deadline: float) -> APIRouter:
         check_content_type(request, "application/octet-stream")
         content = BytesIO(await request.body())
         settings = await asyncio.to_thread(settings_in, content, "this picture")
-        return JSONResponse(recalled(settings, engine))
+        return JSONResponse(await asyncio.to_thread(recalled, settings, engine))
 
     return router
 
@@ -98,6 +99,13 @@ def asset(name: str) -> Response:
     if not re.fullmatch(r"[a-z_]+\.[a-z]+", name) or path.suffix not in KINDS or not path.is_file():
         raise Refusal(404, "there is no such page")
     return Response(path.read_bytes(), media_type=KINDS[path.suffix], headers=HEADERS)
+
+
+def pictures(gallery: Gallery, engine: Engine, before: str | None) -> Iterator[dict[str, Any]]:
+    """Names and fields of the gallery's pictures; one whose settings cannot be is as little ours as one without any."""
+    for each in gallery.latest(before):
+        with suppress(InputError):
+            yield {"name": each.name, **recalled(each.settings, engine)}
 
 
 def existing(gallery: Gallery, name: str) -> Path:
