@@ -17,6 +17,7 @@ from PIL import Image
 
 from anystep.pipelines.load import Model
 from anystep.pipelines.settings import read_settings
+from anystep.studio import images_routes
 from anystep.studio.draw import Painter
 
 from .conftest import Engines, Running
@@ -201,6 +202,20 @@ def test_a_deadline_is_an_answer(services: Services, monkeypatch: pytest.MonkeyP
         list(images.generate(prompt="a whale", stream=stream, extra_body={"deadline": 0.2}))  # type: ignore[call-overload]
     assert stream or (isinstance(late.value, openai.InternalServerError) and late.value.status_code == 504)
     opened_again.set()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_fault_of_the_server_is_in_its_log(
+    services: Services,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+    stream: bool,
+) -> None:
+    monkeypatch.setattr(images_routes, "image_data", lambda fields, drawn: 1 // 0)
+    with pytest.raises(openai.APIError, match="a fault of this server"):
+        list(client(services()).images.generate(prompt="a whale", stream=stream, extra_body={"steps": 1}))  # type: ignore[call-overload]
+    until(lambda: "ZeroDivisionError" in caplog.text + capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -101,7 +101,7 @@ def test_a_gallery_that_cannot_be_written_costs_no_picture(studio: httpx2.Client
     assert image_of(told).size == (16, 16)
 
 
-def test_a_body_that_is_wrong_is_answered_with_a_reason(studio: httpx2.Client) -> None:
+def test_a_body_or_query_that_is_wrong_is_answered_with_a_reason(studio: httpx2.Client) -> None:
     for body, reason in (
         ({"fields": {"prompt": "a whale"}, "steps": [500]}, "steps 500: expected at most 128"),
         ({"fields": {"prompt": "a whale", "size": "15x16"}, "steps": [1]}, "multiples of"),
@@ -111,6 +111,10 @@ def test_a_body_that_is_wrong_is_answered_with_a_reason(studio: httpx2.Client) -
         answer = studio.post("/studio/draw", json=body)
         assert answer.status_code in (400, 404)
         assert reason in answer.json()["error"]["message"]
+    answer = studio.get("/studio/gallery?count=abc")
+    told = answer.json()["error"]
+    assert (answer.status_code, told["param"]) == (400, "count")
+    assert re.fullmatch(r"count: .* integer.*, got 'abc'", told["message"])
     image = BytesIO()
     Image.new("RGB", (4, 4)).save(image, "PNG")
     answer = studio.post(

@@ -57,6 +57,12 @@ def test_nothing_else_is_given(client: TestClient, path: str, query: dict[str, s
     assert (answer.status_code, "message" in answer.json()["error"]) == (404, True)
 
 
+@pytest.mark.parametrize(("path", "missing"), [("run", "name"), ("grid", "name"), ("grid?name=x", "file")])
+def test_what_a_query_lacks_is_told(client: TestClient, path: str, missing: str) -> None:
+    answer = client.get(f"/studio/{path}")
+    assert (answer.status_code, answer.json()["error"]["message"]) == (400, f"{missing}: Field required")
+
+
 def test_a_run_is_told_again_when_it_has_grown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs_routes, "EVERY", 0.001)
     folder = write_run(tmp_path, 3)

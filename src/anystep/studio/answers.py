@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -50,9 +51,10 @@ def refusal(error: Exception) -> Refusal:
     """What an exception is answered with."""
     if isinstance(error, Refusal):
         return error
-    if isinstance(error, ValidationError):
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
+    if isinstance(error, ValidationError | RequestValidationError):
+        first = error.errors()[0]
+        # FastAPI's begin with where in the request it is
+        place = ".".join(map(str, first["loc"][isinstance(error, RequestValidationError) :]))
         message = f"{place}: {first['msg']}" if place else first["msg"]
         given = first["input"]
         shown = (

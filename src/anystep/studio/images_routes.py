@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -24,6 +25,7 @@ NO_TOKENS = {
     "input_tokens": 0, "output_tokens": 0, "total_tokens": 0,
     "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
 }  # fmt: skip
+log = logging.getLogger(__name__)
 REFUSED = (400, 401, 403, 404, 408, 413, 415, 429, 503, 504)
 
 
@@ -151,7 +153,10 @@ class EventResponse(EventStream):
                         said = await asyncio.to_thread(image_data, self.fields, event)
                         yield self._event("completed", place, event.image, {**said, "usage": NO_TOKENS})
         except Exception as error:
-            yield event_text("error", refusal(error).body)
+            told = refusal(error)
+            if told.status == 500:  # nobody else sees it
+                log.exception("a stream has failed")
+            yield event_text("error", told.body)
 
     def _event(self, name: str, place: int, image: Any, said: dict[str, Any]) -> str:
         kind = f"{self.kind}.{name}"
