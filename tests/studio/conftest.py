@@ -47,11 +47,11 @@ class Running:
         url: its address.
     """
 
-    def __init__(self, service: Any) -> None:
+    def __init__(self, service: Any, drain: float = 30.0) -> None:
         from anystep.studio.server import DrainingServer, listen
 
         started = Flag()
-        self.service, self.server = service, DrainingServer(service, 30.0, lambda url: started.set())
+        self.service, self.server = service, DrainingServer(service, drain, lambda url: started.set())
         listener = listen("127.0.0.1", 0)
         self.port = listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -72,9 +72,9 @@ def services(engines: Engines) -> Iterator[Callable[..., Running]]:
 
     made: list[Running] = []
 
-    def make(engine: Engine | None = None, deadline: float = 30.0, **guard: Any) -> Running:
+    def make(engine: Engine | None = None, deadline: float = 30.0, drain: float = 30.0, **guard: Any) -> Running:
         service = Service(engine or engines(), AppOptions(GuardOptions(**guard), deadline))
-        made.append(Running(service))
+        made.append(Running(service, drain))
         return made[-1]
 
     yield make

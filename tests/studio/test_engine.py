@@ -230,6 +230,23 @@ def test_draining_takes_no_more_and_finishes_what_was_taken(engines: Engines, mo
     assert all(isinstance(job.outcome, Drawn) for job in jobs)
 
 
+def test_at_the_end_what_waits_and_what_is_drawn_fails_at_once(
+    engines: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, told = engines(batch=1, window=0.0), Told()
+    gate = Gate(engine, monkeypatch)
+    jobs = engine.submit([request(steps=100, seed=seed) for seed in range(2)], told)
+    assert gate.entered.wait(10)
+    engine.end()
+    told.wait(jobs)  # although the only worker is held up
+    gate.opened.set()
+    engine.close()
+    for job in jobs:
+        assert not any(isinstance(event, Progress) for event in told.events[job])
+        with pytest.raises(Draining):
+            job.result()
+
+
 def test_closing_fails_what_waits(engines: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, told = engines(batch=1, window=0.0), Told()
     gate = Gate(engine, monkeypatch)

@@ -1,15 +1,18 @@
 """`anystep serve` as a process: its address, its end without loss, and clients that survive its death."""
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import httpx2
 import openai
 import pytest
 from helpers import refused
@@ -17,9 +20,10 @@ from helpers import refused
 from anystep.cli.serve import api_keys
 from anystep.errors import InputError
 from anystep.pipelines.load import Model
-from anystep.studio.server import listen
+from anystep.studio.server import listen, refusing_at_the_end
 
-from .test_images_routes import opened, until
+from .conftest import Running
+from .test_images_routes import hold, opened, until
 
 
 @contextmanager
@@ -62,8 +66,6 @@ def test_at_sigterm_accepted_work_is_answered_and_the_process_ends_well(tiny_mod
 
 def until_waiting(url: str) -> None:
     """Until all six requests are in the engine."""
-    import httpx2
-
     begin = time.monotonic()
     while time.monotonic() < begin + 60:
         lines = httpx2.get(f"{url}/metrics").text.splitlines()
@@ -94,6 +96,47 @@ def test_killed_and_started_again_under_load_every_client_gets_its_image(tiny_mo
             process.wait()
             with serving(tiny_model, port):
                 assert all(each.result() for each in asked)
+
+
+def test_what_is_not_done_when_the_time_to_drain_is_over_is_refused(
+    services: Callable[..., Running], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened_again = hold(monkeypatch)
+    running = services(drain=0.1)
+    url, engine = f"{running.url}/v1/images/generations", running.service.engine
+    with ThreadPoolExecutor(2) as clients:
+        asked = [
+            clients.submit(httpx2.post, url, json={"prompt": "a whale", "steps": 1, "stream": stream}, timeout=30)
+            for stream in (False, True)
+        ]
+        until(lambda: engine.waiting + engine.running == 2)
+        running.stop()
+        plain, stream = [each.result() for each in asked]
+    opened_again.set()
+    assert (plain.status_code, plain.json()["error"]["code"]) == (503, "shutting_down")
+    assert plain.headers["Retry-After"] == "1"
+    assert [line for line in stream.text.splitlines() if line.startswith("event")] == ["event: error"]
+    assert '"shutting_down"' in stream.text
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_what_the_server_cancels_at_its_end_is_refused() -> None:
+    sent: list[Any] = []
+
+    async def waits(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def ended() -> None:
+        asked = asyncio.ensure_future(refusing_at_the_end(waits)({"type": "http"}, asyncio.Event().wait, send))  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        asked.cancel()
+        await asked
+
+    asyncio.run(ended())
+    assert (sent[0]["status"], b"shutting_down" in sent[1]["body"]) == (503, True)
 
 
 @pytest.mark.parametrize(

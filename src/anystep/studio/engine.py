@@ -22,7 +22,10 @@ log = logging.getLogger(__name__)
 
 
 class Draining(Exception):
-    """The engine takes no more requests, since it is about to end."""
+    """The engine takes no more requests, since it is about to end, or it has ended before one was done."""
+
+    def __init__(self) -> None:
+        super().__init__("this server is ending: ask another, or again")
 
 
 class UnknownModel(InputError):
@@ -68,7 +71,7 @@ class Engine:
         self.on_drawn: Callable[[Sequence[Drawn]], None] = lambda images: None
         self.on_event: Listener = lambda job, event: None
         self._queue, self._changed = FairQueue(), Condition()
-        self._idle, self._running, self._draining, self._closed = 0, 0, False, False
+        self._idle, self._running, self._draining, self._closed = 0, list[Job](), False, False
         self._pace = 0.05  # seconds a network evaluation of one image, by what was measured last
         self._threads = [Thread(target=self._work, daemon=True, name=f"draw-{n}") for n in range(self.options.workers)]
         for thread in self._threads:
@@ -86,7 +89,7 @@ class Engine:
     @property
     def running(self) -> int:
         """Images that are being drawn."""
-        return self._running
+        return len(self._running)
 
     @property
     def draining(self) -> bool:
@@ -132,7 +135,7 @@ class Engine:
         jobs = [Job(each, user, self._cost(each), until, tell) for each in ready]
         with self._changed:
             if self._draining:
-                raise Draining("this server is about to end: ask another, or again")
+                raise Draining
             if len(self._queue) + len(jobs) > self.options.waiting:
                 raise QueueFull(len(self._queue), self.retry_after())
             self._queue.add(jobs)
@@ -159,13 +162,17 @@ class Engine:
             self._changed.notify_all()
             return self._changed.wait_for(lambda: not self._queue and not self._running, timeout)
 
-    def close(self) -> None:
-        """End now: whatever waits has failed, and what is drawn ends after its transition."""
+    def end(self) -> None:
+        """Take no more, and fail at once whatever is not done. What is drawn now goes on until after its transition."""
         with self._changed:
             self._draining = self._closed = True
-            left = self._queue.take_all()
+            left = [*self._queue.take_all(), *self._running]
             self._changed.notify_all()
-        _tell(left, Failed(Draining("this server has ended: ask another, or again")))
+        _tell(left, Failed(Draining()))
+
+    def close(self) -> None:
+        """`end`, and wait for the threads."""
+        self.end()
         for thread in self._threads:
             thread.join()
 
@@ -179,7 +186,7 @@ class Engine:
             seconds = time.monotonic() - begin
             self._pace += 0.2 * (seconds / sum(job.cost for job in batch) - self._pace)
             with self._changed:
-                self._running -= len(batch)
+                self._running = [job for job in self._running if job not in batch]
                 self._changed.notify_all()
 
     def _next_batch(self) -> list[Job]:
@@ -200,7 +207,7 @@ class Engine:
                         continue
                     # workers that are idle share what is there
                     batch = self._queue.take(min(most, math.ceil(alike / self._idle)))
-                    self._running += len(batch)
+                    self._running += batch
                     return batch
                 return []
             finally:
@@ -246,8 +253,8 @@ class Engine:
         with self._changed:
             self._drop_given_up()
         waiting = [(place, job) for place, job in enumerate(batch) if job.given_up() is None]
-        if self._closed or not waiting:
-            raise Cancelled("this server has ended" if self._closed else "cancelled")
+        if not waiting:
+            raise Cancelled("cancelled")
         for place, job in waiting:
             preview = None
             if clean is not None and index in job.request.shown_after(transitions):

@@ -70,6 +70,8 @@ class Job:
 
     def given_up(self) -> Exception | None:
         """Why nobody waits for it any more, if so."""
+        if isinstance(self.outcome, Failed):
+            return self.outcome.reason
         if self._cancelled:
             return Cancelled("nobody waits for this image any more")
         if self.deadline is not None and time.monotonic() > self.deadline:

@@ -8,13 +8,17 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from anystep.bounds import cut
 from anystep.errors import InputError, first_line
+from anystep.studio.answers import refusal
 from anystep.studio.app import Service
+from anystep.studio.engine import Draining
 
 HEADER_SECONDS = 20.0  # for the first line and the headers of a request
+LAST_SECONDS = 1  # for refusals to be sent once there is no more time to drain
 
 
 class PatientProtocol(H11Protocol):
@@ -48,7 +52,7 @@ class PatientProtocol(H11Protocol):
 class DrainingServer(uvicorn.Server):
     """A server that at SIGTERM or Ctrl-C takes no more connections, and ends when what it has accepted is answered.
 
-    A second signal ends it at once.
+    A second signal ends it at once. What is not answered by then is refused.
 
     Args:
         drain: seconds that accepted requests have after the signal.
@@ -57,12 +61,12 @@ class DrainingServer(uvicorn.Server):
 
     def __init__(self, service: Service, drain: float, on_start: Callable[[str], None] = lambda address: None) -> None:
         config = uvicorn.Config(
-            service.asgi, http=PatientProtocol, ws="none", lifespan="off", log_level="warning", access_log=False,
-            server_header=False, timeout_graceful_shutdown=math.ceil(drain),
+            refusing_at_the_end(service.asgi), http=PatientProtocol, ws="none", lifespan="off", log_level="warning",
+            access_log=False, server_header=False, timeout_graceful_shutdown=math.ceil(drain) + LAST_SECONDS,
         )  # fmt: skip
         super().__init__(config)
         self.should_exit = False
-        self.service, self.on_start = service, on_start
+        self.service, self.drain, self.on_start = service, drain, on_start
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.service.ready = False
@@ -75,6 +79,31 @@ class DrainingServer(uvicorn.Server):
         for listener in sockets or []:
             host, port, *_ = listener.getsockname()
             self.on_start(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        ending = asyncio.get_running_loop().call_later(self.drain, self.service.engine.end)
+        await super().shutdown(sockets)
+        ending.cancel()
+
+
+def refusing_at_the_end(app: ASGIApp) -> ASGIApp:
+    """The app, which refuses as others what the server cancels when it ends, such as a body that is still to come."""
+
+    async def refusing(scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def noted(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await app(scope, receive, noted)
+        except asyncio.CancelledError:
+            if not begun:
+                await refusal(Draining()).response()(scope, receive, send)
+
+    return refusing
 
 
 def listen(host: str, port: int) -> socket.socket:
