@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from PIL import Image
 
 from anystep.errors import InputError
 from anystep.studio import runs as watching
+from anystep.studio.event_stream import event_text
 from anystep.studio.runs import POINTS, RunLog, Runs, comparison, thinned
 
 
@@ -76,6 +78,9 @@ def test_runs_and_comparisons_are_found_below_the_folders_and_nowhere_else(
     with monkeypatch.context() as closed:
         closed.setattr(Path, "is_file", refuse)
         assert runs.found() == []
+    with suppress(OSError):  # a file system of text alone
+        write_run(root / os.fsdecode(b"\xff") / "in", 3)
+    assert {(each.name, each.kind) for each in runs.found()} == found
     with pytest.raises(InputError, match="two folders of runs are called 'runs'"):
         Runs([root, tmp_path / "other" / "runs"])
     assert [each.name for each in Runs([outside]).found()] == ["outside"]
@@ -114,6 +119,29 @@ def test_a_run_tells_its_curves_by_interval_its_pace_and_its_grids(tmp_path: Pat
     json.dumps(told)
 
 
+def test_figures_that_are_no_numbers_in_bounds_are_left_out(tmp_path: Path) -> None:
+    log = RunLog(write_run(tmp_path, 1))
+    odd = {
+        "residual_diffusion": float("inf"),
+        "residual_long": 10**400,
+        "images_per_second": "fast",
+        "seconds": float("nan"),
+        "skipped_steps": [],
+        "residual_bins": [[1.0, float("-inf")], ["x", True]],
+    }
+    lines = [{"step": 2, **odd}, {"step": 3, "residual_bins": [0.5]}, {"step": 10**400}, {"step": True}]
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.writelines(f"{json.dumps(each)}\n" for each in lines)
+        file.write(f"{'[' * 100_000}\n[]\n")
+    log.update()
+    told = log.told()
+    assert told["curves"] == {"residual_diffusion": [(1, 1.0)], "residual_long": []}
+    assert told["bins"] == [[1.0, None], [None, None]]
+    assert (told["step"], told["images_per_second"], told["skipped_steps"]) == (3, None, None)
+    assert told["seconds_left"] == 97 * 0.5
+    event_text("run", told)
+
+
 def test_a_run_without_a_config_or_a_step_is_shown_as_far_as_it_is(tmp_path: Path) -> None:
     folder = write_run(tmp_path, 0)
     (folder / "config.yaml").write_text("- no\n- recipe\n")
@@ -138,6 +166,20 @@ def test_a_comparison_s_curves_are_those_of_its_report(tmp_path: Path) -> None:
         "seeds": 2,
         "points": {"distance": [[1, 9.0, 0.1, 9.0], [2, 4.5, 0.1, 9.0], [4, 2.25, 0.1, 9.0]]},
     }
-    (tmp_path / "c" / "report.json").write_text('{"models": []}')
-    with pytest.raises(InputError, match="is no report of a comparison"):
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"samples": 50, ', "", "samples: Field required"),
+        ("8.0", "NaN", "models.0.points.0.metrics.distance.value: .* finite number"),
+        ("8.0", "-1e999", "models.0.points.0.metrics.distance.value: .* finite number"),
+        ("theirs", r"\ud800", "models.1.name: .* unicode"),
+        ('"distance": "lower"', '"other": "lower"', "no figures of 'other'"),
+    ],
+)
+def test_a_report_that_is_none_is_told(tmp_path: Path, old: str, new: str, message: str) -> None:
+    report = write_comparison(tmp_path / "c") / "report.json"
+    report.write_text(report.read_text().replace(old, new))
+    with pytest.raises(InputError, match=f"is no report of a comparison: {message}"):
         comparison(tmp_path / "c")

@@ -14,7 +14,7 @@ HEARD = ": waiting\n\n"  # a comment, so that the client learns at once that it 
 
 def event_text(name: str, data: Any) -> str:
     """One event as it is sent."""
-    return f"event: {name}\ndata: {json.dumps(data)}\n\n"
+    return f"event: {name}\ndata: {json.dumps(data, allow_nan=False)}\n\n"
 
 
 class EventStream(StreamingResponse):

@@ -1,6 +1,5 @@
 """What is to be seen of training: run folders with their curves and sample grids, and reports of comparisons."""
 
-import json
 import re
 import statistics
 import time
@@ -8,11 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args
 
+from annotated_types import Ge, Le, Len
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from anystep import bounds
 from anystep.bounds import shown
 from anystep.errors import InputError
-from anystep.files import read_json
+from anystep.files import parse_json, read_json
 from anystep.plain_yaml import read_yaml
 from anystep.training.run import CONFIG, METRICS
 
@@ -21,6 +24,8 @@ DEPTH = 3  # folders below those that are named in which runs are looked for
 MOST = 200  # runs and reports that are listed
 POINTS = 120  # of a curve
 PACE = 50  # steps that the pace is the median of
+Figure = Annotated[float, Ge(-1e100), Le(1e100)]  # sums and products of them are numbers still
+Text = Annotated[str, Len(0, bounds.MAX_TEXT)]  # of a length, and thereby without lone surrogates, which are no UTF-8
 GRID = re.compile(r"step-(\d{8})\.png")
 # residuals by interval, as a run logs them; a codec's run has its loss
 CURVES = ("residual_diffusion", "residual_short", "residual_long")
@@ -61,11 +66,13 @@ class Runs:
 
 
 def _below(folder: Path, root: Path, depth: int) -> Iterator[Found]:
-    with suppress(OSError):  # may not be entered, or is being removed
+    # it may not be entered, is being removed, or has a name that is no text, by which nobody could ask for it
+    with suppress(OSError, UnicodeEncodeError):
+        told = folder.relative_to(root.parent).as_posix()
+        told.encode()
         for name, kind in ((METRICS, "run"), (REPORT, "comparison")):
             path = folder / name
             if path.is_file() and not path.is_symlink() and (kind == "run" or _is_comparison(path)):
-                told = folder.relative_to(root.parent).as_posix()
                 yield Found(told, kind, folder, path.stat().st_mtime)
         for path in sorted(folder.iterdir()) if depth else ():
             if path.is_dir() and not path.is_symlink():
@@ -97,12 +104,10 @@ class RunLog:
         whole = content[: content.rfind(b"\n") + 1]
         self._read += len(whole)
         for line in whole.splitlines():
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(record, dict) and isinstance(record.get("step"), int):
-                self.records.append(record)
+            with suppress(InputError):
+                record = parse_json(line, str(path))
+                if _is(bounds.OptionalCount, record.get("step")):
+                    self.records.append(record)
         return bool(whole)
 
     def told(self) -> dict[str, Any]:
@@ -110,17 +115,17 @@ class RunLog:
         names = [name for name in CURVES if any(name in record for record in self.records[-POINTS:])] or ["loss"]
         last = self.records[-1] if self.records else {}
         steps, step = self._steps(), last.get("step", 0)
-        seconds = [record["seconds"] for record in self.records[-PACE:] if _is_number(record.get("seconds"))]
+        seconds = [record["seconds"] for record in self.records[-PACE:] if _is(Figure, record.get("seconds"))]
         pace = statistics.median(seconds) if seconds else None
         return {
             "curves": {name: thinned(self.records, name) for name in names},
             "step": step,
             "steps": steps,
-            "images_per_second": last.get("images_per_second"),
+            "images_per_second": _figure(last.get("images_per_second")),
             "seconds_left": None if pace is None or steps is None else max(0, steps - step) * pace,
             "seconds_since": time.time() - (self.folder / METRICS).stat().st_mtime,
-            "skipped_steps": last.get("skipped_steps"),
-            "bins": next((each["residual_bins"] for each in reversed(self.records) if "residual_bins" in each), None),
+            "skipped_steps": _figure(last.get("skipped_steps")),
+            "bins": next(filter(None, (_bins(each) for each in reversed(self.records))), None),
             "grids": grids(self.folder),
         }
 
@@ -129,7 +134,7 @@ class RunLog:
             steps = read_yaml(self.folder / CONFIG, "the run's").get("run", {}).get("steps")
         except (InputError, AttributeError):
             return None
-        return steps if isinstance(steps, int) else None
+        return steps if _is(bounds.OptionalCount, steps) else None
 
 
 def grids(folder: Path) -> list[str]:
@@ -140,7 +145,7 @@ def grids(folder: Path) -> list[str]:
 
 def thinned(records: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
     """Steps and means of a figure over so many stretches of equal length that a curve has at most `POINTS`."""
-    known = [(record["step"], record[name]) for record in records if _is_number(record.get(name))]
+    known = [(record["step"], record[name]) for record in records if _is(Figure, record.get(name))]
     length = max(1, -(-len(known) // POINTS))
     stretches = [known[place : place + length] for place in range(0, len(known), length)]
     return [(each[-1][0], statistics.fmean(value for _, value in each)) for each in stretches]
@@ -152,30 +157,74 @@ def comparison(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: a report that is none.
     """
-    report = read_json(folder / REPORT)
+    content = read_json(folder / REPORT)
     try:
+        report = _Report.model_validate(content)
         return {
-            "better": report["better"],
-            "command": report.get("command"),
-            "samples": report["samples"],
+            "better": report.better,
+            "command": report.command,
+            "samples": report.samples,
             "models": [
                 {
-                    "name": model["name"],
-                    "seeds": len(model["seeds"]),
+                    "name": model.name,
+                    "seeds": len(model.seeds),
                     "points": {
-                        metric: [
-                            [point["steps"], *(point["metrics"][metric][key] for key in ("value", "low", "high"))]
-                            for point in model["points"]
-                        ]
-                        for metric in report["better"]
+                        metric: [[point.steps, *vars(point.metrics[metric]).values()] for point in model.points]
+                        for metric in report.better
                     },
                 }
-                for model in report["models"]
+                for model in report.models
             ],
         }
-    except (KeyError, TypeError, AttributeError):
-        raise InputError(f"{shown(str(folder / REPORT))} is no report of a comparison") from None
+    except (ValidationError, KeyError) as error:
+        wrong = f"no figures of {error}"
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            wrong = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise InputError(f"{shown(str(folder / REPORT))} is no report of a comparison: {wrong}") from None
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+
+class _Estimate(_Part):
+    """Null is what JSON cannot say."""
+
+    value: Figure | None
+    low: Figure | None
+    high: Figure | None
+
+
+class _Point(_Part):
+    steps: bounds.SamplingSteps
+    metrics: dict[str, _Estimate]
+
+
+class _Model(_Part):
+    name: Text
+    seeds: list[Any]
+    points: list[_Point]
+
+
+class _Report(_Part):
+    better: dict[Text, Text]
+    command: Text | None = None
+    samples: bounds.Count
+    models: list[_Model]
+
+
+def _is(kind: Any, value: Any) -> bool:
+    return isinstance(value, get_args(kind)[0] | int) and not isinstance(value, bool) and bounds.is_within(kind, value)
+
+
+def _figure(value: Any) -> float | None:
+    return value if _is(Figure, value) else None
+
+
+def _bins(record: Mapping[str, Any]) -> list[list[float | None]] | None:
+    """The residuals of a record by bins, if there are any."""
+    rows = record.get("residual_bins")
+    if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
+        return None
+    return [[_figure(value) for value in row] for row in rows]

@@ -125,8 +125,9 @@ function compare(name, told) {
     const title = `${metric.replaceAll("_", " ")}, ${better === "nearest 1" ? better : `${better} is better`}`;
     const curves = chart(series, { label: `${title}, by steps`, xName: "steps", at: steps, isLog: { x: true } });
     const head = make("tr", {}, make("th", { textContent: "steps" }), ...steps.map((count) => make("th", { textContent: count, scope: "col" })));
+    const cell = ([, value, low, high]) => (value === null ? "–" : `${number(value)} ± ${low === null || high === null ? "–" : number((high - low) / 2)}`);
     const rows = series.map((each) => make("tr", {}, make("th", { textContent: each.name, scope: "row" }),
-      ...each.points.map(([, value, low, high]) => make("td", { textContent: `${number(value)} ± ${number((high - low) / 2)}` }))));
+      ...each.points.map((point) => make("td", { textContent: cell(point) }))));
     const table = make("details", {}, make("summary", { textContent: "Figures" }),
       make("div", { className: "wide", tabIndex: 0 }, make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows))));
     parts.push(make("h3", { textContent: title }), ...(curves ? [curves] : []), table);
