@@ -26,6 +26,10 @@ NUMBERS = [
     "-1e30", "-99999999999999999999", "99999999999999999999", "1e-400",
 ]  # fmt: skip
 SIZES = ["0x16", "16x0", "-1x16", "16x16x16", "１６x16", "nanxnan", "16xinf", "9" * 5000 + "x1", LONG]
+NO_ORIGINS = [
+    "*", "null", "example.com", "localhost:3000", "https://", "https://a/b", "https://a//", "https://a?b", "https://u@a",
+    "https://a:x", "https://a:65536", "https://\u00e9.org", "https://a b",
+]  # fmt: skip
 NOBODY = "~nobody-of-that-name/x"
 PARSER = build_parser()
 
@@ -60,6 +64,7 @@ def bad_values(action: argparse.Action, folder: Path) -> list[str]:
         option_types.text: ["\0", "a\x1b[31m", "x" * 200_000],
         option_types.spec: [*TEXT, NOBODY],
         option_types.weighted_spec: [*TEXT, NOBODY, "x:1e9", "x:1.2.3"],
+        option_types.origin: [*TEXT, NOBODY, *NO_ORIGINS],
         option_types.size: [*(text for text in NUMBERS if not text.isdecimal()), *SIZES],
         option_types.square: [*(text for text in NUMBERS if not text.isdecimal()), *SIZES, "16x32"],
         option_types.input_text: [*TEXT, NOBODY, nowhere, inside, str(folder), str(fifo), "/dev/zero"],
@@ -190,6 +195,19 @@ def test_defaults_are_those_of_the_library() -> None:
                 assert given.default == default or (given.dest == "model" and not given.default), (words, field.name)
                 compared += 1
     assert compared > 50
+
+
+def test_an_origin_is_what_browsers_say_of_a_page() -> None:
+    for given, said in (
+        ("https://ok.org/", "https://ok.org"),
+        ("HTTPS://OK.org:443", "https://ok.org"),
+        ("http://localhost:3000", "http://localhost:3000"),
+        ("http://[::1]:80/", "http://[::1]"),
+        ("chrome-extension://abcdef", "chrome-extension://abcdef"),
+    ):
+        assert option_types.origin(given) == said
+    with pytest.raises(argparse.ArgumentTypeError, match="any page that one of your users opens could then ask"):
+        option_types.origin("*")
 
 
 def test_a_path_that_ends_like_a_scale_is_a_path_where_it_is_there(tmp_path: Path) -> None:

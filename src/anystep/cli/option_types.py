@@ -1,4 +1,4 @@
-"""What options of the command line take that are no numbers: text, names, sizes, files and folders.
+"""What options of the command line take that are no numbers: text, names, sizes, web pages, files and folders.
 
 Each is the `type` of an argparse option: it says what was expected, before anything is loaded. Whether a file holds
 what it should is said by what reads it.
@@ -15,6 +15,8 @@ from anystep.bounds import Real, Side, check_name, check_text, cut, parse, shown
 from anystep.errors import InputError
 
 STANDARD_INPUT = Path("-")
+ORIGIN = re.compile(r"([a-z][a-z\d+.-]*)://([a-z\d_.-]+|\[[\d:.a-f]+\])(?::(\d{1,5}))?/?", re.ASCII | re.IGNORECASE)
+DEFAULT_PORTS = {"http": "80", "https": "443"}
 
 
 def text(value: str) -> str:
@@ -68,6 +70,21 @@ def square(value: str) -> int:
     if width != height:
         raise argparse.ArgumentTypeError(f"{shown(value)}: expected a square here, for example {width}x{width}")
     return width
+
+
+def origin(value: str) -> str:
+    """Where a web page is from, in the form in which browsers say it: `https://host`, and its port if not the usual."""
+    if value == "*":
+        raise argparse.ArgumentTypeError(
+            "'*': any page that one of your users opens could then ask in their name; expected pages by scheme and host"
+        )
+    found = ORIGIN.fullmatch(value)
+    if found is None or int(found[3] or 0) > 65535:
+        raise argparse.ArgumentTypeError(
+            f"{shown(value)}: expected scheme://host or scheme://host:port, for example https://example.com"
+        )
+    scheme, host, port = found[1].lower(), found[2].lower(), found[3]
+    return f"{scheme}://{host}" if port in (None, DEFAULT_PORTS.get(scheme)) else f"{scheme}://{host}:{int(port)}"
 
 
 def input_file(value: str) -> Path:

@@ -16,7 +16,7 @@ from anystep.bounds import (
     Threads,
     shown,
 )  # fmt: skip
-from anystep.cli.option_types import size, spec
+from anystep.cli.option_types import origin, size, spec
 from anystep.cli.options import Commands, add_options
 from anystep.console import say
 from anystep.errors import InputError
@@ -47,7 +47,7 @@ def add(commands: Commands) -> None:
     option("--max-steps", type=SamplingSteps, default=128, help="most steps of an image")
     option("--max-prompt", type=Count, default=2000, help="most characters of a prompt")
     option("--max-body", type=Mebibytes, default=20.0, help="most MiB of a request")
-    option("--allow-origin", type=spec, nargs="+", default=[], help="other web pages that may ask, as https://host")
+    option("--allow-origin", type=origin, nargs="+", default=[], help="other web pages that may ask, as https://host")
     option("--drain", type=Seconds, default=300.0, help="seconds for accepted requests after SIGTERM or Ctrl-C")
     parser.set_defaults(run=run)
 

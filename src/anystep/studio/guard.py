@@ -25,7 +25,8 @@ class GuardOptions:
         keys: API keys, of which each request must have one; none is asked for where there are none.
         hosts: names under which the server may be asked; empty: any. It keeps pages of others from reaching a server
             without keys through a name of theirs (DNS rebinding).
-        origins: web pages beside those of the server itself that may ask.
+        origins: web pages beside those of the server itself that may ask, as browsers name them: `https://host`, with a
+            port that is not the usual one.
         body: most bytes of a request.
         seconds: for a request's body to come, and for each part of an answer to be taken.
     """
