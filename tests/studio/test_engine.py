@@ -1,5 +1,6 @@
 """The engine: images as if alone, turns, cancelling, deadlines, draining, and one image's fault that is no other's."""
 
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from threading import Event as Flag
@@ -216,6 +217,18 @@ def test_a_deadline_ends_what_waits_and_what_is_drawn(engines: Engines) -> None:
     for job in jobs:
         with pytest.raises(TimeoutError, match="deadline"):
             job.result()
+
+
+def test_of_a_deadline_and_a_cancelling_the_first_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    left, late = Job(request(), deadline=5.0), Job(request(), deadline=5.0)
+    assert left.given_up() is None
+    left.cancel()
+    now[0] = 6.0
+    late.cancel()
+    assert isinstance(left.given_up(), Cancelled)
+    assert isinstance(late.given_up(), TimeoutError)
 
 
 def test_draining_takes_no_more_and_finishes_what_was_taken(engines: Engines, monkeypatch: pytest.MonkeyPatch) -> None:

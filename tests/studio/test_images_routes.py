@@ -197,11 +197,14 @@ def test_a_full_queue_is_told_with_when_to_ask_again(
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_deadline_is_an_answer(services: Services, monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
     opened_again = hold(monkeypatch)
-    images = client(services()).images
+    running = services()
+    images = client(running).images
     with pytest.raises(openai.APIError, match="deadline") as late:
         list(images.generate(prompt="a whale", stream=stream, extra_body={"deadline": 0.2}))  # type: ignore[call-overload]
     assert stream or (isinstance(late.value, openai.InternalServerError) and late.value.status_code == 504)
     opened_again.set()
+    until(lambda: b'outcome="TimeoutError"} 1.0' in running.service.metrics.text())
+    assert b"Cancelled" not in running.service.metrics.text()
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -61,22 +61,20 @@ class Job:
     turn: float = 0.0
     submitted: float = field(default_factory=time.monotonic)
     outcome: Drawn | Failed | None = None
-    _cancelled: bool = False
+    _reason: Exception | None = None
     _ending: Lock = field(default_factory=Lock)
 
     def cancel(self) -> None:
         """Draw it no further. One that waits is told at its turn, one that is drawn after its transition."""
-        self._cancelled = True
+        self._reason = self.given_up() or Cancelled("nobody waits for this image any more")
 
     def given_up(self) -> Exception | None:
-        """Why nobody waits for it any more, if so."""
+        """Why nobody waits for it any more, if so; of several reasons the first, for who waits too long goes too."""
         if isinstance(self.outcome, Failed):
             return self.outcome.reason
-        if self._cancelled:
-            return Cancelled("nobody waits for this image any more")
-        if self.deadline is not None and time.monotonic() > self.deadline:
-            return TimeoutError("the deadline of this request has passed: ask for fewer steps, or again later")
-        return None
+        if self._reason is None and self.deadline is not None and time.monotonic() > self.deadline:
+            self._reason = TimeoutError("the deadline of this request has passed: ask for fewer steps, or again later")
+        return self._reason
 
     def tell(self, event: Event) -> None:
         """Pass an event on to the listener, unless the last one has been told."""
