@@ -127,6 +127,7 @@ def test_an_image_holds_its_settings(generate: Any, tiny_model: Path) -> None:
     [
         ["--steps", "2", "--seed", "5", "--size", "24x16", "--guidance", "3", "--guidance-interval", "0.2", "0.9"],
         ["--steps", "3", "--stochasticity", "0.5", "--rope-scaling", "ntk", "--key-grid", "2"],
+        ["--steps", "8", "--finish-after", "3"],
     ],
 )
 def test_an_image_is_drawn_again_to_the_bit_from_itself(generate: Any, words: list[str]) -> None:
@@ -137,6 +138,14 @@ def test_an_image_is_drawn_again_to_the_bit_from_itself(generate: Any, words: li
     assert generate("--like", "a.png", "--seed", "6", "--out", "c.png", model=False) == 0
     assert pixels("c.png") != pixels("a.png")
     assert settings("c.png") == {**settings("a.png"), "seeds": [6]}
+
+
+def test_an_image_may_be_finished_after_some_of_its_steps(generate: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate("a whale", "--steps", "8", "--guidance", "1", "--finish-after", "3", "--out", "a.png") == 0
+    assert (settings("a.png")["nfe"], settings("a.png")["finish_after"]) == ([4], 3)
+    assert "finish_after 3: expected fewer than the 3 transitions" in refused(
+        capsys, "generate", "--like", "a.png", "--steps", "3", "--out", "b.png"
+    )
 
 
 def test_an_image_is_drawn_again_in_the_precision_it_was_drawn_in(

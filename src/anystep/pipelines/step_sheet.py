@@ -84,7 +84,8 @@ def any_step_sheet(
     seeds = [seeds] if isinstance(seeds, int) else list(seeds)
     width, height = options.get("size") or (0, 0)
     if width * height <= LARGE:
-        model.generate(prompts[0], 1, seeds[0], **options)  # the first call pays for allocations
+        whole = {name: value for name, value in options.items() if name != "finish_after"}
+        model.generate(prompts[0], 1, seeds[0], **whole)  # the first call pays for allocations
     columns = []
     for count in steps:
         cells = []
