@@ -124,6 +124,16 @@ def test_a_part_that_differs_is_refused_and_nothing_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("no_pt2")
+def test_a_negative_prompt_that_is_not_heard_is_found_out(
+    tiny_classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw = sample.Model.draw
+    monkeypatch.setattr(sample.Model, "draw", lambda *given: draw(*given[:-1], None))
+    line = refused(capsys, "export", tiny_classes, "--out", tmp_path / "out")
+    assert "latents of sample.py would differ from the model by" in line
+
+
 def test_models_that_cannot_be_exported_are_refused(
     tiny_classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import lively
 from PIL import Image
 
 import anystep.sampling
@@ -76,8 +77,6 @@ PLANS = {2: {"steps": 2, "tail": 0.3}, 6: {"steps": 4, "shift": 1.7, "memory": T
 
 
 def a_pipeline(sampling: str = "transition", plans: Any = None, **options: Any) -> TransitionPipeline:
-    from helpers import lively
-
     scheduler = TransitionScheduler(base_size=16, shift=1.2, plans=plans, **options)
     return TransitionPipeline(
         lively("c2i-test"),
@@ -123,6 +122,38 @@ def test_the_loop_is_that_of_the_package(name: str, plan: StepPlan) -> None:
     fields = {"stochasticity": plan.stochasticity, "velocity_below": plan.velocity_below, "memory": plan.memory}
     found = sample.sample(lambda x, t, r: (f(x, t, r), 1.0), plain(transport), x.numpy(), times.tolist(), fields, seeds)
     np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=2e-5)
+
+
+class InPyTorch(sample.Model):
+    """The program, with the network of a pipeline in place of the exported one."""
+
+    def __init__(self, pipeline: TransitionPipeline, folder: Path) -> None:
+        (folder / "model.json").write_text(json.dumps(settings_of(pipeline)))
+        super().__init__(folder)
+        self.network = pipeline.transformer
+
+    def run(self, name: str, **inputs: np.ndarray) -> np.ndarray:
+        given = {name: torch.from_numpy(value) for name, value in inputs.items()}
+        with torch.no_grad():
+            answer: np.ndarray = self.network(**given).numpy()
+        return answer
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_what_is_guided_away_from_is_that_of_the_pipeline(told: bool, tmp_path: Path) -> None:
+    network = lively("c2i-test", num_classes=3, guidance_embed=told)
+    pipeline = TransitionPipeline(network, TransitionScheduler(), class_names=["ant", "bee", "cat"])
+    model, kept = InPyTorch(pipeline, tmp_path), {"num_inference_steps": 2, "seeds": [1], "output_type": "latent"}
+    drawn = {}
+    for negative in (None, "cat", 0):
+        wanted = pipeline("bee", guidance_scale=3.0, negative_prompt=negative, **kept).images
+        drawn[negative] = model.draw("bee", 2, [1], guidance=3.0, negative=negative)
+        np.testing.assert_allclose(drawn[negative], wanted, rtol=1e-5, atol=1e-5)
+    assert np.abs(drawn["cat"] - drawn[None]).max() > 0.001
+    assert (model.draw("bee", 2, [1], guidance=3.0, negative=" ") == drawn[None]).all()
+    with pytest.raises(ValueError, match="negative 'cat': guidance 1 leads away from nothing"):
+        model.draw("bee", 2, [1], guidance=1.0, negative="cat")
+    assert model.draw("bee", 2, [1], guidance=1.0, negative="").shape == (1, *wanted.shape[1:])
 
 
 def test_an_image_is_written_as_png(tmp_path: Path) -> None:

@@ -28,7 +28,8 @@ from anystep.pipelines.transition import TransitionPipeline
 from anystep.sampling import without_ends
 
 TOLERANCE = 1e-4  # of a program's largest answer: float32 leaves 1e-6 to 1e-5, anything that is wrong far more
-STEPS, SIDE = 4, 8  # of the image that is compared: transitions, and tokens along a side
+STEPS, SIDE = 4, 8  # of the images that are compared: transitions, and tokens along a side
+GUIDANCE = 2.0  # away from a negative prompt
 
 
 @dataclass(frozen=True)
@@ -167,13 +168,25 @@ def _null_states(pipeline: TransitionPipeline) -> np.ndarray:
 
 
 def _compare_images(pipeline: TransitionPipeline, folder: Path, from_states: bool) -> float:
-    """How far the latents of `sample.py` are from those of the pipeline, in parts of the largest, at a small size."""
+    """How far the latents of `sample.py` are from those of the pipeline, in parts of the largest, at a small size.
+
+    Drawn are images with the guidance of the model, and images guided away from a negative prompt.
+    """
     side, config = SIDE * pipeline.size_multiple, pipeline.transformer.config
-    prompt: Any = 0 if config.text_width is None else (pipeline.config.concepts or ["a red apple"])[0]
-    drawn: Any = pipeline(prompt, side, side, STEPS, seeds=[1, 2], num_images_per_prompt=2, output_type="latent")
-    if from_states:
-        prompt = pipeline.encode_prompt(prompt).prompt_embeds.numpy()
-    found = sample.Model(folder, torch.get_num_threads()).draw(prompt, STEPS, [1, 2], (side, side))
-    wanted = drawn.images.numpy()
-    apart = np.abs(found - wanted).max() / max(1.0, np.abs(wanted).max())
-    return float(apart) if np.isfinite(apart) else float("inf")
+    text, concepts = config.text_width is not None, pipeline.config.concepts
+    prompt, negative = ((concepts or ["a red apple"])[0], "blue") if text else (0, config.num_classes - 1)
+    model, largest = sample.Model(folder, torch.get_num_threads()), 0.0
+
+    def read(prompt: Any) -> Any:
+        return pipeline.encode_prompt(prompt).prompt_embeds.numpy() if from_states and prompt is not None else prompt
+
+    for away, guidance in ((None, None), (negative, GUIDANCE)):
+        drawn: Any = pipeline(
+            prompt, side, side, STEPS, guidance_scale=guidance, negative_prompt=away, seeds=[1, 2],
+            num_images_per_prompt=2, output_type="latent",
+        )  # fmt: skip
+        found = model.draw(read(prompt), STEPS, [1, 2], (side, side), guidance, read(away))
+        wanted = drawn.images.numpy()
+        apart = np.abs(found - wanted).max() / max(1.0, np.abs(wanted).max())
+        largest = max(largest, float(apart) if np.isfinite(apart) else float("inf"))
+    return largest

@@ -237,21 +237,23 @@ class Model:
         tokens = np.array([self.tokenize(read, self.settings["max_length"])], np.int64)
         return self.run("text_encoder", ids=tokens, mask=np.ones_like(tokens))
 
-    def conditions(self, prompt: Any, negative: str | None) -> tuple[np.ndarray, np.ndarray]:
-        """The condition of a prompt, and what is guided away from: states of captions, or classes."""
-        settings = self.settings
-        if settings["classes"] is not None:
-            names = settings["class_names"] or []
-            label = names.index(prompt) if prompt in names else int(prompt) if str(prompt).isdecimal() else -1
-            if not 0 <= label < settings["classes"]:
-                raise ValueError(f"class {prompt!r}: expected a name, or a number from 0 to {settings['classes'] - 1}")
-            return np.array([label], np.int64), np.array([settings["classes"]], np.int64)
-        states = prompt if isinstance(prompt, np.ndarray) else self.states(prompt)
-        if negative is not None:
-            return states, self.states(negative)
-        null = np.load(self.folder / "null_states.npy")
+    def condition(self, prompt: Any) -> np.ndarray:
+        """What the network is told of a prompt: states of a caption, or a class by its name or number."""
+        classes, names = self.settings["classes"], self.settings["class_names"] or []
+        if classes is None:
+            return prompt if isinstance(prompt, np.ndarray) else self.states(prompt)
+        label = names.index(prompt) if prompt in names else int(prompt) if str(prompt).isdecimal() else -1
+        if not 0 <= label < classes:
+            raise ValueError(f"class {prompt!r}: expected a name, or a number from 0 to {classes - 1}")
+        return np.array([label], np.int64)
+
+    def null(self, condition: np.ndarray) -> np.ndarray:
+        """What guidance leads away from where there is no negative prompt."""
+        if self.settings["classes"] is not None:
+            return np.array([self.settings["classes"]], np.int64)
+        null: np.ndarray = np.load(self.folder / "null_states.npy")
         # a network that attends to padding was trained with an empty caption padded as long as the caption
-        return states, null if settings["mask_text"] else null[:, : states.shape[1]]
+        return null if self.settings["mask_text"] else null[:, : condition.shape[1]]
 
     def draw(
         self,
@@ -260,19 +262,27 @@ class Model:
         seeds: Sequence[int] = (0,),
         size: tuple[int, int] | None = None,
         guidance: float | None = None,
-        negative: str | None = None,
+        negative: Any = None,
     ) -> np.ndarray:
         """Latents (images, channels, rows, columns) of a caption, its states, or a class: one for each seed.
 
         Args:
             size: width and height in pixels; the training size by default.
+            negative: what guidance above 1 leads away from, as the prompt is given; by default, or blank, nothing else
+                than the empty caption or class.
         """
         settings, transport = self.settings, self.settings["transport"]
         width, height = size or (settings["side"],) * 2
         if width % settings["multiple"] or height % settings["multiple"]:
             raise ValueError(f"size {width}x{height}: both sides must be multiples of {settings['multiple']}")
         scale = settings["guidance_scale"] if guidance is None else guidance
-        condition, null = self.conditions(prompt, negative)
+        negative = None if isinstance(negative, str) and not negative.strip() else negative
+        if negative is not None and scale <= 1:
+            raise ValueError(f"negative {negative!r}: guidance {scale:g} leads away from nothing")
+        condition = self.condition(prompt)
+        null = self.null(condition) if negative is None else self.condition(negative)
+        # a network that is told the scale answers as if guided away from the empty caption, and from nothing else
+        at_once = settings["guidance_embed"] and negative is None
         plan = plan_of(settings, steps)
         times = times_of(settings, plan, height, width)
         shape = (settings["channels"], height // settings["factor"], width // settings["factor"])
@@ -295,9 +305,9 @@ class Model:
 
         def f(x: np.ndarray, t: float, r: float) -> tuple[np.ndarray, float]:
             g = scale if scale > 1 and low <= t <= high else 1.0
-            F = evaluate(x, t, r, condition, g)
-            if g > 1 and not settings["guidance_embed"]:
-                F_null = evaluate(x, t, r, null, g)
+            F = evaluate(x, t, r, condition, g if at_once else 1.0)
+            if g > 1 and not at_once:
+                F_null = evaluate(x, t, r, null, 1.0)
                 F = F_null + np.float32(g) * (F - F_null)
             return F, g
 
@@ -305,12 +315,9 @@ class Model:
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Pixels from 0 to 255, (images, height, width, 3), of latents."""
-        decoder = (self.folder / "decoder.onnx").exists()
-        images = self.run("decoder", latents=latents) if decoder else np.broadcast_to(
-            latents, (len(latents), 3, *latents.shape[2:])
-        )  # fmt: skip
+        images = self.run("decoder", latents=latents) if (self.folder / "decoder.onnx").exists() else latents
         pixels = np.clip(np.rint((images + np.float32(1)) * np.float32(127.5)), 0, 255).astype(np.uint8)
-        return pixels.transpose(0, 2, 3, 1)
+        return np.broadcast_to(pixels, (len(pixels), 3, *pixels.shape[2:])).transpose(0, 2, 3, 1)
 
 
 def sample(
