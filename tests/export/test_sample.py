@@ -2,6 +2,9 @@
 
 import json
 import math
+import runpy
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import anystep.sampling
 from anystep.conditioning import load_text_encoder
 from anystep.export import sample
 from anystep.export.export import settings_of
+from anystep.pipelines.load import load
 from anystep.pipelines.scheduler import TransitionScheduler
 from anystep.pipelines.transition import TransitionPipeline
 from anystep.sampling import Prediction, StepPlan, noise
@@ -66,7 +70,7 @@ def test_a_caption_becomes_the_tokens_of_the_library() -> None:
     captions = [
         "a red apple", "", "An E-MAIL, (sent) twice!", "naïve café Ünïcödé", "苹果 and 日本", "x" * 150,
         "a\u0000b\u200dc", "tab\tand\nline", "$5 + 3 = 8 ~ ^", "word " * 200, "“quotes” — dashes…",
-        "🍎 apple", "unaffable zyzzyva",
+        "🍎 apple", "unaffable zyzzyva", "[SEP]", "a [MASK]ed[UNK] [CLS]", "[sep] [ SEP ] [[PAD]]",
     ]  # fmt: skip
     for caption in captions:
         wanted = encoder.tokenizer(caption, truncation=True, max_length=encoder.max_length)["input_ids"]
@@ -162,18 +166,82 @@ def test_an_image_is_written_as_png(tmp_path: Path) -> None:
     assert (np.asarray(Image.open(tmp_path / "x.png")) == pixels).all()
 
 
-def test_bad_input_is_one_line(tmp_path: Path) -> None:
-    settings = settings_of(a_pipeline())
-    (tmp_path / "model.json").write_text(json.dumps(settings))
-    model = sample.Model(tmp_path)
+def test_bad_input_is_told_apart(tmp_path: Path) -> None:
+    model = InPyTorch(a_pipeline(), tmp_path)
     assert (sample.size_of("96X64"), sample.size_of("64")) == ((96, 64), (64, 64))
     for call, words in (
-        (lambda: model.draw(0, steps=0), "0 steps: expected 1 or more"),
+        (lambda: model.draw(0, steps=0), "steps 0: expected 1 to 10000"),
         (lambda: model.draw("whale"), "class 'whale': expected a name, or a number from 0 to 9"),
-        (lambda: model.draw(10), "class 10: expected"),
-        (lambda: model.draw(0, size=(5, 8)), "size 5x8: both sides must be multiples of 2"),
+        (lambda: model.draw(10), "class '10': expected"),
+        (lambda: model.draw(np.zeros((1, 3, 8))), "class '.*: expected"),
+        (lambda: model.draw(0, size=(5, 8)), "size 5x8: expected multiples of 2, one at most 5 times the other"),
+        (lambda: model.draw(0, size=(0, 8)), "size 0x8: expected"),
+        (lambda: model.draw(0, size=(48, 8)), "size 48x8: expected"),
+        (lambda: model.draw(0, guidance=math.nan), "guidance nan: expected 0 to 100"),
+        (lambda: model.draw(0, guidance=-3), "guidance -3: expected"),
+        (lambda: model.draw(0, seeds=[0, -1]), "seed -1: expected 0 to"),
+        (lambda: model.draw(0, seeds=[2**62]), "seed 4611686018427387904: expected"),
         (lambda: sample.size_of("64x"), "size '64x': expected WIDTHxHEIGHT"),
         (lambda: sample.Noise(0).draw((3, 5)), "below 16 numbers"),
     ):
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(ValueError, match=words) as caught:
             call()
+        assert "\n" not in str(caught.value)
+    model.network = lambda x, **inputs: x * math.inf
+    with pytest.raises(ValueError, match="numbers that are not finite"):
+        model.draw(0)
+
+
+@pytest.fixture(scope="module")
+def captions(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a model that reads captions, without its networks, and files of states of captions."""
+    folder = tmp_path_factory.mktemp("exported")
+    shutil.copyfile(sample.__file__, folder / "sample.py")
+    (folder / "model.json").write_text(json.dumps(settings_of(load(tiny_model, "cpu").pipeline)))
+    (folder / "text.npy").write_text("no array")
+    (folder / "empty.npy").touch()
+    states = np.ones((5, 384), np.float32)
+    for name, content in (
+        ("null_states", states[None]), ("good", states), ("narrow", states[:, :7]), ("flat", states[0]),
+        ("none", states[:0]), ("nan", states * np.nan), ("long", np.ones((1000, 384))), ("words", np.array(["a"])),
+    ):  # fmt: skip
+        np.save(folder / f"{name}.npy", content)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["  "], "empty prompt: say what to draw"),
+        (["a whale", "--out", "x.jpg"], "out 'x.jpg': expected a name that ends in .png"),
+        (["a whale", "--out", "nowhere/x.png"], "in a folder that is there"),
+        (["--states", "gone.npy"], "No such file"),
+        (["--states", "text.npy"], "states 'text.npy': expected a .npy file of numbers"),
+        (["--states", "empty.npy"], "states 'empty.npy': expected a .npy file of numbers"),
+        (["--states", "words.npy"], "states 'words.npy': expected a .npy file of numbers"),
+        (["--states", "narrow.npy"], "states (5, 7): expected finite numbers, 1 to "),
+        (["--states", "flat.npy"], "states (384,): expected"),
+        (["--states", "none.npy"], "states (0, 384): expected"),
+        (["--states", "long.npy"], "states (1000, 384): expected"),
+        (["--states", "nan.npy"], "states (5, 384): expected finite"),
+        (["--states", "good.npy", "--size", "0"], "size 0x0: expected"),
+        (["--states", "good.npy", "--seed", "-1"], "seed -1: expected"),
+        (["--states", "good.npy", "--negative", "blue", "--guidance", "1"], "negative 'blue': guidance 1 leads away"),
+        (["--states", "good.npy", "--size", "80000000"], "Unable to allocate"),
+        (["--states", "good.npy"], "onnxruntime is not installed: pip install onnxruntime"),
+    ],
+)
+def test_bad_input_is_one_line(
+    captions: Path, words: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(captions)
+    monkeypatch.setattr("sys.argv", ["sample.py", *words])
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    before = sorted(captions.iterdir())
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(captions / "sample.py"), run_name="__main__")
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert message in said
+    assert (said.count("\n"), said.startswith("sample.py: ")) == (1, True)
+    assert sorted(captions.iterdir()) == before

@@ -4,16 +4,15 @@
 
 It is also what to read for a port to another language: the transports, the times of the steps, noise from a seed as
 PyTorch makes it, guidance, and the loop (Transition Models, arXiv 2509.04394). A seed gives the image that anystep
-gives. Captions are read with the WordPiece tokenizers of BERT models as they are; those of others need
-`pip install tokenizers`.
+gives. WordPiece tokenizers, of BERT models, are read as they are; others need `pip install tokenizers`.
 """
 
 import argparse
 import json
 import math
 import re
+import string
 import struct
-import sys
 import unicodedata
 import zlib
 from collections.abc import Sequence
@@ -23,11 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
+
+
+def check(name: str, value: float, low: float, high: float) -> None:
+    """Refuse a number that is not within bounds, as NaN is not."""
+    if not low <= value <= high:
+        raise ValueError(f"{name} {value}: expected {low} to {high}")
+
 
 # --- transports: x_t = alpha x + sigma z, F = alpha_hat x + sigma_hat z ---------------------------------------------
-
-
 def coefficients(transport: dict[str, Any], t: float) -> tuple[float, float, float, float]:
     """alpha, sigma, alpha_hat and sigma_hat at time t."""
     name = transport["name"]
@@ -71,12 +74,9 @@ def decompose(transport: dict[str, Any], x: np.ndarray, F: np.ndarray, t: float)
 
 
 # --- plans and times ------------------------------------------------------------------------------------------------
-
-
 def plan_of(settings: dict[str, Any], budget: int) -> dict[str, Any]:
     """What a number of steps is spent on: the model's own plan where it has one, else uniform times."""
-    if budget < 1:
-        raise ValueError(f"{budget} steps: expected 1 or more")
+    check("steps", budget, 1, 10_000)
     plan = {"steps": budget, "shift": 1.0, "tail": None, "stochasticity": 0.0, "velocity_below": 0.0, "memory": False}
     plans = {int(known): fields for known, fields in settings["plans"].items()}
     known = max((each for each in plans if each <= budget), default=None)
@@ -93,24 +93,20 @@ def plan_of(settings: dict[str, Any], budget: int) -> dict[str, Any]:
 def times_of(settings: dict[str, Any], plan: dict[str, Any], height: int, width: int) -> list[float]:
     """The decreasing times of a plan's steps, shifted towards noise for areas above the training base."""
     low, high, base = settings["transport"]["t_min"], settings["transport"]["t_max"], settings["base_size"]
-    shift = settings["shift"] * plan["shift"]
-    if base is not None:
-        shift *= max(1.0, math.sqrt(height * width) / base)
-    if plan["tail"] is None:
-        u = np.linspace(1, 0, plan["steps"] + 1)
-    else:
-        u = np.append(np.linspace(1, plan["tail"], plan["steps"]), 0.0)
+    area = 1.0 if base is None else max(1.0, math.sqrt(height * width) / base)
+    shift = settings["shift"] * plan["shift"] * area
+    steps, tail = plan["steps"], plan["tail"]
+    u = np.linspace(1, 0, steps + 1) if tail is None else np.append(np.linspace(1, tail, steps), 0.0)
     moved = low + (high - low) * (shift * u / (1 + (shift - 1) * u))
     return [float(each) for each in np.clip(moved, low, high).astype(np.float32)]
 
 
 # --- noise of a seed, as torch.randn of a CPU generator draws it ------------------------------------------------------
-
-
 class Noise:
     """Standard normal numbers of a seed: a Mersenne twister, and Box-Muller in groups of sixteen."""
 
     def __init__(self, seed: int) -> None:
+        check("seed", seed, 0, 2**62 - 1)
         self._twister = np.random.RandomState((seed ^ (seed >> 32) * 0x9E3779B1) % 2**32)  # all bits of a long one
 
     def draw(self, shape: Sequence[int]) -> np.ndarray:
@@ -118,8 +114,7 @@ class Noise:
         if count < 16:
             raise ValueError(f"noise of shape {tuple(shape)}: below 16 numbers PyTorch draws in another way")
         numbers, whole = np.empty(count, np.float32), count // 16 * 16
-        numbers_of = self._uniform(count)
-        numbers[:whole] = self._normal(numbers_of[:whole])
+        numbers[:whole] = self._normal(self._uniform(count)[:whole])
         if whole < count:
             numbers[-16:] = self._normal(self._uniform(16))
         return numbers.reshape(shape)
@@ -136,32 +131,34 @@ class Noise:
 
 
 # --- captions -------------------------------------------------------------------------------------------------------
-
-
 class WordPiece:
     """The tokens of captions as `tokenizer.json` of a BERT model says (WordPiece, arXiv 1609.08144)."""
 
     def __init__(self, content: dict[str, Any]) -> None:
-        self.vocabulary = content["model"]["vocab"]
+        added = {each["content"]: each["id"] for each in content["added_tokens"]}  # "[SEP]" is one wherever it stands
+        self.vocabulary, self.added = content["model"]["vocab"] | added, sorted(added, key=len, reverse=True)
         self.unknown, self.prefix = content["model"]["unk_token"], content["model"]["continuing_subword_prefix"]
         self.longest, self.lower = content["model"]["max_input_chars_per_word"], content["normalizer"]["lowercase"]
         around = [next(iter(each.values()))["id"] for each in content["post_processor"]["single"]]
         self.before, self.after = around[: around.index("A")], around[around.index("A") + 1 :]
 
     def __call__(self, caption: str, length: int) -> list[int]:
-        pieces = [piece for word in self._words(caption) for piece in self._pieces(word)]
+        parts = re.split(f"({'|'.join(map(re.escape, self.added))})", caption)
+        pieces = [piece for part in parts for word in self._words(part) for piece in self._pieces(word)]
         kept = pieces[: length - len(self.before) - len(self.after)]
         return [self.vocabulary[piece] for piece in [*self.before, *kept, *self.after]]
 
     def _words(self, caption: str) -> list[str]:
+        if caption in self.added:
+            return [caption]
         spaced = "".join(" " if letter in "\t\n\r" else letter for letter in caption)
         text = "".join(each for each in spaced if unicodedata.category(each)[0] != "C" and each != "\ufffd")
         text = re.sub(r"([\u4e00-\u9fff\u3400-\u4dbf\uf900-\ufaff\U00020000-\U0002fa1f])", r" \1 ", text)
         if self.lower:
             text = "".join(each for each in unicodedata.normalize("NFD", text) if unicodedata.category(each) != "Mn")
             text = text.lower()
-        apart = (f" {each} " if _is_punctuation(each) else each for each in text)
-        return "".join(apart).split()
+        marks = {each for each in text if each in string.punctuation or unicodedata.category(each)[0] == "P"}
+        return "".join(f" {each} " if each in marks else each for each in text).split()
 
     def _pieces(self, word: str) -> list[str]:
         found: list[str] = []
@@ -176,20 +173,13 @@ class WordPiece:
         return found
 
 
-def _is_punctuation(letter: str) -> bool:
-    ascii_mark = letter.isascii() and letter.isprintable() and not letter.isalnum() and letter != " "
-    return ascii_mark or unicodedata.category(letter)[0] == "P"
-
-
 def tokenizer_of(path: Path) -> Any:
     """A function of a caption and the largest number of tokens, which gives their numbers."""
     content = json.loads(path.read_text("utf-8"))
     if content["model"]["type"] == "WordPiece" and content["normalizer"]["type"] == "BertNormalizer":
         return WordPiece(content)
-    try:
-        from tokenizers import Tokenizer
-    except ImportError:
-        sys.exit("sample.py: this model's captions need `pip install tokenizers`, or their states by --states")
+    from tokenizers import Tokenizer
+
     tokenizer = Tokenizer.from_file(str(path))
     tokenizer.no_padding()
 
@@ -201,15 +191,10 @@ def tokenizer_of(path: Path) -> Any:
 
 
 # --- the model ------------------------------------------------------------------------------------------------------
-
-
 class Model:
-    """The networks of the folder, and what `model.json` says of them.
+    """The networks of a folder, and what its `model.json` says of them.
 
-    Args:
-        folder: with `model.json` and the `.onnx` files.
-        threads: of onnxruntime; 0: as many as there are cores.
-        providers: of onnxruntime, for example `CUDAExecutionProvider`.
+    `threads` (0: as many as there are cores) and `providers`, such as `CUDAExecutionProvider`, are onnxruntime's.
     """
 
     def __init__(self, folder: Path, threads: int = 0, providers: Sequence[str] = ("CPUExecutionProvider",)) -> None:
@@ -220,12 +205,13 @@ class Model:
     def run(self, name: str, **inputs: np.ndarray) -> np.ndarray:
         """The answer of one of the networks."""
         if name not in self._sessions:
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = self.threads
+            from onnxruntime import InferenceSession, SessionOptions
+
+            options = SessionOptions()
+            options.intra_op_num_threads, options.log_severity_level = self.threads, 4  # what fails is raised
             path = str(self.folder / f"{name}.onnx")
-            self._sessions[name] = onnxruntime.InferenceSession(path, options, providers=self.providers)
-        answer: np.ndarray = self._sessions[name].run(None, inputs)[0]
-        return answer
+            self._sessions[name] = InferenceSession(path, options, providers=self.providers)
+        return np.asarray(self._sessions[name].run(None, inputs)[0])
 
     @cached_property
     def tokenize(self) -> Any:
@@ -233,6 +219,8 @@ class Model:
 
     def states(self, caption: str) -> np.ndarray:
         """The states of a caption's tokens, (1, tokens, width)."""
+        if not caption.strip():
+            raise ValueError('empty prompt: say what to draw, for example "a red apple"')
         read = caption.encode("unicode-escape").decode() if self.settings["escape_captions"] else caption
         tokens = np.array([self.tokenize(read, self.settings["max_length"])], np.int64)
         return self.run("text_encoder", ids=tokens, mask=np.ones_like(tokens))
@@ -240,20 +228,26 @@ class Model:
     def condition(self, prompt: Any) -> np.ndarray:
         """What the network is told of a prompt: states of a caption, or a class by its name or number."""
         classes, names = self.settings["classes"], self.settings["class_names"] or []
-        if classes is None:
-            return prompt if isinstance(prompt, np.ndarray) else self.states(prompt)
-        label = names.index(prompt) if prompt in names else int(prompt) if str(prompt).isdecimal() else -1
-        if not 0 <= label < classes:
-            raise ValueError(f"class {prompt!r}: expected a name, or a number from 0 to {classes - 1}")
-        return np.array([label], np.int64)
+        if classes is not None:
+            name = str(prompt)
+            label = names.index(name) if name in names else int(name) if name.isdecimal() else -1
+            if not 0 <= label < classes:
+                raise ValueError(f"class {name!r:.60}: expected a name, or a number from 0 to {classes - 1}")
+            return np.array([label], np.int64)
+        states = prompt if isinstance(prompt, np.ndarray) else self.states(prompt)
+        most, width = self.settings["max_length"], np.load(self.folder / "null_states.npy").shape[2]
+        fits = states.ndim == 3 and len(states) == 1 and 1 <= states.shape[1] <= most and states.shape[2] == width
+        if not (fits and np.isfinite(states).all()):
+            raise ValueError(f"states {states.shape[1:]}: expected finite numbers, 1 to {most} tokens x {width}")
+        return states
 
     def null(self, condition: np.ndarray) -> np.ndarray:
         """What guidance leads away from where there is no negative prompt."""
         if self.settings["classes"] is not None:
             return np.array([self.settings["classes"]], np.int64)
-        null: np.ndarray = np.load(self.folder / "null_states.npy")
+        null = np.load(self.folder / "null_states.npy")
         # a network that attends to padding was trained with an empty caption padded as long as the caption
-        return null if self.settings["mask_text"] else null[:, : condition.shape[1]]
+        return np.asarray(null if self.settings["mask_text"] else null[:, : condition.shape[1]])
 
     def draw(
         self,
@@ -266,42 +260,35 @@ class Model:
     ) -> np.ndarray:
         """Latents (images, channels, rows, columns) of a caption, its states, or a class: one for each seed.
 
-        Args:
-            size: width and height in pixels; the training size by default.
-            negative: what guidance above 1 leads away from, as the prompt is given; by default, or blank, nothing else
-                than the empty caption or class.
+        `size` is width and height in pixels, by default those of training. `negative`, given as the prompt is, is what
+        guidance leads away from; None, or blank, is the empty caption or class.
         """
         settings, transport = self.settings, self.settings["transport"]
-        width, height = size or (settings["side"],) * 2
-        if width % settings["multiple"] or height % settings["multiple"]:
-            raise ValueError(f"size {width}x{height}: both sides must be multiples of {settings['multiple']}")
+        (width, height), multiple = size or (settings["side"],) * 2, settings["multiple"]
+        if width % multiple or height % multiple or not 0 < max(width, height) <= 5 * min(width, height):
+            raise ValueError(f"size {width}x{height}: expected multiples of {multiple}, one at most 5 times the other")
         scale = settings["guidance_scale"] if guidance is None else guidance
+        check("guidance", scale, 0, 100)
         negative = None if isinstance(negative, str) and not negative.strip() else negative
         if negative is not None and scale <= 1:
-            raise ValueError(f"negative {negative!r}: guidance {scale:g} leads away from nothing")
+            raise ValueError(f"negative {negative!r:.60}: guidance {scale:g} leads away from nothing")
         condition = self.condition(prompt)
         null = self.null(condition) if negative is None else self.condition(negative)
         # a network that is told the scale answers as if guided away from the empty caption, and from nothing else
-        at_once = settings["guidance_embed"] and negative is None
+        embedded, (low, high) = settings["guidance_embed"], settings["guided_times"]
+        at_once = embedded and negative is None
         plan = plan_of(settings, steps)
         times = times_of(settings, plan, height, width)
         shape = (settings["channels"], height // settings["factor"], width // settings["factor"])
         x = np.stack([Noise(seed).draw(shape) for seed in seeds]) * np.float32(coefficients(transport, times[0])[1])
 
         def evaluate(x: np.ndarray, t: float, r: float, condition: np.ndarray, g: float) -> np.ndarray:
-            images = len(x)
-            inputs = {
-                "x": x, "condition": np.repeat(condition, images, 0),
-                "t": np.full(images, c_noise(transport, t), np.float32),
-                "r": np.full(images, c_noise(transport, r), np.float32),
-            }  # fmt: skip
+            told = {"t": c_noise(transport, t), "r": c_noise(transport, r), **({"guidance": g} if embedded else {})}
+            inputs = {name: np.full(len(x), value, np.float32) for name, value in told.items()}
+            inputs |= {"x": x, "condition": np.repeat(condition, len(x), 0)}
             if settings["classes"] is None:
                 inputs["mask"] = np.ones(inputs["condition"].shape[:2], bool)
-            if settings["guidance_embed"]:
-                inputs["guidance"] = np.full(images, g, np.float32)
             return self.run("network", **inputs)
-
-        low, high = settings["guided_times"]
 
         def f(x: np.ndarray, t: float, r: float) -> tuple[np.ndarray, float]:
             g = scale if scale > 1 and low <= t <= high else 1.0
@@ -311,7 +298,11 @@ class Model:
                 F = F_null + np.float32(g) * (F - F_null)
             return F, g
 
-        return sample(f, transport, x, times, plan, seeds)
+        with np.errstate(all="ignore"):
+            latents = sample(f, transport, x, times, plan, seeds)
+        if not np.isfinite(latents).all():
+            raise ValueError("the model gives numbers that are not finite: it does not bear these settings")
+        return latents
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Pixels from 0 to 255, (images, height, width, 3), of latents."""
@@ -355,11 +346,9 @@ def write_png(path: Path, pixels: np.ndarray) -> None:
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    height, width, _ = pixels.shape
-    rows = b"".join(b"\0" + row.tobytes() for row in np.ascontiguousarray(pixels))
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+    rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in np.ascontiguousarray(pixels)))
+    header = struct.pack(">IIBBBBB", *pixels.shape[1::-1], 8, 2, 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
 
 
 def size_of(text: str) -> tuple[int, int]:
@@ -368,6 +357,14 @@ def size_of(text: str) -> tuple[int, int]:
     if not width.isdecimal() or (cross and not height.isdecimal()):
         raise ValueError(f"size {text!r}: expected WIDTHxHEIGHT in pixels, or one number for a square")
     return int(width), int(height or width)
+
+
+def states_of(path: str) -> np.ndarray:
+    """The states of a caption, (1, tokens, width), of a .npy file."""
+    try:
+        return np.asarray(np.lib.format.open_memmap(path, mode="r")[None], np.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"states {path!r}: expected a .npy file of numbers: {error}") from None
 
 
 def main() -> None:
@@ -383,14 +380,18 @@ def main() -> None:
     options = parser.parse_args()
     if (options.prompt is None) == (options.states is None):
         parser.error("give a prompt or --states")
-    prompt = options.prompt if options.states is None else np.load(options.states)[None].astype(np.float32)
     try:
+        out = Path(options.out)
+        if out.suffix.lower() != ".png" or not out.parent.is_dir():
+            raise ValueError(f"out {options.out!r}: expected a name that ends in .png, in a folder that is there")
+        prompt = options.prompt if options.states is None else states_of(options.states)
         size = size_of(options.size) if options.size else None
         model = Model(Path(__file__).parent)
         latents = model.draw(prompt, options.steps, [options.seed], size, options.guidance, options.negative)
-        write_png(Path(options.out), model.decode(latents)[0])
-    except (ValueError, OSError) as error:
-        sys.exit(f"sample.py: {error}")
+        write_png(out, model.decode(latents)[0])
+    except Exception as error:  # also those of onnxruntime, which has one where memory does not suffice
+        told = f"{error.name} is not installed: pip install {error.name}" if isinstance(error, ImportError) else error
+        parser.exit(2, f"sample.py: {' '.join(str(told).split()):.280}\n")
     print(options.out)
 
 
