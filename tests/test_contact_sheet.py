@@ -1,6 +1,6 @@
 """Labelled grids and saving."""
 
-import os
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -115,7 +115,14 @@ def test_new_file_has_the_usual_permissions(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("a.docx", "suffix '.docx'"), ("a", "suffix ''"), ("no/a.png", "there is no folder"), ("d.png", "it is a folder")],
+    [
+        ("a.docx", "suffix '.docx'"),
+        ("a.bmp", "suffix '.bmp': expected .png, .jpg, .jpeg, .webp"),
+        ("a", "suffix ''"),
+        ("no/a.png", "there is no folder"),
+        ("d.png", "it is a folder"),
+        (f"{'x' * 235}.png", "File name too long"),
+    ],
 )
 def test_what_cannot_be_written_is_said_in_one_line(tmp_path: Path, name: str, reason: str) -> None:
     (tmp_path / "d.png").mkdir()
@@ -127,9 +134,35 @@ def test_what_cannot_be_written_is_said_in_one_line(tmp_path: Path, name: str, r
 
 
 def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
-    with pytest.raises(InputError, match="no permission"):
+    def denied(path: Path) -> None:  # root may write anywhere
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "touch", denied)
+    with pytest.raises(InputError, match=r"cannot write .*a\.png: Permission denied"):
         check_writable(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(("suffix", "most"), [(".jpg", 65_500), (".webp", 16_383)])
+def test_what_a_format_does_not_hold_is_refused_beforehand(tmp_path: Path, suffix: str, most: int) -> None:
+    check_writable(tmp_path / f"a{suffix}", (most, 1))
+    check_writable(tmp_path / "a.png", (most + 1, 1))
+    with pytest.raises(InputError, match=f"1x{most + 1} pixels are more than the {most} along a side"):
+        check_writable(tmp_path / f"a{suffix}", (1, most + 1))
+    save_image(Image.new("RGB", (most, 1)), tmp_path / f"a{suffix}")
+    with pytest.raises(InputError, match=r"use \.png, or fewer or smaller images"):
+        save_image(Image.new("RGB", (most + 1, 1)), tmp_path / f"b{suffix}")
+    assert [path.name for path in tmp_path.iterdir()] == [f"a{suffix}"]
+
+
+def test_what_the_library_says_of_a_failed_write_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for error in (OSError("encoder error -2 when writing"), ValueError("encoder error -2 when writing")):
+
+        def fail(*given: object, error: Exception = error, **options: object) -> None:
+            raise error
+
+        monkeypatch.setattr(Image.Image, "save", fail)
+        with pytest.raises(InputError, match=r"cannot write .*a\.png: encoder error -2 when writing"):
+            save_image(grid(1, 1)[0][0], tmp_path / "a.png")
 
 
 def test_failed_write_leaves_the_old_file_alone(tmp_path: Path) -> None:

@@ -1,26 +1,28 @@
 """Labelled grids of images, and images on disk."""
 
-import os
+import math
 import unicodedata
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from math import ceil
 from pathlib import Path
 from typing import Any
 
 from PIL import ExifTags, Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from anystep.errors import InputError
-from anystep.files import replacing
+from anystep.bounds import shown
+from anystep.errors import InputError, refused
+from anystep.files import part_of, replacing
 
 PAPER, INK, FAINT = "#f5f6f8", "#24292f", "#6b737d"  # white images stand out from the paper
 SMALLEST_CELL = 160  # of a sheet whose cell size is not given: labels need that much room
 LEADING = 1.3  # from line to line, in font sizes
 # characters of Pillow's built-in font
 BUILT_IN = frozenset({chr(code) for code in range(32, 127)} | set("“”‘’…"))
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+LONGEST = {"JPEG": 65_500, "WEBP": 16_383}  # pixels along a side, by the libraries that write them
 DASHES = str.maketrans("×–—", "x--")
 
 
@@ -39,7 +41,7 @@ class Line:
 
     @property
     def width(self) -> int:
-        return ceil(self.font.getlength(self.text))
+        return math.ceil(self.font.getlength(self.text))
 
     @property
     def height(self) -> int:
@@ -135,11 +137,15 @@ def write(draw: ImageDraw.ImageDraw, lines: Sequence[Line], x: int, y: int, cent
         y += line.height
 
 
+def scaled_size(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """Width and height of the same shape, of which the longer is `side`."""
+    width, height = (max(1, round(each * (side / max(size)))) for each in size)
+    return width, height
+
+
 def scale(image: Image.Image, side: int) -> Image.Image:
     """An RGB image whose longer side has `side` pixels."""
-    factor = side / max(image.size)
-    size = max(1, round(image.width * factor)), max(1, round(image.height * factor))
-    return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    return image.convert("RGB").resize(scaled_size(image.size, side), Image.Resampling.LANCZOS)
 
 
 def rounded(size: tuple[int, int], radius: int) -> Image.Image:
@@ -147,6 +153,76 @@ def rounded(size: tuple[int, int], radius: int) -> Image.Image:
     mask = Image.new("L", (4 * size[0], 4 * size[1]))
     ImageDraw.Draw(mask).rounded_rectangle((0, 0, mask.width - 1, mask.height - 1), 4 * radius, 255)
     return mask.reduce(4)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where everything of a contact sheet is, in pixels.
+
+    Attributes:
+        size: width and height of the sheet.
+        side: of an image, the longer one.
+        radius: of the corners of images.
+        margin: around everything.
+        heading, above, beside: the lines of the title, of each column's label and of each row's.
+        below: the height where the columns' labels begin.
+        columns, rows: of each the left or upper end and the width or height.
+    """
+
+    size: tuple[int, int]
+    side: int
+    radius: int
+    margin: int
+    heading: list[Line]
+    above: list[list[Line]]
+    beside: list[list[Line]]
+    below: int
+    columns: list[tuple[int, int]]
+    rows: list[tuple[int, int]]
+
+
+def layout(
+    sizes: Sequence[Sequence[tuple[int, int]]],
+    row_labels: Sequence[str] | None,
+    column_labels: Sequence[str] | None,
+    cell: int | None = None,
+    title: str | None = None,
+) -> Layout:
+    """The layout of a `contact_sheet` of images of these widths and heights, row by row."""
+    count = max((len(row) for row in sizes), default=0)
+    if not count:
+        raise ValueError("a contact sheet needs an image")
+    for labels, wanted in ((row_labels, len(sizes)), (column_labels, count)):
+        if labels is not None and len(labels) != wanted:
+            raise ValueError(f"expected {wanted} labels, got {len(labels)}: {list(labels)}")
+
+    side = cell or max(SMALLEST_CELL, *(max(size) for row in sizes for size in row))
+    gap, aside = max(4, round(0.07 * side)), max(10, round(0.145 * side))
+    margin = max(12, round(0.18 * side))
+    large, medium, small = max(16, round(0.155 * side)), max(12, round(0.11 * side)), max(11, round(0.094 * side))
+
+    scaled = [[scaled_size(size, side) for size in row] for row in sizes]
+    widths = [max(row[column][0] for row in scaled if column < len(row)) for column in range(count)]
+    heights = [max((height for _, height in row), default=0) for row in scaled]
+    grid_width, grid_height = sum(widths) + gap * (count - 1), sum(heights) + gap * (len(sizes) - 1)
+
+    labels_beside = zip(row_labels or (), heights, strict=False)
+    beside = [shorten(wrap(label, medium, round(1.3 * side)), height) for label, height in labels_beside]
+    above = []
+    for label, width in zip(column_labels or (), widths, strict=False):
+        first, *rest = label.split("\n", 1)
+        above.append(wrap(first, medium, width) + [line for more in rest for line in wrap(more, small, width, FAINT)])
+    stub = max(extent(lines)[0] for lines in beside) + aside if beside else 0
+    header = max(extent(lines)[1] for lines in above) + gap // 2 if above else 0
+    heading = wrap(title, large, stub + grid_width) if title else []
+    left, below = margin + stub, margin + (extent(heading)[1] + aside if heading else 0)
+    top = below + header
+    return Layout(
+        size=(left + grid_width + margin, top + grid_height + margin), side=side, radius=round(0.04 * side),
+        margin=margin, heading=heading, above=above, beside=beside, below=below,
+        columns=[(left + sum(widths[:each]) + gap * each, widths[each]) for each in range(count)],
+        rows=[(top + sum(heights[:each]) + gap * each, heights[each]) for each in range(len(sizes))],
+    )  # fmt: skip
 
 
 def contact_sheet(
@@ -168,60 +244,40 @@ def contact_sheet(
     Raises:
         ValueError: no image, or not one label for each row or column.
     """
-    count = max((len(row) for row in rows), default=0)
-    if not count:
-        raise ValueError("a contact sheet needs an image")
-    for labels, wanted in ((row_labels, len(rows)), (column_labels, count)):
-        if labels is not None and len(labels) != wanted:
-            raise ValueError(f"expected {wanted} labels, got {len(labels)}: {list(labels)}")
-
-    side = cell or max(SMALLEST_CELL, *(max(image.size) for row in rows for image in row))
-    gap, aside, radius = max(4, round(0.07 * side)), max(10, round(0.145 * side)), round(0.04 * side)
-    margin = max(12, round(0.18 * side))
-    large, medium, small = max(16, round(0.155 * side)), max(12, round(0.11 * side)), max(11, round(0.094 * side))
-
-    images = [[scale(image, side) for image in row] for row in rows]
-    widths = [max(row[column].width for row in images if column < len(row)) for column in range(count)]
-    heights = [max((image.height for image in row), default=0) for row in images]
-    grid_width, grid_height = sum(widths) + gap * (count - 1), sum(heights) + gap * (len(rows) - 1)
-
-    labels_beside = zip(row_labels or (), heights, strict=False)
-    beside = [shorten(wrap(label, medium, round(1.3 * side)), height) for label, height in labels_beside]
-    above = []
-    for label, width in zip(column_labels or (), widths, strict=False):
-        first, *rest = label.split("\n", 1)
-        above.append(wrap(first, medium, width) + [line for more in rest for line in wrap(more, small, width, FAINT)])
-    stub = max(extent(lines)[0] for lines in beside) + aside if beside else 0
-    header = max(extent(lines)[1] for lines in above) + gap // 2 if above else 0
-    heading = wrap(title, large, stub + grid_width) if title else []
-    left, below = margin + stub, margin + (extent(heading)[1] + aside if heading else 0)
-    top = below + header
-
-    sheet = Image.new("RGB", (left + grid_width + margin, top + grid_height + margin), PAPER)
+    plan = layout([[image.size for image in row] for row in rows], row_labels, column_labels, cell, title)
+    sheet = Image.new("RGB", plan.size, PAPER)
     draw = ImageDraw.Draw(sheet)
-    write(draw, heading, margin, margin)
-    lefts = [left + sum(widths[:column]) + gap * column for column in range(count)]
-    tops = [top + sum(heights[:row]) + gap * row for row in range(len(rows))]
-    for lines, x, width in zip(above, lefts, widths, strict=False):
-        write(draw, lines, x + width // 2, below, centred=True)
-    for lines, y, height in zip(beside, tops, heights, strict=False):
-        write(draw, lines, margin, y + (height - extent(lines)[1]) // 2)
-    for row, y, height in zip(images, tops, heights, strict=True):
-        for image, x, width in zip(row, lefts, widths, strict=False):
+    write(draw, plan.heading, plan.margin, plan.margin)
+    for lines, (x, width) in zip(plan.above, plan.columns, strict=False):
+        write(draw, lines, x + width // 2, plan.below, centred=True)
+    for lines, (y, height) in zip(plan.beside, plan.rows, strict=False):
+        write(draw, lines, plan.margin, y + (height - extent(lines)[1]) // 2)
+    for row, (y, height) in zip(rows, plan.rows, strict=True):
+        for whole, (x, width) in zip(row, plan.columns, strict=False):
+            image = scale(whole, plan.side)
             place = x + (width - image.width) // 2, y + (height - image.height) // 2
-            sheet.paste(image, place, rounded(image.size, radius))
+            sheet.paste(image, place, rounded(image.size, plan.radius))
     return sheet
 
 
-def check_writable(path: str | Path) -> None:
-    """Raise `InputError` where `save_image` would, before the images are made."""
-    path = Path(path)
-    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
-        raise InputError(f"cannot write {path}: suffix {path.suffix!r} is no image format; use .png, .jpg or .webp")
+def check_writable(path: str | Path, size: tuple[int, int] = (1, 1)) -> None:
+    """Raise `InputError` where `save_image` of an image of that width and height would, before it is made."""
+    path, cannot = Path(path), f"cannot write {path}"
+    kind = FORMATS.get(path.suffix.lower())
+    if kind is None:
+        raise InputError(f"{cannot}: suffix {shown(path.suffix)}: expected {', '.join(FORMATS)}")
     if not path.parent.is_dir():
-        raise InputError(f"cannot write {path}: there is no folder {path.parent}")
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise InputError(f"cannot write {path}: {'it is a folder' if path.is_dir() else 'no permission'}")
+        raise InputError(f"{cannot}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise InputError(f"{cannot}: it is a folder")
+    most = LONGEST.get(kind, math.inf)
+    if max(size) > most:
+        told = f"its {size[0]}x{size[1]} pixels are more than the {most} along a side that {kind} holds"
+        raise InputError(f"{cannot}: {told}; use .png, or fewer or smaller images")
+    with refused(cannot):
+        part = part_of(path)
+        part.touch()
+        part.unlink()
 
 
 def free_name(path: Path) -> Path:
@@ -240,22 +296,18 @@ def save_image(
 
     Args:
         texts: written beside the pixels: as text chunks of a PNG, the first as EXIF's description of a JPEG or WebP.
-            Other formats hold none.
         software: what the file says that made it, in its EXIF data.
 
     Raises:
         InputError: it cannot be written.
     """
-    check_writable(path)
+    check_writable(path, image.size)
     path = Path(path)
-    kind = Image.registered_extensions()[path.suffix.lower()]
+    kind = FORMATS[path.suffix.lower()]
     beside = written_beside(kind, texts, software)
-    try:
-        with replacing(path) as part, part.open("xb") as file:
-            # Pillow's quality of 75 shows around text and flat colours; lossless formats ignore it
-            image.save(file, kind, quality=95, **beside)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+    with refused(f"cannot write {path}"), replacing(path) as part, part.open("xb") as file:
+        # Pillow's quality of 75 shows around text and flat colours; lossless formats ignore it
+        image.save(file, kind, quality=95, **beside)
 
 
 def written_beside(kind: str, texts: Mapping[str, str] | None, software: str = "") -> dict[str, Any]:
@@ -268,7 +320,7 @@ def written_beside(kind: str, texts: Mapping[str, str] | None, software: str = "
         beside["pnginfo"] = PngInfo()
         for name, text in texts.items():
             beside["pnginfo"].add_text(name, text)
-    elif texts and kind in ("JPEG", "WEBP"):
+    elif texts:
         first = next(iter(texts.values()))
         if kind == "WEBP" or len(first) < 60_000:  # a segment of a JPEG holds 64 kB
             exif[ExifTags.Base.ImageDescription] = first

@@ -50,7 +50,7 @@ def replacing(path: Path, durable: bool = False) -> Iterator[Path]:
 
     A `durable` file is on the disk before it has its name: a power cut leaves the old one or the new, for milliseconds.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
+    part = part_of(path)
     try:
         yield part
         part.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner may read
@@ -59,11 +59,17 @@ def replacing(path: Path, durable: bool = False) -> Iterator[Path]:
                 os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:  # a full disk does not say for which file
-        error.filename = error.filename or str(path)
+        if error.errno:  # else all that it says is a message, in whose place the name would stand
+            error.filename = error.filename or str(path)
         raise
     finally:
         with suppress(FileNotFoundError):
             part.unlink()
+
+
+def part_of(path: Path) -> Path:
+    """The temporary name, of this thread, that `replacing` writes to."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
 
 
 def _umask() -> int:

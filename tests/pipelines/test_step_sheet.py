@@ -7,7 +7,7 @@ import pytest
 
 from anystep.contact_sheet import contact_sheet
 from anystep.pipelines.load import Model, load
-from anystep.pipelines.step_sheet import any_step_sheet, models_sheet
+from anystep.pipelines.step_sheet import any_step_sheet, blank_sheet, models_sheet
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +25,7 @@ def test_a_sheet_has_prompts_down_and_steps_across(model: Model) -> None:
     assert all(ms > 0 for _, _, ms in sheet.costs())
     assert sheet.columns[1][0].images[0].tobytes() == model("a whale", steps=3, seed=2)[0].tobytes()
     picture = sheet.picture()
+    assert sheet.size == blank_sheet(["a whale", "a tractor"], [2], [1, 3], (16, 16)).size == picture.size
     assert picture.width > 2 * 160
     assert picture.height > 2 * 160
 

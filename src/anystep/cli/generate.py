@@ -37,7 +37,8 @@ def add(commands: Commands) -> None:
     option("--prompts-file", type=input_text, metavar="FILE", help="more prompts, one a line; - is standard input")
     option("--like", type=input_file, metavar="IMAGE", help="as this image of anystep was drawn, but for what is given")
     add_options(parser, "--steps", help="step counts (default: 1 2 4 8)")
-    option("--out", type=output_file, help="the sheet, or a single image (default: anystep.png, or the next free name)")
+    sheet = "a .png, .jpg or .webp of the sheet, or a single image (default: anystep.png, or the next free name)"
+    option("--out", type=output_file, help=sheet)
     option("--separate", type=output_folder, metavar="FOLDER", help="also write every image to its own file")
     add_options(parser, "--size")
     option("--image", type=input_file, help="start from this image instead of noise alone")

@@ -11,7 +11,7 @@ from PIL import Image
 from anystep import __version__
 from anystep.bounds import Seed, check, shown
 from anystep.console import progress_bar
-from anystep.contact_sheet import save_image
+from anystep.contact_sheet import check_writable, save_image
 from anystep.data.example import BrokenExample
 from anystep.data.images import read_image
 from anystep.errors import InputError
@@ -25,7 +25,7 @@ from anystep.pipelines.lora import find_lora
 from anystep.pipelines.plan import check_room
 from anystep.pipelines.scheduler import Planning, parse_plans
 from anystep.pipelines.settings import Adapter, Settings, read_settings
-from anystep.pipelines.step_sheet import AnyStepSheet, any_step_sheet
+from anystep.pipelines.step_sheet import AnyStepSheet, any_step_sheet, blank_sheet
 from anystep.pipelines.vocabulary import unknown
 from anystep.sampling import StepPlan
 
@@ -34,7 +34,10 @@ MOST_IMAGES = 1000  # of one call, which holds them all
 
 @dataclass(frozen=True)
 class Request:
-    """The options of the command; `anystep generate --help` says what they mean. None is as in the image `like`."""
+    """The options of the command; `anystep generate --help` says what they mean. None is as in the image `like`.
+
+    The picture is not written to `out`, but it is drawn only if it can be.
+    """
 
     prompts: Sequence[str] = ()
     like: Path | None = None
@@ -57,6 +60,7 @@ class Request:
     finish_after: int | None = None
     image: Path | None = None
     strength: float | None = None
+    out: Path | None = None
     separate: Path | None = None
     force: bool = False
 
@@ -109,6 +113,8 @@ def generate(request: Request, on_warning: Callable[[str], None] = lambda messag
     how = {name: setting(name) for name in ("stochasticity", "rope_scaling", "key_grid", "finish_after")}
     how["guidance_interval"] = tuple(setting("guidance_interval", ())) or None
     how |= {"size": (width, height), "guidance": model.resolve_guidance(setting("guidance"))}
+    if request.out is not None:
+        check_writable(request.out, blank_sheet(prompts, seeds, steps, (width, height)).size)
     check_room(model, width, height, how["guidance"], how["key_grid"])
     plans = _plans(request, like, steps, model)
     how_drawn = {**how, "lora": adapters or None}

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from anystep.contact_sheet import contact_sheet
+from anystep.contact_sheet import contact_sheet, layout
 from anystep.pipelines.image_model import Generated, ImageModel
 from anystep.pipelines.scheduler import Planning
 from anystep.sampling import StepPlan, steps_label
@@ -34,8 +34,21 @@ class AnyStepSheet:
         firsts = [cells[0] for cells in self.columns]
         return [steps_label(each.asked) + f", {each.steps} made" * (each.steps < each.asked) for each in firsts]
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the picture."""
+        rows, down, across, cell, title = self._arranged()
+        if len(rows) == len(rows[0]) == 1:
+            return rows[0][0].size
+        return layout([[image.size for image in row] for row in rows], down, across, cell, title).size
+
     def picture(self) -> Image.Image:
         """The labelled sheet, or one image alone as it is."""
+        rows, down, across, cell, title = self._arranged()
+        return rows[0][0] if len(rows) == len(rows[0]) == 1 else contact_sheet(rows, down, across, cell, title)
+
+    def _arranged(self) -> tuple[list[list[Image.Image]], list[str], list[str] | None, int | None, str | None]:
+        """The arguments of `contact_sheet`."""
         across = [
             f"{label}\n{nfe} NFE, {ms:.0f} ms" for label, (_, nfe, ms) in zip(self.labels(), self.costs(), strict=True)
         ]
@@ -58,10 +71,19 @@ class AnyStepSheet:
             down = [
                 prompt if count == 1 else f"{prompt}\nseed {seed}" for prompt in self.prompts for seed in self.seeds
             ]
-        if len(rows) == len(rows[0]) == 1:
-            return rows[0][0]
         longest = max(max(image.size) for row in rows for image in row)
-        return contact_sheet(rows, down, column_labels, cell=CELL if longest > CELL else None, title=title)
+        return rows, down, column_labels, CELL if longest > CELL else None, title
+
+
+def blank_sheet(
+    prompts: Sequence[str], seeds: Sequence[int], steps: Sequence[int], size: tuple[int, int]
+) -> AnyStepSheet:
+    """A sheet with one white image of `size` in all places, to say beforehand how large a picture it is."""
+    white = Image.new("1", size, 1)
+    count = len(prompts) * len(seeds)
+    return AnyStepSheet(
+        list(prompts), list(seeds), [[Generated([white], each, each, 1.0, asked=each)] * count for each in steps]
+    )
 
 
 def any_step_sheet(
