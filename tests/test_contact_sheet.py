@@ -7,7 +7,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anystep.contact_sheet import PAPER, check_writable, contact_sheet, font_with, legible, save_image, wrap
+from anystep.contact_sheet import (
+    PAPER,
+    Line,
+    check_writable,
+    contact_sheet,
+    font_with,
+    legible,
+    save_image,
+    shorten,
+    spelt,
+    wrap,
+)
 from anystep.errors import InputError
 
 COLOURS = [(200, 30, 30), (30, 160, 60), (40, 70, 200), (230, 170, 20)]
@@ -87,10 +98,26 @@ def test_counts_must_agree() -> None:
             contact_sheet(rows, rows_labels, columns_labels)
 
 
-def test_wrap_breaks_at_words_only() -> None:
-    lines = wrap("a rather long label with antidisestablishmentarianism\nend", 14, 90)
-    assert [line.text for line in lines] == ["a rather long", "label with", "antidisestablishmentarianism", "end"]
-    assert all(line.width <= 90 for line in lines if " " in line.text)
+def test_wrap_breaks_words_only_where_one_alone_is_too_wide() -> None:
+    lines = list(wrap("a rather long label with antidisestablishmentarianism here\nend", 14, 90))
+    assert [line.text for line in lines] == [
+        "a rather long", "label with", "antidisestabli", "shmentarianis", "m here", "end"
+    ]  # fmt: skip
+    assert all(line.width <= 90 for line in lines)
+    for text in ("красныйкит" * 20, "鲸" * 90, "x"):
+        lines = list(wrap(text, 14, 90))
+        assert "".join(line.text for line in lines) in (text, spelt(text))
+        assert all(0 < line.width <= 90 for line in lines)
+    assert [line.text for line in wrap("abc", 14, 1)] == ["a", "b", "c"]
+
+
+def test_of_a_page_of_text_no_more_is_measured_than_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    measure, measured = Line.width.fget, []
+    monkeypatch.setattr(Line, "width", property(lambda line: measured.append(line.text) or measure(line)))
+    for text in ("x" * 10_000, "x " * 5_000):
+        measured.clear()
+        assert [line.text[-3:] for line in shorten(wrap(text, 14, 90), 60)][-1] == "..."
+        assert len(measured) < 200
 
 
 def test_legible_in_the_built_in_font() -> None:
@@ -184,14 +211,19 @@ def test_other_scripts_are_in_a_font_of_the_machine_that_has_them(monkeypatch: p
     assert line.text == "красный кит"
     assert line.font_file is not None
     assert Path(line.font_file).name == "DejaVuSans.ttf"
-    assert wrap("a red whale", 14, 900)[0].font_file is None
-    assert wrap("une crème", 14, 900)[0].font_file is None
+    assert next(wrap("a red whale", 14, 900)).font_file is None
+    assert next(wrap("une crème", 14, 900)).font_file is None
     font_with.cache_clear()
 
 
-def test_what_no_font_has_is_spelt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("matplotlib.font_manager.fontManager.ttflist", [])
+@pytest.mark.parametrize("last_resort", [False, True])
+def test_what_no_font_has_is_spelt(last_resort: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.font_manager import fontManager
+
+    # which comes with matplotlib and claims all characters
+    found = [font for font in fontManager.ttflist if last_resort and font.name.startswith("Last Resort")]
+    monkeypatch.setattr(fontManager, "ttflist", found)
     font_with.cache_clear()
     assert [line.text for line in wrap("a 🐳 on 鲸 한", 14, 900)] == ["a [spouting whale] on \\u9cb8 \\ud55c"]
-    assert wrap("👩\u200d🚀", 14, 900)[0].text == "[woman][rocket]"
+    assert next(wrap("👩\u200d🚀", 14, 900)).text == "[woman][rocket]"
     font_with.cache_clear()

@@ -2,7 +2,7 @@
 
 import math
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -81,7 +81,8 @@ def spelt(text: str) -> str:
 def font_with(characters: frozenset[str]) -> str | None:
     """A font file of this machine that has all of the characters; None where there is none.
 
-    That which comes with matplotlib is looked into first, and then upright ones of usual weight.
+    That which comes with matplotlib is looked into first, and then upright ones of usual weight. A last resort, which
+    has a box for every character, is none.
     """
     from matplotlib.font_manager import FontEntry, fontManager, get_font
 
@@ -89,39 +90,48 @@ def font_with(characters: frozenset[str]) -> str | None:
         return (font.style, font.variant, font.stretch, font.weight) != ("normal", "normal", "normal", 400)
 
     codes = set(map(ord, characters))
-    for font in sorted(fontManager.ttflist, key=lambda font: (font.name != "DejaVu Sans", styled(font), font.fname)):
+    fonts = [font for font in fontManager.ttflist if "lastresort" not in font.name.replace(" ", "").lower()]
+    for font in sorted(fonts, key=lambda font: (font.name != "DejaVu Sans", styled(font), font.fname)):
         with suppress(OSError, RuntimeError):  # damaged, or not there any more
             if codes <= get_font(font.fname).get_charmap().keys():
                 return str(font.fname)
     return None
 
 
-def wrap(text: str, size: int, width: int, colour: str = INK) -> list[Line]:
-    """`text` in lines of which none but a single long word is wider than `width` pixels."""
+def wrap(text: str, size: int, width: int, colour: str = INK) -> Iterator[Line]:
+    """`text` in lines of at most `width` pixels; words are broken only where one alone is wider."""
     text, font_file = legible(text), None
     seen = frozenset(each for each in text if not each.isspace() and unicodedata.category(each) not in ("Cf", "Mn"))
     if not seen <= BUILT_IN:
         font_file = font_with(seen)
         text = spelt(text) if font_file is None else text
-    lines: list[Line] = []
     for paragraph in text.split("\n"):
         line = Line("", size, colour, font_file)
         for word in paragraph.split():
             longer = replace(line, text=f"{line.text} {word}".strip())
-            if line.text and longer.width > width:
-                lines.append(line)
-                longer = replace(line, text=word)
-            line = longer
-        lines.append(line)
-    return lines
+            if longer.width <= width:
+                line = longer
+                continue
+            if line.text:
+                yield line
+            line = replace(line, text="")
+            for letter in word:
+                longer = replace(line, text=line.text + letter)
+                if line.text and longer.width > width:
+                    yield line
+                    longer = replace(line, text=letter)
+                line = longer
+        yield line
 
 
-def shorten(lines: list[Line], height: int) -> list[Line]:
+def shorten(lines: Iterable[Line], height: int) -> list[Line]:
     """The lines that fit into `height` pixels, one at least; an ellipsis says that there were more."""
-    fitting = max(1, height // lines[0].height)
-    if len(lines) <= fitting:
-        return lines
-    return [*lines[: fitting - 1], replace(lines[fitting - 1], text=lines[fitting - 1].text.rstrip(" ,.;") + "...")]
+    kept: list[Line] = []
+    for line in lines:  # which are measured as they come: those of a page of text take seconds
+        if kept and (len(kept) + 1) * line.height > height:
+            return [*kept[:-1], replace(kept[-1], text=kept[-1].text.rstrip(" ,.;") + "...")]
+        kept.append(line)
+    return kept
 
 
 def extent(lines: Sequence[Line]) -> tuple[int, int]:
@@ -211,10 +221,12 @@ def layout(
     above = []
     for label, width in zip(column_labels or (), widths, strict=False):
         first, *rest = label.split("\n", 1)
-        above.append(wrap(first, medium, width) + [line for more in rest for line in wrap(more, small, width, FAINT)])
+        above.append(
+            [*wrap(first, medium, width), *(line for more in rest for line in wrap(more, small, width, FAINT))]
+        )
     stub = max(extent(lines)[0] for lines in beside) + aside if beside else 0
     header = max(extent(lines)[1] for lines in above) + gap // 2 if above else 0
-    heading = wrap(title, large, stub + grid_width) if title else []
+    heading = list(wrap(title, large, stub + grid_width)) if title else []
     left, below = margin + stub, margin + (extent(heading)[1] + aside if heading else 0)
     top = below + header
     return Layout(
