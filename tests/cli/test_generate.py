@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -453,6 +454,15 @@ def test_a_summary_for_machines(generate: Any, capsys: pytest.CaptureFixture[str
     assert told["separate"] == ["x/00-steps-001.png", "x/00-steps-002.png"]
     assert [(row["steps"], row["nfe"]) for row in told["steps"]] == [(1, 2), (2, 4)]
     assert "xyzzy" in told["refused"][0]
+
+
+def test_a_reader_that_has_gone_is_told_by_the_exit_code(generate: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for words in ([], ["--json"]):
+        reading, writing = os.pipe()
+        os.close(reading)
+        with monkeypatch.context() as patched:
+            patched.setattr("sys.stdout", os.fdopen(writing, "w"))
+            assert generate("a whale", "--steps", "1", "--out", "a.png", *words) == 141
 
 
 def test_a_prompts_file_may_be_standard_input(generate: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,11 +134,15 @@ def print_table(sheet: "AnyStepSheet") -> None:
     from rich.console import Console
     from rich.table import Table
 
+    class Output(Console):
+        def on_broken_pipe(self) -> None:  # in place of leaving at once, with code 1
+            raise BrokenPipeError
+
     count, (width, height) = len(sheet.prompts), sheet.columns[0][0].images[0].size
     table = Table("steps", "NFE", "ms per image", title=f"{count} prompt{'s' * (count > 1)}, {width}x{height}")
     for label, (_, nfe, ms) in zip(sheet.labels(), sheet.costs(), strict=True):
         table.add_row(label.replace(" steps", "").replace(" step", ""), str(nfe), f"{ms:.0f}")
-    Console().print(table)
+    Output().print(table)
 
 
 def summary(drawn: "Drawn", out: Path) -> dict[str, Any]:
