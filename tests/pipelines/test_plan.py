@@ -1,6 +1,7 @@
 """Plans of images: exact counts, memory against what tensors really take, and a refusal that says what would fit."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from anystep.data_sheets import DEVICES
 from anystep.errors import InputError
 from anystep.models.cost import LiveMemoryTracker
 from anystep.models.presets import PRESETS, build_transformer
+from anystep.pipelines import plan
 from anystep.pipelines.load import load
 from anystep.pipelines.plan import ModelSpec, check_fits, plan_generation
 
@@ -96,6 +98,18 @@ def test_what_does_not_fit_is_refused_with_the_number_and_what_would() -> None:
         plan_generation(model, 65, 64, 1)
     with pytest.raises(InputError, match="key_grid 0: expected a whole number from 2"):
         plan_generation(model, 64, 64, 1, key_grid=0)
+
+
+@pytest.mark.parametrize(
+    ("size", "fits"), [((2**20, 2**20), (13768, 13768)), ((2**20, 2**20), (8, 8)), ((4096, 1024), (1600, 400))], ids=str
+)
+def test_the_largest_image_that_fits_is_told_to_the_multiple(
+    size: tuple[int, int], fits: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    area = lambda model, width, height, steps: SimpleNamespace(peak_bytes=width * height)  # noqa: E731
+    monkeypatch.setattr(plan, "plan_generation", area)
+    with pytest.raises(InputError, match=f": {fits[0]}x{fits[1]} would fit"):
+        check_fits(ModelSpec.of("builtin"), *size, 1, float(fits[0] * fits[1]))
 
 
 def test_the_command_plans_images_and_training(capsys: pytest.CaptureFixture[str]) -> None:

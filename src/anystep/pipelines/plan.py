@@ -280,14 +280,15 @@ def check_fits(model: ModelSpec, width: int, height: int, steps: int, memory: fl
     plan = plan_generation(model, width, height, steps, **options)
     if plan.peak_bytes <= memory:
         return plan
-    low, high = 0.0, 1.0
-    for _ in range(7):
-        middle = (low + high) / 2
-        sides = _scaled(model, width, height, middle)
-        fits = min(sides) > 0 and plan_generation(model, *sides, steps, **options).peak_bytes <= memory
+    whole = max(width, height) // model.multiple  # the longer side in multiples, as are these
+    low, high = 0, whole
+    while high - low > 1:
+        middle = (low + high) // 2
+        sides = _scaled(model, width, height, middle / whole)
+        fits = plan_generation(model, *sides, steps, **options).peak_bytes <= memory
         low, high = (middle, high) if fits else (low, middle)
-    best = _scaled(model, width, height, low)
-    hint = f"{best[0]}x{best[1]} would fit" if min(best) > 0 else "not even the smallest image would fit"
+    best = _scaled(model, width, height, low / whole)
+    hint = f"{best[0]}x{best[1]} would fit" if low > 0 else "not even the smallest image would fit"
     raise InputError(
         f"size {width}x{height} takes {plan.peak_bytes / 1e9:.2f} GB, there are {memory / 1e9:.2f} GB: {hint}"
     )
@@ -304,9 +305,8 @@ def check_room(model: ImageModel, width: int, height: int, scale: float | None, 
 
 
 def _scaled(model: ModelSpec, width: int, height: int, share: float) -> tuple[int, int]:
-    """The sides of an image of that share of the area, as multiples."""
-    along = math.sqrt(share)
-    across, down = (int(side * along / model.multiple) * model.multiple for side in (width, height))
+    """That share of both sides, in multiples of at least one."""
+    across, down = (max(1, round(share * side / model.multiple)) * model.multiple for side in (width, height))
     return across, down
 
 
