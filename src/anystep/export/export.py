@@ -170,17 +170,18 @@ def _null_states(pipeline: TransitionPipeline) -> np.ndarray:
 def _compare_images(pipeline: TransitionPipeline, folder: Path, from_states: bool) -> float:
     """How far the latents of `sample.py` are from those of the pipeline, in parts of the largest, at a small size.
 
-    Drawn are images with the guidance of the model, and images guided away from a negative prompt.
+    Drawn are images with the guidance of the model, and images guided away from a negative prompt where they can be.
     """
     side, config = SIDE * pipeline.size_multiple, pipeline.transformer.config
     text, concepts = config.text_width is not None, pipeline.config.concepts
     prompt, negative = ((concepts or ["a red apple"])[0], "blue") if text else (0, config.num_classes - 1)
+    ways = [(None, None), *[(negative, GUIDANCE)] * bool(text or config.class_dropout_prob)]
     model, largest = sample.Model(folder, torch.get_num_threads()), 0.0
 
     def read(prompt: Any) -> Any:
         return pipeline.encode_prompt(prompt).prompt_embeds.numpy() if from_states and prompt is not None else prompt
 
-    for away, guidance in ((None, None), (negative, GUIDANCE)):
+    for away, guidance in ways:
         drawn: Any = pipeline(
             prompt, side, side, STEPS, guidance_scale=guidance, negative_prompt=away, seeds=[1, 2],
             num_images_per_prompt=2, output_type="latent",
