@@ -1,10 +1,17 @@
-"""The one exception for input a user can correct."""
+"""The one exception for input a user can correct, and what is no fault of theirs."""
 
+import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 LONGEST = 280  # characters of a message, so that a whole line with the program's name stays below 300
+NO_MORE_FILES = (errno.EMFILE, errno.ENFILE)  # of the machine, and no fault of the file that was to be opened
+# no fault of it either, but of memory, a disk, or a network that a folder lies behind
+MACHINE_FAULTS = {
+    *NO_MORE_FILES, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH,
+    errno.ENETDOWN, errno.ENETUNREACH,
+}  # fmt: skip
 
 
 class InputError(ValueError):
@@ -36,3 +43,10 @@ def refused(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise InputError(f"{what}: {first_line(error)}") from None
+
+
+def is_machine_fault(error: BaseException | None) -> bool:
+    """Whether an exception tells of the machine or its network, and nothing of the file that was to be read."""
+    if isinstance(error, MemoryError | TimeoutError | ConnectionError):
+        return True
+    return isinstance(error, OSError) and error.errno in MACHINE_FAULTS

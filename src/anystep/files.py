@@ -20,28 +20,15 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from anystep.bounds import shown
-from anystep.errors import InputError, first_line, refused
+from anystep.errors import InputError, first_line, is_machine_fault, refused
 
 MARKER = ".anystep.json"
 LOCK = ".lock"
 HOLDER = ".holder.json"
 PUBLISHED = "published folder"  # the kind of those that `publish_folder` makes
 FORMAT = 1  # of the folders that commands make
-NO_MORE_FILES = (errno.EMFILE, errno.ENFILE)  # of the machine, and no fault of the file that was to be opened
-# no fault of it either, but of memory, a disk, or a network that a folder lies behind
-MACHINE_FAULTS = {
-    *NO_MORE_FILES, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH,
-    errno.ENETDOWN, errno.ENETUNREACH,
-}  # fmt: skip
 NAME_LIMIT = 200  # bytes of a name, so that something may be put around it
 TEXT_LIMIT = 256 * 2**20  # bytes of a text file that is read whole
-
-
-def is_machine_fault(error: BaseException | None) -> bool:
-    """Whether an exception tells of the machine or its network, and nothing of the file that was to be read."""
-    if isinstance(error, MemoryError | TimeoutError | ConnectionError):
-        return True
-    return isinstance(error, OSError) and error.errno in MACHINE_FAULTS
 
 
 @contextmanager

@@ -22,8 +22,7 @@ from anystep.data.manifest import ShardStats
 from anystep.data.npy import to_npy
 from anystep.data.shard_files import Record, ShardLayout, write_shard
 from anystep.data.sizing import ResolutionLimits, covering, cropped
-from anystep.errors import InputError
-from anystep.files import is_machine_fault
+from anystep.errors import InputError, is_machine_fault
 from anystep.ranks import Ranks
 
 MAX_BATCH = 32  # images that are read and encoded together

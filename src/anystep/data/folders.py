@@ -14,8 +14,8 @@ from anystep.data.captions import caption_lines, read_metadata
 from anystep.data.example import BaseSource, BrokenExample, Example, PassedOver, digest_of, printable
 from anystep.data.images import is_image, read_example
 from anystep.data.sizing import Size
-from anystep.errors import InputError
-from anystep.files import MARKER, check_regular, decode_text, is_machine_fault, read_bytes, read_json
+from anystep.errors import InputError, is_machine_fault
+from anystep.files import MARKER, check_regular, decode_text, read_bytes, read_json
 
 SOFTWARE = ExifTags.Base.Software
 METADATA = "metadata.jsonl"

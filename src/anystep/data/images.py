@@ -16,7 +16,8 @@ from torch import Tensor
 
 from anystep.data.example import BrokenExample, Example
 from anystep.data.sizing import Size, resize_and_crop, target_size
-from anystep.files import NO_MORE_FILES, check_regular
+from anystep.errors import NO_MORE_FILES
+from anystep.files import check_regular
 
 ORIENTATION, BITS = ExifTags.Base.Orientation, ExifTags.Base.BitsPerSample
 # Pillow recognises these but cannot draw them without further programs.

@@ -19,8 +19,8 @@ from anystep.data.example import BrokenExample, PassedOver, digest_of, printable
 from anystep.data.shard_index import INDEX, UNKNOWN, Index
 from anystep.data.tar_files import scan
 from anystep.data.tar_folder import TarFolder
-from anystep.errors import InputError, first_line
-from anystep.files import NO_MORE_FILES, replacing
+from anystep.errors import NO_MORE_FILES, InputError, first_line
+from anystep.files import replacing
 from anystep.fingerprint import text_digest
 
 PREPARE_AGAIN = "run the same `anystep data prepare` again"

@@ -10,8 +10,7 @@ from anystep.data.example import MAX_CLASSES, PassedOver
 from anystep.data.images import image_suffixes
 from anystep.data.shard_index import UNKNOWN, Index, IndexRow
 from anystep.data.tar_folder import TarFolder
-from anystep.errors import InputError, first_line
-from anystep.files import is_machine_fault
+from anystep.errors import InputError, first_line, is_machine_fault
 
 WRONG = -2  # a label that is the number of no class
 BESIDE = {".txt", ".json", ".cls"}  # what tells of an image
