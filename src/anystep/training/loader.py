@@ -53,9 +53,11 @@ def draw(seed: int, numbers: Sequence[int], shapes: Sequence[Sequence[int]], fre
         z.append(torch.from_numpy(normals[2:]).view(*shape))
         rng.random(out=uniform[row, :6], dtype=np.float32)
         normal[row, 2] = rng.standard_normal(dtype=np.float32)
-        rng.random(out=uniform[row, 6:], dtype=np.float32)
+        rng.random(out=uniform[row, 6:9], dtype=np.float32)
         if fresh:
             more.append(torch.from_numpy(rng.standard_normal(tuple(shape), dtype=np.float32)))
+        beside = np.random.Generator(np.random.Philox(key=[seed, number], counter=[0, 0, 0, 1]))
+        uniform[row, 9] = beside.random(dtype=np.float32)  # a stream of its own: not every sample has fresh noise
     columns = torch.from_numpy(uniform)
     return Draws(
         z, torch.from_numpy(normal), columns[:, [0, 1, 2, 6, 7, 9]], choice=columns[:, 3], drop=columns[:, 4],
