@@ -106,7 +106,8 @@ def by_onnx(made: Released, asked: Asked) -> Tensor:
     for n in range(len(asked.z)):
         with pytest.MonkeyPatch.context() as patched:
             condition = asked.y[n : n + 1].numpy(), asked.null[n : n + 1].numpy()
-            patched.setattr(model, "conditions", lambda prompt, negative, given=condition: given)
+            patched.setattr(model, "condition", lambda prompt, given=condition[0]: given)
+            patched.setattr(model, "null", lambda states, given=condition[1]: given)
             patched.setattr(numpy_sample.Noise, "draw", lambda self, shape, row=n: asked.z[row].numpy())
             rows.append(model.draw(None, asked.steps, guidance=asked.scale))
     return torch.from_numpy(np.concatenate(rows))
