@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 
-def check(name: str, value: float, low: float, high: float) -> None:
+def check(name: str, value: int | float, low: int | float, high: int | float) -> None:
     """Refuse a number that is not within bounds, as NaN is not."""
     if not low <= value <= high:
         raise ValueError(f"{name} {value}: expected {low} to {high}")
