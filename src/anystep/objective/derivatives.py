@@ -42,8 +42,9 @@ def derivative(kind: str = "central", eps: float | None = None, widened: float =
         raise ValueError(f"eps must be positive, got {eps}")
 
     def step(evaluate: Evaluation, at: TransitionPoints) -> Times:
-        chosen = torch.full_like(at.t, EPS[forward_dtype(evaluate, at.f)] if eps is None else eps)
-        return widened * (chosen.minimum(finest_step(at.transport, at.t)) if eps is None else chosen)
+        if eps is not None:
+            return torch.full_like(at.t, widened * eps)
+        return widened * finest_step(at.transport, at.t).clamp(max=EPS[forward_dtype(evaluate, at.f)])
 
     @torch.no_grad()
     def central(evaluate: Evaluation, at: TransitionPoints) -> Sample:
