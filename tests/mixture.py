@@ -37,7 +37,7 @@ def guided(transport: Transport, x_t: Tensor, t: Tensor, component: int, scale: 
 
 
 def exact_jump(
-    transport: Transport, x_t: Tensor, t: Tensor, r: Tensor, steps: int = 100, field: Field = instantaneous
+    transport: Transport, x_t: Tensor, t: Tensor, r: Tensor, steps: int = 25, field: Field = instantaneous
 ) -> Tensor:
     """f(x_t, t, r) along the trajectory of an instantaneous `field`, by default the probability flow's, by fourth-order
     Runge-Kutta in log time or time.

@@ -41,6 +41,7 @@ def test_the_engine_is_measured_against_a_bare_loop_of_the_same_work(tmp_path: P
     assert 0 < record["data_wait"] < 1
 
 
+@pytest.mark.slow
 def test_the_network_is_measured_against_its_products_alone(tmp_path: Path) -> None:
     found = run("network_speed.py", tmp_path, "--debug", "--no-compile", "--rounds", "1")["cases"]
     # of each block: q, k, v, interval, attention, out; q, attention and out to the encoded caption; SwiGLU; modulation.

@@ -87,7 +87,7 @@ def test_a_network_with_branches_is_counted_as_it_is() -> None:
 def test_operations_of_a_forward_are_those_of_its_matrices() -> None:
     for preset, options in (("c2i-test", {}), ("t2i-test", {"depth": 5, "patch_size": 2}), ("t2i-emoji", {})):
         cost = forward_flops(preset, **options)
-        for rows, columns, length in ((8, 8, 1), (4, 12, 7), (16, 8, 40)):
+        for rows, columns, length in ((8, 8, 1), (4, 12, 40)):
             counted = network_cost(preset, 1, rows, columns, length, **options).flops
             assert cost(rows, columns, 0 if preset == "c2i-test" else length) == counted
 

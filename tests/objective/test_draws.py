@@ -12,11 +12,11 @@ FLOW = make_transport("ot_fm")
 
 def test_the_shares_hold_at_batch_size_one() -> None:
     objective, generator = TransitionObjective(FLOW), torch.Generator().manual_seed(0)
-    pairs = [objective.draw_times(1, generator) for _ in range(3000)]
+    pairs = [objective.draw_times(1, generator) for _ in range(600)]
     t, r = (torch.cat(side) for side in zip(*pairs, strict=True))
     assert (t >= r).all()
-    assert ((t == r).float().mean() - 0.5).abs() < 0.03
-    assert ((r == FLOW.t_min).float().mean() - 0.1).abs() < 0.017
+    assert ((t == r).float().mean() - 0.5).abs() < 0.06
+    assert ((r == FLOW.t_min).float().mean() - 0.1).abs() < 0.04
 
 
 @given(share=st.floats(0, 1), rest=st.floats(0, 1))
