@@ -25,9 +25,9 @@ def test_every_run_spends_the_same_evaluations(finished: Path) -> None:
 
 @pytest.mark.slow
 def test_runs_end_with_the_process_that_began_them_and_go_on(small: Path, tmp_path: Path) -> None:
-    """Killed, nobody holds the folders; terminated, the runs save what they have."""
+    """Killed, nobody holds the folders; terminated, the runs save what they have, and no other begins."""
     command = [sys.executable, "-m", "anystep", "compare", "--allow-code", str(small), "--out", str(tmp_path / "out")]
-    command += ["--jobs", "2", "--seeds", "[0]", "--evaluations", "40000", "--recipe.run.log_every", "1"]
+    command += ["--jobs", "2", "--seeds", "[0, 1, 2]", "--evaluations", "40000", "--recipe.run.log_every", "1"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     logs = tmp_path / "out" / "runs"
 
@@ -52,4 +52,4 @@ def test_runs_end_with_the_process_that_began_them_and_go_on(small: Path, tmp_pa
                 time.sleep(0.05)
             else:
                 raise AssertionError(f"{folder} is still held")
-    assert list(logs.rglob("checkpoints/step-*"))
+    assert len({path.parent for path in logs.rglob("checkpoints/step-*")}) in (1, 2)  # one may not have begun to train

@@ -7,6 +7,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import active_children, get_context, parent_process
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from threading import Thread
 from types import FrameType
@@ -29,8 +30,13 @@ def train_run(recipe: Recipe, folder: Path) -> None:
     (folder / "done").touch()
 
 
-def _leave_with_parent() -> None:
+_stopped: Event | None = None  # of a process of several: set where no further run shall begin
+
+
+def _begin_process(stopped: Event) -> None:
     """Let this process end when the one that started it is gone: it would hold its run folder for nobody."""
+    global _stopped
+    _stopped = stopped
     parent = parent_process()
     assert parent is not None
 
@@ -39,6 +45,13 @@ def _leave_with_parent() -> None:
         os._exit(1)
 
     Thread(target=watch, daemon=True).start()
+
+
+def _unless_stopped(finish: Callable[[Recipe, Path], None], recipe: Recipe, folder: Path) -> None:
+    """A pool hands out a few runs ahead of time, which nobody can take back."""
+    assert _stopped is not None
+    if not _stopped.is_set():
+        finish(recipe, folder)
 
 
 @contextmanager
@@ -69,14 +82,17 @@ def train_all(
                 train_run(run.recipe, run.folder)
             on_run(f"trained {run.name}")
         return
-    with _terminated_as_interrupted(), ProcessPoolExecutor(jobs, get_context("spawn"), _leave_with_parent) as pool:
-        waiting = {pool.submit(finish, run.recipe, run.folder): run for run in runs}
+    context = get_context("spawn")
+    stopped = context.Event()
+    with _terminated_as_interrupted(), ProcessPoolExecutor(jobs, context, _begin_process, (stopped,)) as pool:
+        waiting = {pool.submit(_unless_stopped, finish, run.recipe, run.folder): run for run in runs}
         try:
             for future in as_completed(waiting):
                 with _named(waiting[future]):
                     future.result()
                 on_run(f"trained {waiting[future].name}")
         except BaseException as error:  # what has not begun shall not begin, and what runs shall save and end
+            stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
             for process in active_children():
                 process.terminate()
