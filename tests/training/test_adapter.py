@@ -239,3 +239,11 @@ def test_twenty_pictures_teach_the_builtin_model_a_style(tmp_path: Path) -> None
     for steps, share in before.items():
         assert share < 0.1
         assert board(prompts, steps) > 0.4
+
+
+def test_an_empty_class_that_the_model_lacks_is_asked_for_in_one_line(tiny_classes: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_classes, tmp_path / "model")
+    config = tmp_path / "model" / "transformer" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "class_dropout_prob": 0.0}))
+    with pytest.raises(InputError, match=r"model.weights .*: condition_dropout 0\.1 needs an empty class"):
+        on_base(recipe("x", tmp_path / "model", guidance=1.0))

@@ -59,6 +59,22 @@ from anystep.training.recipe_files import dump, load_recipe
             [],
             "set condition_dropout above 0",
         ),
+        (
+            "{objective: {guidance: {w_gt: 1}}, condition_dropout: 0, guidance: 1}",
+            [],
+            "objective.guidance needs the empty",
+        ),
+        ("{condition_dropout: 0, guidance: 3}", [], "guidance 3 needs the empty condition: .* above 0, or guidance 1"),
+        (
+            "{model: {preset: c2i-test, options: {class_dropout_prob: 0}}, guidance: 1}",
+            [],
+            "condition_dropout 0.1 needs an empty class: .* above 0, or condition_dropout 0",
+        ),
+        (
+            "{model: {preset: c2i-test, options: {class_dropout_prob: 0}}, guidance: 3}",
+            [],
+            "guidance 3 needs an empty class: set model.options.class_dropout_prob above 0, or guidance 1",
+        ),
         ("a: {b: {c: 1}}", [], "unknown key a; known are data"),
         ("run: 3", [], "run: expected"),
         ("data: {source: [1]}", [], "data.source: expected a valid string"),
@@ -68,6 +84,19 @@ def test_mistakes_are_one_line(tmp_path: Path, text: str, words: list[str], mess
     with pytest.raises(InputError, match=message) as caught:
         load_recipe(write_recipe(tmp_path, text), Recipe, words)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{condition_dropout: 0, guidance: 1}",
+        "{condition_dropout: 0, guidance: 3, lora: {}, model: {weights: builtin}}",
+        "{condition_dropout: 0, guidance: 1, model: {preset: c2i-test, options: {class_dropout_prob: 0}}}",
+        "{model: {options: {class_dropout_prob: 0}}}",  # of captions, the empty one is always there
+    ],
+)
+def test_guidance_is_taken_where_the_empty_condition_is_learned_or_not_needed(tmp_path: Path, text: str) -> None:
+    load_recipe(write_recipe(tmp_path, text), Recipe)
 
 
 def test_values_whose_meaning_is_clear_are_taken(tmp_path: Path) -> None:

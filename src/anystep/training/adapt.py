@@ -22,7 +22,7 @@ from anystep.pipelines.adapted import (
     FlowMapScheduler,
     as_pipeline,
 )
-from anystep.training.adapter import BaseModel, adapter_size, check_unsaid, put_adapter
+from anystep.training.adapter import BaseModel, adapter_size, check_unsaid, filled_in, put_adapter
 from anystep.training.config import AdaptConfig, Recipe
 
 
@@ -58,7 +58,7 @@ def on_pipeline(recipe: Recipe) -> Recipe:
     said["model"] |= {"weights": base.name, **wanted}
     if "size" not in recipe.data.model_fields_set:
         said["data"]["size"] = base_side(base) * latent_factor(base)
-    return Recipe.model_validate(said)
+    return filled_in(said, base.name)
 
 
 def latent_factor(base: BasePipeline) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from anystep import __version__
@@ -24,6 +25,7 @@ from anystep.pipelines.lora import RUN_FOLDER
 from anystep.pipelines.saved import EARLIER_VAE, settings_of
 from anystep.pipelines.transition import TransitionPipeline
 from anystep.training.config import LoraConfig, Recipe
+from anystep.training.section import explain
 from anystep.training.trainer_state import TrainerState
 from anystep.weights import BUILTIN
 
@@ -118,7 +120,15 @@ def on_base(recipe: Recipe) -> Recipe:
     said["transport"] |= {**transport, "options": options}
     if "size" not in recipe.data.model_fields_set:
         said["data"]["size"] = size
-    return Recipe.model_validate(said)
+    return filled_in(said, str(model.weights))
+
+
+def filled_in(said: Mapping[str, Any], model: str) -> Recipe:
+    """A recipe with what the model that it begins from decides. Raises `InputError` where these do not go together."""
+    try:
+        return Recipe.model_validate(said)
+    except ValidationError as error:
+        raise InputError(f"the recipe on model.weights {shown(model)}: {explain(Recipe, error)}") from None
 
 
 def check_unsaid(section: Any, wanted: Mapping[str, Any], what: str) -> None:

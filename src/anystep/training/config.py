@@ -34,7 +34,7 @@ from anystep.data.example import Source
 from anystep.data.sizing import ResolutionLimits
 from anystep.data.sources import SubsetSource, open_source
 from anystep.training.adapter_config import AdaptConfig, LoraConfig, check_adapt
-from anystep.training.objective_config import ObjectiveConfig
+from anystep.training.objective_config import ObjectiveConfig, check_guidance
 from anystep.training.old_names import current_recipe
 from anystep.training.section import Name, Section, Text
 from anystep.transport import TransportName, make_transport
@@ -327,7 +327,7 @@ class Recipe(Section):
     alignment: AlignmentConfig | None = None
     # How several processes share the work: replicated (ddp), sharded (fsdp), sharded within a machine (hsdp).
     parallel: Parallel = "ddp"
-    # Probability that a sample is trained with the empty caption or class, which guidance needs.
+    # Probability that a sample is trained with the empty caption or class, which guidance above 1 and in targets needs.
     condition_dropout: Share = 0.1
     # Decay of the moving average of the weights; of several, the first samples, guides and is exported.
     ema_decay: Decay | Annotated[tuple[Decay, ...], MinLen(1)] = 0.9995
@@ -377,21 +377,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _guidance_goes_together(self) -> "Recipe":
-        conditioned, embedded = self.objective.guidance_condition is not None, self.model.options.get("guidance_embed")
-        if self.adapt is not None:
-            embedded = self.adapt.guidance_embed
-        if conditioned and not embedded:
-            raise ValueError(
-                "objective.guidance_condition needs a network that is given the scale: model.options.guidance_embed, "
-                "or adapt.guidance_embed"
-            )
-        ours_adapted = self.lora is not None and self.adapt is None  # its model has learned what its scale means
-        if embedded and not conditioned and not ours_adapted:
-            raise ValueError("guidance_embed is learned by objective.guidance_condition, which is null")
-        asks_null = "guidance_condition" if conditioned else "target self_evaluation"
-        empty = self.condition_dropout and self.model.options.get("class_dropout_prob", 1)
-        if (conditioned or self.objective.target == "self_evaluation") and not empty:
-            raise ValueError(f"objective.{asks_null} needs the empty condition: set condition_dropout above 0")
+        check_guidance(self)
         return self
 
     @property

@@ -132,3 +132,48 @@ class ObjectiveConfig(Section):
 
 
 SET_BY_KINDS = {"kind"}.union(*(preset.options for preset in OBJECTIVES.values()))
+
+
+def check_guidance(recipe: Any) -> None:
+    """Raise `ValueError` where the network lacks an input that guidance needs, or where nothing trains it."""
+    objective, model, adapt = recipe.objective, recipe.model, recipe.adapt
+    conditioned = objective.guidance_condition is not None
+    embedded = model.options.get("guidance_embed") if adapt is None else adapt.guidance_embed
+    if conditioned and not embedded:
+        raise ValueError(
+            "objective.guidance_condition needs a network that is given the scale: model.options.guidance_embed, or "
+            "adapt.guidance_embed"
+        )
+    ours_adapted = recipe.lora is not None and adapt is None  # its model has learned what its scale means
+    if embedded and not conditioned and not ours_adapted:
+        raise ValueError("guidance_embed is learned by objective.guidance_condition, which is null")
+    asking = {
+        "objective.guidance": objective.guidance is not None,
+        "objective.guidance_condition": conditioned,
+        "objective.target self_evaluation": objective.target == "self_evaluation",
+        # pipelines that are adapted know the empty caption, and some are told the scale
+        f"guidance {recipe.guidance:g}": recipe.guidance > 1 and not embedded and adapt is None,
+    }
+    asked = next((name for name, asks in asking.items() if asks), None)
+    # a model that an adapter is for has learned the empty condition
+    if asked is not None and not recipe.condition_dropout and recipe.lora is None:
+        raise ValueError(f"{asked} needs the empty condition: set condition_dropout above 0{_or_without(asked)}")
+    if asked is None and recipe.condition_dropout:
+        asked = f"condition_dropout {recipe.condition_dropout:g}"
+    if asked is not None and _lacks_empty_class(model):
+        raise ValueError(
+            f"{asked} needs an empty class: set model.options.class_dropout_prob above 0{_or_without(asked)}"
+        )
+
+
+def _or_without(asked: str) -> str:
+    name = asked.split()[0]
+    return {"guidance": ", or guidance 1", "condition_dropout": ", or condition_dropout 0"}.get(name, "")
+
+
+def _lacks_empty_class(model: Any) -> bool:
+    if model.options.get("class_dropout_prob", 1):
+        return False
+    from anystep.models.presets import PRESETS
+
+    return {**PRESETS.get(model.preset, {}), **model.options}.get("text_width") is None
