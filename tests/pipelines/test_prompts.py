@@ -63,6 +63,14 @@ def test_the_text_encoder_of_a_pipeline_is_the_one_that_it_has_now(tiny_model: P
         draw(pipeline, "a whale")
 
 
+def test_the_first_call_leaves_the_random_numbers_of_pytorch_as_they_are(tiny_model: Path) -> None:
+    pipeline = TransitionPipeline.from_pretrained(tiny_model)
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    pipeline.encode_prompt(PROMPTS)  # which loads the text encoder
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_another_conditioner_may_be_set(pipeline: TransitionPipeline) -> None:
     states, null = torch.randn(1, 5, 384), torch.zeros(1, 1, 384)
     pipeline.conditioner = GivenStates(states, null)

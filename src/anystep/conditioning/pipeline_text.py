@@ -85,7 +85,8 @@ class PipelineTextEncoder:
     def pipeline(self) -> Any:
         """That of diffusers, with its text encoders alone."""
         if self._pipeline is None:
-            self._pipeline = self._load().to(self.device)
+            with torch.random.fork_rng(devices=[]):  # loaded in the middle of a call, whose draws are its caller's
+                self._pipeline = self._load().to(self.device)
         return self._pipeline
 
     def _load(self) -> Any:

@@ -7,6 +7,7 @@ from threading import RLock
 from typing import Any, NamedTuple, cast
 
 from torch import Tensor
+from torch.random import fork_rng
 
 from anystep.bounds import Count, check, shown
 from anystep.conditioning import CaptionEncoder, Conditioner, LabelEncoder, TextEncoder, load_caption_encoder
@@ -148,7 +149,8 @@ class PromptEncoding:
         return encoder
 
     def _load(self, name: str) -> CaptionEncoder:
-        with _LOADING:
+        # weights are drawn before they are read, and the random numbers of PyTorch are those of who calls
+        with _LOADING, fork_rng(devices=[]):
             if name not in self._loaded:
                 encoder = load_caption_encoder(name)
                 encoder.to(self._execution_device if self.device.type == "meta" else self.device)
