@@ -75,6 +75,8 @@ from anystep.training.recipe_files import dump, load_recipe
             [],
             "guidance 3 needs an empty class: set model.options.class_dropout_prob above 0, or guidance 1",
         ),
+        ("{optimizer: {name: adafactor}, parallel: fsdp}", [], "weights that parallel fsdp shards; use ddp, or adamw"),
+        ("{optimizer: {name: adafactor}, parallel: hsdp}", [], "weights that parallel hsdp shards"),
         ("a: {b: {c: 1}}", [], "unknown key a; known are data"),
         ("run: 3", [], "run: expected"),
         ("data: {source: [1]}", [], "data.source: expected a valid string"),

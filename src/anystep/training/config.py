@@ -376,6 +376,15 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _optimizer_goes_together(self) -> "Recipe":
+        if self.optimizer.name == "adafactor" and self.parallel in ("fsdp", "hsdp"):
+            raise ValueError(
+                f"optimizer.name adafactor: PyTorch's cannot update weights that parallel {self.parallel} shards; use "
+                "ddp, or adamw"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _guidance_goes_together(self) -> "Recipe":
         check_guidance(self)
         return self
