@@ -5,13 +5,14 @@ from io import BytesIO
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 from pydantic import ValidationError
 
 from anystep.errors import InputError
 from anystep.pipelines.settings import Settings, settings_in
 from anystep.studio.draw import Drawn
 from anystep.studio.engine import Engine
+from anystep.studio.openai_images import ImageFields, Start
 from anystep.studio.page_fields import PageFields, recalled
 from anystep.studio.request import ImageRequest
 
@@ -51,6 +52,16 @@ def test_an_image_to_start_from(engines: Engines) -> None:
     ):
         with pytest.raises(InputError, match=message):
             page([2], wrong).requests(engines())
+
+
+def test_the_shape_of_a_photograph_is_that_of_it_upright(engines: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, buffer, exif = engines(), BytesIO(), Image.Exif()
+    pipeline = engine.model(engine.default_model).pipeline
+    monkeypatch.setattr(pipeline, "_internal_dict", {**pipeline.config, "trained_shapes": ["24x16", "16x24"]})
+    exif[ExifTags.Base.Orientation] = 6  # a quarter turn
+    Image.new("RGB", (30, 20), "red").save(buffer, "JPEG", exif=exif)
+    fields = ImageFields(prompt="a whale", size="auto")
+    assert fields._size(engine.model(engine.default_model), Start.read(buffer.getvalue())) == (16, 24)
 
 
 @pytest.mark.parametrize("wrong", [{"steps": []}, {"steps": [0]}, {"steps": [1] * 17}, {"other": 1}, {"fields": {}}])

@@ -14,6 +14,7 @@ from starlette.datastructures import UploadFile
 
 from anystep import bounds
 from anystep.bounds import shown
+from anystep.data.images import upright_size
 from anystep.errors import InputError, refused
 from anystep.fingerprint import bytes_digest
 from anystep.models.rotary import RotaryScaling
@@ -119,7 +120,8 @@ class ImageFields(BaseModel):
         shapes = [tuple(map(int, shape.split("x"))) for shape in model.pipeline.config.get("trained_shapes") or ()]
         if start is None or not shapes:
             return None
-        aspect = math.log(start.image.width / start.image.height)
+        wide, high = upright_size(start.image)
+        aspect = math.log(wide / high)
         width, height = min(shapes, key=lambda shape: abs(math.log(shape[0] / shape[1]) - aspect))
         return width, height
 
