@@ -64,6 +64,17 @@ def pretrained(kind: Any, name_or_path: str, what: str) -> Any:
         return kind.from_pretrained(name_or_path, trust_remote_code=False)
 
 
+def caption_options(model: Any) -> dict[str, Any]:
+    """How the processor of a CLIP-like model makes tokens of captions: each the same whatever others it is among.
+
+    They are cut at the positions that the model has, which not every tokenizer knows, and padded to all of these where
+    it learned that, as SigLIP did: it reads a caption off the last position.
+    """
+    text = getattr(model.config, "text_config", model.config)
+    padding = "max_length" if model.config.model_type.startswith("siglip") else True
+    return {"padding": padding, "truncation": True, "max_length": text.max_position_embeddings}
+
+
 def pretrained_encoder(kind: Any, name_or_path: str, unused: str, **options: Any) -> Any:
     """A model from safetensors alone, with all of its weights: transformers draws missing ones at random.
 

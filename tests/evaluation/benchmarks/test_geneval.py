@@ -261,6 +261,7 @@ def test_colours_by_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
     class Answer(torch.nn.Module):
         device = torch.device("cpu")
+        config = transformers.CLIPConfig()
 
         def get_text_features(self, colours: Tensor) -> Tensor:
             return torch.eye(10)[colours]
@@ -269,6 +270,7 @@ def test_colours_by_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             return transformers.utils.ModelOutput(pooler_output=torch.eye(10)[colours])
 
     def process(text: Sequence[str] = (), images: Sequence[Image.Image] = (), **options: Any) -> Any:
+        assert not text or options["max_length"] == 77
         crops.extend(images)
         asked.extend(text)
         seen = [3 if image.getpixel((0, 0)) == (0, 255, 0) else 0 for image in images]

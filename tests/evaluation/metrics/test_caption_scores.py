@@ -60,23 +60,24 @@ def test_missing_and_other_heads_are_one_line(tmp_path: Path) -> None:
         AlignmentHeads.load(tmp_path / "bad.safetensors")
 
 
+@pytest.mark.parametrize("kind", ["CLIP", "Siglip"])
 def test_clip_score_of_a_folder(
-    tmp_path: Path, tiny_text_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    kind: str, tmp_path: Path, tiny_text_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A random CLIP, saved here; its processor is replaced, as the files of its tokenizer are not to be had."""
-    config = transformers.CLIPConfig(
-        text_config={"vocab_size": 16, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
-                     "num_attention_heads": 2, "eos_token_id": 2, "projection_dim": 8},
+    config = getattr(transformers, f"{kind}Config")(
+        text_config={"vocab_size": 16, "max_position_embeddings": 12, "hidden_size": 16, "intermediate_size": 32,
+                     "num_hidden_layers": 1, "num_attention_heads": 2, "eos_token_id": 2, "projection_dim": 8},
         vision_config={"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
                        "image_size": 16, "patch_size": 8, "projection_dim": 8},
         projection_dim=8,
     )  # fmt: skip
     torch.manual_seed(0)
-    transformers.CLIPModel(config).save_pretrained(tmp_path / "clip")
+    getattr(transformers, f"{kind}Model")(config).save_pretrained(tmp_path / "clip")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_text_models["bert"])
 
     def process(text: list[str], images: list[Tensor], **options: object) -> transformers.BatchEncoding:
-        tokens = tokenizer(text, return_tensors="pt", padding=True)
+        tokens = tokenizer(text, **options)
         pixels = torch.stack([image.float() / 255 for image in images])
         return transformers.BatchEncoding(
             {"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask, "pixel_values": pixels}
@@ -86,8 +87,10 @@ def test_clip_score_of_a_folder(
     score = CLIPScore(str(tmp_path / "clip"))
     assert score.name == "clip_score_clip"
     images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
-    values = score(images, torch.zeros(2, 1), ["a whale", "a red apple"])
+    captions = ["a whale", "a red apple " * 20]  # the second is longer than the model has positions
+    values = score(images, torch.zeros(2, 1), captions)
     assert values.shape == (2,)
     assert (values >= 0).all()
     assert (values <= 100).all()
+    torch.testing.assert_close(score(images[:1], torch.zeros(1, 1), captions[:1]), values[:1])
     assert alignment.CLIPScore is CLIPScore

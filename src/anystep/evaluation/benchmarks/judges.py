@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 
 from anystep.errors import InputError
 from anystep.evaluation.benchmarks.detections import COLOURS, Detection
-from anystep.pretrained import pretrained
+from anystep.pretrained import caption_options, pretrained
 
 # GenEval's names of COCO's classes, where detectors call them otherwise: COCO's own, and those of Pascal VOC
 GENEVAL_NAMES = {
@@ -71,7 +71,8 @@ class CLIPColours:
         """Of each colour of such an object; kept, since objects come back."""
         if name not in self._known:
             phrases = [form.format(colour=colour, name=name) for colour in COLOURS for form in self.TEMPLATES]
-            inputs = self._processor(text=phrases, return_tensors="pt", padding=True).to(self._model.device)
+            options = caption_options(self._model)
+            inputs = self._processor(text=phrases, return_tensors="pt", **options).to(self._model.device)
             each = normalize(pooled(self._model.get_text_features(**inputs)), dim=-1)
             self._known[name] = normalize(each.unflatten(0, (len(COLOURS), -1)).mean(1), dim=-1)
         return self._known[name]

@@ -18,7 +18,7 @@ from anystep.evaluation.finite import check_finite
 from anystep.evaluation.metrics.base import Images
 from anystep.evaluation.small_networks import fit, load_network, save_half
 from anystep.fingerprint import weights_digest
-from anystep.pretrained import pretrained
+from anystep.pretrained import caption_options, pretrained
 from anystep.seeds import mixed
 from anystep.weights import BUILTIN, shipped
 
@@ -44,7 +44,7 @@ class CLIPScore:
     ) -> Float[Tensor, " batch"]:
         device = self._model.device
         inputs = self._processor(
-            text=list(captions), images=list(images.cpu()), return_tensors="pt", padding=True, truncation=True
+            text=list(captions), images=list(images.cpu()), return_tensors="pt", **caption_options(self._model)
         ).to(device)
         answer = self._model(**inputs)
         cosine = (normalize(answer.image_embeds, dim=-1) * normalize(answer.text_embeds, dim=-1)).sum(-1)
