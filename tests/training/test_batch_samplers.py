@@ -112,6 +112,23 @@ def test_packs_hold_every_example_once_an_epoch_and_leave_little_room(count: int
     assert again.step(position + 3) == batches.step(position + 3)  # a resumed run does not need the steps before
 
 
+def test_a_resumed_run_makes_the_epoch_it_is_in_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    sides, made = grids(100, 0), list[int]()
+    real = TokenBudgetBatchSampler._make_epoch
+
+    def make(self: TokenBudgetBatchSampler, source: int, epoch: int) -> list[torch.Tensor]:
+        made.append(epoch)
+        return real(self, source, epoch)
+
+    monkeypatch.setattr(TokenBudgetBatchSampler, "_make_epoch", make)
+    undisturbed, resumed = (TokenBudgetBatchSampler([sides], [1.0], 32, 1, 1, 0) for _ in range(2))
+    steps = [undisturbed.step(position) for position in range(200)]
+    made.clear()
+    assert resumed.step(199) == steps[199]
+    assert len(made) == 1
+    assert made[0] > 2
+
+
 def test_shapes_are_seen_in_proportion_to_their_tokens() -> None:
     sides = torch.tensor([(2, 2)] * 600 + [(4, 4)] * 200)
     batches = TokenBudgetBatchSampler([sides], [1.0], 32, 1, 2, 0)

@@ -116,6 +116,7 @@ class TokenBudgetBatchSampler:
         self._counts = apportion(micro_batches, shares, "run.micro_batches")
         self._offsets = [sum(len(each) for each in grids[:source]) for source in range(len(grids))]
         self._epoch = lru_cache(maxsize=2 * len(grids))(self._make_epoch)
+        self._parts = [0 if packed else self._count_parts(each) for each in self._grids]
         # micro-batches of each source up to the end of each epoch
         self._ends: list[list[int]] = [[] for _ in grids]
 
@@ -139,10 +140,18 @@ class TokenBudgetBatchSampler:
         """The examples of the `number`-th micro-batch of a source."""
         ends = self._ends[source]
         while not ends or number >= ends[-1]:
-            ends.append((ends[-1] if ends else 0) + len(self._epoch(source, len(ends))))
+            # epochs of packs differ, and each has to be made to know its length
+            length = len(self._epoch(source, len(ends))) if self._packed else self._parts[source]
+            ends.append((ends[-1] if ends else 0) + length)
         epoch = bisect_right(ends, number)
         examples = self._epoch(source, epoch)[number - (ends[epoch - 1] if epoch else 0)]
         return (examples + self._offsets[source]).tolist()
+
+    def _count_parts(self, grids: Int[Tensor, "_examples 2"]) -> int:
+        """Number of micro-batches of every epoch of a source, each of images of one shape."""
+        shapes, members = grids.unique(dim=0, return_counts=True)
+        each = self._capacity // shapes.prod(1)
+        return int(((members + each - 1) // each).sum())
 
     def _make_epoch(self, source: int, epoch: int) -> list[Tensor]:
         """The examples of each micro-batch of an epoch."""
