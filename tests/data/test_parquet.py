@@ -10,7 +10,7 @@ from helpers import png_bytes
 from PIL import Image
 
 from anystep.data.example import BrokenExample
-from anystep.data.parquet import split_of
+from anystep.data.parquet import UNREAD_TEXT, split_of
 from anystep.data.sources import open_source
 from anystep.errors import InputError
 
@@ -116,6 +116,12 @@ def test_every_type_of_text_and_bytes_is_read(tmp_path: Path, kind: str, image: 
     ):
         folder = parquet_of(tmp_path / str(place) / "train-0.parquet", image=pictures, text=captions)
         assert [each.captions for each in open_source(f"parquet:{folder}", 8)] == [("a",), ("b",)]
+
+
+def test_columns_that_are_not_read_are_counted(tmp_path: Path) -> None:
+    folder = parquet_of(tmp_path / "p" / "train-0.parquet", jpg=[png_bytes()], txt=["a"], key=["1"], width=[8])
+    source = open_source(f"parquet:{folder}", 8)
+    assert source.passed_over == {UNREAD_TEXT: (2, "txt"), "Parquet columns that are not read": (1, "width")}  # type: ignore[attr-defined]
 
 
 def test_labels_that_no_number_of_64_bits_holds_are_one_line(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import save_guided, save_image
+from helpers import png_bytes, save_guided, save_image
 
 from anystep.cli import main
 from anystep.errors import InputError
@@ -28,6 +28,18 @@ def test_captions_that_are_cut_are_counted_before_training(
         recipe["model"] = {"preset": "t2i-test", "codec": str(tiny_codec), "text_encoder": bert}
         prepare_data(Recipe.model_validate(recipe), tmp_path / "run", torch.device("cpu"))
         assert capsys.readouterr().err == "captions cut at 12 tokens: 2\n"
+
+
+def test_captions_under_a_name_that_is_not_read_are_named(tiny_codec: Path, tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    (tmp_path / "p").mkdir()
+    parquet.write_table(pa.table({"jpg": [png_bytes()], "txt": ["a cat"]}), tmp_path / "p" / "train.parquet")
+    recipe = {"data": {"source": f"parquet:{tmp_path / 'p'}", "size": 16}}
+    recipe["model"] = {"preset": "t2i-test", "codec": str(tiny_codec)}
+    with pytest.raises(InputError, match=r"1 of 1 samples have none: .*; Parquet columns of text that are not.* 'txt'"):
+        prepare_data(Recipe.model_validate(recipe), tmp_path / "run", torch.device("cpu"))
 
 
 def test_weights_that_read_a_guidance_scale_begin_a_network_that_does_not_as_they_are_unguided(

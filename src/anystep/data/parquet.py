@@ -24,6 +24,8 @@ SPLITS = {
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
+# what is counted of columns that may hold captions under another name
+UNREAD_TEXT = f"Parquet columns of text that are not read: captions are in {', '.join(CAPTION_KEYS)}"
 GROUPS = 4  # row groups kept decoded: readers of one batch are neighbours
 
 
@@ -82,6 +84,10 @@ class ParquetSource(BaseSource):
         classes = [columns[name] for name in ("label", "labels", "class", "fine_label") if name in columns]
         self._image, self._label = pictures[0], classes[0] if classes else None
         self._texts = [columns[name] for name in CAPTION_KEYS if name in columns]
+        self._wanted = [name for name in (self._image, self._label, *self._texts) if name is not None]
+        for name in [each for each in schema.names if each not in self._wanted]:
+            text = _is_text(schema.field(name).type)
+            self.passed_over.add(UNREAD_TEXT if text else "Parquet columns that are not read", name)
         for path, file in zip(self._paths, self._files, strict=True):
             self._check_columns(path, file.schema_arrow)
         self.class_names: Sequence[str] = self._names(schema) if self._label is not None else []
@@ -112,10 +118,6 @@ class ParquetSource(BaseSource):
         """Each file must have the columns of the first, of types that can be what they are called."""
         from pyarrow import types
 
-        def is_text(kind: Any) -> bool:
-            kind = getattr(kind, "value_type", kind)  # of lists of every kind, and of dictionaries
-            return str(kind) in ("string", "large_string", "string_view", "null")
-
         def is_image(kind: Any) -> bool:
             if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
                 kind = kind.field("bytes").type
@@ -124,7 +126,7 @@ class ParquetSource(BaseSource):
 
         wanted = [(self._image, is_image, "the bytes of image files")]
         wanted += [] if self._label is None else [(self._label, types.is_integer, "whole numbers")]
-        wanted += [(name, is_text, "text") for name in self._texts]
+        wanted += [(name, _is_text, "text") for name in self._texts]
         for name, fits, expected in wanted:
             if name not in schema.names:
                 raise InputError(f"{path}: no column {name}, which {self._paths[0].name} has")
@@ -180,9 +182,8 @@ class ParquetSource(BaseSource):
 
     def _read_group(self, group: int) -> list[dict[str, Any]]:
         place, number, _ = self._groups[group]
-        wanted = [name for name in (self._image, self._label, *self._texts) if name is not None]
         try:
-            rows: list[dict[str, Any]] = self._files[place].read_row_group(number, columns=wanted).to_pylist()
+            rows: list[dict[str, Any]] = self._files[place].read_row_group(number, columns=self._wanted).to_pylist()
         except Exception as error:  # pyarrow raises many kinds
             raise BrokenExample(f"{self._paths[place]}, row group {number}: {first_line(error)}") from error
         return rows
@@ -197,3 +198,9 @@ class ParquetSource(BaseSource):
             return digest_of(*self._row(index).items())
         except BrokenExample as error:
             return digest_of(str(error))
+
+
+def _is_text(kind: Any) -> bool:
+    """Whether a type of pyarrow is text, or several of it."""
+    kind = getattr(kind, "value_type", kind)  # of lists of every kind, and of dictionaries
+    return str(kind) in ("string", "large_string", "string_view", "null")

@@ -26,6 +26,7 @@ from anystep.data.cache import cache_folder
 from anystep.data.encode import cut_at, make_encoders
 from anystep.data.image_encoder import load_image_encoder
 from anystep.data.latents import TEXT, LatentSet, LatentShards, holds_latents
+from anystep.data.parquet import UNREAD_TEXT
 from anystep.data.prepare import prepare
 from anystep.data.sources import SHARDS
 from anystep.errors import InputError
@@ -136,9 +137,13 @@ def prepare_data(recipe: Recipe, out: Path, device: torch.device, ranks: Ranks |
         check_classes(recipe, data.class_names)
         return TrainingInputs(recipe, codec, data, LabelEncoder(data.class_names))
     if data.captioned < len(data):
+        unread = [
+            each.manifest.passed_over[UNREAD_TEXT][1] for each in sets if UNREAD_TEXT in each.manifest.passed_over
+        ]
+        beside = f"; {UNREAD_TEXT}, not in {shown(unread[0])}" if unread else ""
         raise InputError(
             f"model.preset {recipe.model.preset} is for captions, but {len(data) - data.captioned} of {len(data)} "
-            "samples have none: add captions, or choose a c2i preset"
+            f"samples have none: add captions, or choose a c2i preset{beside}"
         )
     return TrainingInputs(recipe, codec, data, cached)
 
