@@ -1,5 +1,6 @@
 """One thread, a repeatable hypothesis profile, and caches that vanish with the tests."""
 
+import json
 import os
 import tempfile
 import warnings
@@ -261,6 +262,8 @@ def image_encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folders = {name: tmp_path_factory.mktemp(name) for name in [*made, "radio"]}
     for name, model in made.items():
         model.save_pretrained(folders[name])
+    normalised = {"image_processor_type": "SiglipImageProcessor", "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (folders["siglip"] / "preprocessor_config.json").write_text(json.dumps(normalised))
     (folders["radio"] / "hubconf.py").write_text(RADIO)
     return folders
 

@@ -34,6 +34,21 @@ def test_a_fingerprint_is_that_of_the_weights(image_encoders: dict[str, Path]) -
     assert changed.fingerprint != first.fingerprint
 
 
+def test_what_images_are_normalised_with_is_read_and_guessed_of_dinov2_alone(
+    image_encoders: dict[str, Path], tmp_path: Path
+) -> None:
+    images = torch.rand(1, 3, 28, 28) * 2 - 1
+    encoder = load_image_encoder(str(image_encoders["siglip"]))
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(images, 2, 2), encoder.model(images).last_hidden_state)
+    shutil.copytree(image_encoders["siglip"], tmp_path / "siglip")
+    (tmp_path / "siglip" / "preprocessor_config.json").unlink()
+    with pytest.raises(InputError, match=r"no preprocessor_config\.json that says what .* put it beside the weights"):
+        load_image_encoder(str(tmp_path / "siglip"))
+    assert not (image_encoders["dinov2"] / "preprocessor_config.json").exists()
+    load_image_encoder(str(image_encoders["dinov2"]))
+
+
 def test_tokens_lie_row_by_row() -> None:
     class Means(nn.Module):
         def __init__(self) -> None:

@@ -14,7 +14,7 @@ import torch.nn.functional as functional
 from jaxtyping import Float
 from torch import Tensor
 
-from anystep.errors import InputError
+from anystep.errors import InputError, first_line
 from anystep.fingerprint import encoder_digest
 from anystep.pretrained import loading, pretrained_encoder
 
@@ -107,6 +107,11 @@ def _transformers(name: str) -> ImageEncoder:
     try:
         processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
         mean, std = tuple(processor.image_mean), tuple(processor.image_std)
-    except (OSError, ValueError, ImportError, AttributeError, TypeError):
+    except (OSError, ValueError, ImportError, AttributeError, TypeError) as error:
+        if not model.config.model_type.startswith("dinov2"):  # others learned other numbers
+            raise InputError(
+                f"image encoder {name!r}: no preprocessor_config.json that says what its images are normalised with "
+                f"(image_mean, image_std) can be read; put it beside the weights: {first_line(error)}"
+            ) from None
         mean, std = IMAGENET
     return ImageEncoder(model, name, patch, mean, std)
