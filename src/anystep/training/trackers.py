@@ -12,15 +12,26 @@ Log = Callable[[int, Mapping[str, float]], object]  # of a step's figures
 
 @contextmanager
 def to_tensorboard(folder: Path, config: Mapping[str, Any]) -> Iterator[Log]:
+    """Steps that are made again, by a run that goes on or back, replace what was shown of them."""
     from torch.utils.tensorboard import SummaryWriter
 
-    with SummaryWriter(str(folder / "tensorboard")) as writer:
+    writer, last = None, 0
 
-        def log(step: int, figures: Mapping[str, float]) -> None:
-            for name, value in figures.items():
-                writer.add_scalar(name, value, step)
+    def log(step: int, figures: Mapping[str, float]) -> None:
+        nonlocal writer, last
+        if writer is None or step <= last:
+            if writer is not None:
+                writer.close()
+            writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
+        last = step
+        for name, value in figures.items():
+            writer.add_scalar(name, value, step)
 
+    try:
         yield log
+    finally:
+        if writer is not None:
+            writer.close()
 
 
 @contextmanager
