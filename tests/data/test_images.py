@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from helpers import save_image
 from PIL import Image, ImageCms, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from anystep.data.example import BrokenExample
 from anystep.data.images import read_example, read_image, to_rgb
@@ -128,6 +129,13 @@ def test_the_clear_level_of_16_bit_grey_is_white(tmp_path: Path) -> None:
     Image.fromarray(levels).save(tmp_path / "grey.png", transparency=40_000)
     pixels = np.asarray(read_image(tmp_path / "grey.png", None))
     assert pixels[..., 0].tolist() == [[255, 156], [0, 255]]
+
+
+def test_a_png_may_hold_a_long_text(tmp_path: Path) -> None:
+    texts = PngInfo()
+    texts.add_text("workflow", "a" * 3_000_000, zip=True)
+    Image.new("RGB", (4, 4), BLUE).save(tmp_path / "a.png", pnginfo=texts)
+    assert read_image(tmp_path / "a.png", None).getpixel((0, 0)) == BLUE
 
 
 def test_palette_with_a_transparent_colour(tmp_path: Path) -> None:
