@@ -35,3 +35,6 @@ def test_finite_differences_that_bfloat16_cannot_hold_are_refused(
     assert main(command) == 2
     assert "transport 'vp' needs steps that are lost in its rounding: " in capsys.readouterr().err
     assert main([*command, "--objective.eps", "0.001"]) == 0
+    assert "warm-up" not in capsys.readouterr().out
+    assert main([*command, "--objective.eps", "0.001", "--run.steps", "50"]) == 0
+    assert "the run of 50 steps ends in the warm-up of 100" in capsys.readouterr().out.replace("\n", " ")

@@ -364,7 +364,9 @@ def test_other_classes_are_not_gone_on_with_and_other_examples_are_said(
         go_on(folder("ant", "cat"), 2)
     with pytest.raises(InputError, match="class 2 of the data is 'cat', but None in"):
         go_on(folder("ant", "bee", "cat"), 2)
-    assert "has changed" not in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "ends in the warm-up of 2" in told
+    assert "has changed" not in told
     go_on(folder("ant", "bee", level=5), 2)
     assert "the data has changed since the last checkpoint: 8 examples now, 8 then" in capsys.readouterr().err
     manifest = tmp_path / "run" / "checkpoints" / "step-00000002" / "manifest.json"

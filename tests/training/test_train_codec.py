@@ -15,7 +15,7 @@ from anystep.training.train_codec import train_codec
 
 
 def test_a_codec_trains_resumes_and_is_refined_without_moving_its_latents(
-    captioned_folder: Path, tmp_path: Path
+    captioned_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = {
         "data": {"source": str(captioned_folder), "size": 16},
@@ -25,6 +25,7 @@ def test_a_codec_trains_resumes_and_is_refined_without_moving_its_latents(
     first = train_codec(CodecRecipe.model_validate(config), tmp_path / "codec")
     assert first["step"] == 4
     assert first["psnr"] > 0
+    assert "the run of 4 steps ends in the warm-up of 100" in capsys.readouterr().err
     config["run"] |= {"steps": 6}  # type: ignore[operator]
     assert train_codec(CodecRecipe.model_validate(config), tmp_path / "codec")["step"] == 6
     for field, run in (("refine", "refined"), ("weights", "continued")):

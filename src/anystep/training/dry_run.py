@@ -14,6 +14,7 @@ from anystep.training.adapter import count_adapter, on_base
 from anystep.training.batch_samplers import count_micro_batches
 from anystep.training.config import Recipe
 from anystep.training.objective import check_differences, make_objective
+from anystep.training.optimizers import unfinished_warmup
 from anystep.training.plan import check_memory, communication, recipe_evaluations
 
 
@@ -71,6 +72,8 @@ class DryRun:
             f"{run.steps * seconds / 86_400:.2g} days for {run.steps:,} steps at {device.rate / 1e12:.3g} TFLOP/s a "
             f"device ({plan.images_per_step / seconds:.3g} images/s)"
         )
+        if warning := unfinished_warmup(self.recipe.optimizer, run.steps):
+            facts["warm-up"] = warning
         return facts
 
     def figures(self) -> dict[str, Any]:

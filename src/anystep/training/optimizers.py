@@ -48,6 +48,17 @@ def make_optimizers(network: nn.Module, config: OptimizerConfig, device: torch.d
     return [muon, adamw]
 
 
+def unfinished_warmup(config: OptimizerConfig, steps: int) -> str:
+    """In words, that a run ends before its warm-up does; empty where it does not."""
+    if steps >= config.warmup:
+        return ""
+    peak = learning_rate(config, steps - 1, steps)
+    return (
+        f"the run of {steps:,} steps ends in the warm-up of {config.warmup:,} (optimizer.warmup): the learning rate "
+        f"comes to {peak:.3g}, not to {config.learning_rate:g}"
+    )
+
+
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
     """Linear warm-up, then a cosine to `final` of the peak."""
     if step < config.warmup:

@@ -43,7 +43,7 @@ from anystep.training.ema import ExponentialAverages
 from anystep.training.guard import Guard, check_finite, diverged, listed
 from anystep.training.loader import PrefetchingLoader
 from anystep.training.objective import check_differences, make_objective
-from anystep.training.optimizers import learning_rate, make_adam, make_optimizers
+from anystep.training.optimizers import learning_rate, make_adam, make_optimizers, unfinished_warmup
 from anystep.training.parallel import (
     all_zero,
     average_gradients,
@@ -128,6 +128,7 @@ class Trainer:
         self.powers = PowerAverages(run.folder, recipe, averages[exponential:], run.ranks)
         self.cut(state.step)
         changes.append(schedule_changes(run.before, recipe, state.step))
+        changes.append(unfinished_warmup(recipe.optimizer, config.steps))
         for each in filter(None, changes if run.ranks.is_main else ()):
             say(each, error=True)
 

@@ -22,7 +22,7 @@ from anystep.training.batch_samplers import mixed_indices
 from anystep.training.checkpoints import Checkpoints
 from anystep.training.config import CodecRecipe, GuardConfig
 from anystep.training.guard import Guard, check_finite, diverged
-from anystep.training.optimizers import learning_rate
+from anystep.training.optimizers import learning_rate, unfinished_warmup
 from anystep.training.run import Progress, Run, interruptible, schedule_changes, set_up_device, step_generator
 from anystep.training.trainer_state import TrainerState, TrainingTensors
 
@@ -173,8 +173,9 @@ def _train(
     start = state.step
     record: dict[str, Any] = {"step": start}
     run.cut_log(start)
-    if changes := schedule_changes(run.before, recipe, start):
-        say(changes, error=True)
+    for each in (schedule_changes(run.before, recipe, start), unfinished_warmup(optimizing, config.steps)):
+        if each:
+            say(each, error=True)
     guard, rate = Guard(GuardConfig(), state), learning_rate(optimizing, start, config.steps)
 
     with interruptible() as interrupted, Progress(config.steps, start) as progress, checkpoints:
