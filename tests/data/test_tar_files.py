@@ -80,6 +80,17 @@ def test_dots_in_names_lose_nothing(tmp_path: Path) -> None:
     }
 
 
+def test_of_files_of_one_name_the_last_counts(tmp_path: Path) -> None:
+    files = [("a.png", png_bytes(1)), ("a.txt", b"old"), ("b.png", png_bytes(2)), ("b.txt", b"b")]
+    folder = save_tar(tmp_path / "web" / "0.tar", [*files, ("a.png", png_bytes(3)), ("a.txt", b"new")]).parent
+    source = open_source(f"shards:{folder}", 8)
+    found = {each.captions[0]: each.image.getpixel((0, 0))[0] for each in source}  # type: ignore[index]
+    assert (len(source), found) == (2, {"b": 2, "new": 3})
+    assert source.passed_over == {  # type: ignore[attr-defined]
+        "files in tars that a later one of the same name replaces": (2, "a.png")
+    }
+
+
 def test_what_is_no_plain_file_in_a_tar_is_counted_and_never_followed(tmp_path: Path) -> None:
     path = save_tar(
         tmp_path / "web" / "0.tar", [("../../up.png", png_bytes(1)), ("/abs/a.png", png_bytes(2)), ("._a.png", b"")]

@@ -77,11 +77,17 @@ def read_entries(file: Any, size: int, passed: PassedOver) -> list[Entry]:
 def group(entries: Iterable[Entry], passed: PassedOver) -> list[dict[str, Entry]]:
     """The records that some files of a tar are: by field, files of one name.
 
+    Of files of the same path the last counts, as for tar itself, which appends what replaces another.
     The first dot ends a name, as WebDataset has it. But where several dots would make fields nobody knows
     ("photo.1.png"), and what is before the last dot is a record of its own, the last dot does.
     """
     names: dict[str, list[Entry]] = {}
+    last: dict[PurePosixPath, Entry] = {}
     for entry in entries:
+        if entry.name in last:
+            passed.add("files in tars that a later one of the same name replaces", str(entry.name))
+        last[entry.name] = entry
+    for entry in sorted(last.values(), key=lambda entry: entry.offset):
         names.setdefault(f"{entry.name.parent}/{entry.name.name.partition('.')[0]}", []).append(entry)
     records = []
     for members in names.values():
@@ -101,7 +107,7 @@ def group(entries: Iterable[Entry], passed: PassedOver) -> list[dict[str, Entry]
         for fields in found.values():
             record: dict[str, Entry] = {}
             for extension, entry in fields:
-                if extension in record:  # another record of the same name
+                if extension in record:  # its suffix is written in another case
                     records.append(record)
                     record = {}
                 record[extension] = entry
