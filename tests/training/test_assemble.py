@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers import png_bytes, save_guided, save_image
 
+import anystep
 from anystep.cli import main
 from anystep.errors import InputError
 from anystep.models import build_transformer
@@ -70,3 +71,13 @@ def test_weights_that_read_a_guidance_scale_begin_a_network_that_does_not_as_the
     faster = build_transformer("t2i-test", sample_size=4, text_width=384, max_time_frequency=20)
     load_weights(faster, str(tmp_path))
     assert "max_time_frequency 1, this network 20: what it knows of times is learned again" in capsys.readouterr().err
+
+
+def test_weights_of_other_classes_are_taken_and_told(tiny_classes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pipeline = anystep.load(tiny_classes, "cpu").pipeline
+    names, network = pipeline.config.class_names, pipeline.transformer
+    load_weights(network, str(tiny_classes), names)
+    assert "class" not in capsys.readouterr().err
+    load_weights(network, str(tiny_classes), [names[0], "fox", names[2]])
+    told = capsys.readouterr().err
+    assert f"calls class 1 '{names[1]}', the data 'fox': what it knows of 1 of 3 classes is learned again" in told

@@ -2,7 +2,7 @@
 
 import copy
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -194,7 +194,7 @@ def prepare_network(inputs: TrainingInputs, init_from: str | None = None) -> Net
     if recipe.data.size % (codec.factor * patch):
         raise InputError(f"data.size {recipe.data.size}: must be a multiple of {codec.factor * patch}")
     if init_from is not None:
-        load_weights(network, init_from)
+        load_weights(network, init_from, data.class_names if options["num_classes"] else ())
     if recipe.lora is not None:
         put_adapter(network, recipe.lora)
     return network
@@ -204,16 +204,18 @@ def prepare_network(inputs: TrainingInputs, init_from: str | None = None) -> Net
 BEGUN_AT_ZERO = ("guidance_embedding.", "position_embedding.", "caption_pooling.")
 
 
-def load_weights(network: TransitionTransformer2DModel, model: str) -> None:
+def load_weights(network: TransitionTransformer2DModel, model: str, class_names: Sequence[str] = ()) -> None:
     """Copy the weights of another model's transformer.
 
     Embeddings of guidance, positions and whole captions that it lacks answer zero at first. Where the network has none
     of guidance, the other's is taken at its answer for scale 1, so that the network is what the other is without it.
+    That classes have other names there than `class_names` is said.
 
     Raises:
         InputError: one of another architecture; lists what differs. Or its answer for scale 1 has no place of its own.
     """
-    other = load(model, "cpu").pipeline.transformer.float()
+    pipeline = load(model, "cpu").pipeline
+    other = pipeline.transformer.float()
     if other.guidance_embedding is not None and network.guidance_embedding is None:
         if other.config.shared_time_embedder or "," in other.config.interval_condition:  # then it embeds more than t
             raise InputError(f"model.weights {model!r} reads a guidance scale: set model.options.guidance_embed")
@@ -228,6 +230,14 @@ def load_weights(network: TransitionTransformer2DModel, model: str) -> None:
         say(
             f"model.weights {model!r} has model.options.max_time_frequency {theirs:g}, this network {ours:g}: what it "
             "knows of times is learned again",
+            error=True,
+        )
+    names = enumerate(zip(pipeline.config.class_names or (), class_names, strict=False))
+    if renamed := [(number, theirs, ours) for number, (theirs, ours) in names if theirs != ours]:
+        number, theirs, ours = renamed[0]
+        say(
+            f"model.weights {model!r} calls class {number} {shown(theirs)}, the data {shown(ours)}: what it knows of "
+            f"{len(renamed)} of {len(class_names)} classes is learned again",
             error=True,
         )
     network.load_state_dict(state)
