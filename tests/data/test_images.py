@@ -1,6 +1,7 @@
 """Image files of every kind become RGB of a size."""
 
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,22 @@ def test_the_clear_level_of_16_bit_grey_is_white(tmp_path: Path) -> None:
     Image.fromarray(levels).save(tmp_path / "grey.png", transparency=40_000)
     pixels = np.asarray(read_image(tmp_path / "grey.png", None))
     assert pixels[..., 0].tolist() == [[255, 156], [0, 255]]
+
+
+@pytest.mark.parametrize(("bits", "clear", "row"), [(1, 1, 0x40), (2, 1, 0x1B), (4, 5, 0x5A)])
+def test_the_clear_level_of_grey_of_few_bits_is_white(tmp_path: Path, bits: int, clear: int, row: int) -> None:
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">IIBBBBB", 2, 1, bits, 0, 0, 0, 0)
+    parts = ((b"IHDR", header), (b"tRNS", struct.pack(">H", clear)), (b"IDAT", zlib.compress(bytes([0, row]))))
+    content = b"".join(chunk(*part) for part in (*parts, (b"IEND", b"")))
+    (tmp_path / "grey.png").write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+    levels = [row >> (8 - bits) & (2**bits - 1), row >> (8 - 2 * bits) & (2**bits - 1)]
+    expected = [255 if level == clear else level * 255 // (2**bits - 1) for level in levels]
+    assert np.asarray(read_image(tmp_path / "grey.png", None))[0, :, 0].tolist() == expected
+    assert clear in levels
+    assert min(expected) < 255
 
 
 def test_a_png_may_hold_a_long_text(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
+from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
@@ -22,6 +23,8 @@ from anystep.files import check_regular
 ORIENTATION, BITS = ExifTags.Base.Orientation, ExifTags.Base.BitsPerSample
 # Pillow recognises these but cannot draw them without further programs.
 RECOGNISED_ONLY = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+# of grey of fewer bits, what Pillow multiplies levels by while it decodes them, but not the transparent one
+GREY_STEPS = {"1": 255, "L;2": 85, "L;4": 17}
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -63,6 +66,14 @@ def _orientation(image: Image.Image) -> int:
     except Exception:  # readers of EXIF meet damage with exceptions of every type
         return 1
     return found if found in TURNS else 1
+
+
+def _scale_clear_level(image: Image.Image) -> None:
+    """Tell the transparent level of a grey PNG as its pixels will be, before it is loaded (reading EXIF does)."""
+    if isinstance(image, PngImageFile) and image.tile:
+        step = GREY_STEPS.get(str(image.tile[0][3]))
+        if step is not None and 0 < image.info.get("transparency", 0) <= 255 // step:
+            image.info["transparency"] *= step
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
@@ -119,6 +130,7 @@ def _has_16_bits(image: Image.Image) -> bool:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any image as sRGB: upright by its EXIF tag, its colour profile applied, 16 bits made 8, transparency on white."""
     turn: Any = _profile(image)[0]
+    _scale_clear_level(image)
     image.load()  # Pillow turns a TIFF by it, and drops its tag
     if image.mode == "F" or (image.mode.startswith("I") and not _has_16_bits(image)):
         numbers = "floating-point numbers" if image.mode == "F" else "whole numbers of other than 16 bits"
@@ -176,6 +188,7 @@ def read_example(
         if isinstance(file, Path):
             check_regular(file)
         with Image.open(file) as image:
+            _scale_clear_level(image)
             done = conversions(image)  # before the size, which turns a TIFF
             original = upright_size(image)
             goal = target_size(*original, size)
