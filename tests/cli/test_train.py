@@ -110,6 +110,7 @@ def test_a_run_of_another_recipe_is_refused(recipe: Path, tmp_path: Path, capsys
 def test_the_device_is_an_option_of_its_own(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--device", "cpu", str(recipe), "--debug", "--out", str(tmp_path / "run")]) == 0
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["run"]["device"] == "cpu"
+    assert "ends in the warm-up of 100" in capsys.readouterr().err
     assert "device 'abacus'" in refused(capsys, "train", recipe, "--out", tmp_path / "other", "--device", "abacus")
 
 
