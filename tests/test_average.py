@@ -161,6 +161,8 @@ def test_what_cannot_be_is_one_line_and_writes_nothing(
     (tmp_path / "notes.txt").write_text("mine")
     assert "holds notes.txt" in refused(capsys, str(run), "--out", str(tmp_path), "--length", "0.1")
     assert "holds a training run" in refused(capsys, str(run), "--out", str(run), "--length", "0.1")
+    said = refused(capsys, str(run), "--out", str(run / "pipeline"), "--length", "0.1")
+    assert "holds a trained model, not a model of an average" in said
 
 
 @pytest.mark.parametrize("damage", ["flipped", "lost", "no manifest", "other lengths", "no pipeline", "other network"])

@@ -16,7 +16,6 @@ from anystep.files import (
     check_names,
     check_output,
     claimed,
-    publish_folder,
     read_bytes,
     read_json,
     read_text,
@@ -104,10 +103,6 @@ def test_a_damaged_mark_is_one_line_that_says_what_to_do_and_takes_nothing(tmp_p
     (tmp_path / "mine" / "kept.txt").write_text("x")
     with pytest.raises(InputError, match=r'anystep\.json.*; choose another --out, or write {"kind": "report"'):
         check_claim(tmp_path / "mine", "report")
-    (tmp_path / "part").mkdir()
-    (tmp_path / "part" / "new.txt").write_text("x")
-    publish_folder(tmp_path / "part", tmp_path / "mine")
-    assert sorted(os.listdir(tmp_path / "mine")) == [".anystep.json", "kept.txt", "new.txt"]
 
 
 def test_one_process_at_a_time_and_the_lock_goes_with_it(tmp_path: Path) -> None:
@@ -124,38 +119,6 @@ def test_one_process_at_a_time_and_the_lock_goes_with_it(tmp_path: Path) -> None
         other.wait()
     with claimed(tmp_path, "report"):
         pass
-
-
-def test_publishing_replaces_what_was_published_and_keeps_what_was_not(tmp_path: Path) -> None:
-    folder = tmp_path / "pipeline"
-    for names in (("old.bin", "both.bin"), ("both.bin", "deep/new.bin")):
-        part = tmp_path / "part"
-        for name in names:
-            (part / name).parent.mkdir(parents=True, exist_ok=True)
-            (part / name).write_text(names[0])
-        publish_folder(part, folder)
-        (folder / "mine.txt").write_text("mine")
-        if "old.bin" in names:
-            (folder / "data").symlink_to(tmp_path)
-            (folder / "later").symlink_to(tmp_path / "nowhere")
-    assert [os.readlink(folder / name) for name in ("data", "later")] == [str(tmp_path), str(tmp_path / "nowhere")]
-    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    assert found == {".anystep.json", "both.bin", "deep/new.bin", "mine.txt"}
-    assert (folder / "both.bin").read_text() == "both.bin"
-    assert sorted(os.listdir(tmp_path)) == ["pipeline"]
-
-
-def test_publishing_in_place_of_a_link_leaves_what_it_leads_to(tmp_path: Path) -> None:
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "mine.txt").write_text("mine")
-    (tmp_path / "pipeline").symlink_to(tmp_path / "elsewhere")
-    for _ in range(2):
-        (tmp_path / "part").mkdir()
-        (tmp_path / "part" / "new.bin").write_text("x")
-        publish_folder(tmp_path / "part", tmp_path / "pipeline")
-    assert sorted(os.listdir(tmp_path)) == ["elsewhere", "pipeline"]
-    assert sorted(os.listdir(tmp_path / "elsewhere")) == ["mine.txt"]
-    assert (tmp_path / "pipeline" / "new.bin").exists()
 
 
 @pytest.mark.parametrize(

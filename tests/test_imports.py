@@ -13,7 +13,7 @@ FLOORS = [
     {"errors", "weights", "data_sheets", "markdown"},
     {"bounds"},
     {"console", "environment", "files", "fingerprint"},
-    {"plain_yaml", "transport", "device", "ranks", "packing", "model_folder", "seeds"},
+    {"plain_yaml", "publishing", "transport", "device", "ranks", "packing", "model_folder", "seeds"},
     {"objective", "sampling", "contact_sheet", "pretrained", "flow_families"},
     {"models", "codecs", "conditioning"},
     {"data"},

@@ -11,13 +11,15 @@ from anystep.bounds import AverageLength, check
 from anystep.errors import InputError
 from anystep.evaluation.metrics.frechet_distance import FrechetDistance
 from anystep.evaluation.run import Request, evaluate_models
-from anystep.files import PUBLISHED, check_claim, check_room, publishing, write_json
+from anystep.files import check_room, write_json
 from anystep.pipelines.load import Model, load
 from anystep.pipelines.transition import TransitionPipeline
+from anystep.publishing import check_free, publishing
 from anystep.ranks import Ranks
 from anystep.training.snapshots import Rebuilt, Snapshots
 
 REPORT = "lengths"  # folder of the comparison, in the run's
+KIND = "model of an average"  # of folders that it writes
 ABOUT = "average.json"  # in a model's folder: what it is the average of
 MIN_DISTANCE = 1e-12  # a distance that rounding may take below zero has a logarithm
 
@@ -98,9 +100,13 @@ def table(found: Sequence[Distances]) -> str:
 def _free(out: Path, run: Path) -> Path:
     """The folder, if a model can be written there."""
     out = out.resolve()
-    check_claim(out, PUBLISHED)
+    check_free(out, KIND, _is_average)
     check_room(out, sum(path.stat().st_size for path in (run / "pipeline").rglob("*") if path.is_file()))
     return out
+
+
+def _is_average(folder: Path) -> bool:
+    return (folder / ABOUT).exists()
 
 
 def _planned(run: Path, lengths: Sequence[float], step: int | None) -> tuple[list[Rebuilt], Snapshots]:
@@ -147,6 +153,6 @@ def _write(pipeline: TransitionPipeline, out: Path, plan: Rebuilt, about: Mappin
     if not Ranks().is_main:
         return
     made_of = {"length": plan.length, "step": plan.step, "snapshots": len(plan.weights), "misfit": plan.misfit}
-    with publishing(out) as part:
+    with publishing(out, KIND, _is_average) as part:
         pipeline.save_pretrained(part)
         write_json(part / ABOUT, {**made_of, **(about or {})})

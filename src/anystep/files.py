@@ -25,7 +25,6 @@ from anystep.errors import InputError, first_line, is_machine_fault, refused
 MARKER = ".anystep.json"
 LOCK = ".lock"
 HOLDER = ".holder.json"
-PUBLISHED = "published folder"  # the kind of those that `publish_folder` makes
 FORMAT = 1  # of the folders that commands make
 NAME_LIMIT = 200  # bytes of a name, so that something may be put around it
 TEXT_LIMIT = 256 * 2**20  # bytes of a text file that is read whole
@@ -236,21 +235,20 @@ def read_json(path: Path) -> Any:
     return parse_json(read_text(path), str(path))
 
 
-def _writing_to(folder: Path) -> AbstractContextManager[None]:
+def writing_to(folder: Path) -> AbstractContextManager[None]:
+    """A block in which whatever fails is an `InputError`: the folder cannot be written to."""
     return refused(f"cannot write to folder {str(folder)!r}")
 
 
 def make_folder(folder: Path) -> None:
     """Make a folder and those above it. Raises `InputError` where that cannot be."""
-    with _writing_to(folder):
+    with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager
 def claimed(folder: Path, kind: str, legacy: Sequence[str] = ()) -> Iterator[None]:
     """A folder for one command's output, made where it is not there, marked as such, and locked for the block.
-
-    The lock goes with the process, however that ends. Where the file system has no locks, the folder is used without.
 
     Args:
         kind: what is made in it, for example "training run".
@@ -261,25 +259,43 @@ def claimed(folder: Path, kind: str, legacy: Sequence[str] = ()) -> Iterator[Non
     """
     make_folder(folder)
     check_claim(folder, kind, legacy)
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(folder / LOCK, timeout=0, thread_local=False)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise InputError(f"{str(folder)!r} is in use by {_holder(folder)}: wait, or choose another --out") from None
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-            with _writing_to(folder):
-                raise
-    try:
-        with _writing_to(folder):
-            write_json(folder / HOLDER, {"pid": os.getpid(), "host": socket.gethostname()})
+    with locked(folder, folder / LOCK, folder / HOLDER):
+        with writing_to(folder):
             if not (folder / MARKER).exists():
                 write_json(folder / MARKER, {"kind": kind, "format": FORMAT})
         yield
+
+
+@contextmanager
+def locked(folder: Path, path: Path, holder: Path) -> Iterator[None]:
+    """A block in which no other process works on `folder`; that lock goes with the process, however that ends.
+
+    Where the file system has no locks, the block is run without.
+
+    Args:
+        path: of the lock.
+        holder: a file that says which process has it, while it has it.
+
+    Raises:
+        InputError: another process, or another thread, has it; or it cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path, timeout=0, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InputError(f"{str(folder)!r} is in use by {_said(holder)}: wait, or choose another --out") from None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            with writing_to(folder):
+                raise
+    try:
+        with writing_to(folder):
+            write_json(holder, {"pid": os.getpid(), "host": socket.gethostname()})
+        yield
     finally:
-        (folder / HOLDER).unlink(missing_ok=True)
+        holder.unlink(missing_ok=True)
         lock.release()
 
 
@@ -334,60 +350,9 @@ def check_settings(
         raise InputError(f"{str(folder)!r} holds {what} in {', '.join(changed)}{values}: {remedy}")
 
 
-def _holder(folder: Path) -> str:
+def _said(holder: Path) -> str:
     try:
-        content = read_json(folder / HOLDER)
+        content = read_json(holder)
     except InputError:
         return "another process"
     return f"process {content.get('pid')} on {content.get('host')}"
-
-
-def publish_folder(part: Path, folder: Path) -> None:
-    """Give the finished folder `part` its name, in place of what was published there before.
-
-    What else is in the old folder is carried over, unless the new one has an entry of its name; the marker tells which.
-    """
-    old = folder.with_name(f".{folder.name}.old.part")
-    if old.exists() and not folder.exists():  # a process was killed between the two renames below
-        old.replace(folder)
-    made = sorted(path.relative_to(part).as_posix() for path in part.rglob("*") if path.is_file())
-    ours = {*made, MARKER}
-    with suppress(InputError, KeyError, TypeError):  # damaged: then nothing else is known to be ours, and all stays
-        ours |= set(map(str, read_json(folder / MARKER)["published"]))
-    for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
-        name = path.relative_to(folder).as_posix()
-        link = path.is_symlink()  # also one to a folder, or to what is not there now
-        if name in ours or not (link or path.is_file()) or (link and (part / name).is_dir()):
-            continue
-        (part / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(path, part / name, follow_symlinks=False)
-    write_json(part / MARKER, {"kind": PUBLISHED, "format": FORMAT, "published": made})
-    _remove(old)
-    if folder.exists():
-        folder.replace(old)
-    part.replace(folder)
-    _remove(old)
-
-
-def _remove(folder: Path) -> None:
-    """A folder with all that is in it; of a link the link alone."""
-    if folder.is_symlink():
-        folder.unlink()
-    else:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def publishing(folder: Path, publish: Callable[[Path, Path], object] = publish_folder) -> Iterator[Path]:
-    """The name of a folder beside `folder`, to be made by the block; on leaving, `publish` gives it that name.
-
-    Where the block fails, it is removed, and `folder` stays as it was. Raises `InputError` where it cannot be written.
-    """
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
-    try:
-        with _writing_to(folder):
-            yield part
-            publish(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)

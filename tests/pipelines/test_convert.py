@@ -187,6 +187,24 @@ def test_what_cannot_be_converted_is_one_line_and_leaves_nothing(
     refuse(r"two.bin' holds ema \(\d+ tensors\), model \(\d+ tensors\): pick one", weights=tmp_path / "two.bin")
 
 
+@pytest.mark.parametrize("guided", [True, False])
+def test_a_model_is_written_over_what_this_command_made_only(
+    numbers: Path, tiny_codec: Path, gemma: Path, converted: dict[str, Path], tmp_path: Path, guided: bool
+) -> None:
+    shutil.copytree(converted["t2i"], tmp_path / "out")
+    mark, index = tmp_path / "out" / ".anystep.json", tmp_path / "out" / "model_index.json"
+    mark.write_text(mark.read_text().replace("converted model", "published folder"))  # before marks said the command
+    index.write_text(json.dumps({**json.loads(index.read_text()), "open_guidance_interval": guided}))
+    before, again = index.read_bytes(), request(numbers, tmp_path, tiny_codec, gemma)
+    if guided:
+        convert_reference(again)
+        assert json.loads(mark.read_text())["kind"] == "converted model"
+    else:
+        with pytest.raises(InputError, match="holds a published folder, not a converted model: choose another --out"):
+            convert_reference(again)
+        assert index.read_bytes() == before
+
+
 def test_only_networks_that_the_reference_has_are_written_with_its_names(tiny_model: Path, tmp_path: Path) -> None:
     other = tmp_path / "kept.safetensors"
     save_file({"mine": torch.zeros(2)}, other)

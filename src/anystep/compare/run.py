@@ -18,8 +18,9 @@ from anystep.compare.training import train_all, train_run
 from anystep.device import pick_device
 from anystep.errors import InputError
 from anystep.evaluation.report import check_drawing
-from anystep.files import HOLDER, LOCK, check_names, check_settings, claimed, publishing, remove_parts, write_text
+from anystep.files import HOLDER, LOCK, check_names, check_settings, claimed, remove_parts, write_text
 from anystep.plain_yaml import dump_yaml, read_yaml
+from anystep.publishing import publishing
 from anystep.training.assemble import TrainingInputs, prepare_data, prepare_network, reads_captions
 from anystep.training.config import Recipe
 from anystep.training.objective import make_objective
@@ -160,7 +161,7 @@ def _link_folder(encoded: Path, linked: Path) -> None:
     """Encoded data as a folder of its own, which appears whole; locks are not shared."""
     if not encoded.exists() or linked.exists():
         return
-    with publishing(linked, Path.replace) as part:
+    with publishing(linked, None) as part:
         shutil.copytree(encoded, part, copy_function=_link, ignore=shutil.ignore_patterns(LOCK, HOLDER, "*.part"))
 
 

@@ -29,12 +29,13 @@ from anystep.evaluation.metrics.base import (
 )
 from anystep.evaluation.reference import Reference, open_reference, real_features
 from anystep.evaluation.settings import Evaluation, MeasurementSettings, output_folder, step_counts
-from anystep.files import HOLDER, LOCK, MARKER, publishing, replacing, write_json, write_text
+from anystep.files import HOLDER, LOCK, MARKER, replacing, write_json, write_text
 from anystep.markdown import markdown_table
 from anystep.pipelines.adapted import FLOW_MAP_FILE, RUN_FOLDER, FlowMapFile
 from anystep.pipelines.load import BUILTIN, Model, find, load
 from anystep.pipelines.scheduler import plain_plans, write_plans
 from anystep.pipelines.transition import TransitionPipeline
+from anystep.publishing import publishing
 from anystep.sampling import StepPlan
 from anystep.transport import make_transport
 
@@ -344,6 +345,6 @@ def keep_plans(place: Path, out: Path | None, plans: Mapping[int, StepPlan]) -> 
     elif out is None:
         write_plans(place, plans)
     else:
-        with publishing(out / "pipeline") as part:
+        with publishing(out / "pipeline", "planned model") as part:
             shutil.copytree(place, part, ignore=shutil.ignore_patterns(MARKER, LOCK, HOLDER, "*.part"))
             write_plans(part, plans)

@@ -21,12 +21,14 @@ from anystep.export.programs import (
     write_onnx,
 )
 from anystep.export.readme import readme
-from anystep.files import PUBLISHED, check_claim, check_room, publishing, write_json, write_text
+from anystep.files import check_room, write_json, write_text
 from anystep.models.transformer import TransitionTransformer2DModel
 from anystep.pipelines.load import load
 from anystep.pipelines.transition import TransitionPipeline
+from anystep.publishing import check_free, publishing
 from anystep.sampling import without_ends
 
+KIND = "model's export"  # of folders that it writes
 TOLERANCE = 1e-4  # of a program's largest answer: float32 leaves 1e-6 to 1e-5, anything that is wrong far more
 STEPS, SIDE = 4, 8  # of the images that are compared: transitions, and tokens along a side
 GUIDANCE = 2.0  # away from a negative prompt
@@ -67,7 +69,7 @@ def export_model(request: Request) -> Exported:
     """
     require_runtime()
     out = request.out.resolve()
-    check_claim(out, PUBLISHED)
+    check_free(out, KIND, _is_export)
     pipeline = load(request.model, "cpu").pipeline
     if not isinstance(pipeline.transformer, TransitionTransformer2DModel):
         raise InputError(
@@ -86,7 +88,7 @@ def export_model(request: Request) -> Exported:
     programs = list(programs_of(pipeline, text and not request.no_text_encoder))
     check_room(out, sum(_size(each) * (1 + (each.name == "network")) for each in programs))
     torch.manual_seed(0)
-    with publishing(out) as part:
+    with publishing(out, KIND, _is_export) as part:
         part.mkdir(parents=True)
         differences: dict[str, float] = {}
         for program in programs:
@@ -103,6 +105,10 @@ def export_model(request: Request) -> Exported:
         write_json(part / "report.json", {"tolerance": TOLERANCE, "largest differences": differences})
         write_text(part / "README.md", readme(request.model, pipeline, programs, differences, TOLERANCE))
     return Exported(differences)
+
+
+def _is_export(folder: Path) -> bool:
+    return (folder / "sample.py").exists()
 
 
 def _size(program: Program) -> int:

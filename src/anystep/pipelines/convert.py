@@ -21,7 +21,7 @@ from anystep.bounds import shown
 from anystep.codecs.codec import load_autoencoder
 from anystep.conditioning import load_text_encoder
 from anystep.errors import InputError, first_line
-from anystep.files import PUBLISHED, check_claim, check_output, check_room, publishing, read_json, replacing
+from anystep.files import check_output, check_room, read_json, replacing
 from anystep.model_folder import check_part
 from anystep.models.reference import CHARACTERISTIC, fitted_network, restore_reference_names
 from anystep.models.released import ReleasedConfig, preset_options, read_config, release_of
@@ -31,7 +31,9 @@ from anystep.pipelines.classes import TransitionClassPipeline
 from anystep.pipelines.load import find
 from anystep.pipelines.scheduler import TransitionScheduler
 from anystep.pipelines.transition import TransitionPipeline
+from anystep.publishing import check_free, publishing
 
+KIND = "converted model"  # of folders that it writes
 # of every network that the reference has
 REFERENCE = {
     "rope_grid": "reference", "mask_text": False, "branch_depth": 0, "guidance_embed": False, "max_time_frequency": 1.0,
@@ -82,7 +84,7 @@ def convert_reference(request: Request) -> Converted:
     if request.preset is not None and request.options is not None:
         raise InputError("--preset and --options: give one of them")
     out = request.out.resolve()
-    check_claim(out, PUBLISHED)
+    check_free(out, KIND, _is_converted)
     release = release_of(request.preset, request.weights) if request.options is None else None
     config = read_config(request.options) if request.options is not None else None
     source = f"preset {release.preset}" if release else str(request.options or "")
@@ -103,7 +105,7 @@ def convert_reference(request: Request) -> Converted:
         escape_captions=network.config.text_width is not None,
         **parts,
     )
-    with publishing(out) as part:
+    with publishing(out, KIND, _is_converted) as part:
         pipeline.save_config(part)
         network.save_config(part / "transformer")
         pipeline.scheduler.save_pretrained(part / "scheduler")
@@ -113,6 +115,11 @@ def convert_reference(request: Request) -> Converted:
         with writing(part / "transformer" / SAFETENSORS_WEIGHTS_NAME) as file:
             save_file(converted, file, {"format": "pt"})
     return Converted(sum(tensor.numel() for tensor in converted.values()), tuple(_remarks(weights, parts)))
+
+
+def _is_converted(folder: Path) -> bool:
+    """No model that was trained here is guided so, and no average of one."""
+    return bool(read_json(folder / "model_index.json").get("open_guidance_interval"))
 
 
 def restore_reference(model: str, out: Path) -> int:

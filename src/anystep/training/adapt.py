@@ -8,7 +8,7 @@ import torch
 from anystep import __version__
 from anystep.codecs.codec import downsampling_factor
 from anystep.errors import InputError
-from anystep.files import publishing, read_json, write_text
+from anystep.files import read_json, write_text
 from anystep.fingerprint import sampled_digest, text_digest
 from anystep.models.flow_map import FlowMapOptions, FlowMapTransformer
 from anystep.models.lora import adapter_parameters
@@ -22,6 +22,7 @@ from anystep.pipelines.adapted import (
     FlowMapScheduler,
     as_pipeline,
 )
+from anystep.publishing import publishing
 from anystep.training.adapter import BaseModel, adapter_size, check_unsaid, filled_in, put_adapter
 from anystep.training.config import AdaptConfig, Recipe
 
@@ -153,7 +154,7 @@ def export_flow_map(run: Path, recipe: Recipe, network: FlowMapTransformer) -> N
     file = FlowMapFile.of(
         network, recipe.lora is not None, base=base.name, shift=shift_of(recipe, base), **drawing(recipe)
     )
-    with publishing(run / RUN_FOLDER) as part:
+    with publishing(run / RUN_FOLDER, "flow map") as part:
         part.mkdir(parents=True, exist_ok=True)
         file.write(part / FLOW_MAP_FILE)
         write_text(part / "README.md", card(recipe, base))

@@ -14,7 +14,7 @@ from anystep import __version__
 from anystep.bounds import shown
 from anystep.codecs import load_codec
 from anystep.errors import InputError
-from anystep.files import publishing, read_json, write_text
+from anystep.files import read_json, write_text
 from anystep.fingerprint import file_digest, text_digest
 from anystep.model_folder import check_model_folder
 from anystep.models.lora import LORA_FILE, adapter_parameters, add_lora, lora_of, target_layers, write_lora
@@ -24,6 +24,7 @@ from anystep.pipelines.load import find
 from anystep.pipelines.lora import RUN_FOLDER
 from anystep.pipelines.saved import EARLIER_VAE, settings_of
 from anystep.pipelines.transition import TransitionPipeline
+from anystep.publishing import publishing
 from anystep.training.config import LoraConfig, Recipe
 from anystep.training.section import explain
 from anystep.training.trainer_state import TrainerState
@@ -214,7 +215,7 @@ def export_adapter(run: Path, recipe: Recipe, network: nn.Module) -> None:
     base = BaseModel.open(str(recipe.model.weights))
     assert recipe.lora is not None
     about = {"base_model": base.name, "base_digest": base.digest, "anystep": __version__}
-    with publishing(run / RUN_FOLDER) as part:
+    with publishing(run / RUN_FOLDER, "LoRA") as part:
         part.mkdir(parents=True, exist_ok=True)
         write_lora(lora_of(network), part / LORA_FILE, about)
         write_text(part / "README.md", card(base, recipe))

@@ -30,7 +30,6 @@ from anystep.data.parquet import UNREAD_TEXT
 from anystep.data.prepare import prepare
 from anystep.data.sources import SHARDS
 from anystep.errors import InputError
-from anystep.files import publishing
 from anystep.models.flow_map import FlowMapTransformer, Network
 from anystep.models.presets import PRESETS, build_transformer, preset_option
 from anystep.models.transformer import TransitionTransformer2DModel
@@ -40,6 +39,7 @@ from anystep.pipelines.load import Model, load
 from anystep.pipelines.scheduler import TransitionScheduler
 from anystep.pipelines.step_sheet import models_sheet
 from anystep.pipelines.transition import TransitionPipeline
+from anystep.publishing import publishing
 from anystep.ranks import Ranks
 from anystep.training import adapt
 from anystep.training.adapter import base_settings, check_classes, export_adapter, frozen, put_adapter
@@ -356,5 +356,5 @@ def export(run: Path, inputs: TrainingInputs) -> None:
         # a folder of this machine: what is moved elsewhere would not find it
         pipeline.register_modules(text_encoder=encoder.model, tokenizer=encoder.tokenizer)
         pipeline.register_to_config(text_encoder_name=None)
-    with publishing(run / "pipeline") as part:
+    with publishing(run / "pipeline", "trained model") as part:
         pipeline.save_pretrained(part)

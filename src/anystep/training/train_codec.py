@@ -17,7 +17,7 @@ from anystep.data.example import BrokenExample, Source
 from anystep.data.images import to_tensor
 from anystep.data.sources import ConcatSource
 from anystep.errors import InputError
-from anystep.files import publishing
+from anystep.publishing import publishing
 from anystep.training.batch_samplers import mixed_indices
 from anystep.training.checkpoints import Checkpoints
 from anystep.training.config import CodecRecipe, GuardConfig
@@ -141,7 +141,7 @@ def train_codec(recipe: CodecRecipe, out: Path) -> dict[str, Any]:
         record = _train(run, recipe, autoencoder, sources, measured, broken)
         if recipe.refine is None:
             normalise(autoencoder, spread_images(ConcatSource(sources), 8 * MEASURED, broken).to(device))
-        with publishing(out / "codec") as part:
+        with publishing(out / "codec", "codec") as part:
             autoencoder.save_pretrained(part)
     for reason in broken.values():
         say(f"skipped {reason}")
