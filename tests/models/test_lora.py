@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from helpers import lively, text_inputs
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 
 from anystep.errors import InputError
@@ -74,6 +76,47 @@ def test_ranks_and_alphas_may_differ_between_layers() -> None:
     assert parse_lora(tensors, {"lora_alpha": 6, "use_rslora": True}).alphas["a.x"] == pytest.approx(6 * 2**0.5)
 
 
+@pytest.mark.parametrize("rslora", [False, True])
+def test_the_strength_of_every_layer_is_kept(rslora: bool, tmp_path: Path) -> None:
+    network = lively("t2i-test")
+    ranks, alphas = {"blocks.1.attn.to_q": 2, "mlp.up": 6}, {"blocks.0.attn.to_q": 1, "mlp.up": 5}
+    network.add_adapter(
+        LoraConfig(r=3, lora_alpha=7, target_modules=["to_q", "up"], rank_pattern=ranks, alpha_pattern=alphas,
+                   use_rslora=rslora)
+    )  # fmt: skip
+    write_lora(lora_of(network), tmp_path / "a.safetensors")
+    read = read_lora(tmp_path / "a.safetensors")
+    strengths = {layer: read.alphas[layer] / read.rank(layer) for layer in read.layers}
+    wrapped = {name: each for name, each in network.named_modules() if isinstance(each, LoraLayer)}
+    assert strengths == pytest.approx({name: each.scaling["default"] for name, each in wrapped.items()})
+
+
+def test_a_model_of_peft_and_its_folder_are_read_by_the_names_of_the_network(tmp_path: Path) -> None:
+    config = LoraConfig(r=2, lora_alpha=7, target_modules=["to_q"], init_lora_weights=False)
+    model = get_peft_model(lively("t2i-test"), config)  # type: ignore[arg-type]
+    model.save_pretrained(str(tmp_path))
+    found = read_lora(tmp_path / "adapter_model.safetensors")
+    for lora in (lora_of(model), found):
+        check_lora(lora, lively("t2i-test"))
+        assert set(lora.alphas.values()) == {7.0}
+    assert all(torch.equal(value, found.tensors[name]) for name, value in lora_of(model).tensors.items())
+
+
+@pytest.mark.parametrize(
+    ("more", "tensor"),
+    [
+        ({"use_dora": True}, r"blocks\.0\.attn\.to_q\.lora_magnitude_vector"),
+        ({"lora_bias": True}, r"blocks\.0\.attn\.to_q\.lora_B\.bias"),
+        ({"modules_to_save": ["patch_embed"]}, r"patch_embed\.weight"),
+    ],
+)
+def test_what_is_more_than_a_lora_is_not_taken_for_one(more: dict[str, Any], tensor: str) -> None:
+    network = lively("t2i-test")
+    network.add_adapter(LoraConfig(r=2, target_modules=["blocks.0.attn.to_q"], **more))
+    with pytest.raises(InputError, match=f"is no LoRA of a transformer in diffusers' form: its tensor '{tensor}' is"):
+        lora_of(network)
+
+
 def damaged(kind: str, folder: Path) -> Path:
     """A file that holds no adapter, of that kind of damage."""
     path, good = folder / "bad.safetensors", folder / "good.safetensors"
@@ -91,6 +134,9 @@ def damaged(kind: str, folder: Path) -> Path:
         save_file({name: tensors[name]}, path)
     elif kind == "not finite":
         save_file({**tensors, name: tensors[name] * torch.nan}, path)
+    elif kind in ("int8", "bool", "float8_e4m3fn"):
+        first = tensors[name].to(getattr(torch, kind))
+        save_file({**tensors, name: first}, path)
     else:
         said: dict[str, Any] = {"pattern": {"alpha_pattern": {"(a+)+$": 2}}, "alpha": {"lora_alpha": "large"}}[kind]
         save_file(tensors, path, {"lora_adapter_metadata": json.dumps(said)})
@@ -105,6 +151,8 @@ def damaged(kind: str, folder: Path) -> Path:
         ("other tensors", r"is no LoRA of a transformer in diffusers' form: its tensor 'blocks\.0\.weight' is none"),
         ("half", r"A and B of its layer 'blocks\.0\.attn\.to_q' do not go together"),
         ("not finite", r"numbers that are not finite"),
+        ("int8", r"lora_A\.weight' holds numbers of int8: expected floating point"),
+        ("bool", r"holds numbers of bool: expected floating point"),
         ("pattern", r"alpha_pattern .*expected numbers by names of layers"),
         ("alpha", r"lora_alpha 'large': expected a number"),
     ],
@@ -113,6 +161,11 @@ def test_what_is_no_adapter_is_refused_in_one_line(kind: str, message: str, tmp_
     with pytest.raises(InputError, match=message) as caught:
         read_lora(damaged(kind, tmp_path))
     assert "\n" not in str(caught.value)
+
+
+def test_narrow_floating_point_numbers_are_read(tmp_path: Path) -> None:
+    tensors = read_lora(damaged("float8_e4m3fn", tmp_path)).tensors
+    assert torch.float8_e4m3fn in {value.dtype for value in tensors.values()}
 
 
 def test_an_adapter_of_another_network_is_told_by_its_layers() -> None:

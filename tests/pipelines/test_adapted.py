@@ -164,10 +164,12 @@ def test_damaged_files_and_values_are_refused_in_one_line(
         about = file.metadata()
     wrong = {name: value[:1].clone() if "interval" in name else value for name, value in tensors.items()}
     endless = {name: value * torch.inf if "lora_B" in name else value for name, value in tensors.items()}
+    whole = {**tensors, "interval_embedder.linear_1.bias": torch.zeros(2, dtype=torch.int8)}
     bad = tmp_path / "bad.safetensors"
     cases: list[tuple[dict[str, Tensor], dict[str, str], str]] = [
         (wrong, about, "its embedding of the interval does not go with"),
         (endless, about, "not finite"),
+        (whole, about, "interval_embedder.linear_1.bias' holds numbers of int8: expected floating point"),
         (tensors, {ABOUT: "{}"}, "is no flow map of anystep: it does not say base"),
         (tensors, {ABOUT: "["}, "bad.safetensors"),
         (tensors, {ABOUT: about[ABOUT].replace('"interval_share": 1.0', '"interval_share": 7')}, "interval_share"),

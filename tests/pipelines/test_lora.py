@@ -9,6 +9,7 @@ import torch
 from helpers import PROMPTS, assert_latents_close, offload_layers
 from helpers import draw_latents as draw
 from peft import LoraConfig, get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 
 import anystep
 from anystep import TransitionPipeline
@@ -80,6 +81,66 @@ def test_fused_draws_as_unfused_and_is_taken_out_again(tiny_model: Path, adapter
     pipeline.save_pretrained(tmp_path / "fused")
     torch.testing.assert_close(draw(loaded(tmp_path / "fused")), half, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(half, plain, atol=1e-2)
+
+
+def test_what_was_fused_in_part_counts_as_before_once_it_is_taken_out(tiny_model: Path, adapters: list[Path]) -> None:
+    pipeline = loaded(tiny_model)
+    pipeline.load_lora_weights(adapters[0])
+    whole, half = draw(pipeline), draw(pipeline, attention_kwargs={"scale": 0.5})
+    for again in (False, True):
+        pipeline.fuse_lora(lora_scale=0.5)
+        if again:  # what is merged stays as it is
+            pipeline.fuse_lora(lora_scale=0.5)
+            pipeline.set_adapters("default_0", 3.0)
+        torch.testing.assert_close(draw(pipeline), half, atol=1e-5, rtol=1e-5)
+        pipeline.unfuse_lora()
+        pipeline.set_adapters("default_0")
+        torch.testing.assert_close(draw(pipeline), whole, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_an_adapter_takes_the_place_of_another_with_its_strength(
+    tiny_model: Path, adapters: list[Path], tmp_path: Path, padded: bool
+) -> None:
+    pipeline, fresh = loaded(tiny_model), loaded(tiny_model)
+    if padded:
+        pipeline.enable_lora_hotswap(target_rank=5, check_compiled="ignore")
+    pipeline.load_lora_weights(adapters[0], adapter_name="a")
+    tensors = {name: value[:, :1] if "lora_B" in name else value[:1] for name, value in
+               fresh.lora_state_dict(adapters[0]).items() if "to_q" in name}  # fmt: skip
+    other = {"metadata": {"lora_alpha": 5, "alpha_pattern": {"blocks.0.attn.to_q": 3}}}
+    fresh.load_lora_weights(tensors, **other)
+    expected = draw(fresh)
+    pipeline.load_lora_weights(tensors, adapter_name="a", hotswap=True, **other)
+    assert_latents_close(draw(pipeline), expected)
+    half = draw(pipeline, attention_kwargs={"scale": 0.5})
+    assert_latents_close(half, draw(fresh, attention_kwargs={"scale": 0.5}))
+    pipeline.set_adapters("a", 1.0)
+    assert_latents_close(draw(pipeline), expected)
+    pipeline.save_lora_weights(tmp_path, pipeline.transformer)
+    fresh.unload_lora_weights()
+    fresh.load_lora_weights(tmp_path)
+    assert_latents_close(draw(fresh), expected)
+
+
+def test_an_adapter_that_cannot_take_the_place_of_another_changes_nothing(
+    tiny_model: Path, adapters: list[Path]
+) -> None:
+    pipeline = loaded(tiny_model)
+    for name, file in zip("ab", adapters, strict=True):
+        pipeline.load_lora_weights(file, adapter_name=name)
+    pipeline.set_adapters(["a", "b"], [0.5, 1.5])
+    expected = draw(pipeline)
+    more = {**pipeline.lora_state_dict(adapters[0]), **pipeline.lora_state_dict(adapters[1])}
+    for name, message in (
+        ("b", r"changes '.*', which the adapter 'b' does not: load it without hotswap=True"),
+        ("c", r"adapter_name 'c': expected that of an adapter to swap \(a, b\)"),
+        (None, r"adapter_name None: expected that of an adapter"),
+    ):
+        with pytest.raises(InputError, match=message):
+            pipeline.load_lora_weights(more, adapter_name=name, hotswap=True)
+    assert pipeline.get_active_adapters() == ["a", "b"]
+    assert torch.equal(draw(pipeline), expected)
 
 
 def test_a_call_scales_adapters_for_itself_alone(tiny_model: Path, adapters: list[Path]) -> None:
@@ -190,6 +251,10 @@ def test_what_peft_has_put_on_the_transformer_is_saved_with_its_alpha(tiny_model
     said = {"transformer_lora_adapter_metadata": {"lora_alpha": 7}}
     TransitionPipeline.save_lora_weights(tmp_path / "layers", layers, weight_name="a.safetensors", **said)
     pipeline.transformer.save_lora_adapter(tmp_path / "theirs")
+    given = {"safe_serialization": True, "save_function": save_file, "weight_name": "a.safetensors"}
+    pipeline.save_lora_weights(tmp_path / "by theirs", pipeline.transformer, **given)
+    by_theirs = load_file(tmp_path / "by theirs" / "a.safetensors")
+    assert all(torch.equal(by_theirs[f"transformer.{name}"], value) for name, value in layers.items())
     for name in ("whole", "layers", "theirs"):
         again = loaded(tiny_model)
         again.load_lora_weights(tmp_path / name)
@@ -249,6 +314,13 @@ def test_files_that_are_not_there_or_not_one_are_said(tiny_model: Path, adapters
         pipeline.save_lora_weights(tmp_path, pipeline.transformer, adapter_name="b")
     with pytest.raises(InputError, match="no LoRA of a transformer"):
         pipeline.save_lora_weights(tmp_path, {})
+    for wrong, message in (
+        ({"weight_name": "a.bin"}, r"weight_name 'a.bin': expected a name that ends in \.safetensors"),
+        ({"safe_serialization": False}, r"safe_serialization=False: pickles are not loaded again"),
+    ):
+        with pytest.raises(InputError, match=message):
+            pipeline.save_lora_weights(tmp_path / "none", pipeline.transformer, **wrong)
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize("way", ["casting before", "casting after", "group", "model", "sequential"])

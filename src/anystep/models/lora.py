@@ -9,7 +9,8 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,12 +22,15 @@ from torch import Tensor, nn
 
 from anystep.bounds import Real, check, shown
 from anystep.errors import InputError, first_line, refused
-from anystep.files import check_regular, parse_json
+from anystep.files import check_regular, parse_json, read_json
 from anystep.model_folder import count_tensors
 from anystep.models.flow_map import ADDED
+from anystep.models.weight_files import check_numbers
 
 LORA_FILE: str = LORA_WEIGHT_NAME_SAFE
 PREFIX = "transformer."  # of the names in a file, which may be of a pipeline with several networks
+PEFT_PREFIX = "base_model.model."  # of those of peft's own models
+PEFT_CONFIG = "adapter_config.json"  # beside files of its own, which say nothing of alpha
 PARTS = (".lora_A.weight", ".lora_B.weight")
 LISTED = 3  # of the layers that differ, in a message
 
@@ -106,7 +110,7 @@ def adapter_state(network: nn.Module) -> tuple[Any, ...]:
     from peft.tuners.lora import LoraLayer
 
     return tuple(
-        (each.disable_adapters, *each.scaling.items(), *each.active_adapters, None, *each.merged_adapters)
+        (each.disable_adapters, *_scales(each).items(), *each.active_adapters, None, *each.merged_adapters)
         for each in network.modules()
         if isinstance(each, LoraLayer)
     )
@@ -121,7 +125,7 @@ def lora_of(network: Any, adapter: str | None = None) -> Lora:
     """The adapter that a network carries, by its name where there are several.
 
     Raises:
-        InputError: no adapter of that name, or none at all.
+        InputError: no adapter of that name, none at all, or one that is more than a LoRA.
     """
     names = adapter_names(network)
     if adapter is None and len(names) == 1:
@@ -132,13 +136,14 @@ def lora_of(network: Any, adapter: str | None = None) -> Lora:
     from peft import get_peft_model_state_dict
     from peft.tuners.lora import LoraLayer
 
-    tensors = {name: value.detach().cpu() for name, value in get_peft_model_state_dict(network, None, adapter).items()}
-    alphas = {
-        name: float(module.lora_alpha[adapter])
-        for name, module in network.named_modules()
-        if isinstance(module, LoraLayer) and adapter in module.lora_alpha
-    }
-    return Lora({name: value.contiguous() for name, value in tensors.items()}, alphas)
+    state = get_peft_model_state_dict(network, None, adapter)
+    lora = parse_lora({name: value.detach().cpu().contiguous() for name, value in state.items()}, None, adapter)
+    for name, module in network.named_modules():
+        layer = _plain(name)
+        if isinstance(module, LoraLayer) and layer in lora.alphas:  # such that alpha over the tensors' rank scales it
+            rank = math.sqrt(module.r[adapter]) if module.use_rslora.get(adapter) else module.r[adapter]
+            lora.alphas[layer] = float(module.lora_alpha[adapter] * lora.rank(layer) / rank)
+    return lora
 
 
 def read_lora(path: Path) -> Lora:
@@ -157,11 +162,14 @@ def read_lora(path: Path) -> Lora:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
     except (SafetensorError, OSError) as error:
         raise InputError(f"cannot read LoRA {str(path)!r}: {first_line(error)}") from None
-    return parse_lora(tensors, None if said is None else parse_json(said, f"the metadata of {str(path)!r}"), str(path))
+    settings = None if said is None else parse_json(said, f"the metadata of {str(path)!r}")
+    if said is None and any(name.startswith(PEFT_PREFIX) for name in tensors):
+        settings = read_json(path.with_name(PEFT_CONFIG))
+    return parse_lora(tensors, settings, str(path))
 
 
 def parse_lora(tensors: Mapping[str, Any], said: Mapping[str, Any] | None = None, source: str = "given") -> Lora:
-    """An adapter from tensors by name, with or without the prefix of the network.
+    """An adapter from tensors by name, with or without the prefix of the network and that of peft's own models.
 
     Args:
         said: what a file says of it: `lora_alpha` and the like, with the same prefix. Without, alpha is the rank.
@@ -170,7 +178,7 @@ def parse_lora(tensors: Mapping[str, Any], said: Mapping[str, Any] | None = None
     Raises:
         InputError: tensors that are no LoRA, or none of a transformer's linear layers.
     """
-    plain = {str(name).removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    plain = {_plain(str(name)): tensor for name, tensor in tensors.items()}
     strange = [name for name in plain if not name.endswith(PARTS)]
     if not plain or strange:
         found = f"its tensor {shown(strange[0])} is none" if strange else "it is empty"
@@ -181,11 +189,14 @@ def parse_lora(tensors: Mapping[str, Any], said: Mapping[str, Any] | None = None
         whole = isinstance(down, Tensor) and isinstance(up, Tensor) and down.ndim == up.ndim == 2
         if not whole or down.shape[0] != up.shape[1] or 0 in down.shape:  # type: ignore[union-attr]
             raise InputError(f"LoRA {shown(source)}: A and B of its layer {shown(layer)} do not go together")
-        if not bool(down.isfinite().all()) or not bool(up.isfinite().all()):  # type: ignore[union-attr]
-            raise InputError(f"LoRA {shown(source)}: its layer {shown(layer)} holds numbers that are not finite")
-    settings = {str(name).removeprefix(PREFIX): value for name, value in (said or {}).items()}
+    check_numbers(plain, f"LoRA {shown(source)}")
+    settings = {_plain(str(name)): value for name, value in (said or {}).items()}
     ranks = {layer: len(plain[layer + PARTS[0]]) for layer in layers}
     return Lora(plain, {layer: _alpha(layer, rank, settings, source) for layer, rank in ranks.items()})
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix(PREFIX).removeprefix(PEFT_PREFIX)
 
 
 def _alpha(layer: str, rank: int, settings: Mapping[str, Any], source: str) -> float:
@@ -216,15 +227,19 @@ def check_lora(lora: Lora, network: nn.Module, source: str = "given") -> None:
         raise InputError(f"LoRA {shown(source)} is of another network: {', '.join(wrong[:LISTED])}{more}")
 
 
+def named_tensors(lora: Lora) -> dict[str, Tensor]:
+    """The tensors of an adapter by their names in a file."""
+    return {f"{PREFIX}{name}": tensor for name, tensor in lora.tensors.items()}
+
+
 def write_lora(lora: Lora, path: Path, about: Mapping[str, str] | None = None) -> None:
     """Write an adapter as `load_lora_weights` of diffusers reads it; `about` goes into the file's metadata."""
     from safetensors.torch import save_file
 
     said = {f"{PREFIX}{name}": value for name, value in lora.config().items()}
-    tensors = {f"{PREFIX}{name}": tensor for name, tensor in lora.tensors.items()}
     metadata = {"format": "pt", **(about or {}), LORA_ADAPTER_METADATA_KEY: json.dumps(said, indent=2, sort_keys=True)}
     with refused(f"cannot write {str(path)!r}"):
-        save_file(tensors, path, metadata)
+        save_file(named_tensors(lora), path, metadata)
 
 
 def adapter_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
@@ -237,18 +252,86 @@ def adapter_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
     return {**found, **added} if found else {}
 
 
-def set_lora_scale(network: nn.Module, scale: float) -> list[tuple[dict[str, float], dict[str, float]]]:
-    """Multiply the scaling of the active adapters; returns what `restore_lora_scale` undoes it by."""
+def _layers(network: nn.Module) -> list[Any]:
+    """Those of a network that adapters change."""
+    if not adapter_names(network):
+        return []
     from peft.tuners.lora import LoraLayer
 
-    layers = [module for module in network.modules() if isinstance(module, LoraLayer)]
-    before = [(layer.scaling, dict(layer.scaling)) for layer in layers]
-    for layer in layers:
+    return [module for module in network.modules() if isinstance(module, LoraLayer)]
+
+
+def _scales(layer: Any) -> dict[str, float]:
+    """By adapter; they are tensors where adapters may be swapped in what is compiled."""
+    return {name: float(scale) for name, scale in layer.scaling.items()}
+
+
+def _rescale(layer: Any, scales: Mapping[str, float]) -> None:
+    for name, scale in scales.items():
+        if isinstance(layer.scaling[name], Tensor):
+            layer.scaling[name].fill_(scale)
+        else:
+            layer.scaling[name] = scale
+
+
+def set_lora_scale(network: nn.Module, scale: float) -> list[tuple[Any, dict[str, float]]]:
+    """Multiply the scaling of the active adapters; returns what `restore_lora_scale` undoes it by."""
+    before = [(layer, _scales(layer)) for layer in _layers(network)]
+    for layer, _ in before:
         layer.scale_layer(scale)
     return before
 
 
-def restore_lora_scale(before: list[tuple[dict[str, float], dict[str, float]]]) -> None:
+def restore_lora_scale(before: list[tuple[Any, dict[str, float]]]) -> None:
     """Undo `set_lora_scale`, exactly."""
-    for scaling, values in before:
-        scaling.update(values)
+    for layer, scales in before:
+        _rescale(layer, scales)
+
+
+@contextmanager
+def merging(network: nn.Module) -> Iterator[None]:
+    """A block that merges adapters or takes them out again: their scaling is what it was before, afterwards.
+
+    What is merged is taken out at the scaling that it was merged at, whatever it is by then.
+    """
+    before = []
+    for layer in _layers(network):
+        scales, noted = _scales(layer), getattr(layer, "merged_at", {})
+        merged = {name: noted.get(name, scale) for name, scale in scales.items() if name in layer.merged_adapters}
+        _rescale(layer, merged)
+        before.append((layer, scales, merged))
+    try:
+        yield
+    finally:
+        for layer, scales, merged in before:
+            now = {**_scales(layer), **merged}
+            layer.merged_at = {name: scale for name, scale in now.items() if name in layer.merged_adapters}
+            _rescale(layer, scales)
+
+
+@contextmanager
+def swapping(lora: Lora, network: Any, adapter: str | None, source: str) -> Iterator[None]:
+    """A block that puts an adapter in the place of the one of that name.
+
+    Raises:
+        InputError: there is none, it is more than a LoRA, or it does not change all those layers: before the block,
+            for where peft fails at it, diffusers takes off the one that is there.
+    """
+    from peft import LoraConfig
+
+    if adapter not in adapter_names(network):
+        listed = ", ".join(adapter_names(network)) or "none is loaded"
+        raise InputError(f"adapter_name {shown(adapter)}: expected that of an adapter to swap ({listed})")
+    _ = lora_of(network, adapter)
+    layers = {layer: network.get_submodule(layer) for layer in lora.layers}
+    if lacking := [layer for layer, module in layers.items() if adapter not in getattr(module, "lora_A", ())]:
+        raise InputError(
+            f"LoRA {shown(source)} changes {shown(lacking[0])}, which the adapter {shown(adapter)} does not: load it "
+            "without hotswap=True"
+        )
+    network.peft_config[adapter] = LoraConfig(**lora.config())  # peft swaps like for like
+    yield
+    for layer, module in layers.items():
+        rank, alpha = lora.rank(layer), lora.alphas[layer]
+        module.r[adapter], module.lora_alpha[adapter], module.use_rslora[adapter] = rank, alpha, False
+        _rescale(module, {adapter: alpha / rank})

@@ -61,6 +61,16 @@ def read_weights(path: Path, section: str | None = None) -> Weights:
     return Weights(path, tensors, section, prefix)
 
 
+def check_numbers(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raise `InputError` where a tensor of `source` holds no weights: whole numbers, or some that are not finite."""
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise InputError(f"{source}: its tensor {shown(name)} holds numbers of {kind}: expected floating point")
+        if not bool(tensor.float().isfinite().all()):  # the narrow kinds do not know of it
+            raise InputError(f"{source}: its tensor {shown(name)} holds numbers that are not finite")
+
+
 def _content(path: Path) -> Any:
     check_regular(path)
     try:

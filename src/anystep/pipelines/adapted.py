@@ -37,6 +37,7 @@ from anystep.models.flow_map import (
     plain_name,
 )
 from anystep.models.lora import PARTS, check_lora, lora_of, parse_lora, require_peft
+from anystep.models.weight_files import check_numbers
 from anystep.pipelines.scheduler import Planning, TransitionScheduler, plain_plans
 from anystep.pipelines.transition import TransitionPipeline
 from anystep.pretrained import may_be_hub_id
@@ -217,8 +218,7 @@ class FlowMapFile:
         if wrong or PROBE not in tensors or not isinstance(said.get("lora"), dict | None):
             missing = ", ".join(wrong) or "the probe of its base"
             raise InputError(f"{str(path)!r} is no flow map of anystep: it does not say {missing}")
-        if bad := [name for name, value in tensors.items() if not bool(value.isfinite().all())]:
-            raise InputError(f"{str(path)!r}: its tensor {shown(bad[0])} holds numbers that are not finite")
+        check_numbers(tensors, repr(str(path)))
         return cls(str(path), tensors, said)
 
     @property

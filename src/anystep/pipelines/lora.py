@@ -1,8 +1,8 @@
 """LoRA on a pipeline, by the names that users of diffusers know: load, weigh, fuse, unload and save adapters."""
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,14 @@ from anystep.models.lora import (
     check_lora,
     is_fused,
     lora_of,
+    merging,
+    named_tensors,
     parse_lora,
     read_lora,
     require_peft,
     restore_lora_scale,
     set_lora_scale,
+    swapping,
     write_lora,
 )
 from anystep.pretrained import may_be_hub_id
@@ -65,7 +68,7 @@ class LoraLoading(LoraBaseMixin):
             pretrained_model_name_or_path_or_dict: a safetensors file, a folder with one, a training run of an adapter,
                 a hub id, or tensors by name.
             adapter_name: what it is called from now on; `default_0` and so on by default.
-            hotswap: put it in the place of the adapter of that name.
+            hotswap: put it in the place of the adapter of that name, which changes the same layers or more.
             options: `weight_name` and `subfolder` of the file, `metadata` of tensors, and those of the hub.
 
         Raises:
@@ -79,7 +82,8 @@ class LoraLoading(LoraBaseMixin):
         check_lora(lora, self.transformer, named)
         if not hotswap and adapter_name in adapter_names(self.transformer):
             raise InputError(f"adapter_name {shown(adapter_name)} is taken: choose another, or hotswap=True")
-        with refused(f"cannot load LoRA {shown(named)}"):
+        swap = swapping(lora, self.transformer, adapter_name, named) if hotswap else nullcontext()
+        with swap, refused(f"cannot load LoRA {shown(named)}"):
             self.transformer.load_lora_adapter(
                 dict(lora.tensors), prefix=None, metadata=lora.config(), adapter_name=adapter_name, hotswap=hotswap,
                 _pipeline=self, **low,
@@ -94,19 +98,30 @@ class LoraLoading(LoraBaseMixin):
         weight_name: str | None = None,
         adapter_name: str | None = None,
         transformer_lora_adapter_metadata: Mapping[str, Any] | None = None,
+        save_function: Callable[[dict[str, Tensor], str], object] | None = None,
+        safe_serialization: bool = True,
     ) -> None:
         """Write an adapter into a folder, as safetensors that `load_lora_weights` of diffusers reads.
 
         Args:
-            transformer_lora_layers: the transformer that carries it, or its tensors by name. Tensors alone do not say
-                their alpha, which is then the rank.
+            transformer_lora_layers: the transformer that carries it, also inside a model of peft, or its tensors by
+                name. Tensors alone do not say their alpha, which is then the rank.
             weight_name: of the file, `pytorch_lora_weights.safetensors` by default.
             adapter_name: which of several that the transformer carries.
             transformer_lora_adapter_metadata: what the configuration of peft says of tensors, `lora_alpha` among it.
+            save_function: what writes tensors by name to a path, in place of safetensors' own; alpha is not in its
+                file.
+            safe_serialization: only True.
 
         Raises:
-            InputError: no adapter, or a folder that cannot be written.
+            InputError: no adapter, one that is more than a LoRA, another kind of file, or a folder that cannot be
+                written.
         """
+        if not safe_serialization:
+            raise InputError("safe_serialization=False: pickles are not loaded again, since they can run code")
+        name = weight_name or LORA_FILE
+        if not name.endswith(".safetensors"):
+            raise InputError(f"weight_name {shown(name)}: expected a name that ends in .safetensors")
         if isinstance(transformer_lora_layers, nn.Module):
             lora = lora_of(transformer_lora_layers, adapter_name)
         else:
@@ -115,16 +130,21 @@ class LoraLoading(LoraBaseMixin):
             folder = Path(save_directory)
             with refused(f"cannot write to {str(folder)!r}"):
                 folder.mkdir(parents=True, exist_ok=True)
-            with replacing(folder / (weight_name or LORA_FILE)) as part:
-                write_lora(lora, part)
+            with replacing(folder / name) as part:
+                if save_function is None:
+                    write_lora(lora, part)
+                else:
+                    save_function(named_tensors(lora), str(part))
 
     def fuse_lora(self, components: Sequence[str] = ("transformer",), *arguments: Any, **options: Any) -> None:
         """Merge adapters into the weights: as fast as without any. Arguments are those of diffusers."""
-        super().fuse_lora(list(components), *arguments, **options)
+        with merging(self.transformer):
+            super().fuse_lora(list(components), *arguments, **options)
 
     def unfuse_lora(self, components: Sequence[str] = ("transformer",), **options: Any) -> None:
-        """Take them out of the weights again, up to rounding."""
-        super().unfuse_lora(list(components), **options)
+        """Take them out of the weights again, up to rounding: they count as before they were merged."""
+        with merging(self.transformer):
+            super().unfuse_lora(list(components), **options)
 
     def lora_scale_of(self, attention_kwargs: Any) -> float | None:
         """The `scale` of a call's `attention_kwargs`; None where none is given.
