@@ -1,6 +1,7 @@
 """Small random text-to-image pipelines of diffusers, each with the parts and the shapes of the published ones."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import tokenizers
@@ -25,6 +26,11 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+
+from anystep.models.flow_map import FlowMapOptions, FlowMapTransformer
+from anystep.models.lora import add_lora
+from anystep.pipelines.adapted import FlowMapFile
+from anystep.pipelines.base_pipeline import BasePipeline
 
 WIDTH = 16  # of all states of text
 WORDS = ["a", "red", "blue", "apple", "whale", "tractor", "on", "background"]
@@ -174,3 +180,19 @@ def make(name: str) -> Any:
     """The pipeline of that name; its weights are the same every time."""
     torch.manual_seed(0)
     return MAKERS[name]()
+
+
+def make_flow_map(base: Path, folder: Path, with_lora: bool = True, **options: Any) -> Path:
+    """The file of a flow map that has learned something."""
+    opened = BasePipeline.open(str(base))
+    torch.manual_seed(1)
+    network = FlowMapTransformer(opened.transformer(), FlowMapOptions(sample_size=16, **options))
+    if with_lora:
+        add_lora(network.transformer, 2, 4.0, ["to_q", "to_out.0"])
+    for name, value in network.named_parameters():
+        if ("embedder.linear_2" in name and ".base." not in name) or "lora_B" in name:
+            torch.nn.init.normal_(value, std=0.3)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = FlowMapFile.of(network, with_lora, base=opened.name, shift=3.0, guidance=1.0, sampling="transition")
+    file.write(folder / "anystep.safetensors")
+    return folder / "anystep.safetensors"

@@ -1,6 +1,7 @@
 """Files of flow maps: on top of the original pipeline by `anystep.load`, and by `adapt` in plain diffusers."""
 
 import shutil
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from diffusers_pipelines import make_flow_map
+from peft import get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -16,31 +19,17 @@ import anystep
 from anystep.cli import main
 from anystep.errors import InputError
 from anystep.evaluation.step_plans import keep_plans
-from anystep.models.flow_map import FlowMapOptions, FlowMapTransformer, embedding_of
+from anystep.flow_families import joined_states
+from anystep.models.flow_map import embedding_of
 from anystep.models.lora import add_lora
-from anystep.pipelines.adapted import ABOUT, BasePipeline, FlowMapFile, FlowMapScheduler, find_flow_map
+from anystep.pipelines.adapted import ABOUT, FlowMapFile, FlowMapScheduler, find_flow_map
+from anystep.pipelines.base_pipeline import BasePipeline
 from anystep.pipelines.load_image_model import load_image_model
 from anystep.pipelines.plan import check_room
 from anystep.sampling import StepPlan
 
 FAMILIES = ("sd3", "flux", "sana")
 SIDE = 32  # of images, twice that of latents
-
-
-def made(base: Path, folder: Path, with_lora: bool = True, **options: Any) -> Path:
-    """The file of a flow map that has learned something."""
-    opened = BasePipeline.open(str(base))
-    torch.manual_seed(1)
-    network = FlowMapTransformer(opened.transformer(), FlowMapOptions(sample_size=16, **options))
-    if with_lora:
-        add_lora(network.transformer, 2, 4.0, ["to_q", "to_out.0"])
-    for name, value in network.named_parameters():
-        if ("embedder.linear_2" in name and ".base." not in name) or "lora_B" in name:
-            torch.nn.init.normal_(value, std=0.3)
-    folder.mkdir(parents=True, exist_ok=True)
-    file = FlowMapFile.of(network, with_lora, base=opened.name, shift=3.0, guidance=1.0, sampling="transition")
-    file.write(folder / "anystep.safetensors")
-    return folder / "anystep.safetensors"
 
 
 def drawn(pipeline: Any, steps: int = 3, **options: Any) -> Tensor:
@@ -53,7 +42,7 @@ def drawn(pipeline: Any, steps: int = 3, **options: Any) -> Tensor:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_pipeline_of_diffusers_draws_as_anystep_does(family: str, baselines: dict[str, Path], tmp_path: Path) -> None:
     share = 0.5 if family == "sd3" else 1.0
-    path = made(baselines[family], tmp_path, interval_share=share)
+    path = make_flow_map(baselines[family], tmp_path, interval_share=share)
     with pytest.raises(InputError, match="takes its options from the command"):
         load_image_model(f"{path}?guidance_scale=2")
     own = anystep.load(path, "cpu").pipeline
@@ -76,14 +65,14 @@ def test_a_pipeline_of_diffusers_draws_as_anystep_does(family: str, baselines: d
 
 
 def test_all_weights_may_be_in_the_file(baselines: dict[str, Path], tmp_path: Path) -> None:
-    path = made(baselines["sd3"], tmp_path, with_lora=False)
+    path = make_flow_map(baselines["sd3"], tmp_path, with_lora=False)
     pipe: Any = DiffusionPipeline.from_pretrained(str(baselines["sd3"]))
     anystep.adapt(pipe, path)
     assert torch.equal(drawn(pipe, guidance_scale=1.0), drawn(anystep.load(path, "cpu").pipeline))
 
 
 def test_a_network_that_learned_to_be_given_a_scale_is_given_it(baselines: dict[str, Path], tmp_path: Path) -> None:
-    path = made(baselines["sd3"], tmp_path, guidance_embed=True)
+    path = make_flow_map(baselines["sd3"], tmp_path, guidance_embed=True)
     own = anystep.load(path, "cpu").pipeline
     pipe: Any = DiffusionPipeline.from_pretrained(str(baselines["sd3"]))
     anystep.adapt(pipe, path, guidance=4.0)
@@ -96,7 +85,7 @@ def test_a_network_that_learned_to_be_given_a_scale_is_given_it(baselines: dict[
 def test_the_command_draws_with_it_and_counts_its_evaluations(
     baselines: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = made(baselines["sd3"], tmp_path / "run" / "adapted")
+    path = make_flow_map(baselines["sd3"], tmp_path / "run" / "adapted")
     assert find_flow_map(tmp_path / "run") == path
     out = tmp_path / "sheet.png"
     assert main(["generate", "a red apple", "--model", str(tmp_path / "run"), "--steps", "1", "--out", str(out)]) == 0
@@ -110,7 +99,7 @@ def test_the_command_draws_with_it_and_counts_its_evaluations(
 
 
 def test_plans_of_steps_are_kept_in_the_file(baselines: dict[str, Path], tmp_path: Path) -> None:
-    path, plan = made(baselines["sd3"], tmp_path), StepPlan(2, tail=0.2)
+    path, plan = make_flow_map(baselines["sd3"], tmp_path), StepPlan(2, tail=0.2)
     keep_plans(path, tmp_path / "out", {4: plan})
     planned = find_flow_map(tmp_path / "out")
     assert planned is not None
@@ -129,7 +118,7 @@ def test_plans_of_steps_are_kept_in_the_file(baselines: dict[str, Path], tmp_pat
 
 
 def test_a_wrong_base_is_refused_and_left_as_it_was(baselines: dict[str, Path], tmp_path: Path) -> None:
-    path = made(baselines["sd3"], tmp_path)
+    path = make_flow_map(baselines["sd3"], tmp_path)
     other: Any = DiffusionPipeline.from_pretrained(str(baselines["sd3"]))
     with torch.no_grad():
         for value in other.transformer.parameters():
@@ -154,10 +143,8 @@ def test_a_wrong_base_is_refused_and_left_as_it_was(baselines: dict[str, Path], 
         anystep.adapt(half, path)
 
 
-def test_damaged_files_and_values_are_refused_in_one_line(
-    baselines: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = made(baselines["sd3"], tmp_path)
+def test_damaged_files_and_values_are_refused_in_one_line(baselines: dict[str, Path], tmp_path: Path) -> None:
+    path = make_flow_map(baselines["sd3"], tmp_path)
     pipe: Any = DiffusionPipeline.from_pretrained(str(baselines["sd3"]))
     tensors = load_file(path)
     with safe_open(path, "pt") as file:
@@ -176,10 +163,6 @@ def test_damaged_files_and_values_are_refused_in_one_line(
     ]
     with pytest.raises(InputError, match="guidance -1"):
         anystep.adapt(pipe, path, guidance=-1.0)
-    with monkeypatch.context() as without:
-        without.setattr("anystep.models.lora.find_spec", lambda name: None)
-        with pytest.raises(InputError, match="LoRA needs peft"):
-            anystep.adapt(pipe, path)
     anystep.adapt(pipe, path)  # it was as before
     pipe = DiffusionPipeline.from_pretrained(str(baselines["sd3"]))
     for content, metadata, message in cases:
@@ -190,10 +173,92 @@ def test_damaged_files_and_values_are_refused_in_one_line(
     with pytest.raises(InputError, match="no flow map at"):
         anystep.adapt(pipe, bad)
     gone = shutil.copytree(baselines["sd3"], tmp_path / "gone")
-    path = made(gone, tmp_path / "other")
+    path = make_flow_map(gone, tmp_path / "other")
     shutil.rmtree(gone)
     with pytest.raises(InputError, match=r"goes on top of .*anystep\.adapt"):
         anystep.load(path, "cpu")
+
+
+@pytest.fixture(scope="module")
+def style(baselines: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA of a user of that pipeline."""
+    pipe: Any = DiffusionPipeline.from_pretrained(str(baselines["sd3"]))
+    add_lora(pipe.transformer, 2, 2.0, ["to_q", "to_k"])
+    torch.manual_seed(2)
+    for name, value in pipe.transformer.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(value, std=3.0)
+    folder = tmp_path_factory.mktemp("style")
+    pipe.save_lora_weights(folder, get_peft_model_state_dict(pipe.transformer, adapter_name="default"))
+    return folder
+
+
+def test_adapters_of_a_user_are_loaded_weighed_merged_and_unloaded_beside_it(
+    baselines: dict[str, Path], style: Path, tmp_path: Path
+) -> None:
+    path = make_flow_map(baselines["sd3"], tmp_path)
+    pipe, before, plain = (DiffusionPipeline.from_pretrained(str(baselines["sd3"])) for _ in range(3))
+    adapted = drawn(anystep.adapt(pipe, path))
+    pipe.load_lora_weights(style, adapter_name="mine")
+    styled = drawn(pipe)
+    assert (pipe.get_active_adapters(), pipe.get_list_adapters()) == (["mine"], {"transformer": ["mine"]})
+    assert (styled - adapted).abs().max() > 10
+    before.load_lora_weights(style, adapter_name="mine")
+    assert torch.equal(drawn(anystep.adapt(before, path)), styled)
+    pipe.set_adapters("mine", 0.0)
+    assert torch.equal(drawn(pipe), adapted)
+    pipe.set_adapters("mine")
+    pipe.fuse_lora()
+    assert (drawn(pipe) - styled).abs().max() <= 1
+    pipe.unfuse_lora()
+    pipe.unload_lora_weights()
+    assert (drawn(pipe) - adapted).abs().max() <= 1
+    for each in (pipe, pipe.transformer):
+        with pytest.raises(InputError, match="kept as its file"):
+            each.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+    plain.load_lora_weights(style)
+    plain.fuse_lora()
+    with pytest.raises(InputError, match=r"a LoRA is merged into the transformer.*unfuse_lora\(\)"):
+        anystep.adapt(plain, path)
+    plain.unfuse_lora()
+    anystep.adapt(plain, path)
+
+
+def test_a_flow_map_that_anystep_draws_with_takes_no_adapter(
+    baselines: dict[str, Path], style: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = make_flow_map(baselines["sd3"], tmp_path)
+    words = ["--model", str(path), "--lora", str(style), "--out", str(tmp_path / "a.png"), "--device", "cpu"]
+    assert main(["generate", "a red apple", *words]) == 2
+    assert "a flow map takes no LoRA here: anystep.adapt(pipeline, file)" in capsys.readouterr().err
+    network = anystep.load(path, "cpu").pipeline.transformer
+    base = BasePipeline.open(str(baselines["sd3"])).transformer()
+    t, states, pooled = torch.tensor([0.5]), torch.randn(1, 7, 32), torch.randn(1, base.config.pooled_projection_dim)
+    x = torch.randn(1, 4, 16, 16)
+    told = network(x, t, torch.zeros(1), joined_states(states, pooled), base=True)
+    expected = base(x, encoder_hidden_states=states, pooled_projections=pooled, timestep=1000 * t).sample
+    torch.testing.assert_close(told, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("way", ["group", "model", "copy"])
+def test_what_was_learned_goes_with_offloading_and_copies(way: str, baselines: dict[str, Path], tmp_path: Path) -> None:
+    pipe: Any = DiffusionPipeline.from_pretrained(str(baselines["sd3"]))
+    expected = drawn(anystep.adapt(pipe, make_flow_map(baselines["sd3"], tmp_path)))
+    if way == "group":
+        options = {"onload_device": torch.device("cpu"), "offload_type": "leaf_level"}
+        pipe.transformer.enable_group_offload(**options)
+    elif way == "model":
+        pipe.enable_model_cpu_offload(device="cpu")
+    else:
+        copied = deepcopy(pipe.transformer)
+        with torch.no_grad():
+            for value in pipe.transformer.low_rank_terms.parameters():
+                value.zero_()
+        assert (drawn(pipe) - expected).abs().max() > 2
+        embedding_of(copied).schedule = pipe.scheduler
+        pipe.register_modules(transformer=copied)
+    assert (drawn(pipe) - expected).abs().max() <= 1
 
 
 def test_the_scheduler_knows_where_steps_end_though_times_are_rounded() -> None:
@@ -214,6 +279,6 @@ def test_times_are_shifted_as_those_of_the_base(baselines: dict[str, Path]) -> N
 def test_the_room_of_other_networks_is_not_that_of_ours(
     baselines: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = anystep.load(made(baselines["sd3"], tmp_path), "cpu")
+    own = anystep.load(make_flow_map(baselines["sd3"], tmp_path), "cpu")
     monkeypatch.setattr("anystep.pipelines.plan.memory_of", lambda device: 1.0)
     check_room(own, 2048, 2048, None)

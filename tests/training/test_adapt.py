@@ -15,7 +15,8 @@ import anystep
 from anystep.codecs import load_codec
 from anystep.errors import InputError
 from anystep.models.flow_map import ADDED, base_probe
-from anystep.pipelines.adapted import FLOW_MAP_FILE, PROBE, BasePipeline
+from anystep.pipelines.adapted import FLOW_MAP_FILE, PROBE
+from anystep.pipelines.base_pipeline import BasePipeline
 from anystep.training import train as module
 from anystep.training.adapt import count_weights, on_pipeline
 from anystep.training.config import Recipe

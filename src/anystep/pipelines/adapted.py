@@ -4,28 +4,22 @@
 """
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from anystep import bounds
 from anystep.bounds import check, check_options, shown
 from anystep.codecs import load_codec
-from anystep.codecs.codec import check_whole
-from anystep.conditioning.pipeline_text import LENGTH
 from anystep.errors import InputError, first_line, refused
-from anystep.files import check_regular, parse_json, read_json
-from anystep.flow_families import FAMILIES, Family, family_of
-from anystep.model_folder import check_model_folder, count_tensors
+from anystep.files import check_regular, parse_json
+from anystep.flow_families import FAMILIES, family_of
+from anystep.model_folder import count_tensors
 from anystep.models.flow_map import (
     ADDED,
     FlowMapEmbedding,
@@ -36,18 +30,18 @@ from anystep.models.flow_map import (
     embedding_of,
     plain_name,
 )
-from anystep.models.lora import PARTS, check_lora, lora_of, parse_lora, require_peft
+from anystep.models.lora import PARTS, check_lora, is_fused, lora_of, parse_lora
+from anystep.models.low_rank import add_terms
 from anystep.models.weight_files import check_numbers
+from anystep.pipelines.base_pipeline import BasePipeline, plain_config
 from anystep.pipelines.scheduler import Planning, TransitionScheduler, plain_plans
 from anystep.pipelines.transition import TransitionPipeline
-from anystep.pretrained import may_be_hub_id
 from anystep.sampling import StepPlan
 
 FLOW_MAP_FILE = "anystep.safetensors"
 RUN_FOLDER = "adapted"  # of a training run, in which that file is
 ABOUT = "anystep.flow_map"  # the entry of the file's metadata
 PROBE, NETWORK = "base_probe", "transformer."
-ADAPTER = "anystep"  # what the adapter is called on the transformer
 # largest difference of a probe, relative to it, that rounding explains: to 8 bits, and to 16
 ROUNDING = {1: 0.1}
 ROUNDED = 0.004
@@ -69,93 +63,6 @@ def find_flow_map(model: str | Path) -> Path | None:
     place = Path(model).expanduser()
     candidates = (place, place / FLOW_MAP_FILE, place / RUN_FOLDER / FLOW_MAP_FILE)
     return next((each for each in candidates if is_flow_map(each)), None)
-
-
-@dataclass(frozen=True)
-class BasePipeline:
-    """The pipeline of diffusers that a flow map is made of, by its folder."""
-
-    name: str
-    folder: Path
-
-    @classmethod
-    def open(cls, model: str) -> "BasePipeline":
-        """Find it by a folder or hub id.
-
-        Raises:
-            InputError: there is none, it is refused (`anystep.model_folder`), or it cannot be made a flow map.
-        """
-        folder = Path(model).expanduser()
-        if not (folder / "model_index.json").exists():
-            if not may_be_hub_id(model):
-                raise InputError(
-                    f"no pipeline of diffusers at {shown(model)}: expected a folder or a hub id owner/name"
-                )
-            with refused(f"no pipeline {shown(model)} came from the hub"):
-                folder = Path(DiffusionPipeline.download(model, use_safetensors=True))
-        else:
-            folder, model = folder.resolve(), str(folder.resolve())
-        check_model_folder(folder)
-        found = cls(model, folder)
-        _ = found.family
-        return found
-
-    @cached_property
-    def index(self) -> dict[str, Any]:
-        """What the folder says of its parts."""
-        index: dict[str, Any] = read_json(self.folder / "model_index.json")
-        return index
-
-    @property
-    def family(self) -> Family:
-        """Which kind it is. Raises `InputError` where it is none of them."""
-        return family_of(str(self.index.get("_class_name")))
-
-    @cached_property
-    def network(self) -> dict[str, Any]:
-        """The configuration of its transformer."""
-        return plain_config(read_json(self.folder / "transformer" / "config.json"))
-
-    @property
-    def codec(self) -> str:
-        """What `load_codec` finds its autoencoder by."""
-        return str(self.folder / "vae")
-
-    def transformer(self, dtype: torch.dtype = torch.float32) -> Any:
-        """Its network, from safetensors.
-
-        Raises:
-            InputError: damaged, or without some of its weights.
-        """
-        kind = getattr(diffusers, FAMILIES[self.family].network)
-        with refused(f"cannot load the transformer of {self.name!r}"):
-            network = kind.from_pretrained(str(self.folder / "transformer"), dtype=dtype, use_safetensors=True)
-            check_whole(network)
-        return network
-
-    def empty_transformer(self) -> Any:
-        """Its network without numbers, for what only sizes tell."""
-        with torch.device("meta"):
-            return getattr(diffusers, FAMILIES[self.family].network).from_config(self.network)
-
-    def text_encoder(self, tokens: int | None = None) -> str:
-        """What `load_caption_encoder` finds its text encoders by, with the number of tokens that are read."""
-        return str(self.folder) + ("" if tokens is None else f"{LENGTH}{tokens}")
-
-    def shift(self, tokens: int) -> float:
-        """The shift of its times for images of so many tokens."""
-        times = read_json(self.folder / "scheduler" / "scheduler_config.json")
-        if times.get("use_dynamic_shifting"):
-            low, high = times.get("base_image_seq_len", 256), times.get("max_image_seq_len", 4096)
-            first, last = times.get("base_shift", 0.5), times.get("max_shift", 1.15)
-            return math.exp(first + (last - first) * (tokens - low) / (high - low))
-        return float(times.get("flow_shift") or times.get("shift") or 1.0)
-
-
-def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration as JSON has it, without names of folders and versions."""
-    plain: dict[str, Any] = json.loads(json.dumps({key: value for key, value in config.items() if key[:1] != "_"}))
-    return plain
 
 
 @dataclass(frozen=True)
@@ -270,13 +177,9 @@ class FlowMapFile:
             with refused(f"{self.name!r} does not go with this network"):
                 transformer.load_state_dict({wanted[name]: value for name, value in learned.items()}, strict=False)
             return
-        require_peft()
         lora = parse_lora({name: value for name, value in learned.items() if name.endswith(PARTS)}, self.about["lora"])
         check_lora(lora, transformer, self.name)
-        with refused(f"cannot load {self.name!r}"):
-            transformer.load_lora_adapter(
-                dict(lora.tensors), prefix=None, metadata=lora.config(), adapter_name=ADAPTER
-            )  # fmt: skip
+        add_terms(transformer, lora)
 
 
 def plain_weights(transformer: nn.Module) -> dict[str, Tensor]:
@@ -313,7 +216,19 @@ class AdaptedPipeline(TransitionPipeline):
 
     def save_pretrained(self, *_: Any, **__: Any) -> None:
         """Raises `InputError`: the file it was loaded from is what can be kept."""
-        raise InputError("a flow map of a pipeline of diffusers is kept as its file, on top of that pipeline")
+        refuse_to_save()
+
+    def load_lora_weights(self, *_: Any, **__: Any) -> None:
+        """Raises `InputError`: adapters are for the pipeline that it is made of."""
+        raise InputError(
+            "a flow map takes no LoRA here: anystep.adapt(pipeline, file) puts it on the pipeline of diffusers, and "
+            "that loads a LoRA beside it"
+        )
+
+
+def refuse_to_save(*_: Any, **__: Any) -> None:
+    """Raises `InputError`: nothing could load what would be saved."""
+    raise InputError("a flow map of a pipeline of diffusers is kept as its file, on top of that pipeline")
 
 
 def load_adapted(path: Path, dtype: torch.dtype = torch.float32) -> AdaptedPipeline:
@@ -365,7 +280,8 @@ def adapt(pipeline: Any, file: str | Path, guidance: float = 1.0) -> Any:
     """Make a loaded Stable Diffusion 3, FLUX.1 or SANA pipeline of diffusers draw in any number of steps.
 
     Its transformer gets the interval and what was learned of it, and its scheduler is one that says where steps end;
-    all else of the pipeline stays as it is.
+    all else of the pipeline stays as it is: what was learned is no adapter, so that LoRA files of your own are loaded,
+    weighed, merged and unloaded beside it. Offload after this, not before.
 
     Args:
         file: of the flow map, its folder, or its training run.
@@ -375,8 +291,8 @@ def adapt(pipeline: Any, file: str | Path, guidance: float = 1.0) -> Any:
         The same pipeline.
 
     Raises:
-        InputError: no such file, one that was made of another base, a value out of bounds, or no peft: the pipeline is
-            as it was. Or tensors that do not go with it, after which the pipeline must be loaded anew.
+        InputError: no such file, one that was made of another base, a value out of bounds, or a LoRA that is merged:
+            the pipeline is as it was. Or tensors that do not go with it, after which the pipeline must be loaded anew.
     """
     path = find_flow_map(file)
     if path is None:
@@ -386,13 +302,16 @@ def adapt(pipeline: Any, file: str | Path, guidance: float = 1.0) -> Any:
     options = read.options
     if isinstance(getattr(transformer, FAMILIES[family_of(transformer)].embedding), FlowMapEmbedding):
         raise InputError("the pipeline is a flow map already: load it anew")
+    if is_fused(transformer):  # type: ignore[arg-type]
+        raise InputError(
+            "a LoRA is merged into the transformer, which cannot be told then: unfuse_lora(), adapt, fuse again"
+        )
     read.check_base(transformer)  # type: ignore[arg-type]
     scheduler, scale = read.scheduler(), float(check("guidance", guidance, bounds.Guidance))
-    if read.about["lora"] is not None:
-        require_peft()
     add_interval(transformer, options)
     read.fill(transformer)
     embedding = embedding_of(transformer)  # type: ignore[arg-type]
     embedding.schedule, embedding.guidance = scheduler, scale
     pipeline.register_modules(scheduler=scheduler)
+    pipeline.save_pretrained = transformer.save_pretrained = refuse_to_save  # type: ignore[union-attr]
     return pipeline

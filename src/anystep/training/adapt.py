@@ -17,11 +17,11 @@ from anystep.pipelines.adapted import (
     FLOW_MAP_FILE,
     RUN_FOLDER,
     AdaptedPipeline,
-    BasePipeline,
     FlowMapFile,
     FlowMapScheduler,
     as_pipeline,
 )
+from anystep.pipelines.base_pipeline import BasePipeline
 from anystep.publishing import publishing
 from anystep.training.adapter import BaseModel, adapter_size, check_unsaid, filled_in, put_adapter
 from anystep.training.config import AdaptConfig, Recipe
