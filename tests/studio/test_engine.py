@@ -3,19 +3,23 @@
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from threading import Event as Flag
 from typing import Any
 
 import pytest
+from diffusers_pipelines import make_flow_map
 from PIL import Image
 from torch import Tensor
 
 from anystep.errors import InputError
-from anystep.pipelines.load import Model
+from anystep.pipelines.load import Model, load
 from anystep.studio.draw import Drawn, Painter
-from anystep.studio.engine import Draining, Engine, UnknownModel
+from anystep.studio.engine import Draining, Engine, EngineOptions, UnknownModel
 from anystep.studio.fair_queue import QueueFull
 from anystep.studio.job import Cancelled, Event, Failed, Job, Progress, Started
+from anystep.studio.model_card import model_card
 from anystep.studio.request import ImageRequest, Limits
 
 from .conftest import Engines
@@ -76,6 +80,26 @@ def test_images_of_a_batch_have_the_bits_that_they_have_alone(
     for seed, (prompt, each) in enumerate(zip(PROMPTS, drawn, strict=True)):
         assert each.image.tobytes() == alone(prompt, 2, seed, guidance_in_one_batch=False, **options)[0].tobytes()
         assert each.nfe == 2 * (1 if options.get("guidance") == 1.0 else 2)
+
+
+def test_images_of_a_network_of_others_are_drawn_one_by_one_as_they_are_alone(
+    baselines: dict[str, Path], tmp_path: Path
+) -> None:
+    file = make_flow_map(baselines["sana"], tmp_path)
+    alone, engine = load(file, "cpu"), Engine({"flow map": load(file, "cpu")}, EngineOptions(window=0.2))
+    asked = [ImageRequest(each, "flow map", steps=2, seed=3, size=(32, 32)) for each in ("a red apple", "a whale on a")]
+    drawn = draw_all(engine, [*asked, replace(asked[0], guidance=2.0, negative_prompt="blue")])
+    engine.close()
+    assert [each.batch for each in drawn] == [1, 1, 1]
+    for request, each in zip(asked, drawn, strict=False):
+        assert each.image.tobytes() == alone(request.prompt, 2, 3, size=(32, 32))[0].tobytes()
+    assert drawn[2].image.tobytes() != drawn[0].image.tobytes()
+    assert model_card("flow map", engine.model("flow map"), Limits())["reads_text"]
+
+
+def test_more_images_at_once_than_may_ever_wait_are_no_matter_of_asking_again(engines: Engines) -> None:
+    with pytest.raises(InputError, match="3 images at once: expected at most 2, which may wait here"):
+        engines(waiting=2).submit([request(seed=seed) for seed in range(3)])
 
 
 def test_images_to_start_from_are_drawn_together_too(engines: Engines, alone: Model) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from anystep.conditioning import TextEncoder
 from anystep.conditioning.text import States, pad_states
 from anystep.contact_sheet import written_beside
+from anystep.models.transformer import TransitionTransformer2DModel
 from anystep.pipelines.describe import model_digest
 from anystep.pipelines.generate import Record, Start
 from anystep.pipelines.image_model import Generated
@@ -95,12 +96,16 @@ class Painter:
     Attributes:
         model: what was loaded, for this alone from now on.
         digest: what tells it from other models.
+        batches: whether images that are drawn together have the bits that they have alone; else each is to be drawn
+            alone. It is so of anystep's own networks.
     """
 
     def __init__(self, model: Model) -> None:
         self.model, self.digest = model, model_digest(model)
         network = model.pipeline.transformer
-        network.encode_condition = separately(network.encode_condition)
+        self.batches = isinstance(network, TransitionTransformer2DModel)
+        if self.batches:
+            network.encode_condition = separately(network.encode_condition)
         conditioner = model.pipeline.conditioner
         if isinstance(conditioner, TextEncoder):
             model.pipeline.conditioner = SeparateCaptions(conditioner)
@@ -132,7 +137,7 @@ class Painter:
         if first.image is not None:
             options = {"image": [request.image for request in requests], "strength": first.strength}
         begin = perf_counter()
-        with BatchInvariant() if pipeline.device.type == "cpu" else nullcontext():
+        with BatchInvariant() if self.batches and pipeline.device.type == "cpu" else nullcontext():
             output: Any = pipeline(
                 [request.prompt for request in requests], height, width, first.steps,
                 guidance_scale=first.guidance, guidance_interval=first.guidance_interval,

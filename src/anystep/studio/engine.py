@@ -121,8 +121,8 @@ class Engine:
             deadline: seconds from now after which nobody waits for them.
 
         Raises:
-            InputError: an image that cannot be drawn.
-            QueueFull: more images than may wait.
+            InputError: an image that cannot be drawn, or more at once than may ever wait.
+            QueueFull: with those that wait, more images than may wait.
             Draining: the engine is about to end.
         """
         until = None if deadline is None else time.monotonic() + deadline
@@ -131,6 +131,10 @@ class Engine:
             self.on_event(job, event)
             listener(job, event)
 
+        if len(requests) > self.options.waiting:
+            raise InputError(
+                f"{len(requests)} images at once: expected at most {self.options.waiting}, which may wait here"
+            )
         ready = [self.check(each) for each in requests]
         jobs = [Job(each, user, self._cost(each), until, tell) for each in ready]
         with self._changed:
@@ -215,6 +219,8 @@ class Engine:
 
     def _most(self, request: ImageRequest) -> int:
         """How many images like this one are drawn together: in no more memory than the largest image alone may take."""
+        if not self.painters[request.model].batches:
+            return 1
         width, height = request.size or (1, 1)
         return max(1, min(self.options.batch, self.limits.pixels // (width * height)))
 
