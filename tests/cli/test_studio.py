@@ -9,8 +9,11 @@ from pathlib import Path
 import httpx2
 import pytest
 from helpers import refused
+from starlette.testclient import TestClient
 
+from anystep.cli import main
 from anystep.cli.studio import on_a_desktop
+from anystep.studio.app import Service
 from anystep.studio.server import listen
 
 
@@ -45,6 +48,18 @@ def test_a_browser_is_opened_on_a_screen_only(monkeypatch: pytest.MonkeyPatch) -
     assert not on_a_desktop()
     monkeypatch.setitem(os.environ, "DISPLAY", ":0")
     assert on_a_desktop()
+
+
+def test_the_page_is_used_behind_a_proxy_whose_address_is_allowed(
+    tiny_classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services: list[Service] = []
+    monkeypatch.setattr("anystep.studio.server.serve", lambda service, listener, *_: services.append(service))
+    words = ["--model", str(tiny_classes), "--gallery", str(tmp_path / "gallery"), "--device", "cpu", "--port", "0"]
+    assert main(["studio", *words, "--no-open", "--allow-origin", "https://studio.example.org"]) == 0
+    client = TestClient(services[0].asgi, base_url="http://localhost")
+    for origin, code in (("https://studio.example.org", 400), ("https://evil.test", 403)):
+        assert client.post("/studio/draw", json={}, headers={"Origin": origin}).status_code == code
 
 
 def test_a_port_that_is_taken_is_told_before_a_model_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:

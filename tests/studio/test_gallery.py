@@ -47,6 +47,18 @@ def test_pictures_come_latest_first_and_in_parts(drawn: Drawn, tmp_path: Path) -
     assert [*first, *rest] == names
 
 
+def test_what_cannot_be_deleted_is_one_line(drawn: Drawn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gallery = Gallery(tmp_path)
+    name = gallery.keep(drawn, drawn.encoded())
+
+    def forbid(*_: object, **__: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "unlink", forbid)
+    with pytest.raises(InputError, match=f"cannot delete '{re.escape(name)}': Operation not permitted"):
+        gallery.remove(name)
+
+
 def test_other_files_of_the_folder_are_left_out_and_stay(drawn: Drawn, tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "mine.png")
     (tmp_path / "broken.png").write_bytes(b"no image")

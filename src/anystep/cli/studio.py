@@ -8,7 +8,7 @@ import webbrowser
 from pathlib import Path
 
 from anystep.bounds import Port, Threads
-from anystep.cli.option_types import input_folder, output_folder, size
+from anystep.cli.option_types import input_folder, origin, output_folder, size
 from anystep.cli.options import Commands, add_options
 from anystep.console import say
 from anystep.errors import InputError
@@ -34,6 +34,10 @@ def add(commands: Commands) -> None:
     option("--workers", type=Threads, help="batches drawn at a time (default: 1; on a CPU its cores / --threads)")
     add_options(parser, "--threads")
     option("--max-size", type=size, metavar="WxH", help="most pixels of an image, as an area (default: 4096x4096)")
+    option(
+        "--allow-origin", type=origin, nargs="+", default=[],
+        help="the page's address at a proxy before it, as https://host",
+    )  # fmt: skip
     option("--no-open", action="store_true", help="do not open the page in a browser")
     parser.set_defaults(run=run)
 
@@ -57,7 +61,8 @@ def run(options: argparse.Namespace) -> None:
     models = load_models(options.model, options.device, options.threads, options.precision)
     workers = options.workers or worker_count(models, options.threads)
     engine = Engine(models, EngineOptions(workers=workers), Limits(math.prod(options.max_size or (4096, 4096))))
-    service = Service(engine, AppOptions(GuardOptions(hosts=served_hosts(HOST, ())), DEADLINE))
+    guard = GuardOptions(hosts=served_hosts(HOST, ()), origins=options.allow_origin)
+    service = Service(engine, AppOptions(guard, DEADLINE))
     service.api.include_router(page_router(engine, Gallery(options.gallery), DEADLINE))
     watched = options.runs or [folder for folder in (Path("runs"),) if folder.is_dir()]
     service.api.include_router(runs_router(Runs(watched), lambda: not service.ready))

@@ -9,7 +9,7 @@ from pathlib import Path
 from threading import Lock
 
 from anystep.bounds import shown
-from anystep.errors import InputError
+from anystep.errors import InputError, refused
 from anystep.files import make_folder, replacing
 from anystep.pipelines.settings import Settings, read_settings
 from anystep.studio.draw import Drawn
@@ -58,10 +58,15 @@ class Gallery:
         return path
 
     def remove(self, name: str) -> None:
-        """Delete a picture; one that anystep has not made stays. Raises `InputError` for anything else."""
+        """Delete a picture; one that anystep has not made stays.
+
+        Raises:
+            InputError: anything else, or a folder that cannot be written to.
+        """
         path = self.path(name)
         read_settings(path)
-        path.unlink(missing_ok=True)
+        with refused(f"cannot delete {shown(name)}"):
+            path.unlink(missing_ok=True)
 
 
 def _name(drawn: Drawn) -> str:
