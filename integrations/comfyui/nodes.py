@@ -17,7 +17,7 @@ CATEGORY = "anystep"
 FOLDER = "anystep"  # of ComfyUI's models, with a folder for each model
 LARGEST_SEED = 2**62 - 1 - 4096
 LATEST = 100000.0  # time, beyond those of every transport
-EMPTY = "anystep_empty"  # marks the condition of no caption, which is guided away from anyway
+DENOISE = 0.6  # where nobody says
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
@@ -49,7 +49,7 @@ class AnystepLoader:
 
 
 class AnystepEncode:
-    """A caption, or the name or number of a class, as a condition; blank text is the empty condition."""
+    """A caption, or the name or number of a class, as a condition; blank text is the empty one."""
 
     CATEGORY, FUNCTION = CATEGORY, "encode"
     RETURN_TYPES = ("CONDITIONING",)
@@ -63,7 +63,7 @@ class AnystepEncode:
     def encode(self, model: Any, text: str) -> tuple[Any]:
         if not text.strip():
             states, mask = model.conditioner.null(1)
-            return ([[states, {"attention_mask": mask, EMPTY: True}]],)
+            return ([[states, {"attention_mask": mask}]],)
         encoded = model.encode_prompt(text, do_classifier_free_guidance=False)
         return ([[encoded.prompt_embeds, {"attention_mask": encoded.prompt_attention_mask}]],)
 
@@ -96,7 +96,7 @@ class AnystepSampler:
                 "noise": ("LATENT", {"tooltip": "in place of that of the seed"}),
                 "sigmas": ("SIGMAS", {"tooltip": "times in place of a number of steps"}),
                 "image": ("IMAGE", {"tooltip": "to start from"}),
-                "denoise": ("FLOAT", {"default": 0.6, "min": 0.01, "max": 1.0, "step": 0.01}),
+                "denoise": ("FLOAT", {"default": DENOISE, "min": 0.01, "max": 1.0, "step": 0.01}),
                 "guide_from": ("FLOAT", {**time, "default": 0.0, "tooltip": "the lowest time at which to guide"}),
                 "guide_to": ("FLOAT", {**time, "default": LATEST, "tooltip": "the highest time at which to guide"}),
             },
@@ -117,7 +117,7 @@ class AnystepSampler:
         noise: dict[str, torch.Tensor] | None = None,
         sigmas: torch.Tensor | None = None,
         image: torch.Tensor | None = None,
-        denoise: float = 0.6,
+        denoise: float = DENOISE,
         guide_from: float = 0.0,
         guide_to: float = LATEST,
     ) -> tuple[dict[str, torch.Tensor]]:
@@ -128,17 +128,18 @@ class AnystepSampler:
             progress.update_absolute(step + 1, pipeline.num_timesteps)
             return {}
 
-        labels, condition = None, {}
-        if model.transformer.config.num_classes is None:
-            condition = states_of("prompt", positive)
-            if negative is not None and guidance > 1 and EMPTY not in negative[0][1]:
-                condition |= states_of("negative_prompt", negative)
-        else:
-            labels = positive[0][0].tolist()
+        labels, condition = None, conditions(model, positive, negative if guidance > 1 else None)
+        if model.transformer.config.num_classes is not None:
+            labels = condition.pop("prompt")
         options: dict[str, Any] = {"plan": plan} if sigmas is None else {"sigmas": begins_of(sigmas, model)}
         if image is not None:
             options["image"] = list(image.movedim(-1, 1).clamp(0, 1).cpu())  # nodes that resize go beyond
-            options |= {"strength": denoise} if sigmas is None else {}
+            if sigmas is None:
+                options["strength"] = denoise
+            elif denoise != DENOISE:
+                raise ValueError(
+                    f"denoise {denoise:g}: sigmas say where to begin; leave it at {DENOISE:g}, or give steps"
+                )
         if (guide_from, guide_to) != (0.0, LATEST):
             options["guidance_interval"] = (guide_from, guide_to)
         if noise is not None:
@@ -152,12 +153,24 @@ class AnystepSampler:
         return ({"samples": drawn.images.cpu()},)
 
 
-def states_of(name: str, conditioning: Any) -> dict[str, torch.Tensor | None]:
-    """The states of a condition of ComfyUI, as the pipeline's arguments."""
-    (states, more), *others = conditioning
-    if others:
-        raise ValueError(f"{name}: {len(conditioning)} conditions were combined, and a transition model reads one")
-    return {f"{name}_embeds": states, f"{name}_attention_mask": more.get("attention_mask")}
+def conditions(model: Any, positive: Any, negative: Any) -> dict[str, Any]:
+    """What to draw, and what to guide away from where that is not the empty condition, as the pipeline's arguments."""
+    given = {"prompt": positive} if negative is None else {"prompt": positive, "negative_prompt": negative}
+    classes, found = model.transformer.config.num_classes is not None, {}
+    for name, conditioning in given.items():
+        (states, more), *others = conditioning
+        if others:
+            raise ValueError(f"{name}: {len(conditioning)} conditions were combined, and a transition model reads one")
+        empty = torch.equal(states.cpu(), model.conditioner.null(1)[0].cpu())  # marks of ours would be copied to others
+        if empty and name == "negative_prompt":
+            continue
+        if empty and classes:
+            raise ValueError("prompt: blank text is no class to draw; of a model of classes it is for negative alone")
+        if classes:
+            found[name] = states.tolist()
+            continue
+        found |= {f"{name}_embeds": states, f"{name}_attention_mask": more.get("attention_mask")}
+    return found
 
 
 def begins_of(sigmas: torch.Tensor, model: Any) -> torch.Tensor:

@@ -84,6 +84,49 @@ def test_blank_text_is_the_empty_condition(comfy_nodes: dict[str, Any], pipeline
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
+def joined(one: Any, other: Any) -> Any:
+    """ConditioningConcat of ComfyUI, which copies what else a condition says."""
+    return [[torch.cat((states, other[0][0]), 1), more.copy()] for states, more in one]
+
+
+def averaged(one: Any, other: Any) -> Any:
+    """ConditioningAverage of ComfyUI, in equal parts."""
+    (states, more), second = one[0], other[0][0][:, : one[0][0].shape[1]]
+    return [[(states + torch.nn.functional.pad(second, (0, 0, 0, states.shape[1] - second.shape[1]))) / 2, more.copy()]]
+
+
+@pytest.mark.parametrize("way", [joined, averaged])
+def test_what_was_made_of_the_empty_condition_is_not_empty(
+    comfy_nodes: dict[str, Any], pipeline: Any, way: Any
+) -> None:
+    encode, sample = comfy_nodes["AnystepEncode"]().encode, comfy_nodes["AnystepSampler"]().sample
+    positive, blank, other = (encode(pipeline, text)[0] for text in ("a whale", "", "blue"))
+    call = (5, 1, 2.0, 64, 64, 1, "uniform")
+    plain = sample(pipeline, positive, *call)[0]["samples"]
+    assert torch.equal(sample(pipeline, positive, *call, negative=averaged(blank, blank))[0]["samples"], plain)
+    found = sample(pipeline, positive, *call, negative=way(blank, other))[0]["samples"]
+    wanted = pipeline(
+        "a whale", negative_prompt_embeds=way(blank, other)[0][0], num_inference_steps=1, guidance_scale=2.0,
+        plan="uniform", seeds=[5], output_type="latent",
+    ).images  # fmt: skip
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    assert (found - plain).abs().max() > 0.01
+
+
+def test_classes_are_drawn_away_from_a_class(comfy_nodes: dict[str, Any], tiny_classes: Path) -> None:
+    model = anystep.TransitionClassPipeline.from_pretrained(tiny_classes)
+    encode, sample = comfy_nodes["AnystepEncode"]().encode, comfy_nodes["AnystepSampler"]().sample
+    ant, bee, blank = (encode(model, text)[0] for text in ("ant", "bee", " "))
+    call = (5, 2, 3.0, 8, 8, 1, "uniform")
+    common = {"num_inference_steps": 2, "guidance_scale": 3.0, "plan": "uniform", "seeds": [5], "output_type": "latent"}
+    for negative, options in ((bee, {"negative_prompt": "bee"}), (blank, {}), (None, {})):
+        found = sample(model, ant, *call, negative=negative)[0]["samples"]
+        torch.testing.assert_close(found, model("ant", **common, **options).images, rtol=1e-5, atol=1e-5)
+    for positive, message in ((ant + bee, "2 conditions were combined"), (blank, "blank text is no class to draw")):
+        with pytest.raises(ValueError, match=message):
+            sample(model, positive, *call)
+
+
 def test_models_below_the_folder_of_models_are_offered(
     comfy_nodes: dict[str, Any], comfy_models: Path, tiny_classes: Path
 ) -> None:
@@ -114,6 +157,11 @@ def test_bad_input_is_one_line(comfy_nodes: dict[str, Any], pipeline: Any) -> No
     for sigmas in ([1.0, 0.75, 0.5], [0.0], []):
         with pytest.raises(ValueError, match="expected two or more that end at 0"):
             sample(pipeline, [one], 0, 1, 1.0, 64, 64, 1, "model", sigmas=torch.tensor(sigmas))
+    with pytest.raises(ValueError, match=r"denoise 0\.2: sigmas say where to begin"):
+        sample(
+            pipeline, [one], 0, 1, 1.0, 64, 64, 1, "model", sigmas=torch.tensor([1.0, 0.0]),
+            image=torch.zeros(1, 64, 64, 3), denoise=0.2,
+        )  # fmt: skip
     with pytest.raises(ValueError, match="2 conditions were combined"):
         sample(pipeline, [one, one], 0, 1, 1.0, 64, 64, 1, "model")
 
