@@ -139,7 +139,9 @@ def test_with_its_parts_copied_a_folder_needs_nothing_else(
 def test_options_are_detected_from_the_tensors_alone(
     numbers: Path, tiny_codec: Path, gemma: Path, tmp_path: Path, converted: dict[str, Path]
 ) -> None:
-    convert_reference(request(numbers, tmp_path, tiny_codec, gemma, options=None))
+    made = convert_reference(request(numbers, tmp_path, tiny_codec, gemma, options=None))
+    assumed = "interval_condition t-r, sample_size 32, encoder_depth 3, guidance_scale 1.5"
+    assert made.remarks[0].startswith(f"assumed, as nothing told: {assumed} (--preset or --options")
     found, said = (
         json.loads((folder / "transformer" / "config.json").read_text())
         for folder in (tmp_path / "out", converted["t2i"])
@@ -180,9 +182,16 @@ def test_what_cannot_be_converted_is_one_line_and_leaves_nothing(
     bert = str(tiny_text_models["bert"])
     refuse("text encoder .* has 16 channels, but the network reads 24", text_encoder=bert)
     refuse("--section|section 'ema'", section="ema")
+    weights = load_file(numbers / "t2i.weights.safetensors")
+    name, odd = "blocks.1.mlp.fc2.weight", tmp_path / "odd.safetensors"
+    for tensor, message in (
+        (weights[name].to(torch.int8), "numbers of int8"),
+        (weights[name] * torch.nan, "not finite"),
+    ):
+        save_file({**weights, name: tensor}, odd)
+        refuse(f"odd.safetensors: its tensor {name!r} holds numbers .*{message.split()[-1]}", weights=odd)
     save_file({"a": torch.zeros(2), "b": torch.zeros(2)}, tmp_path / "odd.safetensors")
     refuse("no Transition Models weights", weights=tmp_path / "odd.safetensors", options=None)
-    weights = load_file(numbers / "t2i.weights.safetensors")
     torch.save({"ema": weights, "model": weights}, tmp_path / "two.bin")
     refuse(r"two.bin' holds ema \(\d+ tensors\), model \(\d+ tensors\): pick one", weights=tmp_path / "two.bin")
 

@@ -12,7 +12,7 @@ from anystep.bounds import check_options, shown
 from anystep.errors import InputError, first_line, refused
 from anystep.models.released import network_options, preset_options, release_of
 from anystep.models.transformer import TransitionTransformer2DModel
-from anystep.models.weight_files import Weights, read_weights
+from anystep.models.weight_files import Weights, check_numbers, read_weights
 
 # released name -> ours, part by part
 _NAMES = [
@@ -74,8 +74,7 @@ def restore_reference_names(weights: Mapping[str, Tensor], patch_size: int) -> d
 def detect_options(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
     """What the shapes of released tensors say of their network, as options of `TransitionTransformer2DModel`.
 
-    They do not tell `interval_condition`, `sample_size`, `encoder_depth` and `class_dropout_prob`, nor `num_heads`
-    where there is no norm of queries and keys. `num_classes` counts the null class.
+    They do not tell all (`untold_options`). `num_classes` counts the null class.
 
     Raises:
         InputError: tensors of another kind of network.
@@ -110,6 +109,14 @@ def detect_options(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
             f"no Transition Models weights: there is no {first_line(error)} of the shape expected"
         ) from None
     return found
+
+
+def untold_options(shapes: Mapping[str, Sequence[int]], said: Mapping[str, Any]) -> list[str]:
+    """The options that neither the shapes of released tensors tell nor what is said of their network."""
+    found = detect_options(shapes)
+    told = {"num_heads": found["qk_norm"], "encoder_depth": not found["z_dim"],
+            "class_dropout_prob": "num_classes" not in found}  # fmt: skip
+    return [name for name in ("interval_condition", "sample_size", *told) if name not in said and not told.get(name)]
 
 
 def fitted_options(shapes: Mapping[str, Sequence[int]], said: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -148,10 +155,10 @@ def fitted_network(
         said, source: as `fitted_options` takes them.
 
     Raises:
-        InputError: options, names or shapes do not fit; the message lists them.
+        InputError: options, names or shapes do not fit; the message lists them. Or numbers that are no weights.
     """
-    shapes = {name: tuple(tensor.shape) for name, tensor in weights.tensors.items()}
-    options = check_options("network", TransitionTransformer2DModel.__init__, fitted_options(shapes, said, source))
+    said = fitted_options(weights.shapes, said, source)
+    options = check_options("network", TransitionTransformer2DModel.__init__, said)
     with refused("network options"), torch.device("meta"):
         network = TransitionTransformer2DModel(**{**options, "rope_grid": "reference", "mask_text": False})
     converted, expected = convert_reference_names(weights.tensors), network.state_dict()
@@ -165,6 +172,7 @@ def fitted_network(
         lists = {"missing": missing, "unknown": extra, "wrong shape": wrong}
         told = "; ".join(f"{what} {_few(names)}" for what, names in lists.items() if names)
         raise InputError(f"{weights.path.name} does not fit: {told}")
+    check_numbers(weights.tensors, weights.path.name)
     return network, converted
 
 
@@ -181,7 +189,8 @@ def load_reference_transformer(
     Args:
         weights: a `.safetensors`, `.bin` or `.pt` file (the last two read with `weights_only=True`).
         options: the released network options (`depth`, `hidden_size`, `cap_feat_dim`, `new_condition`, ...). By
-            default they are those of the release of that file's name, else what the tensors' shapes tell.
+            default they are those of the release of that file's name, else what the tensors' shapes tell, and for the
+            rest (`untold_options`) the defaults of `TransitionTransformer2DModel`.
 
     Raises:
         InputError: unknown options, unreadable file, or names or shapes that do not fit; the message lists them.

@@ -34,6 +34,11 @@ class Weights:
     section: str = ""
     prefix: str = ""
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every tensor."""
+        return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+
 
 def read_weights(path: Path, section: str | None = None) -> Weights:
     """Read a `.safetensors` file, or a `.bin`, `.pt` or `.pth` file, of which nothing but plain values is read.

@@ -23,10 +23,10 @@ from anystep.conditioning import load_text_encoder
 from anystep.errors import InputError, first_line
 from anystep.files import check_output, check_room, read_json, replacing
 from anystep.model_folder import check_part
-from anystep.models.reference import CHARACTERISTIC, fitted_network, restore_reference_names
+from anystep.models.reference import CHARACTERISTIC, fitted_network, restore_reference_names, untold_options
 from anystep.models.released import ReleasedConfig, preset_options, read_config, release_of
 from anystep.models.transformer import TransitionTransformer2DModel
-from anystep.models.weight_files import read_weights
+from anystep.models.weight_files import Weights, read_weights
 from anystep.pipelines.classes import TransitionClassPipeline
 from anystep.pipelines.load import find
 from anystep.pipelines.scheduler import TransitionScheduler
@@ -114,7 +114,10 @@ def convert_reference(request: Request) -> Converted:
                 parts[name].save_pretrained(part / name)
         with writing(part / "transformer" / SAFETENSORS_WEIGHTS_NAME) as file:
             save_file(converted, file, {"format": "pt"})
-    return Converted(sum(tensor.numel() for tensor in converted.values()), tuple(_remarks(weights, parts)))
+    assumed = {name: network.config[name] for name in untold_options(weights.shapes, config.network)}
+    if release is None:
+        assumed["guidance_scale"] = pipeline.config.guidance_scale
+    return Converted(sum(tensor.numel() for tensor in converted.values()), tuple(_remarks(weights, parts, assumed)))
 
 
 def _is_converted(folder: Path) -> bool:
@@ -203,11 +206,14 @@ def _check_entry(folder: str, what: str, names: tuple[str, ...], wanted: int, un
         raise InputError(f"{what} {shown(folder)} has {shown(found)} {unit}, but the network reads {wanted}")
 
 
-def _remarks(weights: Any, parts: Mapping[str, Any]) -> Iterator[str]:
+def _remarks(weights: Weights, parts: Mapping[str, Any], assumed: Mapping[str, Any]) -> Iterator[str]:
     if weights.section:
         yield f"read {weights.section!r} of {weights.path.name}"
     if weights.prefix:
         yield f"took {weights.prefix!r} off every name"
+    if assumed:
+        listed = ", ".join(f"{name} {value}" for name, value in assumed.items())
+        yield f"assumed, as nothing told: {listed} (--preset or --options tells all but the guidance)"
     for name, what in (("vae_name", "autoencoder"), ("text_encoder_name", "text encoder")):
         if name in parts:
             yield f"the {what} is {parts[name]}, loaded from there whenever the model is (--copy puts it in)"
