@@ -13,6 +13,7 @@ import pytest
 import torch
 from helpers import lively
 from PIL import Image
+from tokenizers import Tokenizer
 
 import anystep.sampling
 from anystep.conditioning import load_text_encoder
@@ -75,6 +76,28 @@ def test_a_caption_becomes_the_tokens_of_the_library() -> None:
     for caption in captions:
         wanted = encoder.tokenizer(caption, truncation=True, max_length=encoder.max_length)["input_ids"]
         assert tokenize(caption, encoder.max_length) == wanted, caption
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+@pytest.mark.parametrize("rule", [
+    {}, {"strip_accents": False}, {"strip_accents": True}, {"handle_chinese_chars": False}, {"clean_text": False}
+], ids=str)  # fmt: skip
+def test_a_tokenizer_with_rules_of_its_own_is_heard(lowercase: bool, rule: dict[str, bool], tmp_path: Path) -> None:
+    content = json.loads((Path(load_text_encoder("builtin").tokenizer.name_or_path) / "tokenizer.json").read_text())
+    content["normalizer"] |= {"lowercase": lowercase, **rule}
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(content))
+    library, tokenize = Tokenizer.from_file(str(path)), sample.tokenizer_of(path)
+    library.no_padding()
+    library.enable_truncation(64)
+    for caption in (
+        "a red apple",
+        "Ein grüner Käfer, ÀÉÎ",
+        "façade e\u0301",
+        "苹果 and 日本語",
+        "a\u200bb\u00adc\x00d\te",
+    ):
+        assert tokenize(caption, 64) == library.encode(caption).ids, caption
 
 
 PLANS = {2: {"steps": 2, "tail": 0.3}, 6: {"steps": 4, "shift": 1.7, "memory": True, "velocity_below": 1.0}}

@@ -31,6 +31,7 @@ from anystep.sampling import without_ends
 KIND = "model's export"  # of folders that it writes
 TOLERANCE = 1e-4  # of a program's largest answer: float32 leaves 1e-6 to 1e-5, anything that is wrong far more
 STEPS, SIDE = 4, 8  # of the images that are compared: transitions, and tokens along a side
+LETTERS = ", Café naïve 苹果"  # in a caption, which tokenizers treat in many ways
 GUIDANCE = 2.0  # away from a negative prompt
 
 
@@ -180,7 +181,8 @@ def _compare_images(pipeline: TransitionPipeline, folder: Path, from_states: boo
     """
     side, config = SIDE * pipeline.size_multiple, pipeline.transformer.config
     text, concepts = config.text_width is not None, pipeline.config.concepts
-    prompt, negative = ((concepts or ["a red apple"])[0], "blue") if text else (0, config.num_classes - 1)
+    caption = f"{(concepts or ['a red apple'])[0]}{LETTERS}"
+    prompt, negative = (caption, "blue") if text else (0, config.num_classes - 1)
     ways = [(None, None), *[(negative, GUIDANCE)] * bool(text or config.class_dropout_prob)]
     model, largest = sample.Model(folder, torch.get_num_threads()), 0.0
 

@@ -4,7 +4,7 @@
 
 It is also what to read for a port to another language: the transports, the times of the steps, noise from a seed as
 PyTorch makes it, guidance, and the loop (Transition Models, arXiv 2509.04394). A seed gives the image that anystep
-gives. WordPiece tokenizers, of BERT models, are read as they are; others need `pip install tokenizers`.
+gives. WordPiece tokenizers, as BERT models have them, are read as they are; others need `pip install tokenizers`.
 """
 
 import argparse
@@ -176,7 +176,8 @@ class WordPiece:
 def tokenizer_of(path: Path) -> Any:
     """A function of a caption and the largest number of tokens, which gives their numbers."""
     content = json.loads(path.read_text("utf-8"))
-    if content["model"]["type"] == "WordPiece" and content["normalizer"]["type"] == "BertNormalizer":
+    usual = {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": None}
+    if content["model"]["type"] == "WordPiece" and usual.items() <= (content["normalizer"] or {}).items():
         return WordPiece(content)
     from tokenizers import Tokenizer
 
