@@ -1,5 +1,7 @@
 """The page of a model: written where it is saved and pushed, and never over somebody's own."""
 
+import ast
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,24 @@ def test_a_saved_model_says_what_it_is_and_how_to_draw(tiny_model: Path, pipelin
     assert card.data.tags == ["anystep", "diffusers:TransitionPipeline"]
     count = sum(each.numel() for each in pipeline.transformer.parameters())
     for line in (
-        'pipe("a red apple", num_inference_steps=4).images[0]',
-        '    anystep generate "a red apple" --model THIS_MODEL --steps 1 2 4 8',
+        "pipe('a red apple', num_inference_steps=4).images[0]",
+        "    anystep generate 'a red apple' --model THIS_MODEL --steps 1 2 4 8",
         f"| parameters of the transformer | {count:,} |",
         "| trained size | 16x16 |",
         "| guidance | 1.5 |",
     ):
         assert line in card.text, line
+
+
+def test_words_with_quotes_and_colons_are_quoted(tiny_model: Path) -> None:
+    pipeline = anystep.load(tiny_model, "cpu").pipeline
+    pipeline.register_to_config(concepts=['dog\'s "house"'], license="Other: ask")
+    card = ModelCard(model_card(pipeline))
+    assert card.data.license == "other: ask"
+    (code,) = [line for line in card.text.splitlines() if line.startswith("pipe(")]
+    (command,) = [line for line in card.text.splitlines() if line.startswith("    anystep")]
+    assert ast.literal_eval(code[5 : code.index(", num_")]) == 'a dog\'s "house"'
+    assert shlex.split(command)[2] == 'a dog\'s "house"'
 
 
 def test_a_model_of_classes_is_drawn_with_by_its_labels(tiny_classes: Path) -> None:

@@ -107,6 +107,7 @@ def test_the_file_draws_as_what_was_trained(
         assert torch.equal(found.images, expected.images)
     assert found.images.shape == (1, 3, 16, 16)
     page = (tmp_path / "run" / "adapted" / "README.md").read_text()
+    assert "```python\nimport anystep\nfrom diffusers import StableDiffusion3Pipeline\n\npipe = Stable" in page
     assert "anystep.adapt(pipe" in page
     assert ("rank 2" in page) == lora
 

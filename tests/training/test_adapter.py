@@ -1,21 +1,23 @@
 """Training an adapter: it alone moves, a run continues exactly, and what is written draws as what was trained."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from helpers import check_continues_exactly, losses, save_guided, weights
 from helpers import draw_latents as draw
 from safetensors.torch import load_file
 
 import anystep
 from anystep.errors import InputError
-from anystep.models.lora import LORA_FILE, PREFIX, read_lora
+from anystep.models.lora import LORA_FILE, PREFIX, add_lora, lora_of, read_lora, write_lora
 from anystep.training import train as module
-from anystep.training.adapter import BaseModel, count_adapter, on_base
+from anystep.training.adapter import BaseModel, card, count_adapter, on_base
 from anystep.training.config import Recipe
 from anystep.training.dry_run import DryRun
 from anystep.training.plan import budget
@@ -113,6 +115,26 @@ def test_what_was_trained_is_loaded_drawn_with_and_fused(
     assert "license: none" in told
     with pytest.raises(InputError, match="a training run of an adapter: give --lora"):
         anystep.load(tmp_path)
+
+
+def test_the_page_of_an_adapter_is_code_and_a_command_that_run(
+    captioned_folder: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    folder, prompt = shutil.copytree(tiny_model, tmp_path / 'dog\'s "own": é'), 'a "chalk"\ndrawing'
+    network = anystep.load(folder, "cpu").pipeline.transformer
+    add_lora(network, 2, 2.0, ["to_q"])
+    (tmp_path / "lora").mkdir()
+    write_lora(lora_of(network), tmp_path / "lora" / LORA_FILE)
+    page = card(BaseModel.open(str(folder)), recipe(captioned_folder, folder, sample_prompts=(prompt,)))
+    _, fields, text = page.split("---\n", 2)
+    assert yaml.safe_load(fields)["base_model"] == str(folder)
+    (command,) = [line for line in text.splitlines() if line.startswith("    anystep")]
+    assert shlex.split(command)[2:5] == ['a "chalk" drawing', "--model", str(folder)]
+    code = text.split("```python\n")[1].split("```")[0].replace('"THIS_FOLDER"', repr(str(tmp_path / "lora")))
+    *lines, last = code.strip().splitlines()
+    names: dict[str, Any] = {}
+    exec("\n".join(lines), names)
+    assert eval(last, names).size == (16, 16)
 
 
 def test_a_run_goes_on_with_the_weights_that_it_was_begun_with(

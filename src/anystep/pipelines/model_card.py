@@ -1,9 +1,12 @@
 """The page of a model, README.md in its folder: what it is, how to draw with it, its licence and its settings."""
 
+from collections.abc import Mapping
+from shlex import quote
 from typing import Any
 
 from anystep.errors import one_line
 from anystep.markdown import markdown_table
+from anystep.plain_yaml import dump_yaml
 
 # what the card of diffusers says that is written where nobody has written one
 TEMPLATE = "has been automatically generated"
@@ -20,7 +23,7 @@ def model_card(pipeline: Any) -> str:
     """The card of a pipeline, in Markdown with the fields that model hubs read."""
     network, config = pipeline.transformer.config, pipeline.config
     classes = network.num_classes is not None
-    call = "class_labels=[0]" if classes else f'"{_example(config)}"'
+    example = _example(config)
     kind = type(pipeline).__name__
     fields = {
         "license": one_line(config.license or "").lower() or None,
@@ -29,15 +32,20 @@ def model_card(pipeline: Any) -> str:
     }
     rows = [(name, one_line(str(value))) for name, value in _facts(pipeline).items() if value is not None]
     lines = [
-        "---", *(f"{name}: {value}" for name, value in fields.items() if value is not None),
-        "tags:", "- anystep", f"- diffusers:{kind}", "---", "",
+        *card_fields({**fields, "tags": ["anystep", f"diffusers:{kind}"]}),
         f"# A transition model of {'classes' if classes else 'captions'}", "", *WHAT, "",
         "```python", f"from anystep import {kind}", "", f'pipe = {kind}.from_pretrained("THIS_MODEL")',
-        f"pipe({call}, num_inference_steps=4).images[0]", "```", "",
-        *([] if classes else [f"    anystep generate {call} --model THIS_MODEL --steps 1 2 4 8", ""]),
+        f"pipe({'class_labels=[0]' if classes else repr(example)}, num_inference_steps=4).images[0]", "```", "",
+        *([] if classes else [f"    anystep generate {quote(example)} --model THIS_MODEL --steps 1 2 4 8", ""]),
         OF_DIFFUSERS, "", *markdown_table(["setting", "value"], rows, "ll"), "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def card_fields(fields: Mapping[str, Any]) -> list[str]:
+    """The lines before a page that model hubs read; a field that is None is left out."""
+    said = dump_yaml({name: value for name, value in fields.items() if value is not None})
+    return ["---", *said.splitlines(), "---", ""]
 
 
 def _example(config: Any) -> str:

@@ -1,6 +1,7 @@
 """Fine-tuning a flow-matching pipeline of diffusers into a flow map: it decides all but the data and the objective."""
 
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from anystep.pipelines.adapted import (
     as_pipeline,
 )
 from anystep.pipelines.base_pipeline import BasePipeline
+from anystep.pipelines.model_card import card_fields
 from anystep.publishing import publishing
 from anystep.training.adapter import BaseModel, adapter_size, check_unsaid, filled_in, put_adapter
 from anystep.training.config import AdaptConfig, Recipe
@@ -162,18 +164,20 @@ def export_flow_map(run: Path, recipe: Recipe, network: FlowMapTransformer) -> N
 
 def card(recipe: Recipe, base: BasePipeline) -> str:
     """The page of a flow map."""
-    prompt, learned = next(iter(recipe.sample_prompts), "..."), "all weights"
+    prompt, learned = " ".join(next(iter(recipe.sample_prompts), "...").split()), "all weights"
     if recipe.lora is not None:
         learned = f"a low-rank adapter of rank {recipe.lora.rank}"
     kind = base.index["_class_name"]
+    fields = {"base_model": base.name, "library_name": "diffusers", "tags": ["anystep", "text-to-image"]}
     lines = [
-        "---", f"base_model: {base.name}", "library_name: diffusers", "tags: [anystep, text-to-image]", "---", "",
+        *card_fields(fields),
         "# A flow map", "",
         f"An embedding of the interval and {learned} for `{base.name}`, a {kind}, which make it draw in any number of "
         f"steps; trained for {recipe.run.steps} steps of {recipe.run.batch_size} images by the objective "
         f"{recipe.objective.kind}, with anystep {__version__}.", "",
-        f'    anystep generate "{prompt}" --model THIS_FOLDER --steps 1 2 4 8', "",
-        "```python", f'pipe = {kind}.from_pretrained("{base.name}")',
-        'anystep.adapt(pipe, "THIS_FOLDER")', f'pipe("{prompt}", num_inference_steps=4).images[0]', "```", "",
+        f"    anystep generate {quote(prompt)} --model THIS_FOLDER --steps 1 2 4 8", "",
+        "```python", "import anystep", f"from diffusers import {kind}", "",
+        f"pipe = {kind}.from_pretrained({base.name!r})", 'anystep.adapt(pipe, "THIS_FOLDER")',
+        f"pipe({prompt!r}, num_inference_steps=4).images[0]", "```", "",
     ]  # fmt: skip
     return "\n".join(lines)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from anystep.models.presets import PRESETS, build_transformer
 from anystep.models.transformer import TransitionTransformer2DModel
 from anystep.pipelines.load import find
 from anystep.pipelines.lora import RUN_FOLDER
+from anystep.pipelines.model_card import card_fields
 from anystep.pipelines.saved import EARLIER_VAE, settings_of
 from anystep.pipelines.transition import TransitionPipeline
 from anystep.publishing import publishing
@@ -223,16 +225,15 @@ def export_adapter(run: Path, recipe: Recipe, network: nn.Module) -> None:
 
 def card(base: BaseModel, recipe: Recipe) -> str:
     """The page of an adapter."""
-    config, prompts = recipe.lora, list(recipe.sample_prompts) or ["..."]
+    config, prompt = recipe.lora, " ".join(next(iter(recipe.sample_prompts), "...").split())
     assert config is not None
-    licence = base.settings.get("license")
+    fields = {"license": base.settings.get("license") or None, "base_model": base.name, "library_name": "diffusers"}
     lines = [
-        "---", *([f"license: {licence}"] if licence else []), f"base_model: {base.name}",
-        "library_name: diffusers", "tags: [lora, anystep, text-to-image]", "---", "", "# A low-rank adapter", "",
+        *card_fields({**fields, "tags": ["lora", "anystep", "text-to-image"]}), "# A low-rank adapter", "",
         f"Of rank {config.rank}, for the transition model `{base.name}` (weights {base.digest}), trained for "
         f"{recipe.run.steps} steps of {recipe.run.batch_size} images with anystep {__version__}.", "",
-        f'    anystep generate "{prompts[0]}" --model {base.name} --lora THIS_FOLDER', "",
-        "```python", f'pipe = TransitionPipeline.from_pretrained("{base.name}")',
-        'pipe.load_lora_weights("THIS_FOLDER")', f'pipe("{prompts[0]}", num_inference_steps=4).images[0]', "```", "",
+        f"    anystep generate {quote(prompt)} --model {quote(base.name)} --lora THIS_FOLDER", "",
+        "```python", "import anystep", "", f"pipe = anystep.load({base.name!r}).pipeline",
+        'pipe.load_lora_weights("THIS_FOLDER")', f"pipe({prompt!r}, num_inference_steps=4).images[0]", "```", "",
     ]  # fmt: skip
     return "\n".join(lines)
