@@ -1,6 +1,8 @@
 """The text encoders of a pipeline as one: what they give is what the pipeline gives its network."""
 
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from anystep.conditioning import CachedTextEncoder, Conditioner, PipelineTextEncoder, load_caption_encoder
+from anystep.conditioning.text import States
 from anystep.errors import InputError
 from anystep.files import read_json, write_json
 
@@ -83,6 +86,22 @@ def test_captions_may_be_shorter_and_stable_diffusion_3_may_lack_its_third_encod
     with torch.no_grad():
         states = pipeline.encode_prompt(PROMPTS, None, None, do_classifier_free_guidance=False)[0]
     assert torch.equal(encoder_of(folder)(PROMPTS)[0][:, 1:, : states.shape[2]], states)
+
+
+def test_one_thread_at_a_time_encodes(baselines: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, within, most = PipelineTextEncoder(baselines["sd3"]), list[str](), list[int]()
+
+    def encode(captions: list[str], length: int) -> States:
+        within.append(captions[0])
+        most.append(len(within))
+        time.sleep(0.01)
+        within.remove(captions[0])
+        return torch.zeros(1, 2, 32), None
+
+    monkeypatch.setattr(encoder, "_states", encode)
+    with ThreadPoolExecutor(4) as threads:
+        assert len(list(threads.map(lambda number: encoder([str(number)]), range(8)))) == 8
+    assert most == [1] * 8
 
 
 def test_a_pipeline_without_text_encoders_is_refused(baselines: dict[str, Path], tmp_path: Path) -> None:

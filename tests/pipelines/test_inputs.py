@@ -105,3 +105,15 @@ def test_what_cannot_be_drawn_is_one_line(pipeline: TransitionPipeline, options:
     with pytest.raises(InputError, match=message) as caught:
         call(pipeline, **{"prompt": "a whale", "seeds": [0], **options})
     assert "\n" not in str(caught.value)
+
+
+def test_states_and_noise_may_be_narrow(pipeline: TransitionPipeline) -> None:
+    call = {"num_inference_steps": 1, "guidance_scale": 1.0, "output_type": "latent"}
+    states = pipeline.encode_prompt("a red apple").prompt_embeds.to(torch.float8_e4m3fn)
+    noise = torch.randn(pipeline("a red apple", seeds=[0], **call).images.shape).to(torch.float8_e4m3fn)
+    found = pipeline(prompt_embeds=states, latents=noise, **call).images
+    assert torch.equal(found, pipeline(prompt_embeds=states.float(), latents=noise.float(), **call).images)
+    for name, given in (("latents", {"prompt": "a red apple"}), ("prompt_embeds", {"latents": noise})):
+        wrong = torch.full_like((noise if name == "latents" else states).float(), torch.nan).to(torch.float8_e4m3fn)
+        with pytest.raises(InputError, match=f"{name}: expected finite numbers"):
+            pipeline(**{name: wrong}, **given, **call)

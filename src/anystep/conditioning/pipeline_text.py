@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from inspect import signature
 from pathlib import Path
+from threading import RLock
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,6 +25,7 @@ from anystep.weights import BUILTIN
 # tokens of a caption; of FLUX.1 without a guidance scale, which is FLUX.1-schnell, half of them
 DEFAULT_LENGTHS = {"sd3": 256, "flux": 512, "sana": 300}
 LENGTH = "?max_sequence_length="
+_ENCODING = RLock()  # tokenizers of the library serve one thread at a time
 
 
 def is_pipeline(folder: str | Path) -> bool:
@@ -119,10 +121,13 @@ class PipelineTextEncoder:
     def __call__(self, prompts: Sequence[str], max_length: int | None = None) -> States:
         """The conditions of captions; the mask is None where nothing is padded, or networks attend to padding."""
         length = self.max_length if max_length is None else min(max_length, self.max_length)
-        captions = [plain_text(prompt) for prompt in prompts]
+        with _ENCODING:
+            return self._states([plain_text(prompt) for prompt in prompts], length)
+
+    def _states(self, captions: list[str], length: int) -> States:
         if self.family == "sana":
             return self._sana(captions, length)
-        options = {"device": self.device, "max_sequence_length": length}
+        options: dict[str, Any] = {"device": self.device, "max_sequence_length": length}
         if self.family == "sd3":
             options |= {"prompt_2": None, "prompt_3": None, "do_classifier_free_guidance": False}
             states, _, pooled, _ = self.pipeline.encode_prompt(captions, **options)

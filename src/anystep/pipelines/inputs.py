@@ -136,7 +136,7 @@ def check_embeds(name: str, embeds: Any, mask: Any, width: int | None) -> None:
         raise InputError(f"{name}_embeds {shown(type(embeds).__name__)}: expected a tensor of floating point")
     if embeds.ndim != 3 or embeds.shape[2] != width or 0 in embeds.shape:
         raise InputError(f"{name}_embeds of shape {tuple(embeds.shape)}: expected (prompts, tokens, {width})")
-    if not bool(embeds.isfinite().all()):
+    if not bool(embeds.float().isfinite().all()):  # the narrow kinds do not know of it
         raise InputError(f"{name}_embeds: expected finite numbers")
     if mask is not None and (not isinstance(mask, Tensor) or mask.shape != embeds.shape[:2]):
         found = tuple(mask.shape) if isinstance(mask, Tensor) else shown(mask)
@@ -169,7 +169,7 @@ def check_latents(latents: Any, shape: Sequence[int]) -> None:
     """Refuse initial noise that is no tensor of finite numbers of that shape."""
     if not isinstance(latents, Tensor) or not latents.is_floating_point():
         raise InputError(f"latents {shown(type(latents).__name__)}: expected a tensor of floating point")
-    if not bool(latents.isfinite().all()):
+    if not bool(latents.float().isfinite().all()):
         raise InputError("latents: expected finite numbers")
     if tuple(latents.shape) != tuple(shape):
         raise InputError(f"latents of shape {tuple(latents.shape)}: expected {tuple(shape)}")
