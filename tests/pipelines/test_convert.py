@@ -141,7 +141,7 @@ def test_options_are_detected_from_the_tensors_alone(
 ) -> None:
     made = convert_reference(request(numbers, tmp_path, tiny_codec, gemma, options=None))
     assumed = "interval_condition t-r, sample_size 32, encoder_depth 3, guidance_scale 1.5"
-    assert made.remarks[0].startswith(f"assumed, as nothing told: {assumed} (--preset or --options")
+    assert made.remarks[0].startswith(f"assumed, as nothing told: {assumed} (--preset tells, ")
     found, said = (
         json.loads((folder / "transformer" / "config.json").read_text())
         for folder in (tmp_path / "out", converted["t2i"])

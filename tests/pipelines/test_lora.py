@@ -141,6 +141,9 @@ def test_an_adapter_that_cannot_take_the_place_of_another_changes_nothing(
             pipeline.load_lora_weights(more, adapter_name=name, hotswap=True)
     assert pipeline.get_active_adapters() == ["a", "b"]
     assert torch.equal(draw(pipeline), expected)
+    pipeline.fuse_lora()
+    with pytest.raises(InputError, match=r"adapter_name 'b': that adapter is merged.*unfuse_lora\(\) first"):
+        pipeline.load_lora_weights(adapters[1], adapter_name="b", hotswap=True)
 
 
 def test_a_call_scales_adapters_for_itself_alone(tiny_model: Path, adapters: list[Path]) -> None:

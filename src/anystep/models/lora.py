@@ -141,7 +141,7 @@ def lora_of(network: Any, adapter: str | None = None) -> Lora:
     for name, module in network.named_modules():
         layer = _plain(name)
         if isinstance(module, LoraLayer) and layer in lora.alphas:  # such that alpha over the tensors' rank scales it
-            rank = math.sqrt(module.r[adapter]) if module.use_rslora.get(adapter) else module.r[adapter]
+            rank = math.sqrt(module.r[adapter]) if network.peft_config[adapter].use_rslora else module.r[adapter]
             lora.alphas[layer] = float(module.lora_alpha[adapter] * lora.rank(layer) / rank)
     return lora
 
@@ -268,6 +268,8 @@ def _scales(layer: Any) -> dict[str, float]:
 
 def _rescale(layer: Any, scales: Mapping[str, float]) -> None:
     for name, scale in scales.items():
+        if name not in layer.scaling:  # taken off by now
+            continue
         if isinstance(layer.scaling[name], Tensor):
             layer.scaling[name].fill_(scale)
         else:
@@ -314,14 +316,16 @@ def swapping(lora: Lora, network: Any, adapter: str | None, source: str) -> Iter
     """A block that puts an adapter in the place of the one of that name.
 
     Raises:
-        InputError: there is none, it is more than a LoRA, or it does not change all those layers: before the block,
-            for where peft fails at it, diffusers takes off the one that is there.
+        InputError: there is none, it is merged, or more than a LoRA, or does not change all those layers: before the
+            block, for where peft fails at it, diffusers takes off the one that is there.
     """
     from peft import LoraConfig
 
     if adapter not in adapter_names(network):
         listed = ", ".join(adapter_names(network)) or "none is loaded"
         raise InputError(f"adapter_name {shown(adapter)}: expected that of an adapter to swap ({listed})")
+    if any(adapter in layer.merged_adapters for layer in _layers(network)):
+        raise InputError(f"adapter_name {shown(adapter)}: that adapter is merged into the weights: unfuse_lora() first")
     _ = lora_of(network, adapter)
     layers = {layer: network.get_submodule(layer) for layer in lora.layers}
     if lacking := [layer for layer, module in layers.items() if adapter not in getattr(module, "lora_A", ())]:
@@ -333,5 +337,6 @@ def swapping(lora: Lora, network: Any, adapter: str | None, source: str) -> Iter
     yield
     for layer, module in layers.items():
         rank, alpha = lora.rank(layer), lora.alphas[layer]
-        module.r[adapter], module.lora_alpha[adapter], module.use_rslora[adapter] = rank, alpha, False
+        module.r[adapter], module.lora_alpha[adapter] = rank, alpha
+        getattr(module, "use_rslora", {})[adapter] = False  # which earlier versions of peft do not keep there
         _rescale(module, {adapter: alpha / rank})

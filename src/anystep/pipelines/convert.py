@@ -213,7 +213,7 @@ def _remarks(weights: Weights, parts: Mapping[str, Any], assumed: Mapping[str, A
         yield f"took {weights.prefix!r} off every name"
     if assumed:
         listed = ", ".join(f"{name} {value}" for name, value in assumed.items())
-        yield f"assumed, as nothing told: {listed} (--preset or --options tells all but the guidance)"
+        yield f"assumed, as nothing told: {listed} (--preset tells, --options all but the guidance)"
     for name, what in (("vae_name", "autoencoder"), ("text_encoder_name", "text encoder")):
         if name in parts:
             yield f"the {what} is {parts[name]}, loaded from there whenever the model is (--copy puts it in)"
