@@ -70,7 +70,7 @@ def main() -> None:
     whole = contact_sheet([list(row) for row in zip(*sizes, strict=True)], shown, shapes, cell=2 * CELL)
     whole.save(options.out / "builtin-sizes.webp", quality=85, method=6)
     unnamed = models_sheet(
-        [("", model)], ["a whale", "a dog face", "a rocket", "grapes"], (1, 2, 4, 8, 16, 32), 0, costs=True
+        [("", model, ["a whale", "a dog face", "a rocket", "grapes"])], (1, 2, 4, 8, 16, 32), 0, costs=True
     )
     unnamed.save(options.out / "builtin-unnamed.webp", quality=85, method=6)
 

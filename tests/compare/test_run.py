@@ -111,6 +111,7 @@ def test_a_plan_of_an_older_version_and_what_changes_nothing_learned_resume(
     ("extra", "line"),
     [
         (["--variants", "{a: {}, b: {model: {options: {hidden_size: 7}}}}"], "variant 'b': "),
+        (["--variants", "{a: {}, b: {model: {preset: t2i-test}}}"], "variant 'b': it draws captions, but the data has"),
         (["--variants", "{a: {}, b: {run: {batch_size: 1000}}}"], "variant 'b': 240 samples are fewer than one batch"),
         (["--steps", "[1, 1]"], "name one twice"),
         (["--samples", "90"], "kernel_distance needs at least 50"),

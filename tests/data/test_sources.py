@@ -9,7 +9,7 @@ from PIL import Image
 from anystep.data.art import ArtSource
 from anystep.data.folders import ClassFolderSource, ImageFolderSource
 from anystep.data.idx import IdxSource
-from anystep.data.sources import open_source
+from anystep.data.sources import ConcatSource, open_source
 from anystep.errors import InputError
 
 
@@ -70,3 +70,17 @@ def test_option_of_another_source_is_refused(tmp_path: Path) -> None:
 def test_an_image_that_no_machine_holds_is_refused_before_anything_is_read(spec: str) -> None:
     with pytest.raises(InputError, match=r"size 1000000x1000000: one image would take 30,000 GB"):
         open_source(spec, 1_000_000)
+
+
+def test_classes_of_several_sources_are_told_apart_by_name(tmp_path: Path) -> None:
+    for place, names in enumerate((["cat", "ant"], ["bee", "cat"])):
+        for name in names:
+            (tmp_path / f"{place}" / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / f"{place}" / name / "0.png")
+    sources = [open_source(f"classes:{tmp_path / str(place)}", 8) for place in (0, 1)]
+    both = ConcatSource(sources)
+    assert [both.class_names[both[index].label or 0] for index in range(4)] == ["ant", "cat", "bee", "cat"]
+    assert len({both.stamp(index) for index in range(4)}) == 4
+    assert [both.digest(index) for index in range(2, 4)] == [sources[1].digest(index) for index in range(2)]  # type: ignore[attr-defined]
+    (alone,) = [ConcatSource(sources[:1])]
+    assert (alone.class_names, alone[1].label) == (sources[0].class_names, 1)

@@ -38,9 +38,9 @@ def test_models_and_prompts_are_rows_of_one_seed_each(model: Model, tiny_classes
     rows = [list(row) for row in zip(*made, strict=True)]
     columns = ["1 step", "3 steps"] if not costs else ["1 step\n1 NFE", "3 steps\n3 NFE"]
     expected = contact_sheet(rows, prompts, columns)
-    found = models_sheet([("", model)], prompts, [1, 3], costs=costs, **words)
+    found = models_sheet([("", model, prompts)], [1, 3], costs=costs, **words)
     assert found.tobytes() == expected.tobytes()
-    both = models_sheet([("one: ", classes), ("other: ", classes)], [2, 0], [2], 5, "class {}".format)
+    both = models_sheet([("one: ", classes, [2, 0]), ("other: ", classes, [2, 0])], [2], 5)
     images = [[image] for image in classes([2, 0], 2, 5)]
-    labels = [f"{name}: class {number}" for name in ("one", "other") for number in (2, 0)]
+    labels = [f"{name}: {classes.class_names[number]}" for name in ("one", "other") for number in (2, 0)]
     assert both.tobytes() == contact_sheet(2 * images, labels, ["2 steps"]).tobytes()

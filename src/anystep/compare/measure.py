@@ -16,7 +16,7 @@ from anystep.contact_sheet import save_image
 from anystep.data.sources import ConcatSource
 from anystep.environment import environment
 from anystep.errors import InputError
-from anystep.evaluation.evaluate import Point, generate_points, model_report, whole_report
+from anystep.evaluation.evaluate import Point, generate_points, model_report, prompts_of, whole_report
 from anystep.evaluation.extractors.registry import try_extractor
 from anystep.evaluation.metrics.base import ImageFeatures
 from anystep.evaluation.metrics.registry import check_measurable
@@ -42,7 +42,6 @@ class Measurement:
     evaluation: Evaluation
     reference: Reference
     validation: Reference | None
-    prompts: list[str | int]
     device: torch.device
 
     @classmethod
@@ -65,7 +64,12 @@ class Measurement:
         if comparison.plans:
             validation = Reference.draw(source, size, min(comparison.samples, VALIDATION_SAMPLES), 0, "validation")
             check_measurable(metrics[:1], extractor, len(validation.real))
-        return cls(comparison, evaluation, reference, validation, reference.prompts(comparison.samples, 0), device)
+        return cls(comparison, evaluation, reference, validation, device)
+
+    def check_variant(self, classes: Sequence[str] | None) -> None:
+        """Raise `InputError` where the data has no captions, or not these classes, for a variant to be measured by."""
+        for reference in filter(None, (self.reference, self.validation)):
+            reference.prompts(len(reference.held_out), 0, "it", classes)
 
     @property
     def plan_evaluation(self) -> Evaluation:
@@ -86,12 +90,13 @@ class Measurement:
 
     def points(self, recipe: Recipe, folder: Path) -> tuple[Model, list[Planned], list[Point], list[Milestone]]:
         """What a trained run is measured by; what was generated before is read again."""
-        comparison, evaluation = self.comparison, self.evaluation
+        comparison, evaluation, settings = self.comparison, self.evaluation, self.evaluation.settings
         model, planned = self._planned(folder)
-        points = generate_points(evaluation, model, sorted(comparison.steps), self.prompts)
+        prompts = prompts_of(model, self.reference, settings)
+        points = generate_points(evaluation, model, sorted(comparison.steps), prompts)
         milestones: list[Milestone] = []
         if comparison.milestones:
-            prompts = self.reference.prompts(comparison.milestone_samples, 0)
+            prompts = prompts_of(model, self.reference, replace(settings, samples=comparison.milestone_samples))
             milestones = draw_milestones(comparison, evaluation, recipe, folder, prompts, self.device)
         return model, planned, points, milestones
 
@@ -155,6 +160,7 @@ class Measurement:
             "runs": whole["models"],
             "milestones": time_to_quality(comparison, milestones) if milestones else None,
             "plans": plans,
+            "notes": self.reference.notes,
             "seeds": list(comparison.seeds),
             "evaluations": comparison.evaluations,
             "comparison": comparison.model_dump(mode="json", exclude_unset=True),
@@ -169,12 +175,11 @@ class Measurement:
         write_json(out / "report.json", report)
         write_text(out / "report.md", markdown(report))
         curve(report, out / "curve.png")
-        comparison, prompts = self.comparison, list(dict.fromkeys(self.prompts))[:SHEET_PROMPTS]
-        names = next(iter(models.values())).pipeline.config.class_names
-        sheet = models_sheet(
-            [(f"{name}: ", model) for name, model in models.items()], prompts, comparison.steps, 0,
-            lambda prompt: names[prompt] if names and isinstance(prompt, int) else str(prompt),
-            guidance=comparison.guidance, plan=comparison.planning,
-        )  # fmt: skip
+        comparison, settings = self.comparison, self.evaluation.settings
+        rows = [
+            (f"{name}: ", model, list(dict.fromkeys(prompts_of(model, self.reference, settings)))[:SHEET_PROMPTS])
+            for name, model in models.items()
+        ]
+        sheet = models_sheet(rows, comparison.steps, 0, guidance=comparison.guidance, plan=comparison.planning)
         save_image(sheet, out / "sheet.png")
         return report

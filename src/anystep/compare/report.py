@@ -38,6 +38,7 @@ def markdown(figures: Mapping[str, Any]) -> str:
     if figures["milestones"]:
         lines += _time_to_quality(figures["milestones"])
     lines += _plans(figures["plans"])
+    lines += [line for note in figures["notes"] for line in ("", note)]
     lines += ["", "## Controls", ""]
     for what, controls in figures["controls"].items():
         lines.append(f"- {what}: " + ", ".join(f"{name} {figure['value']:.4g}" for name, figure in controls.items()))

@@ -55,7 +55,7 @@ def compare(
     with claimed(out, KIND, (PLANNED,) if _made_before(out) else ()):
         remove_parts(out, below=False)
         remove_parts(out / "evaluation")
-        _prepare_runs(comparison.recipe, runs, out, device)
+        _prepare_runs(comparison.recipe, runs, out, measurement)
         real, controls = measurement.real_images()
         train_all(runs, jobs, on_run, partial(finish_run, comparison, out, device=device, allow_code=allow_code))
         figures, models = measurement.report(runs, real, controls, on_run)
@@ -84,18 +84,18 @@ def _runs(comparison: Comparison, out: Path) -> list[ComparedRun]:
     return runs
 
 
-def _prepare_runs(shared: Recipe, runs: Sequence[ComparedRun], out: Path, device: torch.device) -> None:
+def _prepare_runs(shared: Recipe, runs: Sequence[ComparedRun], out: Path, measurement: Measurement) -> None:
     """The folders of all runs with their data, which are encoded once and linked into each.
 
-    Raises `InputError`: a folder that was begun for something else, or a variant that could not be trained.
+    Raises `InputError`: a folder that was begun for something else, or a variant that could not be trained or measured.
     """
     _check_settings(shared, out / PLANNED, of_data=True)
     for run in runs:
         with claimed(run.folder, RUN, (PLANNED,)):
             _check_settings(run.recipe, run.folder / PLANNED)
-    inputs = prepare_data(shared, out, device)
+    inputs = prepare_data(shared, out, measurement.device)
     for run in runs:
-        _check_variant(run.variant, replace(inputs, recipe=run.recipe), shared)
+        _check_variant(run.variant, replace(inputs, recipe=run.recipe), shared, measurement)
         for place in range(len(shared.data.shares)):
             _link_folder(latents_path(out, place), latents_path(run.folder, place))
 
@@ -144,12 +144,13 @@ def _check_settings(recipe: Recipe, path: Path, of_data: bool = False) -> None:
     write_text(path, dump_yaml({"data": content["data"], "codec": recipe.model.codec} if of_data else content))
 
 
-def _check_variant(name: str, inputs: TrainingInputs, shared: Recipe) -> None:
-    """Raise `InputError` for a variant that could not be trained."""
+def _check_variant(name: str, inputs: TrainingInputs, shared: Recipe, measurement: Measurement) -> None:
+    """Raise `InputError` for a variant that could not be trained or measured."""
     recipe = inputs.recipe
     try:
         make_objective(recipe)
         inputs.check_batch()
+        measurement.check_variant(None if reads_captions(recipe.model) else inputs.data.class_names)
         if reads_captions(recipe.model) == reads_captions(shared.model) and recipe.alignment is None:
             with torch.device("meta"):  # its options fit together, which costs no memory to see
                 prepare_network(inputs)

@@ -1,7 +1,9 @@
 """One way to name any source of data."""
 
 import os
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +44,33 @@ POSSIBLE = (
 
 
 class ConcatSource(ConcatDataset[Example]):
-    """Several sources end to end."""
+    """Several sources end to end; classes of one name are one class."""
 
     def __init__(self, sources: Sequence[Source]) -> None:
         super().__init__(sources)  # type: ignore[arg-type]
-        self.class_names = sorted({name for source in sources for name in source.class_names})
+        first, *others = [list(source.class_names) for source in sources]
+        # one list alone stays as it is, even with two classes of one name
+        self.class_names = first if all(each == first for each in others) else list(dict.fromkeys(sum(others, first)))
+
+    def __getitem__(self, index: int) -> Example:
+        source, index = self._source_of(index)
+        example: Example = source[index]
+        if example.label is None or list(source.class_names) == self.class_names:
+            return example
+        return replace(example, label=self.class_names.index(source.class_names[example.label]))
+
+    def stamp(self, index: int) -> str:
+        source, index = self._source_of(index)
+        return source.stamp(index) if isinstance(source, Traceable) else ""
+
+    def digest(self, index: int) -> str:
+        source, index = self._source_of(index)
+        return source.digest(index) if isinstance(source, Traceable) else ""
+
+    def _source_of(self, index: int) -> tuple[Any, int]:
+        """The source that an example is of, and its place there."""
+        place = bisect_right(self.cumulative_sizes, index)
+        return self.datasets[place], index - (self.cumulative_sizes[place - 1] if place else 0)
 
 
 class SubsetSource(Subset[Example]):

@@ -25,7 +25,8 @@ from anystep.evaluation.metrics.base import (
 )
 from anystep.evaluation.metrics.frechet_distance import FrechetDistance, Moments
 from anystep.evaluation.metrics.movement import movement
-from anystep.evaluation.settings import Evaluation, GenerationSettings
+from anystep.evaluation.reference import Reference
+from anystep.evaluation.settings import Evaluation, GenerationSettings, MeasurementSettings
 from anystep.pipelines.image_model import ImageModel
 from anystep.pipelines.plan import check_room
 
@@ -57,16 +58,18 @@ class Point:
     replicates: dict[str, Tensor] = field(default_factory=dict)
 
 
+def prompts_of(model: ImageModel, reference: Reference, settings: MeasurementSettings) -> list[str | int]:
+    """What the model is to draw. Raises `InputError`: it reads captions, or classes, that the data has not."""
+    return reference.prompts(settings.samples, settings.data_seed, f"model {model.name!r}", model.class_names)
+
+
 def check_prompts(
     model: ImageModel, prompts: Sequence[str | int], width: int, height: int, steps: int, guidance: float | None = None
 ) -> None:
     """Raise `InputError`, before anything is drawn, for prompts that the model cannot read or a size it cannot draw."""
-    names = model.class_names
-    if names is None and not all(isinstance(prompt, str) for prompt in prompts):
-        raise InputError(f"model {model.name!r} draws captions, but the data has classes only")
     model.check(prompts, width, height, steps)
     check_room(model, width, height, guidance)
-    model.check_conditions(prompts[:1] if names is None else list(dict.fromkeys(prompts)))
+    model.check_conditions(prompts[:1] if model.class_names is None else list(dict.fromkeys(prompts)))
 
 
 def generate_images(
@@ -86,13 +89,20 @@ def generate_images(
 
 
 def generate_points(
-    evaluation: Evaluation, model: ImageModel, steps: Sequence[int], prompts: Sequence[str | int]
+    evaluation: Evaluation,
+    model: ImageModel,
+    steps: Sequence[int],
+    prompts: Sequence[str | int],
+    captions: Sequence[str] = (),
 ) -> list[Point]:
-    """The same seeds and prompts at every number of steps; `check_prompts` comes first."""
+    """The same seeds and prompts at every number of steps; `check_prompts` comes first.
+
+    Args:
+        captions: that the scorers compare the images with.
+    """
     settings, points, warm = evaluation.settings, [], False
     digest, scale = model.digest, model.resolve_guidance(settings.guidance)
     width, height = settings.size or (model.base_size,) * 2
-    captions = [str(prompt) for prompt in prompts] if evaluation.scorers else []
     for count in steps:
 
         def make(chunk: range, count: int = count) -> tuple[Images, Cost]:
@@ -111,6 +121,7 @@ def generate_points(
         planned = model.plan_settings(settings.plan, count)
         key = [digest, prompts, width, height, count, scale, evaluation.seed, settings.batch]
         key += [model.device.type, settings.threads]  # of what an image costs, and of last bits
+        key += [list(captions)] * bool(captions)
         folder = evaluation.chunk_folder(*key, *[planned] * (planned is not None), scored=bool(captions))
         what = f"{model.name}, {count} steps"
         images, costs = collect(evaluation, what, folder, len(prompts), make, captions)

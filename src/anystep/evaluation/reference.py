@@ -1,19 +1,20 @@
 """The real images that generated ones are measured against, and the controls made of others."""
 
-import hashlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from PIL import Image, ImageFilter
 
-from anystep.data.example import BrokenExample, Example, Source
+from anystep.bounds import shown
+from anystep.conditioning import LabelEncoder
+from anystep.data.example import BrokenExample, Source, Traceable, digest_of
 from anystep.data.images import from_pixels, to_pixels
 from anystep.data.sizing import Fixed
 from anystep.data.sources import open_source
-from anystep.errors import InputError
+from anystep.errors import InputError, is_machine_fault
 from anystep.evaluation.collect import Cost, collect
 from anystep.evaluation.extractors.registry import FeatureExtractor
 from anystep.evaluation.metrics.base import ImageFeatures, Images, Metric
@@ -21,11 +22,19 @@ from anystep.evaluation.metrics.registry import check_measurable
 from anystep.evaluation.settings import Evaluation, MeasurementSettings
 from anystep.seeds import generator_of
 
-FINGERPRINTED = 100  # images whose pixels tell one set of real images from another
 BLUR = 1.0  # standard deviation in pixels, of the degraded control
 NOISE = 25.0  # standard deviation in levels, of the other
 REAL = "real images against real images"
 Change: TypeAlias = Callable[[Image.Image], Image.Image]
+
+
+class Drawn(NamedTuple):
+    """What is kept of an example when its image has been looked at; the digest tells it from a changed one."""
+
+    key: str
+    captions: tuple[str, ...]
+    label: int | None
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -34,12 +43,18 @@ class Reference:
 
     Of a source that is halved, always in the same way, the `validation` half has nothing in common with the `test`
     half. Draws from that one are those of the whole, where it is large enough for them.
+
+    Attributes:
+        about: the examples of both draws.
+        unreadable: why examples were passed over, which others of the same half stand in for.
     """
 
     source: Source
     size: Fixed
     real: list[int]
     held_out: list[int]
+    about: Mapping[int, Drawn]
+    unreadable: Sequence[str]
 
     @classmethod
     def draw(
@@ -56,43 +71,107 @@ class Reference:
         for each in halves.values() if seed else ():
             random.Random(seed).shuffle(each)
         order = [*halves["test"], *halves["validation"][::-1]] if part == "whole" else halves[part]
-        half = min(samples, len(order) // 2)
+        about: dict[int, Drawn] = {}
+        unreadable: list[str] = []
+        for index in order:
+            if len(about) == 2 * min(samples, len(order) // 2):
+                break
+            try:
+                about[index] = _look_at(source, index)
+            except BrokenExample as error:
+                if is_machine_fault(error.__cause__):
+                    raise InputError(f"{error}; no fault of the example: run the same command again") from None
+                unreadable.append(str(error))
+        drawn, half = list(about), len(about) // 2
         if not half:
-            raise InputError(f"{len(order)} examples to compare with: need at least 2")
-        return cls(source, size, order[:half], order[half : 2 * half])
+            broken = f", {len(unreadable)} of which cannot be read: {unreadable[0]}" if unreadable else ""
+            raise InputError(f"{len(order)} examples to compare with{broken}: need at least 2")
+        return cls(source, size, drawn[:half], drawn[half : 2 * half], about, unreadable)
 
-    def prompts(self, count: int, seed: int) -> list[str | int]:
-        """A caption (or class) for each of `count` images: that of each held-out image, in turn."""
-        rng = random.Random(seed + 1)
-        prompts: list[str | int] = []
-        for number in range(count):
-            example = self._readable(self.held_out[number % len(self.held_out)])
-            prompts.append(rng.choice(example.captions) if example.captions else int(example.label or 0))
-        return prompts
+    @property
+    def notes(self) -> list[str]:
+        """What to know of the draw before figures are read."""
+        count = len(self.unreadable)
+        told = f"{count} example{'s' * (count > 1)} could not be read and had no part in the draw: "
+        return [told + self.unreadable[0]] if count else []
+
+    def prompts(self, count: int, seed: int, reader: str, classes: Sequence[str] | None) -> list[str | int]:
+        """What each of `count` images is drawn of: a caption or the class of each held-out image, in turn.
+
+        Args:
+            reader: what draws them, for errors.
+            classes: that it draws; None where it reads captions. Those of the data are found among them by name, and by
+                number where one side has no names.
+
+        Raises:
+            InputError: the data has no captions, or no classes, or others.
+        """
+        examples = self._in_turn(count)
+        if classes is None:
+            if without := [each.key for each in examples if not each.captions]:
+                raise InputError(f"{reader} draws captions, but the data has none of {shown(without[0])}")
+            return list(self.captions(count, seed))
+        numbers = self._numbers(reader, list(classes))
+        for each in examples:
+            if each.label is None or each.label >= len(numbers):
+                found = "no class" if each.label is None else f"class {each.label}"
+                raise InputError(f"{reader} draws {len(classes)} classes, but {shown(each.key)} has {found}")
+        return [numbers[each.label] for each in examples if each.label is not None]
+
+    def captions(self, count: int, seed: int) -> list[str]:
+        """The words for each of `count` images: a caption of each held-out image, else the name of its class, in turn.
+
+        Raises:
+            InputError: it has neither.
+        """
+        rng, names, words = random.Random(seed + 1), _named(self.source.class_names), []
+        for each in self._in_turn(count):
+            if not each.captions and (each.label is None or each.label >= len(names)):
+                raise InputError(f"the data has neither a caption nor a class with a name of {shown(each.key)}")
+            words.append(rng.choice(each.captions) if each.captions else names[each.label or 0])
+        return words
+
+    def _in_turn(self, count: int) -> list[Drawn]:
+        return [self.about[self.held_out[number % len(self.held_out)]] for number in range(count)]
+
+    def _numbers(self, reader: str, classes: list[str]) -> Sequence[int]:
+        """By the label of the data, the number of that class."""
+        names = list(self.source.class_names)
+        if not names or names == classes:
+            return range(len(classes))
+        try:
+            numbers: list[int] = LabelEncoder(classes)(names)[0].tolist()
+        except InputError as error:
+            if not _named(classes):
+                return range(len(classes))
+            raise InputError(f"{reader} draws other classes than the data has: {error}") from None
+        return numbers
 
     def images(self, indices: Sequence[int], change: Change | None = None) -> Images:
         """The images of these examples, each changed where there is a change."""
-        images = [self._readable(index).image for index in indices]
+        try:
+            images = [self.source[index].image for index in indices]
+        except BrokenExample as error:
+            raise InputError(f"{error}; it could be read a moment ago") from None
         return torch.stack([to_pixels(change(image) if change else image) for image in images])
 
     def fingerprint(self, indices: Sequence[int]) -> str:
-        """Of the names of these examples, and of the pixels of some of them."""
-        digest = hashlib.sha256(f"{self.size} {len(self.source)}".encode())
-        for place, index in enumerate(indices):
-            if place % max(1, len(indices) // FINGERPRINTED) == 0:
-                example = self._readable(index)
-                digest.update(example.key.encode() + example.image.tobytes())
-        digest.update(str(list(indices)).encode())
-        return digest.hexdigest()[:16]
+        """Of these examples, what changes with any of them."""
+        return digest_of(self.size, *(self.about[index].digest for index in indices))
 
-    def _readable(self, index: int) -> Example:
-        """The example, or the next that can be read."""
-        for place in range(index, index + len(self.source)):
-            try:
-                return self.source[place % len(self.source)]
-            except BrokenExample:
-                continue
-        raise InputError("no example to compare with could be read")
+
+def _look_at(source: Source, index: int) -> Drawn:
+    """Raises BrokenExample."""
+    example = source[index]
+    digest = source.digest(index) if isinstance(source, Traceable) else ""
+    return Drawn(
+        example.key, example.captions, example.label, digest or digest_of(example.key, example.image.tobytes())
+    )
+
+
+def _named(classes: Sequence[str]) -> list[str]:
+    """The names of classes; none of those that are called by their numbers."""
+    return [] if list(classes) == [str(number) for number in range(len(classes))] else list(classes)
 
 
 def open_reference(
@@ -108,7 +187,8 @@ def open_reference(
         check_measurable(metrics, extractor, len(reference.real))
     except InputError as error:
         share = "a quarter for each side of validation" if settings.validation else "half for each side"
-        raise InputError(f"data {settings.data!r} has {len(source)} images, {share}: {error}") from None
+        broken = f" ({len(reference.unreadable)} unreadable)" * bool(reference.unreadable)
+        raise InputError(f"data {settings.data!r} has {len(source)} images{broken}, {share}: {error}") from None
     return reference
 
 
@@ -119,8 +199,7 @@ def real_features(evaluation: Evaluation, reference: Reference) -> ImageFeatures
 
 def control_features(evaluation: Evaluation, reference: Reference) -> dict[str, ImageFeatures]:
     """The controls by name: other real images, and these degraded in two ways."""
-    count = len(reference.held_out) if evaluation.scorers else 0
-    captions = list(map(str, reference.prompts(count, evaluation.seed)))
+    captions = reference.captions(len(reference.held_out) if evaluation.scorers else 0, evaluation.seed)
 
     def blurred(first: int) -> Change:
         return lambda image: image.filter(ImageFilter.GaussianBlur(BLUR))

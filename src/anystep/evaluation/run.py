@@ -14,6 +14,7 @@ from anystep.evaluation.evaluate import (
     check_prompts,
     generate_points,
     model_report,
+    prompts_of,
     whole_report,
     with_reference_statistics,
 )
@@ -59,10 +60,11 @@ class _Prepared:
     request: Request
     evaluation: Evaluation
     models: list[ImageModel]
+    prompts: list[list[str | int]]  # of each model
+    captions: list[str]  # that scorers compare with
     folders: list[ListedFolder]
     reference: Reference
     steps: list[int]
-    prompts: list[str | int]
     size: tuple[int, int]
     device: torch.device
     notes: list[str]
@@ -82,7 +84,10 @@ def evaluate_models(request: Request) -> dict[str, Any]:
         evaluation = replace(evaluation, on_images=lambda what, images: count(what, request.samples, images))
         real, controls = real_features(evaluation, reference), control_features(evaluation, reference)
         given = folder_points(evaluation, prepared.folders)  # first: one of their images may be damaged
-        points = {m.name: generate_points(evaluation, m, prepared.steps, prepared.prompts) for m in prepared.models}
+        points = {
+            model.name: generate_points(evaluation, model, prepared.steps, prompts, prepared.captions)
+            for model, prompts in zip(prepared.models, prepared.prompts, strict=True)
+        }
         if not ranks.is_main:
             return {}
         if request.save_reference is not None:
@@ -90,7 +95,7 @@ def evaluate_models(request: Request) -> dict[str, Any]:
         bar.add_task("measuring", total=None)
         models = [model_report(evaluation, name, each, real) for name, each in {**points, **given}.items()]
         report = whole_report(evaluation, models, real, controls)
-        report["notes"] += [*prepared.notes, *(model.note for model in prepared.models if model.note)]
+        report["notes"] += [*prepared.notes, *reference.notes, *(model.note for model in prepared.models if model.note)]
         report["settings"] = _reported_settings(prepared)
         write_report(report, request.out, _sheet(prepared) if prepared.models else None)
     return report
@@ -122,11 +127,12 @@ def _prepare(request: Request) -> _Prepared:
             metric.check_width(features)
     try_scorers(scorers, features, width, height)
     reference = open_reference(request, size, metrics, extractor)
-    prompts = reference.prompts(request.samples, request.data_seed)
-    for model in models:
-        check_prompts(model, prompts, width, height, steps[-1], request.guidance)
+    prompts = [prompts_of(model, reference, request) for model in models]
+    for model, each in zip(models, prompts, strict=True):
+        check_prompts(model, each, width, height, steps[-1], request.guidance)
+    captions = reference.captions(request.samples if scorers else 0, request.data_seed)
     evaluation = replace(evaluation, metrics=metrics, scorers=scorers)
-    return _Prepared(request, evaluation, models, folders, reference, steps, prompts, size, device, notes)
+    return _Prepared(request, evaluation, models, prompts, captions, folders, reference, steps, size, device, notes)
 
 
 def _reported_settings(prepared: _Prepared) -> dict[str, Any]:
@@ -180,9 +186,10 @@ def _common_size(
 
 def _sheet(prepared: _Prepared) -> Image.Image:
     """The first images of every model."""
-    request, prompts = prepared.request, prepared.prompts[:SHEET_ROWS]
-    models = [(f"{model.name}: " * (len(prepared.models) > 1), model) for model in prepared.models]
-    seeds = [request.seed + number for number in range(len(prompts))]
-    return models_sheet(
-        models, prompts, prepared.steps, seeds, size=request.size, guidance=request.guidance, plan=request.plan
-    )
+    request, several = prepared.request, len(prepared.models) > 1
+    models = [
+        (f"{model.name}: " * several, model, prompts[:SHEET_ROWS])
+        for model, prompts in zip(prepared.models, prepared.prompts, strict=True)
+    ]
+    seeds = [request.seed + number for number in range(min(SHEET_ROWS, request.samples))]
+    return models_sheet(models, prepared.steps, seeds, size=request.size, guidance=request.guidance, plan=request.plan)

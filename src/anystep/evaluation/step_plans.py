@@ -17,7 +17,7 @@ import torch
 from anystep.device import pick_precision
 from anystep.environment import environment
 from anystep.errors import InputError
-from anystep.evaluation.evaluate import Point, check_prompts, generate_points
+from anystep.evaluation.evaluate import Point, check_prompts, generate_points, prompts_of
 from anystep.evaluation.extractors.registry import try_extractor
 from anystep.evaluation.metrics.base import (
     Direction,
@@ -219,7 +219,7 @@ def plan_model(
     What is generated stays in the folder of the evaluation; `on_plan` is called with every plan that was tried.
     """
     settings = evaluation.settings
-    prompts = reference.prompts(settings.samples, settings.data_seed)
+    prompts = prompts_of(model, reference, settings)
     real = real_features(evaluation, reference)
 
     def generate(plan: StepPlan) -> ImageFeatures:
@@ -264,7 +264,7 @@ def plan_steps(request: PlanRequest) -> dict[str, Any]:
     width, height = request.size or (model.pipeline.base_size,) * 2
     try_extractor(evaluation.extractor, width, height)
     reference = open_reference(request, (width, height), evaluation.metrics, evaluation.extractor)
-    prompts = reference.prompts(request.samples, request.data_seed)
+    prompts = prompts_of(model, reference, request)
     check_prompts(model, prompts, width, height, budgets[-1], request.guidance)
     with output_folder(evaluation.ranks, request.out, KIND) as bar:
         task, tried, spent = bar.add_task("real images", total=None), 0, 0
@@ -296,6 +296,7 @@ def _figures(evaluation: Evaluation, model: Model, reference: Reference, rows: S
         "rows": [row.plain() for row in rows],
         "samples": settings.samples,
         "real_images": len(reference.real),
+        "notes": reference.notes,
         "unused_below": len(reference.source) // 4,
         "settings": {
             "data": settings.data,
@@ -322,6 +323,7 @@ def table(figures: Mapping[str, Any]) -> str:
         "",
         "These figures chose the plans, and flatter them: `anystep evaluate` measures them on other images, as long as "
         f"its --samples are at most {figures['unused_below']:,}.",
+        *(line for note in figures["notes"] for line in ("", note)),
         "",
     ]
     return "\n".join(lines)

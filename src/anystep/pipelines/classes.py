@@ -17,8 +17,7 @@ class TransitionClassPipeline(TransitionPipeline):
     @property
     def labels(self) -> dict[str, int]:
         """The class indices by name."""
-        count = self.network_config.num_classes or 0
-        return {name: index for index, name in enumerate(self.config.class_names or map(str, range(count)))}
+        return {name: index for index, name in enumerate(self.classes)}
 
     def get_label_ids(self, label: str | list[str]) -> list[int]:
         """The indices of classes by name.

@@ -70,8 +70,12 @@ class ImageModel(ABC):
 
     @property
     def class_names(self) -> list[str] | None:
-        """Of a model that reads classes; None where it reads captions."""
+        """Of a model that reads classes, their numbers where they have no names; None where it reads captions."""
         return None
+
+    def words(self, prompt: str | int) -> str:
+        """A prompt as text: of the number of a class its name."""
+        return self.class_names[prompt] if self.class_names and isinstance(prompt, int) else str(prompt)
 
     @property
     @abstractmethod

@@ -34,8 +34,7 @@ class Model(ImageModel):
 
     @property
     def class_names(self) -> list[str] | None:
-        names: list[str] | None = self.pipeline.config.class_names
-        return names
+        return self.pipeline.classes or None
 
     @property
     def device(self) -> torch.device:

@@ -112,6 +112,12 @@ class PromptEncoding:
         self._warned: set[str] = set()
 
     @property
+    def classes(self) -> list[str]:
+        """The names of the classes that the network reads, or their numbers; none where it reads captions."""
+        count = self.network_config.num_classes
+        return [] if count is None else list(self.config.class_names or map(str, range(count)))
+
+    @property
     def conditioner(self) -> Conditioner:
         """What encodes prompts: the pipeline's components, or a text encoder given by name, loaded on first use.
 
@@ -129,7 +135,7 @@ class PromptEncoding:
     def _own_conditioner(self) -> Conditioner:
         config, name = self.network_config, self.config.text_encoder_name
         if config.num_classes is not None:
-            names = self.config.class_names or [str(number) for number in range(config.num_classes)]
+            names = self.classes
             if len(names) != config.num_classes:
                 raise InputError(f"{len(names)} class_names for a network of {config.num_classes} classes")
             return LabelEncoder(names)

@@ -120,26 +120,24 @@ def any_step_sheet(
 
 
 def models_sheet(
-    models: Sequence[tuple[str, ImageModel]],
-    prompts: Sequence[str | int],
+    models: Sequence[tuple[str, ImageModel, Sequence[str | int]]],
     steps: Sequence[int],
     seeds: int | Sequence[int],
-    prompt_label: Callable[[Any], str] = str,
     costs: bool = False,
     **options: Any,
 ) -> Image.Image:
     """A sheet of several models: for each a row a prompt, numbers of steps across, and one seed along a row.
 
     Args:
-        models: each with what stands before its prompts.
+        models: each with what stands before its prompts, and these.
         costs: whether network evaluations stand below the numbers of steps.
         options: those of `ImageModel.generate`.
     """
     rows, labels, columns = [], [], [steps_label(count) for count in steps]
-    for name, model in models:
+    for name, model, prompts in models:
         made = [model.generate(list(prompts), count, seeds, **options) for count in steps]
         rows += [list(row) for row in zip(*(each.images for each in made), strict=True)]
-        labels += [f"{name}{prompt_label(prompt)}" for prompt in prompts]
+        labels += [f"{name}{model.words(prompt)}" for prompt in prompts]
         if costs:
             columns = [f"{steps_label(each.asked)}\n{each.nfe} NFE" for each in made]
     return contact_sheet(rows, labels, columns)

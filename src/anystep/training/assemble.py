@@ -332,7 +332,7 @@ def release_text_encoder(inputs: TrainingInputs) -> None:
 def sample_grid(inputs: TrainingInputs, pipeline: TransitionPipeline) -> Any:
     """Prompts down, step counts across, one noise for all."""
     prompts = sample_prompts(inputs, pipeline)
-    return models_sheet([("", Model("run", pipeline))], prompts, inputs.recipe.sample_steps, 0, costs=True)
+    return models_sheet([("", Model("run", pipeline), prompts)], inputs.recipe.sample_steps, 0, costs=True)
 
 
 def export(run: Path, inputs: TrainingInputs) -> None:
