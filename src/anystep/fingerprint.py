@@ -1,8 +1,10 @@
 """What tells one network, or one file, from another of the same name."""
 
 import hashlib
+import inspect
 import json
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 from torch import nn
@@ -17,6 +19,29 @@ def weights_digest(network: nn.Module, ignored: str | None = None) -> str:
         digest.update(name.encode())
         digest.update(tensor.float().cpu().contiguous().view(-1).numpy())
     return digest.hexdigest()[:16]
+
+
+def module_digest(network: nn.Module) -> str:
+    """A digest of a network of somebody's own: its weights, layers, plain attributes, and the code of its classes.
+
+    What these classes call elsewhere, in functions of a module for one, is no part of it.
+    """
+    modules = list(network.modules())
+    kinds = dict.fromkeys(kind for module in modules for kind in type(module).__mro__)
+    own = [kind for kind in kinds if kind.__module__.split(".")[0] not in ("torch", "builtins")]
+    functions = [inspect.unwrap(getattr(each, "__func__", each)) for kind in own for each in vars(kind).values()]
+    plain = [
+        {name: value for name, value in vars(module).items() if isinstance(value, bool | int | float | str)}
+        for module in modules
+    ]
+    codes = [_plain_code(each.__code__) for each in functions if inspect.isfunction(each)]
+    return text_digest(json.dumps([weights_digest(network), repr(network), plain, codes]))
+
+
+def _plain_code(code: CodeType) -> list[Any]:
+    """What a function does, wherever it stands."""
+    constants = [_plain_code(each) if isinstance(each, CodeType) else repr(each) for each in code.co_consts]
+    return [code.co_code.hex(), code.co_names, constants]
 
 
 def encoder_digest(model: Any, *beside: Any) -> str:

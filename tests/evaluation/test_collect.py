@@ -1,10 +1,13 @@
 """Chunks are made once, made again where they are damaged, and joined to one set."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
+from anystep.errors import InputError
 from anystep.evaluation.collect import Cost, collect
 from anystep.evaluation.extractors.registry import load_extractor
 from anystep.evaluation.settings import Evaluation, MeasurementSettings
@@ -27,6 +30,29 @@ def test_a_chunk_that_was_cut_off_is_made_again_and_missing_images_too(pooled: P
     again, _ = collect(pooled_evaluation(pooled, tmp_path, keep_images=True), "seven", tmp_path, 60, make)
     assert torch.equal(seen.features, again.features)
     assert len(list((tmp_path / "images").iterdir())) == 60
+
+
+def test_features_of_a_changed_extractor_beside_those_of_before_are_one_line(pooled: Path, tmp_path: Path) -> None:
+    class Narrow:
+        name, digest, classifies = "pooled", "the same", False
+
+        def __init__(self, width: int) -> None:
+            self.width = width
+
+        def __call__(self, images: torch.Tensor) -> torch.Tensor:
+            return images.float().flatten(1)[:, : self.width]
+
+        def classify(self, features: torch.Tensor) -> None:
+            return None
+
+    def make(chunk: range) -> tuple[torch.Tensor, Cost]:
+        return torch.full((len(chunk), 3, 8, 8), 7, dtype=torch.uint8), Cost()
+
+    evaluation = pooled_evaluation(pooled, tmp_path)
+    collect(replace(evaluation, extractor=Narrow(24)), "seven", tmp_path, 60, make)
+    (tmp_path / "00001.safetensors").unlink()
+    with pytest.raises(InputError, match="features of several widths: extractor pooled has changed"):
+        collect(replace(evaluation, extractor=Narrow(32)), "seven", tmp_path, 60, make)
 
 
 def test_grey_chunks_and_coloured_ones_make_one_set(pooled: Path, tmp_path: Path) -> None:

@@ -131,6 +131,9 @@ def test_a_digest_tells_weights_and_options_apart(
     with torch.no_grad():
         next(other.pipeline.transformer.parameters()).mul_(2)
     assert other.digest != same.digest
+    before, shifted = other.digest, {**other.pipeline.scheduler.config, "shift": 7.0}
+    other.pipeline.scheduler = type(other.pipeline.scheduler).from_config(shifted)
+    assert other.digest != before
 
 
 def test_an_image_is_drawn_again_from_itself(baselines: dict[str, Path], tmp_path: Path) -> None:

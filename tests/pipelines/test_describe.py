@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from peft import LoraConfig
 
 from anystep.pipelines.describe import describe, model_digest
 from anystep.pipelines.load import Model, load
@@ -30,3 +31,20 @@ def test_a_model_that_was_drawn_with_before_has_the_digest_that_its_images_hold(
     assert model_digest(built_in) == "d4c3b24ed1f4d07a"
     built_in.pipeline.register_to_config(escape_captions=True)
     assert model_digest(built_in) != "d4c3b24ed1f4d07a"
+
+
+def test_how_adapters_are_scaled_and_active_is_part_of_a_digest(tiny_model: Path) -> None:
+    model, found = load(tiny_model), list[str]()
+    network = model.pipeline.transformer
+    for change in (
+        lambda: None,
+        lambda: network.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False), "one"),
+        lambda: network.set_adapters(["one"], [0.1]),
+        network.disable_adapters,
+    ):
+        change()
+        found.append(model.digest)
+    assert len(set(found)) == 4
+    network.enable_adapters()
+    network.set_adapters(["one"], [0.1])
+    assert model.digest == found[2]

@@ -71,7 +71,7 @@ def collect(
                     write_image(from_pixels(image), place)
                 write_tensors(path, tensors, {"cost": json.dumps(asdict(cost))})
             evaluation.on_images(what, len(chunk))
-    return _joined(chunks, evaluation.extractor)
+    return _joined(chunks, evaluation.extractor, folder)
 
 
 def _features(
@@ -90,7 +90,9 @@ def _features(
     return tensors
 
 
-def _joined(chunks: Mapping[Path, range], extractor: FeatureExtractor) -> tuple[ImageFeatures, list[Cost]]:
+def _joined(
+    chunks: Mapping[Path, range], extractor: FeatureExtractor, folder: Path
+) -> tuple[ImageFeatures, list[Cost]]:
     """All chunks as one set of images, and the cost of each."""
     rows: dict[str, list[Tensor]] = {}
     costs = []
@@ -101,6 +103,11 @@ def _joined(chunks: Mapping[Path, range], extractor: FeatureExtractor) -> tuple[
         for name, values in read[0].items():
             rows.setdefault(name, []).append(values)
         costs.append(read[1])
+    if len({part.shape[1:] for part in rows["features"]}) > 1:
+        raise InputError(
+            f"{str(folder)!r} holds features of several widths: extractor {extractor.name} has changed, and its digest "
+            "has not. Remove the folder"
+        )
     channels = max(part.shape[1] for part in rows["pixels"])  # one where all of a chunk are grey
     rows["pixels"] = [part.expand(-1, channels, -1) for part in rows["pixels"]]
     joined = {name: torch.cat(parts) for name, parts in rows.items()}

@@ -9,7 +9,6 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from inspect import Parameter, signature
 from types import MappingProxyType
 from typing import Any
@@ -24,6 +23,7 @@ from anystep import bounds
 from anystep.bounds import check, nearest, shown
 from anystep.errors import InputError, refused
 from anystep.fingerprint import text_digest
+from anystep.models.lora import adapter_state
 from anystep.pipelines.image_model import ImageModel, Output, count_parameters
 from anystep.pipelines.inputs import check_finite, check_prompts, check_size
 from anystep.pipelines.scheduler import Planning
@@ -112,14 +112,15 @@ class Baseline(ImageModel):
             raise InputError(f"model {self.name!r}: its folder does not say which size it draws: give --size")
         return side * int(factor)
 
-    @cached_property
+    @property
     def digest(self) -> str:
-        """Of the configurations, the shapes of all tensors, and a few numbers of each."""
+        """Of the configurations and adapters, the shapes of all tensors, and a few numbers of each."""
         said: list[Any] = [type(self.pipeline).__name__, {k: v for k, v in self.options.items() if k != "plan"}]
         for name, part in sorted(self.pipeline.components.items()):
             config = getattr(part, "config", None) or {}
             config = config.to_dict() if hasattr(config, "to_dict") else dict(config)
             said += [name, type(part).__name__, {key: config[key] for key in config if not key.startswith("_")}]
+            said += adapter_state(part) if isinstance(part, nn.Module) else ()
             for key, tensor in part.state_dict().items() if isinstance(part, nn.Module) else ():
                 flat = tensor.flatten()
                 numbers = [] if tensor.is_meta else flat[:: max(1, len(flat) // PROBE)][:PROBE].float().tolist()
@@ -169,7 +170,7 @@ class Baseline(ImageModel):
 
     def nfe(self, steps: int, guidance: float | None = None, plan: StepPlan | Planning | None = None) -> int:
         """As it was counted when the last such image was drawn; one is drawn for it if none was."""
-        key = (steps, self.resolve_guidance(guidance), self.plan_settings(plan))
+        key = (type(self.pipeline.scheduler), steps, self.resolve_guidance(guidance), self.plan_settings(plan))
         if key not in self._nfe:
             width, height = self._size or (self.base_size,) * 2
             self.draw(["a red apple"], width, height, steps, [0], guidance, plan, "pt")
@@ -233,7 +234,8 @@ class Baseline(ImageModel):
             found = tuple(getattr(images, "shape", ()))
             raise InputError(f"model {self.name!r} gave images of shape {found}, asked for {width}x{height}")
         check_finite(images, f"model {self.name!r} at {steps} steps")
-        nfe = self._nfe[steps, scale, self.plan_settings(plan)] = -(-sum(rows) // len(repeated))
+        key = (type(self.pipeline.scheduler), steps, scale, self.plan_settings(plan))
+        nfe = self._nfe[key] = -(-sum(rows) // len(repeated))
         images = images.float().cpu().contiguous()
         if output_type == "pil":
             pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()

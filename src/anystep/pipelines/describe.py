@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from anystep.fingerprint import text_digest, weights_digest
+from anystep.models.lora import adapter_state
 from anystep.pipelines.load import Model
 from anystep.pipelines.saved import EARLIER_VAE
 
@@ -44,7 +45,9 @@ def describe(model: Model) -> dict[str, Any]:
 
 
 def model_digest(model: Model) -> str:
-    """Tells one model from another: weights, and the configuration of every part, wherever its folder is.
+    """Tells one model from another: weights, the configuration of every part, and how adapters are scaled and active.
+
+    The folder that it is in does not count.
 
     Plans are no part of it: they say how a model is used, as steps and guidance do. Nor are settings that models have
     gained since, where they change nothing: images that hold a digest can be drawn again by later versions.
@@ -58,6 +61,7 @@ def model_digest(model: Model) -> str:
     pipeline = model.pipeline
     said: list[Any] = [plain(part.config) for part in (pipeline, pipeline.transformer, pipeline.schedule)]
     said.append(weights_digest(pipeline.transformer))
+    said += adapter_state(pipeline.transformer)
     if pipeline.vae is not None:
         said += [plain(pipeline.vae.config), weights_digest(pipeline.vae)]
     said.append(getattr(pipeline.conditioner, "fingerprint", None))

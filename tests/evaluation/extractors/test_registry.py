@@ -4,7 +4,9 @@ import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from jaxtyping import TypeCheckError
@@ -154,6 +156,56 @@ def test_an_onnx_file_is_an_extractor(kind: str, blocks: Tensor, tmp_path: Path)
     features = extract(extractor, [blocks])
     assert features.shape == (4, 3)
     torch.testing.assert_close(features, blocks.float().mean((2, 3)) / 255, atol=0.01, rtol=0)
+
+
+def test_weights_beside_an_onnx_file_are_part_of_its_digest(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    from onnx import TensorProto, helper, numpy_helper, save_model
+
+    def digest(seed: int, folder: str, name: str) -> str:
+        weights = np.random.default_rng(seed).normal(size=(12, 4)).astype(np.float32)
+        nodes = [helper.make_node("Flatten", ["x"], ["f"]), helper.make_node("MatMul", ["f", "W"], ["y"])]
+        takes = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 2, 2])
+        gives = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])
+        graph = helper.make_graph(nodes, "g", [takes], [gives], [numpy_helper.from_array(weights, "W")])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / name).unlink(missing_ok=True)
+        path = str(tmp_path / folder / "feat.onnx")
+        save_model(model, path, save_as_external_data=True, location=name, size_threshold=0)
+        return load_extractor(path).digest
+
+    for number, name in enumerate(("feat.onnx.data", "w" * 200)):
+        assert digest(0, f"{number}", name) == digest(0, f"{number} again", name) != digest(1, f"{number}", name)
+
+
+def test_a_network_of_python_is_known_by_its_weights_its_settings_and_its_code() -> None:
+    """Not by where it stands in a file, nor by being loaded a second time."""
+    code = """
+class Feat(nn.Module):
+    def __init__(self, power=1):
+        super().__init__()
+        self.linear, self.power = nn.Linear(3, 2), power
+
+    @torch.no_grad()
+    def forward(self, images):
+        pooled = images.float().mean((2, 3)) ** self.power
+        return self.linear((lambda each: each[:, :3] * 2)(pooled))
+"""
+
+    def digest(code: str, *settings: int) -> str:
+        space: dict[str, Any] = {"__name__": "mine", "nn": nn, "torch": torch}
+        exec(code, space)
+        torch.manual_seed(0)
+        return load_extractor(space["Feat"](*settings)).digest
+
+    first = digest(code)
+    assert digest(code) == digest("\n\n" + code) == digest(code.replace("    pooled =", "    # so\n        pooled ="))
+    others = [
+        digest(code.replace(*words))
+        for words in (("* 2", "* 3"), (":3]", ":-1]"), ("mean", "amax"), ("(3, 2)", "(3, 4)"))
+    ]
+    assert len({first, digest(code, 2), *others}) == 6
 
 
 def test_what_is_no_extractor_is_one_line(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Images and captions in one space."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -85,6 +86,11 @@ def test_clip_score_of_a_folder(
 
     monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", lambda *arguments, **options: process)
     score = CLIPScore(str(tmp_path / "clip"))
+    digests = {score.digest, CLIPScore(str(tmp_path / "clip")).digest}
+    for mean in (0.5, 0.4):
+        monkeypatch.setattr(process, "image_processor", SimpleNamespace(to_dict=lambda: {"mean": mean}), raising=False)  # noqa: B023
+        digests.add(CLIPScore(str(tmp_path / "clip")).digest)
+    assert len(digests) == 3
     assert score.name == "clip_score_clip"
     images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
     captions = ["a whale", "a red apple " * 20]  # the second is longer than the model has positions

@@ -1,5 +1,7 @@
 """Images to features that distances are measured in."""
 
+import os
+import re
 from collections.abc import Iterable
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -14,7 +16,7 @@ from anystep.errors import InputError, refused
 from anystep.evaluation.extractors.classifier import load_classifier
 from anystep.evaluation.extractors.inception import FIDInception
 from anystep.evaluation.finite import check_finite
-from anystep.fingerprint import file_digest, weights_digest
+from anystep.fingerprint import file_digest, module_digest, text_digest, weights_digest
 
 
 @runtime_checkable
@@ -82,7 +84,7 @@ class EfficientNetLite0:
 class ModuleExtractor:
     """Any network that takes uint8 images (batch, 3, height, width) and gives (batch, features).
 
-    A method `classify` of it, from features to logits, is used where there is one. `digest` is that of its weights
+    A method `classify` of it, from features to logits, is used where there is one. `digest` is `module_digest` of it
     unless another is given.
     """
 
@@ -91,7 +93,7 @@ class ModuleExtractor:
     ) -> None:
         self.name, self.device = name, torch.device(device)
         self._network: Any = network.eval().to(device)
-        self.digest = weights_digest(network) if digest is None else digest
+        self.digest = module_digest(network) if digest is None else digest
         self.classifies = hasattr(network, "classify")
 
     @torch.no_grad()
@@ -163,6 +165,20 @@ class OnnxNetwork(nn.Module):
         return torch.cat([torch.from_numpy(answer) for answer in answers])
 
 
+# how protobuf writes that a tensor is in another file: a key, and the length of the name that follows
+LOCATION = re.compile(rb"\n\x08location\x12([\x80-\xff]*[\x00-\x7f])")
+
+
+def onnx_digest(path: Path) -> str:
+    """Of an ONNX file, and of those that it keeps its weights in."""
+    content, beside = path.read_bytes(), dict[Path, None]()
+    for found in LOCATION.finditer(content):
+        length = sum((byte & 127) << 7 * place for place, byte in enumerate(found[1]))
+        beside[path.parent / os.fsdecode(content[found.end() : found.end() + length])] = None
+    digests = [file_digest(each) for each in (path, *beside) if each.is_file()]
+    return digests[0] if len(digests) == 1 else text_digest(" ".join(digests))
+
+
 def load_extractor(
     spec: str | nn.Module | FeatureExtractor = "effnetlite0",
     device: str | torch.device = "cpu",
@@ -171,7 +187,8 @@ def load_extractor(
     """`effnetlite0`, `inception:PATH` (a file or its folder), or the path of a file of one of three kinds.
 
     These are `.safetensors` of `anystep train-classifier`, `.onnx`, and TorchScript, `.pt`. From Python also a torch
-    module, as `ModuleExtractor` reads it, or an extractor of your own.
+    module, as `ModuleExtractor` reads it, or an extractor of your own, whose digest must change with whatever changes
+    its features.
 
     Args:
         device: features are computed there if it is a CUDA device, else on the CPU.
@@ -201,9 +218,10 @@ def load_extractor(
     if path.stem in (FIDInception.name, EfficientNetLite0.name):
         raise InputError(f"feature extractor {spec!r}: {path.stem} is the name of another; rename the file")
     if path.suffix == ".onnx":
-        return ModuleExtractor(OnnxNetwork(path), path.stem, digest=file_digest(path))
+        return ModuleExtractor(OnnxNetwork(path), path.stem, digest=onnx_digest(path))
     if path.suffix == ".safetensors":
-        return ModuleExtractor(load_classifier(path), path.stem, device)
+        network = load_classifier(path)
+        return ModuleExtractor(network, path.stem, device, weights_digest(network))
     if not allow_code:
         raise InputError(
             f"feature extractor {spec!r} is TorchScript, a program that can read and write your files: --allow-code "

@@ -17,7 +17,7 @@ from anystep.evaluation.extractors.registry import FeatureExtractor, extract, lo
 from anystep.evaluation.finite import check_finite
 from anystep.evaluation.metrics.base import Images
 from anystep.evaluation.small_networks import fit, load_network, save_half
-from anystep.fingerprint import weights_digest
+from anystep.fingerprint import encoder_digest, tokenizer_digest, weights_digest
 from anystep.pretrained import caption_options, pretrained
 from anystep.seeds import mixed
 from anystep.weights import BUILTIN, shipped
@@ -36,7 +36,9 @@ class CLIPScore:
         self._processor = pretrained(AutoProcessor, name_or_path, "processor of the CLIP model")
         self.name = f"clip_score_{Path(name_or_path).name}"
         self.note = f"{self.name} is 100 x the cosine of the embeddings of {name_or_path}, not below zero."
-        self.digest = weights_digest(self._model)
+        tokenizer, reader = (getattr(self._processor, name, None) for name in ("tokenizer", "image_processor"))
+        words = None if tokenizer is None else tokenizer_digest(tokenizer)
+        self.digest = encoder_digest(self._model, words, None if reader is None else reader.to_dict())
 
     @torch.no_grad()
     def __call__(
