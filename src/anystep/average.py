@@ -81,7 +81,7 @@ def choose_length(
     measured = [_distances(*each) for each in zip(plans, figures["models"], strict=True)]
     found = sorted(measured, key=lambda each: each.score)
     best = next(place for place, plan in enumerate(plans) if plan.length == found[0].length)
-    chosen = {f"{each.length:g}": {str(steps): distance for steps, distance in each.at.items()} for each in found}
+    chosen = {str(each.length): {str(steps): distance for steps, distance in each.at.items()} for each in found}
     about = {"distance": _named(figures["better"])[0], "data": asked.data, "chosen from": chosen}
     _write(models[best].pipeline.to("cpu"), out, plans[best], about)
     return found
@@ -93,7 +93,7 @@ def table(found: Sequence[Distances]) -> str:
     rows = [["length", *(f"{count} step{'s' * (count > 1)}" for count in steps), "mean log"]]
     for each in sorted(found, key=lambda one: one.length):
         best = "  best" * (each is found[0])
-        rows.append([f"{each.length:g}", *(f"{each.at[count]:.4g}" for count in steps), f"{each.score:.3f}{best}"])
+        rows.append([str(each.length), *(f"{each.at[count]:.4g}" for count in steps), f"{each.score:.3f}{best}"])
     return "\n".join("".join(cell.ljust(12) for cell in row).rstrip() for row in rows)
 
 
@@ -131,7 +131,7 @@ def _models(run: Path, plans: Sequence[Rebuilt], snapshots: Snapshots) -> list[M
         state.clear()
         pipeline = base if len(plans) == 1 else type(base).from_pipe(base, transformer=transformer)
         pipeline.set_progress_bar_config(disable=True)
-        made.append(Model(f"length {plan.length:g}", pipeline))
+        made.append(Model(f"length {plan.length}", pipeline))
     return made
 
 
@@ -140,7 +140,7 @@ def _distances(plan: Rebuilt, measured: Mapping[str, Any]) -> Distances:
     at = {int(point["steps"]): float(_named(point["metrics"])[1]["value"]) for point in measured["points"]}
     for steps, distance in at.items():
         if not math.isfinite(distance):
-            raise InputError(f"the distance of length {plan.length:g} at {steps} steps is not finite: leave it out")
+            raise InputError(f"the distance of length {plan.length} at {steps} steps is not finite: leave it out")
     return Distances(plan.length, at)
 
 

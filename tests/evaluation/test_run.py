@@ -15,7 +15,10 @@ from torch import Tensor, nn
 
 from anystep.cli import main
 from anystep.evaluation import collect as collecting
+from anystep.evaluation.run import Request, evaluate_models
 from anystep.files import claimed
+from anystep.pipelines.load import load
+from anystep.sampling import StepPlan
 
 SMALL = ["--steps", "1", "2", "--samples", "60", "--metrics", "kernel_distance", "precision"]
 
@@ -258,6 +261,8 @@ def test_bad_evaluations_are_one_line(
     assert "have no captions" in line("--images", f"4={colours}", "--clip-score", "x")
     assert "were given twice" in line("--images", f"4={colours}", f"4={colours}")
     assert "no such folder" in line("--images", "4=nowhere")
+    assert "model 'x' was given twice" in line("--model", "x", "y", "x")
+    assert "model 'x' was given twice" in line("--model", "x", "--images", f"x@4={colours}")
     assert "no alignment heads" in line("--alignment", "none.safetensors")
     assert "no CLIP model at 'nowhere'" in line("--clip-score", "nowhere")
     assert "size 18x16" in line("--size", "18x16")
@@ -325,3 +330,17 @@ def test_baselines_stand_beside_a_transition_model(
     assert [told[name]["guidance"] for name in models] == [1.5, 8.5, 0.0]
     assert told[uniform]["options"] == {"plan": "uniform", "guidance_scale": 0}
     assert "counted" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize("plan", [None, "model", "uniform", StepPlan(4, tail=0.25)])
+def test_whatever_a_request_takes_can_be_written_down(
+    tiny_classes: Path, classes: Path, tmp_path: Path, plan: Any
+) -> None:
+    asked: dict[str, Any] = {"model": [load(tiny_classes)], "images": [], "steps": [4], "metrics": ["kernel_distance"]}
+    asked |= {"data": f"classes:{classes}", "samples": 50, "guidance": 2.0, "size": (8, 8), "extractor": Doubled()}
+    expected = plan.plain() if isinstance(plan, StepPlan) else plan
+    report = evaluate_models(Request(out=tmp_path, plan=plan, batch=25, **asked))
+    assert read(tmp_path) == json.loads(json.dumps(report))
+    assert report["settings"]["plan"] == expected
+    (dry,) = evaluate_models(Request(out=tmp_path, plan=plan, dry_run=True, **asked))["dry_run"]
+    assert dry["plan"] == expected

@@ -31,6 +31,7 @@ from anystep.pipelines.dry_run import dry_run
 from anystep.pipelines.image_model import ImageModel
 from anystep.pipelines.load_image_model import load_image_model
 from anystep.pipelines.step_sheet import models_sheet
+from anystep.sampling import StepPlan
 
 KIND = "evaluation report"
 SHEET_ROWS = 6
@@ -108,6 +109,10 @@ def _prepare(request: Request) -> _Prepared:
     steps, device = step_counts(request.steps), request.begin()
     if request.save_reference is not None:
         check_output(request.save_reference, ".npz", Moments.load)
+    names = [each if isinstance(each, str) else each.name for each in request.model]
+    for name in names:
+        if names.count(name) > 1 or name in {folder.model for folder in listed}:
+            raise InputError(f"model {name!r} was given twice: a report tells models apart by their names")
     folders, notes = list_folders(listed, request.samples)
     if folders and (request.clip_score or request.alignment not in (None, "none")):
         raise InputError("--images have no captions: --clip-score and --alignment serve models only")
@@ -141,7 +146,7 @@ def _reported_settings(prepared: _Prepared) -> dict[str, Any]:
         "data": request.data,
         "size": list(prepared.size),
         "guidance": request.guidance,
-        "plan": request.plan,
+        "plan": request.plan.plain() if isinstance(request.plan, StepPlan) else request.plan,
         "extractor": request.extractor if isinstance(request.extractor, str) else extractor.name,
         "extractor_digest": extractor.digest,
         "reference": None if request.reference is None else str(request.reference),

@@ -36,7 +36,7 @@ def dry_run(
             "name": model.name,
             **facts,
             "guidance": model.resolve_guidance(guidance),
-            "plan": plan if isinstance(plan, str) else None,
+            "plan": plan.plain() if isinstance(plan, StepPlan) else plan,
             "size": list(size),
             "nfe": {str(count): model.nfe(count, guidance, plan) for count in steps},
             "bfloat16_bytes": HALF * sum(facts["parameters"].values()),
