@@ -120,7 +120,7 @@ def generate_points(
 
         planned = model.plan_settings(settings.plan, count)
         key = [digest, prompts, width, height, count, scale, evaluation.seed, settings.batch]
-        key += [model.device.type, settings.threads]  # of what an image costs, and of last bits
+        key += [model.device.type, model.dtype, settings.threads]  # of what an image costs, and of last bits
         key += [list(captions)] * bool(captions)
         folder = evaluation.chunk_folder(*key, *[planned] * (planned is not None), scored=bool(captions))
         what = f"{model.name}, {count} steps"

@@ -115,12 +115,18 @@ def test_images_of_something_else_are_not_taken_for_these(
         (["--each", "2"], "prompts"),
         (["--seed", "7"], "prompts, seed"),
         (["--guidance", "3"], "guidance"),
+        (["--precision", "bfloat16"], "dtype, model"),
     ):
         assert main([*command, *change]) == 2
         error = capsys.readouterr().err
         assert re.search(rf"images that differ in {key}( \(.*, not .*\))?: choose another --out", error)
     assert main([*command, "--model", "builtin"]) == 2
     assert "differ in model" in capsys.readouterr().err.replace("guidance, ", "")
+    settings = json.loads((tmp_path / "settings.json").read_text())
+    assert settings.pop("dtype") == "float32"
+    (tmp_path / "settings.json").write_text(json.dumps(settings))  # as an earlier version wrote it
+    assert main(command) == 0
+    assert json.loads((tmp_path / "settings.json").read_text())["dtype"] == "float32"
 
 
 def test_nothing_is_assumed_of_images_that_nothing_is_known_of(

@@ -49,7 +49,8 @@ def keep_settings(out: Path, settings: Mapping[str, Any]) -> None:
         raise InputError(
             f"{path}: damaged, so nobody knows what the images beside it are: choose another --out"
         ) from None
-    check_settings(out, "images that differ", known, settings)
+    # the folders of earlier versions do not tell it
+    check_settings(out, "images that differ", known, settings, lambda name: name == "dtype" and name not in known)
     write_json(path, settings)
     remove_parts(out)
 

@@ -162,6 +162,7 @@ def _generating(
     settings = {  # what fixes an image beside the number of steps
         "benchmark": benchmark,
         "model": model.digest,
+        "dtype": str(model.dtype).removeprefix("torch."),
         "guidance": model.resolve_guidance(request.guidance),
         "plans": model.plan_settings(request.plan),
         "seed": request.seed,
