@@ -77,15 +77,18 @@ def generate_images(
 ) -> tuple[Images, int]:
     """The images of these numbers, in memory of the CPU, and the network evaluations spent on each.
 
-    Image `i` has prompt `i` and the seed `i` after the first one. Raises `InputError`: an image is not finite.
+    Image `i` has prompt `i` and the seed `i` after the first one; as many as a batch has are drawn together. Raises
+    `InputError`: an image is not finite.
     """
+    made: list[Tensor] = []
     width, height = settings.size or (model.base_size,) * 2
-    seeds = [settings.first_seed + number for number in numbers]
-    output = model.draw(
-        [prompts[number] for number in numbers], width, height, steps, seeds, settings.guidance, settings.plan, "pt"
-    )
-    check_finite(output.images, f"model {model.name!r} at {steps} steps", numbers)
-    return (output.images * 255).round().to(torch.uint8).cpu(), output.nfe
+    for first in range(0, len(numbers), settings.batch):
+        batch = numbers[first : first + settings.batch]
+        asked, seeds = [prompts[number] for number in batch], [settings.first_seed + number for number in batch]
+        output = model.draw(asked, width, height, steps, seeds, settings.guidance, settings.plan, "pt")
+        check_finite(output.images, f"model {model.name!r} at {steps} steps", batch)
+        made.append((output.images * 255).round().to(torch.uint8).cpu())
+    return torch.cat(made), output.nfe
 
 
 def generate_points(
@@ -112,11 +115,8 @@ def generate_points(
                 warm = True
             reset_peak()
             begin = time.perf_counter()
-            parts = [chunk[first : first + settings.batch] for first in range(0, len(chunk), settings.batch)]
-            images, evaluations = zip(
-                *(generate_images(model, prompts, p, count, settings) for p in parts), strict=True
-            )
-            return torch.cat(images), Cost(evaluations[0], time.perf_counter() - begin, peak_megabytes())
+            images, nfe = generate_images(model, prompts, chunk, count, settings)
+            return images, Cost(nfe, time.perf_counter() - begin, peak_megabytes())
 
         planned = model.plan_settings(settings.plan, count)
         key = [digest, prompts, width, height, count, scale, evaluation.seed, settings.batch]

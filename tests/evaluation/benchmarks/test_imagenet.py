@@ -3,7 +3,10 @@
 import json
 import shutil
 from collections import Counter
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ import pytest
 from anystep.cli import main
 from anystep.evaluation.benchmarks import imagenet
 from anystep.evaluation.settings import GenerationSettings
-from anystep.pipelines.load import load
+from anystep.pipelines.load import Model, load
 from anystep.ranks import Ranks
 
 
@@ -77,6 +80,30 @@ def test_an_interrupted_run_goes_on(tiny_classes: Path, tmp_path: Path, monkeypa
     assert seen == [made, made]
     with np.load(whole) as one, np.load(parts) as two:
         np.testing.assert_array_equal(one["arr_0"], two["arr_0"])
+
+
+def test_as_many_are_drawn_at_once_as_asked_and_the_seconds_of_all_are_kept(
+    tiny_classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["benchmark", "imagenet", "--model", str(tiny_classes), "--samples", "100", "--steps", "1"]
+    command += ["--batch", "30", "--out", str(tmp_path)]
+    drawn, sizes, clock = Model.draw, list[int](), count(0, 10)
+
+    def draw(model: Model, prompts: list[int], *arguments: Any, **options: Any) -> Any:
+        sizes.append(len(prompts))
+        if len(sizes) == 4:
+            raise KeyboardInterrupt
+        return drawn(model, prompts, *arguments, **options)
+
+    monkeypatch.setattr(Model, "draw", draw)
+    monkeypatch.setattr(imagenet, "time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
+    assert main(command) == 130
+    assert main(command) == 0
+    assert sizes == [30, 30, 4, 30, 30, 6]
+    assert json.loads((tmp_path / "report.json").read_text())["points"][0]["seconds"] == 20  # ten a chunk
+    (tmp_path / "steps-001" / "seconds.json").unlink()  # as an earlier version left it
+    assert main(command) == 0
+    assert json.loads((tmp_path / "report.json").read_text())["points"][0]["seconds"] == 20
 
 
 def test_bad_input_is_one_line(tmp_path: Path, tiny_classes: Path, capsys: pytest.CaptureFixture[str]) -> None:

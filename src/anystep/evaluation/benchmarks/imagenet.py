@@ -5,8 +5,10 @@ them all.
 """
 
 import shutil
+import time
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,12 +19,13 @@ from anystep.data.npy import to_npy
 from anystep.errors import InputError
 from anystep.evaluation.evaluate import generate_images
 from anystep.evaluation.settings import GenerationSettings
-from anystep.files import make_folder, read_json, replacing
+from anystep.files import make_folder, read_json, read_text, replacing, write_json
 from anystep.pipelines.load import Model
 from anystep.ranks import Ranks
 from anystep.seeds import generator_of
 
 CHUNK = 64
+SECONDS = "seconds.json"  # beside the samples: what drawing them took
 
 
 def draw_labels(count: int, classes: int, kind: Literal["balanced", "random"], seed: int = 0) -> list[int]:
@@ -38,6 +41,13 @@ def read_points(report: Path) -> dict[int, dict[str, Any]]:
         return {point["steps"]: point for point in read_json(report)["points"]}
     except (InputError, KeyError, TypeError):
         return {}
+
+
+def read_seconds(path: Path) -> float | None:
+    """What drawing took; None where an earlier version has not kept it, or it is damaged, which costs a clock only."""
+    with suppress(ValueError):  # an InputError is one
+        return float(read_text(path))
+    return None
 
 
 def is_whole(archive: Path, count: int, side: int) -> bool:
@@ -70,7 +80,10 @@ def sample_imagenet(
     ranks: Ranks,
     on_images: Callable[[int], None] = lambda images: None,
 ) -> Path:
-    """Write the `.npz` of samples, image `i` with seed `settings.seed + i` and class `labels[i]`; return its path."""
+    """Write the `.npz` of samples, image `i` with seed `settings.seed + i` and class `labels[i]`; return its path.
+
+    The seconds that all of them took are beside it, however often it was interrupted.
+    """
     side = model.pipeline.base_size
     target = folder / f"samples_{len(labels)}x{side}x{side}x3.npz"
     chunks = folder / "chunks"
@@ -85,12 +98,15 @@ def sample_imagenet(
         for number in range(ranks.rank, len(paths), ranks.count):
             rows = range(number * CHUNK, min(len(labels), (number + 1) * CHUNK))
             if not _is_whole_chunk(paths[number], (len(rows), side, side, 3)):
+                begin = time.perf_counter()
                 images, _ = generate_images(model, labels, rows, steps, settings)
+                write_json(paths[number].with_suffix(".json"), time.perf_counter() - begin)
                 with replacing(paths[number], durable=True) as part:
                     part.write_bytes(to_npy(images.permute(0, 2, 3, 1).numpy()))  # numpy's own loses a Ctrl-C
             on_images(len(rows))
 
     def finish() -> None:
+        write_json(folder / SECONDS, sum(read_seconds(path.with_suffix(".json")) or 0.0 for path in paths))
         join(paths, labels, (side, side), target)
         shutil.rmtree(chunks)
 

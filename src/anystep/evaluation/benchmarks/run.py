@@ -1,6 +1,5 @@
 """`anystep benchmark`: generate what a benchmark asks for at every number of steps, and score what can be scored."""
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -324,25 +323,24 @@ def run_imagenet(request: BenchmarkRequest, samples: int, classes: Literal["bala
     """Also writes `report.json`: what each `.npz` took."""
     steps, ranks, device = step_counts(request.steps), Ranks(), request.begin()
     model = load(request.model, device, pick_precision(request.precision, device))
-    names = model.pipeline.config.class_names
-    if not names:
+    names = model.class_names
+    if names is None:
         raise InputError(f"model {request.model!r} is not class-conditional")
     labels = imagenet.draw_labels(samples, len(names), classes, request.seed)
     points, earlier = [], imagenet.read_points(request.out / "report.json")
     with _generating(request, "ImageNet", model, labels, ranks) as advance:
         for count in steps:
             folder = steps_folder(request.out, count)
-            begin, there = time.perf_counter(), any(folder.glob("*.npz"))
             path = imagenet.sample_imagenet(
                 model, folder, labels, count, request, ranks, partial(advance, count, samples)
             )
             point = {
                 "steps": count,
                 "nfe": model.nfe(count, request.guidance, request.plan),
-                "seconds": time.perf_counter() - begin,
+                "seconds": imagenet.read_seconds(folder / imagenet.SECONDS),
                 "file": str(path.relative_to(request.out)),
             }
-            points.append(earlier.get(count, point) if there else point)  # what is there took its time back then
+            points.append(point if point["seconds"] is not None else earlier.get(count, point))
         if ranks.is_main:
             report = {
                 "benchmark": "ImageNet", "model": model.name, "samples": samples, "classes": classes,
