@@ -84,7 +84,9 @@ def test_weights_round_trip_and_missing_ones_are_one_line(detector: SceneDetecto
         detector(Image.new("RGB", (30, 30)))
 
 
-def test_the_command_reports_scores_and_the_detectors_own(tmp_path: Path, tiny_model: Path) -> None:
+def test_the_command_reports_scores_and_the_detectors_own(
+    tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     # 32 pixels are few, but enough to go through every part
     folder = tmp_path / "made"
     drawn = scenes.draw_scenes(2)
@@ -100,6 +102,11 @@ def test_the_command_reports_scores_and_the_detectors_own(tmp_path: Path, tiny_m
     assert set(report["truth"]) == {*TASKS, "overall"}
     assert report["seed"] == 0
     assert "| true pictures |" in (tmp_path / "out" / "report.md").read_text()
+    scenes.write_metadata([scene.metadata for scene in drawn], folder)
+    assert main(command) == 0
+    for other in (["--seed", "3"], ["--each", "1"]):
+        assert main([*command, *other]) == 2
+        assert "metadata.jsonl: other scenes than these: give the --each and --seed" in capsys.readouterr().err
     Image.new("RGB", (100, 64)).save(request.path)
     with pytest.raises(InputError, match="100x64, but its scene is"):
         scenes.read_images(drawn, scenes.generation_requests(drawn, folder))
@@ -170,6 +177,7 @@ def test_two_processes_make_the_same_images_and_report(tmp_path: Path, tiny_mode
 def test_images_have_the_canvas_of_their_scene(tmp_path: Path) -> None:
     assert main(["benchmark", "scenes", "--each", "5", "--steps", "1", "--out", str(tmp_path)]) == 0
     sizes = set()
+    assert len((tmp_path / "steps-001" / "metadata.jsonl").read_text().splitlines()) == 30
     for path in (tmp_path / "steps-001").glob("*.png"):
         with Image.open(path) as image:
             sizes.add(image.size)

@@ -316,7 +316,10 @@ def run_scenes(request: BenchmarkRequest, each: int, detector: str) -> dict[str,
         "`true pictures` is what the detector makes of the scenes as they are: what it misses there is its own error.",
     )
     content = [scene.metadata for scene in drawn]
-    return run(request, Benchmark("Scenes", requests, load_scorer, notes, content))
+    if request.images is not None:
+        scenes.check_metadata(content, request.images)
+    finish = partial(scenes.write_metadata, content)
+    return run(request, Benchmark("Scenes", requests, load_scorer, notes, content, finish))
 
 
 def run_imagenet(request: BenchmarkRequest, samples: int, classes: Literal["balanced", "random"]) -> list[Path]:

@@ -1,8 +1,10 @@
 """Scenes: GenEval's six tasks in the built-in art, on canvases of several shapes, judged by a detector made for it."""
 
+import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -13,8 +15,10 @@ from anystep.evaluation.benchmarks.generate import GenerationRequest
 from anystep.evaluation.benchmarks.scene_detector import SceneDetector
 from anystep.evaluation.benchmarks.scores import over_groups
 from anystep.evaluation.image_files import open_image
+from anystep.files import parse_json, read_text, write_text
 
 THRESHOLD = 0.3
+METADATA = "metadata.jsonl"
 BASE = 64  # pixels on the shorter side of a canvas, as the detector was trained
 
 
@@ -40,6 +44,20 @@ def generation_requests(
         )
         for number, scene in enumerate(scenes)
     ]
+
+
+def write_metadata(content: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """What each image is to show, a line an image, beside the images."""
+    write_text(folder / METADATA, "".join(json.dumps(each) + "\n" for each in content))
+
+
+def check_metadata(content: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Raises InputError for images that were drawn of other scenes, where something beside them says of which."""
+    if not (path := folder / METADATA).exists():
+        return
+    there = [parse_json(line, str(path)) for line in read_text(path).splitlines()]
+    if there != json.loads(json.dumps(content)):
+        raise InputError(f"{path}: other scenes than these: give the --each and --seed that they were drawn with")
 
 
 def score(
