@@ -38,6 +38,14 @@ def is_whole_image(path: Path) -> bool:
     return True
 
 
+def file_stamp(path: Path) -> tuple[str, int, int]:
+    """What changes whenever a file may have changed: its name, size and time; zeros of one that is not there."""
+    if not path.exists():
+        return str(path.resolve()), 0, 0
+    found = path.stat()
+    return str(path.resolve()), found.st_size, found.st_mtime_ns
+
+
 def open_image(path: Path) -> Image.Image:
     """Raises InputError: a missing or damaged file."""
     if not path.exists():

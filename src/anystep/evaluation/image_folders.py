@@ -12,7 +12,7 @@ from anystep.data.images import to_pixels
 from anystep.errors import InputError
 from anystep.evaluation.collect import Cost, collect
 from anystep.evaluation.evaluate import Point
-from anystep.evaluation.image_files import image_header, open_image
+from anystep.evaluation.image_files import file_stamp, image_header, open_image
 from anystep.evaluation.metrics.base import Images
 from anystep.evaluation.settings import Evaluation
 
@@ -92,8 +92,7 @@ def folder_points(evaluation: Evaluation, folders: Sequence[ListedFolder]) -> di
         def make(chunk: range, paths: list[Path] = paths, size: tuple[int, int] = size) -> tuple[Images, Cost]:
             return torch.stack([_read(path, size) for path in paths[chunk.start : chunk.stop]]), Cost()
 
-        stamps = [(name, path.stat().st_mtime_ns) for name, path in zip(names, paths, strict=True)]
-        chunks = evaluation.chunk_folder(folder.resolve(), stamps)
+        chunks = evaluation.chunk_folder(*map(file_stamp, paths))
         images, _ = collect(evaluation, str(folder), chunks, len(names), make, image_names=list(map(str, paths)))
         points.setdefault(model, []).append(Point(steps, nfe, images))
     return points

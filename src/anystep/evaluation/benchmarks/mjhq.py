@@ -18,7 +18,7 @@ from anystep.data.images import to_pixels
 from anystep.errors import InputError
 from anystep.evaluation.benchmarks.generate import GenerationRequest, digest
 from anystep.evaluation.collect import Cost, collect
-from anystep.evaluation.image_files import image_header, open_image
+from anystep.evaluation.image_files import file_stamp, image_header, open_image
 from anystep.evaluation.metrics.base import ImageFeatures, Images, interval, measure
 from anystep.evaluation.metrics.frechet_distance import FrechetDistance
 from anystep.evaluation.metrics.registry import MeanScore
@@ -117,7 +117,7 @@ def _features(
     def make(chunk: range) -> tuple[Images, Cost]:
         return torch.stack([read(path) for path in paths[chunk.start : chunk.stop]]), Cost()
 
-    stamps = [(str(path.resolve()), path.stat().st_mtime_ns if path.exists() else 0) for path in paths]
     extractor, scorers = evaluation.extractor, [(each.name, each.digest) for each in evaluation.scorers]
+    stamps = [file_stamp(path) for path in paths]
     chunks = evaluation.settings.out / digest([extractor.name, extractor.digest, size, stamps, scorers, captions])
     return collect(evaluation, str(folder), chunks, len(paths), make, captions, list(map(str, paths)))[0]
