@@ -15,4 +15,4 @@ def markdown_table(heads: Sequence[str | None], rows: Iterable[Sequence[object]]
 
 
 def _cell(content: object) -> str:
-    return "" if content is None else f" {content}"
+    return "" if content is None else f" {content}".replace("|", "\\|").replace("\n", " ")

@@ -113,7 +113,7 @@ class Reference:
             return list(self.captions(count, seed))
         numbers = self._numbers(reader, list(classes))
         for each in examples:
-            if each.label is None or each.label >= len(numbers):
+            if each.label is None or not 0 <= each.label < len(numbers):
                 found = "no class" if each.label is None else f"class {each.label}"
                 raise InputError(f"{reader} draws {len(classes)} classes, but {shown(each.key)} has {found}")
         return [numbers[each.label] for each in examples if each.label is not None]
@@ -126,7 +126,7 @@ class Reference:
         """
         rng, names, words = random.Random(seed + 1), _named(self.source.class_names), []
         for each in self._in_turn(count):
-            if not each.captions and (each.label is None or each.label >= len(names)):
+            if not each.captions and (each.label is None or not 0 <= each.label < len(names)):
                 raise InputError(f"the data has neither a caption nor a class with a name of {shown(each.key)}")
             words.append(rng.choice(each.captions) if each.captions else names[each.label or 0])
         return words

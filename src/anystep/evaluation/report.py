@@ -98,15 +98,16 @@ def curve(report: dict[str, Any], path: Path) -> None:
     figure, grid = pyplot.subplots(rows, columns, figsize=(4.4 * columns, 3.5 * rows), squeeze=False, dpi=150)
     for axes in list(grid.flat)[len(panels) :]:
         axes.axis("off")
+    legend: dict[str, Any] = {}  # matplotlib's own leaves out names that begin with an underscore
     for axes, (title, name, lines) in zip(grid.flat, panels, strict=False):
         better = report["better"].get(name, "")
         for number, (model, line) in enumerate(zip(models, lines, strict=True)):
             main = number < BANDS or len(models) <= BANDS + 1
             style = {"color": COLOURS[number % len(COLOURS)], "ls": "-" if number < len(COLOURS) else "--"}
             nfe, value, low, high = line
-            axes.plot(
+            legend[model["name"]], = axes.plot(
                 nfe, value, marker=MARKERS[number % len(MARKERS)], ms=4.5, lw=1.8 if main else 1.1,
-                zorder=3 if main else 2, label=model["name"], **style,
+                zorder=3 if main else 2, **style,
             )  # fmt: skip
             if main:
                 axes.fill_between(nfe, low, high, color=style["color"], alpha=0.16, lw=0, zorder=1)
@@ -116,17 +117,18 @@ def curve(report: dict[str, Any], path: Path) -> None:
             if name in controls and math.isfinite(controls[name]["value"])
         }
         for (what, value), dashes in zip(level.items(), CONTROLS, strict=False):
-            axes.axhline(value, color="0.55", ls=dashes, lw=1, zorder=0, label=what)
+            legend[what] = axes.axhline(value, color="0.55", ls=dashes, lw=1, zorder=0)
         drawn = [value for _, values, *_ in lines for value in values if math.isfinite(value)]
         if better in ("lower", "nearest 1") and drawn and min(drawn) > 0:
             bands = [end for _, _, low, high in lines[:BANDS] for end in (*low, *high)]
             near = [end for end in (*level.values(), *bands) if min(drawn) / FAR < end < max(drawn) * FAR]
             _logarithmic(axes, [*drawn, *near])
         _steps_axis(axes, sorted({count for nfe, *_ in lines for count in nfe}))
-        axes.set_title(title, fontsize=10)
-    handles, labels = grid[0][0].get_legend_handles_labels()
+        axes.set_title(title, fontsize=10, parse_math=False)
     figure.tight_layout()
-    figure.legend(handles, labels, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=9)
+    beside: Any = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "frameon": False, "fontsize": 9}
+    for text in figure.legend(list(legend.values()), list(legend), **beside).get_texts():
+        text.set_parse_math(False)  # a name may have dollars
     with replacing(path) as part, part.open("wb") as file:
         figure.savefig(file, format="png", bbox_inches="tight")
     pyplot.close(figure)
