@@ -235,7 +235,7 @@ def training_tensors(seed: int, trained: bool = True) -> TrainingTensors:
     return TrainingTensors(network, [average], [optimizer])
 
 
-def saved_checkpoints(folder: Path, steps: tuple[int, ...] = (1, 2), **options: int) -> Checkpoints:
+def saved_checkpoints(folder: Path, steps: tuple[int, ...] = (1, 2), **options: Any) -> Checkpoints:
     """Checkpoints of these steps, each of `training_tensors` of its step."""
     checkpoints = Checkpoints(folder, Ranks(), **options)
     for step in steps:

@@ -57,7 +57,8 @@ def test_a_saved_state_does_not_follow_the_weights(tmp_path: Path) -> None:
 
 def test_the_newest_are_kept_and_those_at_multiples(tmp_path: Path) -> None:
     assert saved_checkpoints(tmp_path, (1, 2, 3, 4, 5, 6, 7), keep=2, keep_every=3).steps() == [3, 5, 6, 7]
-    assert all(path.name.startswith("step-") for path in tmp_path.iterdir())
+    assert saved_checkpoints(tmp_path / "two", (1, 2, 3, 4, 5), keep=1, keep_every=(2, 3)).steps() == [2, 3, 5]
+    assert all(path.name.startswith("step-") for path in (tmp_path / "two").iterdir())
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "no manifest", "bad manifest", "lost file"])

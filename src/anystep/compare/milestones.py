@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean
@@ -40,24 +39,24 @@ def spent(log: Path) -> list[tuple[float, float]]:
     return sums
 
 
-def _unit(run: RunConfig, shares: Sequence[float]) -> tuple[int, int, int]:
-    """The largest part of the training of which all shares are multiples, how many there are, and checkpoints in it."""
-    parts = math.lcm(*(Fraction(round(100 * share), 100).denominator for share in shares))
-    unit = max(1, run.steps // parts)
-    legs = math.ceil(unit / run.checkpoint_every)
-    return unit // legs * legs, parts, legs
+def kept_steps(steps: int, shares: Sequence[float]) -> list[int]:
+    """The training steps of these shares of so many, rising."""
+    return sorted({max(1, round(share * steps)) for share in shares})
 
 
 def keeping(run: RunConfig, shares: Sequence[float]) -> RunConfig:
-    """The same run, which keeps a checkpoint at each of these shares of its steps, and saves no more rarely."""
-    unit, _, legs = _unit(run, shares)
-    return run.model_copy(update={"checkpoint_every": unit // legs, "keep_every": unit})
+    """The same run, which makes and keeps a checkpoint at each of these shares of its steps."""
+    return run.model_copy(update={"keep_every": tuple(kept_steps(run.steps, shares))})
 
 
-def kept_steps(run: RunConfig, shares: Sequence[float]) -> list[int]:
-    """The training steps of these shares, rising; the whole is the last step."""
-    unit, parts, _ = _unit(run, shares)
-    return sorted({run.steps if share == 1 else unit * max(1, round(share * parts)) for share in shares})
+def steps_there(there: Sequence[int], steps: int, shares: Sequence[float]) -> list[int]:
+    """Of the checkpoints that are there, those of these shares; earlier versions kept some up to a hundredth off."""
+    found = set()
+    for wanted in kept_steps(steps, shares):
+        off, step = min((abs(step - wanted), step) for step in there) if there else (steps, 0)
+        if off <= steps / 100:
+            found.add(step)
+    return sorted(found)
 
 
 def check_milestones(comparison: Comparison, metrics: Sequence[Metric], extractor: FeatureExtractor) -> None:
@@ -105,8 +104,7 @@ def draw_milestones(
     device: torch.device,
 ) -> list[Milestone]:
     """Of a trained run, at those shares whose checkpoint is there: a run that had ended before has its last only."""
-    there = set(checkpoint_steps(folder / "checkpoints"))
-    steps = [step for step in kept_steps(recipe.run, comparison.milestones) if step in there]
+    steps = steps_there(checkpoint_steps(folder / "checkpoints"), recipe.run.steps, comparison.milestones)
     sums, model, found = spent(folder / METRICS), load(folder, device), []
     for step in steps:
         read_average(folder / "checkpoints", model.pipeline.transformer, step=step)

@@ -8,7 +8,7 @@ once it is whole.
 import re
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,11 @@ warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 PART = re.compile(r"\.step-\d{8,18}\.part")
 
 
+def is_kept(step: int, keep_every: int | Sequence[int]) -> bool:
+    """Whether the checkpoint of a step is made and kept for good: at multiples of a number, or at each of several."""
+    return step in keep_every if isinstance(keep_every, Sequence) else keep_every > 0 and step % keep_every == 0
+
+
 class Checkpoints:
     """Those of one run.
 
@@ -55,7 +60,7 @@ class Checkpoints:
         ranks: the processes that save and load together.
         keep: how many of the newest to keep; None keeps all. The newest whose manifest does not say `diverged` is kept
             whatever it is.
-        keep_every: checkpoints at multiples of this step are kept for good; 0 keeps none.
+        keep_every: which are kept for good, as `is_kept` says.
         recipe: kept in every manifest.
         what: they are called in messages.
     """
@@ -65,7 +70,7 @@ class Checkpoints:
         folder: Path,
         ranks: Ranks,
         keep: int | None = 2,
-        keep_every: int = 0,
+        keep_every: int | Sequence[int] = 0,
         recipe: Section | None = None,
         what: str = "checkpoint",
     ) -> None:
@@ -160,7 +165,7 @@ class Checkpoints:
         part.replace(step_folder(self.folder, step))
         if self.keep is None:
             return
-        kept = [old for old in self.steps() if not (self.keep_every and old % self.keep_every == 0)]
+        kept = [old for old in self.steps() if not is_kept(old, self.keep_every)]
         newest_good = next((old for old, found in readable_manifests(self.folder) if not found.get("diverged")), None)
         for old in set(kept[: -self.keep]) - {newest_good}:
             shutil.rmtree(step_folder(self.folder, old))

@@ -174,8 +174,8 @@ class RunConfig(Section):
     sample_every: OptionalCount = 1000
     # Number of the newest checkpoints that are kept.
     keep: Count = 2
-    # Checkpoints at multiples of this step are kept for good (0: none).
-    keep_every: OptionalCount = 0
+    # Checkpoints at multiples of this step, or at each of several, are made and kept for good (0: none).
+    keep_every: OptionalCount | tuple[Count, ...] = 0
     # Precision of the blocks' computations; auto is bfloat16 where the device has units for it.
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     # Compile the blocks of the network with torch.compile.

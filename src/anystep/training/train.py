@@ -37,7 +37,7 @@ from anystep.training.assemble import (
 )
 from anystep.training.batch_samplers import count_micro_batches, make_batch_sampler
 from anystep.training.checkpoint_files import recorded
-from anystep.training.checkpoints import Checkpoints
+from anystep.training.checkpoints import Checkpoints, is_kept
 from anystep.training.config import Recipe
 from anystep.training.ema import ExponentialAverages
 from anystep.training.guard import Guard, check_finite, diverged, listed
@@ -185,7 +185,7 @@ class Trainer:
 
                 # --- log ----------------------------------------------------------------------------------------------
                 last = step == config.steps or (ranks.count == 1 and bool(interrupted))
-                saving, shown = last or step % config.checkpoint_every == 0, last or step % config.log_every == 0
+                saving, shown = last or self.saves(step), last or step % config.log_every == 0
                 binned = step == config.steps or step % config.log_every == 0  # not where somebody happened to stop it
                 logging = shown or saving or self.metrics.full
                 if logging:
@@ -283,6 +283,11 @@ class Trainer:
             self.record = record
         progress.update(step, {name: self.record[name] for name in SHOWN if name in self.record} if shown else None)
 
+    def saves(self, step: int) -> bool:
+        """Whether a checkpoint is due after a step."""
+        config = self.recipe.run
+        return step % config.checkpoint_every == 0 or is_kept(step, config.keep_every)
+
     def save(self, step: int, last: bool) -> None:
         """Write what is due after a step: a checkpoint, a snapshot of averages, a grid of samples.
 
@@ -290,7 +295,7 @@ class Trainer:
             InputError: weights that are not finite, which are never saved.
         """
         config, ranks, averages = self.recipe.run, self.ranks, self.averages
-        saving, due = last or step % config.checkpoint_every == 0, self.powers.due(step)
+        saving, due = last or self.saves(step), self.powers.due(step)
         if saving or due:
             check_finite([self.network, *averages], ranks, step, self.rate)
         if due:

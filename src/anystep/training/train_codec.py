@@ -19,7 +19,7 @@ from anystep.data.sources import ConcatSource
 from anystep.errors import InputError
 from anystep.publishing import publishing
 from anystep.training.batch_samplers import mixed_indices
-from anystep.training.checkpoints import Checkpoints
+from anystep.training.checkpoints import Checkpoints, is_kept
 from anystep.training.config import CodecRecipe, GuardConfig
 from anystep.training.guard import Guard, check_finite, diverged
 from anystep.training.optimizers import learning_rate, unfinished_warmup
@@ -210,7 +210,7 @@ def _train(
 
             # --- save -------------------------------------------------------------------------------------------------
             state.reach(step, finite=bool(loss.isfinite()))
-            if step % config.checkpoint_every == 0 or last:
+            if step % config.checkpoint_every == 0 or is_kept(step, config.keep_every) or last:
                 check_finite([autoencoder], run.ranks, step, rate)
                 checkpoints.save(step, tensors.state_dict(), asdict(state))
             if last:
