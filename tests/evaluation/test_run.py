@@ -17,7 +17,7 @@ from anystep.cli import main
 from anystep.evaluation import collect as collecting
 from anystep.evaluation.run import Request, evaluate_models
 from anystep.files import claimed
-from anystep.pipelines.load import load
+from anystep.pipelines.load import Model, load
 from anystep.sampling import StepPlan
 
 SMALL = ["--steps", "1", "2", "--samples", "60", "--metrics", "kernel_distance", "precision"]
@@ -344,3 +344,25 @@ def test_whatever_a_request_takes_can_be_written_down(
     assert report["settings"]["plan"] == expected
     (dry,) = evaluate_models(Request(out=tmp_path, plan=plan, dry_run=True, **asked))["dry_run"]
     assert dry["plan"] == expected
+
+
+def test_images_of_another_precision_are_drawn_again(
+    tiny_classes: Path, classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where all weights are numbers that both can say, so that their digests are the same."""
+    exact, draw, drawn = load(tiny_classes, "cpu"), Model.draw, list[tuple[int, torch.dtype]]()
+    with torch.no_grad():
+        for weight in exact.pipeline.transformer.parameters():
+            weight.copy_(weight.bfloat16())
+    exact.pipeline.save_pretrained(tmp_path / "exact")
+
+    def drawing(model: Model, prompts: list[int], *arguments: Any, **options: Any) -> Any:
+        drawn.append((len(prompts), model.dtype))
+        return draw(model, prompts, *arguments, **options)
+
+    monkeypatch.setattr(Model, "draw", drawing)
+    asked: dict[str, Any] = {"images": [], "steps": [1], "metrics": ["kernel_distance"], "data": f"classes:{classes}"}
+    for dtype in (torch.float32, torch.bfloat16):
+        model = load(tmp_path / "exact", "cpu", dtype)
+        evaluate_models(Request(out=tmp_path / "out", model=[model], samples=50, extractor=Doubled(), **asked))
+        assert (50, dtype) in drawn
