@@ -1,5 +1,6 @@
 """The real images of a report, and those that something is chosen by."""
 
+import errno
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -164,3 +165,12 @@ def test_a_command_refuses_classes_that_the_model_has_not(
     assert f"model '{tiny_classes}' draws other classes than the data has" in capsys.readouterr().err
     (tmp_path / "data" / "wasp").rename(tmp_path / "data" / "bee")
     assert main(words) == 0
+
+
+def test_a_fault_of_the_machine_passes_nothing_over() -> None:
+    class Behind(Pictures):
+        def __getitem__(self, index: int) -> Example:
+            raise BrokenExample("0.png: Input/output error") from OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(InputError, match="no fault of the example: run the same command again"):
+        Reference.draw(Behind(40), 2, 9, 0)

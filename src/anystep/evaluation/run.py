@@ -112,7 +112,7 @@ def _prepare(request: Request) -> _Prepared:
     names = [each if isinstance(each, str) else each.name for each in request.model]
     for name in names:
         if names.count(name) > 1 or name in {folder.model for folder in listed}:
-            raise InputError(f"model {name!r} was given twice, and a report has one of a name: rename one, or leave it")
+            raise InputError(f"model {name!r} was given twice, a report has one of a name: leave it out or rename it")
     folders, notes = list_folders(listed, request.samples)
     if folders and (request.clip_score or request.alignment not in (None, "none")):
         raise InputError("--images have no captions: --clip-score and --alignment serve models only")
