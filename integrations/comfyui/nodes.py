@@ -161,7 +161,9 @@ def conditions(model: Any, positive: Any, negative: Any) -> dict[str, Any]:
         (states, more), *others = conditioning
         if others:
             raise ValueError(f"{name}: {len(conditioning)} conditions were combined, and a transition model reads one")
-        empty = torch.equal(states.cpu(), model.conditioner.null(1)[0].cpu())  # marks of ours would be copied to others
+        # marks of ours would be copied to what other nodes make of it
+        null = model.conditioner.null(1)[0].cpu()
+        empty = states.shape[1:] == null.shape[1:] and bool((states.cpu() == null).all())
         if empty and name == "negative_prompt":
             continue
         if empty and classes:

@@ -19,7 +19,7 @@ from anystep.data.npy import to_npy
 from anystep.errors import InputError
 from anystep.evaluation.evaluate import generate_images
 from anystep.evaluation.settings import GenerationSettings
-from anystep.files import make_folder, read_json, read_text, replacing, write_json
+from anystep.files import make_folder, read_json, replacing, write_json
 from anystep.pipelines.load import Model
 from anystep.ranks import Ranks
 from anystep.seeds import generator_of
@@ -45,9 +45,14 @@ def read_points(report: Path) -> dict[int, dict[str, Any]]:
 
 def read_seconds(path: Path) -> float | None:
     """What drawing took; None where an earlier version has not kept it, or it is damaged, which costs a clock only."""
-    with suppress(ValueError):  # an InputError is one
-        return float(read_text(path))
+    with suppress(InputError, KeyError, TypeError, ValueError):
+        return float(read_json(path)["seconds"])
     return None
+
+
+def write_seconds(path: Path, seconds: float | None) -> None:
+    """None where nobody knows any more."""
+    write_json(path, {"seconds": seconds})
 
 
 def is_whole(archive: Path, count: int, side: int) -> bool:
@@ -100,13 +105,13 @@ def sample_imagenet(
             if not _is_whole_chunk(paths[number], (len(rows), side, side, 3)):
                 begin = time.perf_counter()
                 images, _ = generate_images(model, labels, rows, steps, settings)
-                write_json(paths[number].with_suffix(".json"), time.perf_counter() - begin)
+                write_seconds(paths[number].with_suffix(".json"), time.perf_counter() - begin)
                 with replacing(paths[number], durable=True) as part:
                     part.write_bytes(to_npy(images.permute(0, 2, 3, 1).numpy()))  # numpy's own loses a Ctrl-C
             on_images(len(rows))
 
     def finish() -> None:
-        write_json(folder / SECONDS, sum(read_seconds(path.with_suffix(".json")) or 0.0 for path in paths))
+        write_seconds(folder / SECONDS, sum(read_seconds(path.with_suffix(".json")) or 0.0 for path in paths))
         join(paths, labels, (side, side), target)
         shutil.rmtree(chunks)
 

@@ -337,13 +337,18 @@ def run_imagenet(request: BenchmarkRequest, samples: int, classes: Literal["bala
             path = imagenet.sample_imagenet(
                 model, folder, labels, count, request, ranks, partial(advance, count, samples)
             )
+            seconds = imagenet.read_seconds(folder / imagenet.SECONDS)
+            if seconds is None:  # not kept by an earlier version, or damaged
+                seconds = earlier.get(count, {}).get("seconds")
+                if ranks.is_main:
+                    imagenet.write_seconds(folder / imagenet.SECONDS, seconds)
             point = {
                 "steps": count,
                 "nfe": model.nfe(count, request.guidance, request.plan),
-                "seconds": imagenet.read_seconds(folder / imagenet.SECONDS),
+                "seconds": seconds,
                 "file": str(path.relative_to(request.out)),
             }
-            points.append(point if point["seconds"] is not None else earlier.get(count, point))
+            points.append(point)
         if ranks.is_main:
             report = {
                 "benchmark": "ImageNet", "model": model.name, "samples": samples, "classes": classes,
