@@ -8,6 +8,7 @@ from helpers import write_recipe
 from anystep.errors import InputError
 from anystep.training.config import Recipe
 from anystep.training.objective_config import ObjectiveConfig
+from anystep.training.recipe_fields import recipe_fields
 from anystep.training.recipe_files import dump, load_recipe
 
 EMOJI = Path(__file__).parent.parent.parent / "configs" / "emoji.yaml"
@@ -44,6 +45,22 @@ def test_a_recipe_says_only_what_it_changes_of_its_base(tmp_path: Path) -> None:
     assert (recipe.data, recipe.optimizer, recipe.ema_decay) == (emoji.data, emoji.optimizer, emoji.ema_decay)
     small = load_recipe(path, Recipe, debug=True)
     assert (small.run.steps, small.model.preset) == (3, "t2i-test")  # sections of both `debug`
+
+
+@pytest.mark.parametrize("place", ["command line", "file"])
+def test_a_mapping_of_sources_replaces_that_of_the_recipe_and_options_are_merged(tmp_path: Path, place: str) -> None:
+    (tmp_path / "near.yaml").write_text(
+        "base: emoji-native\ndata: {source: {my/pictures: 1}}\nmodel: {options: {depth: 3}}\n"
+    )
+    words = ["--data.source", "{my/pictures: 1}", "--model.options.depth", "3"]
+    given = (EMOJI.parent / "emoji-native.yaml", words) if place == "command line" else (tmp_path / "near.yaml", [])
+    recipe, native = load_recipe(given[0], Recipe, given[1]), load_recipe(EMOJI.parent / "emoji-native.yaml", Recipe)
+    assert recipe.data.source == {"my/pictures": 1}
+    assert recipe.data.native and recipe.data.size == native.data.size
+    assert recipe.model.options == {**native.model.options, "depth": 3}
+    said = {field.name: field.default for field in recipe_fields("anystep.training.config", "Recipe", given[0])}
+    if place == "file":
+        assert said["data.source"] == '{"my/pictures": 1}'
 
 
 @pytest.mark.parametrize(

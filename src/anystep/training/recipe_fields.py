@@ -16,7 +16,7 @@ from typing import Any, get_args
 
 from anystep import bounds
 from anystep.training.old_names import current_recipe
-from anystep.training.recipes import recipe_chain
+from anystep.training.recipes import ONE_VALUE, recipe_chain
 
 PACKAGE = Path(__file__).parent.parent
 PLAIN = {
@@ -158,14 +158,15 @@ def _default(source: _Source, field: ast.AnnAssign, name: str, given: Given) -> 
 
 
 def _given(given: Given, name: str) -> Any:
-    """What recipes say of a value, the last of them before the others; mappings are merged."""
+    """What recipes say of a value, the last of them before the others; mappings are merged as `recipe_files.merged` does."""
     found: Any = ABSENT
+    one_value = name.split(".")[-1] in ONE_VALUE
     for content in given:
         value: Any = content
         for part in name.split("."):
             value = value.get(part, ABSENT) if isinstance(value, Mapping) else ABSENT
         if value is not ABSENT:
-            both = isinstance(value, Mapping) and isinstance(found, Mapping)
+            both = not one_value and isinstance(value, Mapping) and isinstance(found, Mapping)
             found = {**found, **value} if both else value
     return found
 

@@ -13,7 +13,7 @@ from anystep.objective.presets import OBJECTIVES
 from anystep.plain_yaml import dump_yaml, parse_yaml
 from anystep.training.objective_config import SET_BY_KINDS, ObjectiveConfig
 from anystep.training.old_names import current_recipe
-from anystep.training.recipes import recipe_chain
+from anystep.training.recipes import ONE_VALUE, recipe_chain
 from anystep.training.section import Section, explain
 
 R = TypeVar("R", bound=Section)
@@ -55,7 +55,10 @@ def set_path(key: str, value: Any) -> dict[str, Any]:
 
 
 def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`base` with the entries of `over`, section by section; another kind of objective sets its own values."""
+    """`base` with the entries of `over`, section by section; another kind of objective sets its own values.
+
+    Of `ONE_VALUE` the whole mapping is taken from `over`.
+    """
     base, over = current_recipe(base), current_recipe(over)
     both = dict(base)
     kind = base.get("kind")
@@ -64,7 +67,7 @@ def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         filled = ObjectiveConfig.model_validate({"kind": kind}).model_dump(mode="json")
         both = {key: value for key, value in base.items() if key not in SET_BY_KINDS or value != filled[key]}
     for key, value in over.items():
-        nested = isinstance(value, dict) and isinstance(both.get(key), dict)
+        nested = key not in ONE_VALUE and isinstance(value, dict) and isinstance(both.get(key), dict)
         both[key] = merged(both[key], value) if nested else value
     return both
 

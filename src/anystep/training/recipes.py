@@ -7,6 +7,7 @@ from anystep.bounds import did_you_mean, shown
 from anystep.errors import InputError
 
 FOLDER = Path(__file__).parent.parent / "recipes"
+ONE_VALUE = {"source"}  # keys whose mapping is one value, which replaces another: sections and options are merged
 
 
 def recipe_names() -> list[str]:
