@@ -17,8 +17,8 @@ MODELS = {  # what stands here for the models of others
     "Efficient-Large-Model/Sana_1600M_1024px_diffusers": "sana",
     "tim-t2i": "builtin",
 }
-SMALL = "--run.steps 1 --run.threads 1 --run.batch_size 2 --run.sample_every 0 --data.limit 2".split()
-SMALL_PIPELINE = "--data.size 32 --lora.rank 2".split()
+SMALL = ["--run.steps=1", "--run.threads=1", "--run.batch_size=2", "--run.sample_every=0", "--data.limit=2"]
+SMALL_PIPELINE = ["--data.size=32", "--lora.rank=2"]
 
 
 def commands() -> list[list[str]]:

@@ -56,7 +56,7 @@ def test_a_mapping_of_sources_replaces_that_of_the_recipe_and_options_are_merged
     given = (EMOJI.parent / "emoji-native.yaml", words) if place == "command line" else (tmp_path / "near.yaml", [])
     recipe, native = load_recipe(given[0], Recipe, given[1]), load_recipe(EMOJI.parent / "emoji-native.yaml", Recipe)
     assert recipe.data.source == {"my/pictures": 1}
-    assert recipe.data.native and recipe.data.size == native.data.size
+    assert (recipe.data.native, recipe.data.size) == (True, native.data.size)
     assert recipe.model.options == {**native.model.options, "depth": 3}
     said = {field.name: field.default for field in recipe_fields("anystep.training.config", "Recipe", given[0])}
     if place == "file":

@@ -1,6 +1,8 @@
 """The recipes of the package: found by name, every one parses, and its laptop size trains."""
 
 import json
+import re
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from anystep.training.config import CodecRecipe, Recipe
 from anystep.training.recipe_files import load_recipe
 from anystep.training.recipes import FOLDER, command_of, find_recipe, recipe_names
 
+LEARNED_WITH = ("max_time_frequency", "position_embed", "caption_pool")  # weights mean nothing without
 CONFIGS = sorted(FOLDER.glob("*.yaml"))
 
 
@@ -61,6 +64,16 @@ def test_published_recipes_train_on_the_latents_of_the_released_models() -> None
     assert {load_recipe(find_recipe(name, "train"), Recipe).model.codec for name in names} == {DC_AE}
 
 
+def test_recipes_that_go_on_from_the_built_in_model_have_the_options_of_its_network() -> None:
+    network = json.loads((files("anystep") / "weights/builtin/transformer/config.json").read_text("utf-8"))
+    said = re.compile(r"model\.weights builtin|weights: builtin")
+    names = [path.stem for path in CONFIGS if said.search(path.read_text("utf-8"))]
+    assert {"emoji-native", "scenes", "scenes-native", "lora"} <= set(names)
+    for name in {*names, "emoji-guided"} - {"lora"}:  # an adapter has no network of its own
+        options = load_recipe(find_recipe(name), Recipe).model.options
+        assert {key: options.get(key) for key in LEARNED_WITH} == {key: network[key] for key in LEARNED_WITH}, name
+
+
 def test_a_file_comes_before_a_name_and_a_folder_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "emoji").mkdir()
@@ -96,6 +109,6 @@ def test_recipes_lists_every_recipe_with_its_first_line_and_show_prints_one(caps
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(recipe_names()) + 1
     assert any(line.startswith("anystep compare fashion-mnist ") and "Every objective" in line for line in lines)
-    assert any(line.startswith("anystep train emoji ") and "built-in text-to-image model" in line for line in lines)
+    assert any(line.startswith("anystep train emoji ") and "built-in model's first edition" in line for line in lines)
     assert main(["recipes", "show", "emoji"]) == 0
     assert capsys.readouterr().out == (FOLDER / "emoji.yaml").read_text()

@@ -176,7 +176,8 @@ class RunConfig(Section):
     keep: Count = 2
     # Checkpoints at multiples of this step, or at each of several, are made and kept for good (0: none).
     keep_every: OptionalCount | tuple[Count, ...] = 0
-    # Precision of the blocks' computations; auto is bfloat16 where the device has units for it.
+    # Precision of the blocks' computations; auto is bfloat16 on GPUs with units for it, else float32; on a CPU that has
+    # them, ask for bfloat16.
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     # Compile the blocks of the network with torch.compile.
     compile: bool = False

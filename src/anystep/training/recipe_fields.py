@@ -158,7 +158,7 @@ def _default(source: _Source, field: ast.AnnAssign, name: str, given: Given) -> 
 
 
 def _given(given: Given, name: str) -> Any:
-    """What recipes say of a value, the last of them before the others; mappings are merged as `recipe_files.merged` does."""
+    """What recipes say of a value, the last before the others; mappings are merged as in `recipe_files.merged`."""
     found: Any = ABSENT
     one_value = name.split(".")[-1] in ONE_VALUE
     for content in given:
