@@ -214,8 +214,10 @@ def test_what_is_no_extractor_is_one_line(tmp_path: Path) -> None:
         path.write_bytes(b"not a network")
         with pytest.raises(InputError, match=f"bad.{suffix}: not a"):
             load_extractor(str(path), allow_code=True)
-        with pytest.raises(InputError, match="no such file"):
+        with pytest.raises(InputError, match=r"no such file$"):
             load_extractor(str(tmp_path / f"none.{suffix}"))
+    with pytest.raises(InputError, match=r"no such file; `anystep train-classifier .* --out runs/none.safetensors`"):
+        load_extractor("runs/none.safetensors")
     with pytest.raises(InputError, match="unknown feature extractor 'vgg'"):
         load_extractor("vgg")
 

@@ -214,7 +214,9 @@ def load_extractor(
             ".pt file"
         )
     if not path.is_file():
-        raise InputError(f"feature extractor {spec!r}: no such file")
+        makes = f"; `anystep train-classifier idx:FOLDER --out {spec}` trains one on labelled images"
+        hint = makes if path.suffix == ".safetensors" else ""
+        raise InputError(f"feature extractor {spec!r}: no such file{hint}")
     if path.stem in (FIDInception.name, EfficientNetLite0.name):
         raise InputError(f"feature extractor {spec!r}: {path.stem} is the name of another; rename the file")
     if path.suffix == ".onnx":
