@@ -8,10 +8,13 @@ import sys
 import tomllib
 import venv
 import zipfile
+from importlib import import_module
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+
+import anystep
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -20,6 +23,13 @@ ASKED_FOR_BY_NAME = {"wandb", "trackio", "pillow_heif"}  # what uses them says w
 
 def names(requirements: list[str]) -> set[str]:
     return {re.split(r"[^\w.-]", each)[0].lower().replace("_", "-") for each in requirements}
+
+
+def test_the_reference_has_every_name_of_the_package() -> None:
+    pages = re.findall(r"^::: (\S+)$", (ROOT / "docs" / "reference.md").read_text("utf-8"), re.MULTILINE)
+    assert {vars(anystep)["_WHERE"][name] for name in anystep.__all__ if name != "__version__"} <= set(pages)
+    for page in pages:
+        assert import_module(page).__doc__, page
 
 
 def test_everything_imported_is_declared() -> None:

@@ -284,6 +284,7 @@ def adapt(pipeline: Any, file: str | Path, guidance: float = 1.0) -> Any:
     weighed, merged and unloaded beside it. Offload after this, not before.
 
     Args:
+        pipeline: the loaded pipeline, which is changed.
         file: of the flow map, its folder, or its training run.
         guidance: the scale that a network which learned to be given one is given.
 
