@@ -47,7 +47,9 @@ def test_bad_usage_is_one_line(capsys: pytest.CaptureFixture[str], arguments: li
 def test_a_near_miss_is_told_what_was_meant(
     capsys: pytest.CaptureFixture[str], arguments: list[str], meant: str
 ) -> None:
-    assert f"did you mean {meant}?" in refused(capsys, *arguments)
+    told = refused(capsys, *arguments)
+    assert f"did you mean {meant}?" in told
+    assert told.count("did you mean") == 1
 
 
 def test_what_other_programs_call_an_option_is_one_that_some_command_has() -> None:

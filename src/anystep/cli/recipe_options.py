@@ -83,5 +83,7 @@ def read_recipe(options: argparse.Namespace, kind: Any) -> Any:
         return load_recipe(find_recipe(options.recipe, options.command), kind, overrides, options.debug)
     except InputError as error:  # perhaps what was taken for an override was meant to be an option
         told, hint = str(error), options.did_you_mean(options.overrides)
-        said = re.search(r"did you mean (\w+)\?", told)
-        raise InputError(told if said and hint.endswith(f".{said[1]}?") else told + hint) from None
+        said = re.search(r", did you mean (\w+)\?", told)
+        if hint and said:  # one hint: that of the options knows names of other programs too
+            told, hint = (told, "") if hint.endswith(f".{said[1]}?") else (told.replace(said[0], ""), hint)
+        raise InputError(told + hint) from None
