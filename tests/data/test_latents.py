@@ -56,6 +56,23 @@ def test_sets_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
         LatentSet([one, two])
 
 
+class Named(Colours):
+    """Colours whose classes have other names."""
+
+    def __init__(self, *names: str) -> None:
+        self.class_names = [*names]
+
+
+def test_classes_of_one_name_are_one_class_in_a_mixture_of_sets(tmp_path: Path) -> None:
+    sets = [prepare(Named(*names), tmp_path / names[0], encoders()) for names in (("red", "green"), ("green", "grey"))]
+    data = LatentSet(sets)
+    assert data.class_names == ["red", "green", "grey"]
+    names = [each.class_names[each[number].label] for each in sets for number in range(len(each))]
+    assert [data.class_names[one.label] for one in data.read(range(len(data)))] == names
+    assert [data.class_names[label] for labels in data.labels for label in labels] == names
+    assert set(names) == {"red", "green", "grey"}
+
+
 def remade(folder: Path, change: Callable[[dict[str, Any], dict[str, bytes]], None]) -> LatentShards:
     """A prepared folder whose second record is another, with an index that fits."""
     prepare(Colours(), folder, encoders(text=lambda captions: [torch.ones(2, 3) for _ in captions]), shard_size=3)

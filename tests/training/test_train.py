@@ -305,13 +305,15 @@ def test_sources_are_mixed_and_a_run_begins_with_the_weights_of_another(
         train(Recipe.model_validate(config), tmp_path / "third")
 
 
-def test_sources_without_captions_are_not_mixed(captioned_folder: Path, tiny_codec: Path, tmp_path: Path) -> None:
+def test_of_a_captioned_source_and_one_of_classes_the_samples_without_captions_are_named(
+    captioned_folder: Path, tiny_codec: Path, tmp_path: Path
+) -> None:
     for name in ("cats", "dogs"):
         (tmp_path / "classes" / name).mkdir(parents=True)
         (tmp_path / "classes" / name / "a.png").write_bytes((captioned_folder / "03.png").read_bytes())
     config = recipe(captioned_folder, tiny_codec).model_dump(mode="json")
     config["data"] |= {"source": {str(captioned_folder): 1, f"classes:{tmp_path / 'classes'}": 1}}
-    with pytest.raises(InputError, match="sources without captions cannot be mixed"):
+    with pytest.raises(InputError, match=r"is for captions, but 2 of \d+ samples have none"):
         train(Recipe.model_validate(config), tmp_path / "run")
 
 

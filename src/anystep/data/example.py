@@ -55,6 +55,18 @@ class Traceable(Protocol):
         """What changes only when the example has changed; it may read the image."""
 
 
+def merged_classes(lists: Sequence[Sequence[str]]) -> tuple[list[str], list[list[int]]]:
+    """The classes of several sources, where one name is one class, and the number there of each class of each source.
+
+    Equal lists stay as they are, even with two classes of one name.
+    """
+    first, *others = [list(names) for names in lists]
+    if all(each == first for each in others):
+        return first, [list(range(len(first))) for _ in lists]
+    merged = {name: number for number, name in enumerate(dict.fromkeys(sum(others, first)))}
+    return list(merged), [[merged[name] for name in names] for names in lists]
+
+
 MAX_CLASSES = 100_000  # a label above is a mistake: ImageNet-21k has 21,841
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from anystep.data.captions import checked_captions
-from anystep.data.example import BrokenExample, digest_of
+from anystep.data.example import BrokenExample, digest_of, merged_classes
 from anystep.data.manifest import Manifest
 from anystep.data.npy import from_npy
 from anystep.data.shards import PREPARE_AGAIN, Shards
@@ -185,7 +185,7 @@ class LatentSet:
     """Several prepared folders end to end.
 
     Args:
-        sets: of one shape, unless `native`. Several must all have captions: their labels would mean different things.
+        sets: of one shape, unless `native`. Classes of one name are one class.
         broken_limit: the share of examples that may turn out unreadable.
         native: whether examples may differ in shape.
 
@@ -193,7 +193,8 @@ class LatentSet:
         sizes: examples of each.
         channels: of a latent.
         shape: of the largest latent.
-        labels, grids: those of each set.
+        class_names: of the labels.
+        labels, grids: those of each set, with the numbers that `class_names` has.
         captioned: how many examples have a caption.
         left_out: why examples were left out when the sets were made.
         broken: why each example that was met could not be read.
@@ -211,16 +212,15 @@ class LatentSet:
             raise InputError(
                 f"latents of {len(shapes)} shapes, {min(shapes)} to {max(shapes)}: set data.native, or prepare squares"
             )
-        if len(sets) > 1 and not all(each.stats.captioned for each in sets):
-            raise InputError("sources without captions cannot be mixed: the labels of one are not those of another")
         self.sets, self.broken_limit = list(sets), broken_limit
         self.channels = depths.pop()
         self.shape = (self.channels, *max(shapes, key=lambda shape: shape[0] * shape[1]))
         self.sizes = [len(each) for each in sets]
-        names = sorted({name for each in sets for name in each.class_names})
-        self.class_names = names if len(sets) > 1 else sets[0].class_names
+        self.class_names, numbers = merged_classes([each.class_names for each in sets])
+        self._numbers = [torch.tensor([*each, -1]) for each in numbers]  # of no class is the last, by index -1
         self._ends = list(accumulate(self.sizes))
-        self.labels, self.grids = [each.labels for each in sets], [each.grids for each in sets]
+        self.labels = [numbers[each.labels] for numbers, each in zip(self._numbers, sets, strict=True)]
+        self.grids = [each.grids for each in sets]
         self.captioned = sum(each.stats.captioned for each in sets)
         self.left_out = [reason for each in sets for reason in each.stats.broken]
         self.broken: dict[int, str] = {}
@@ -256,7 +256,8 @@ class LatentSet:
             tried += 1
             if index not in self.broken:
                 try:
-                    return self.sets[place][index - first]
+                    found = self.sets[place][index - first]
+                    return replace(found, label=int(self._numbers[place][found.label]))
                 except BrokenExample as error:
                     self.broken[index] = str(error)
         last = next(reversed(self.broken.values()))

@@ -11,7 +11,7 @@ from torch.utils.data import ConcatDataset, Subset
 
 from anystep.bounds import did_you_mean
 from anystep.data.art import ArtSource
-from anystep.data.example import Example, Source, Traceable, passed_over
+from anystep.data.example import Example, Source, Traceable, merged_classes, passed_over
 from anystep.data.folders import ClassFolderSource, ImageFolderSource
 from anystep.data.idx import IdxSource
 from anystep.data.parquet import ParquetSource
@@ -48,29 +48,27 @@ class ConcatSource(ConcatDataset[Example]):
 
     def __init__(self, sources: Sequence[Source]) -> None:
         super().__init__(sources)  # type: ignore[arg-type]
-        first, *others = [list(source.class_names) for source in sources]
-        # one list alone stays as it is, even with two classes of one name
-        self.class_names = first if all(each == first for each in others) else list(dict.fromkeys(sum(others, first)))
+        self.class_names, self._numbers = merged_classes([source.class_names for source in sources])
 
     def __getitem__(self, index: int) -> Example:
-        source, index = self._source_of(index)
-        example: Example = source[index]
-        if example.label is None or list(source.class_names) == self.class_names:
-            return example
-        return replace(example, label=self.class_names.index(source.class_names[example.label]))
+        place, index = self._place_of(index)
+        example: Example = self.datasets[place][index]
+        return example if example.label is None else replace(example, label=self._numbers[place][example.label])
 
     def stamp(self, index: int) -> str:
-        source, index = self._source_of(index)
+        place, index = self._place_of(index)
+        source = self.datasets[place]
         return source.stamp(index) if isinstance(source, Traceable) else ""
 
     def digest(self, index: int) -> str:
-        source, index = self._source_of(index)
+        place, index = self._place_of(index)
+        source = self.datasets[place]
         return source.digest(index) if isinstance(source, Traceable) else ""
 
-    def _source_of(self, index: int) -> tuple[Any, int]:
-        """The source that an example is of, and its place there."""
+    def _place_of(self, index: int) -> tuple[int, int]:
+        """Which source an example is of, and its number there."""
         place = bisect_right(self.cumulative_sizes, index)
-        return self.datasets[place], index - (self.cumulative_sizes[place - 1] if place else 0)
+        return place, index - (self.cumulative_sizes[place - 1] if place else 0)
 
 
 class SubsetSource(Subset[Example]):
