@@ -217,7 +217,7 @@ class LatentSet:
         self.shape = (self.channels, *max(shapes, key=lambda shape: shape[0] * shape[1]))
         self.sizes = [len(each) for each in sets]
         self.class_names, numbers = merged_classes([each.class_names for each in sets])
-        self._numbers = [torch.tensor([*each, -1]) for each in numbers]  # of no class is the last, by index -1
+        self._numbers = [torch.tensor([*each, -1]) for each in numbers]  # label -1, no class, reads the last
         self._ends = list(accumulate(self.sizes))
         self.labels = [numbers[each.labels] for numbers, each in zip(self._numbers, sets, strict=True)]
         self.grids = [each.grids for each in sets]
