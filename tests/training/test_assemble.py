@@ -56,12 +56,14 @@ def test_weights_that_read_a_guidance_scale_begin_a_network_that_does_not_as_the
         torch.testing.assert_close(network(x, t, t / 2, condition, mask), expected, atol=1e-5, rtol=1e-5)
         assert (guided(x, t, t / 2, condition, mask, guidance=torch.full((2,), 3.0)) - expected).abs().max() > 1e-3
     more = build_transformer(
-        "t2i-test", sample_size=4, text_width=384, guidance_embed=True, position_embed=True, caption_pool=True
+        "t2i-test", sample_size=4, text_width=384, guidance_embed=True, position_embed=True, caption_pool=True, depth=4
     )
     load_weights(more, str(tmp_path))  # what it has beside the other is silent before it is trained
     with torch.no_grad():
         assert torch.equal(more(x, t, t / 2, condition, mask, guidance=torch.ones(2)), expected)
     assert "max_time_frequency" not in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"another architecture, its tensors differ in blocks\.1\."):
+        load_weights(build_transformer("t2i-test", sample_size=4, text_width=384, depth=1), str(tmp_path))
     shared = build_transformer("t2i-test", sample_size=4, text_width=384, interval_condition="t,t-r")
     pipeline = TransitionPipeline.from_pretrained(tmp_path)
     pipeline.transformer.register_to_config(interval_condition="t,t-r")

@@ -207,7 +207,8 @@ BEGUN_AT_ZERO = ("guidance_embedding.", "position_embedding.", "caption_pooling.
 def load_weights(network: TransitionTransformer2DModel, model: str, class_names: Sequence[str] = ()) -> None:
     """Copy the weights of another model's transformer.
 
-    Embeddings of guidance, positions and whole captions that it lacks answer zero at first. Where the network has none
+    Embeddings of guidance, positions and whole captions that it lacks answer zero at first, and blocks beyond its last
+    are the identity. Where the network has none
     of guidance, the other's is taken at its answer for scale 1, so that the network is what the other is without it.
     That classes have other names there than `class_names` is said.
 
@@ -223,7 +224,9 @@ def load_weights(network: TransitionTransformer2DModel, model: str, class_names:
             other.time_embed.linear_2.bias += other.guidance_embedding(torch.zeros(1))[0]
         other.guidance_embedding = None
     own = network.state_dict()
-    state = {**{name: own[name] for name in own if name.startswith(BEGUN_AT_ZERO)}, **other.state_dict()}
+    deeper = [f"blocks.{index}." for index in range(len(other.blocks), len(network.blocks))]
+    lacking = (*BEGUN_AT_ZERO, *deeper)
+    state = {**{name: own[name] for name in own if name.startswith(lacking)}, **other.state_dict()}
     if different := differing_tensors(state, own):
         raise InputError(f"model.weights {model!r} is of another architecture, its tensors differ in {different}")
     if (theirs := other.config.max_time_frequency) != (ours := network.config.max_time_frequency):
