@@ -46,7 +46,7 @@ def numbers() -> Path:
 @pytest.fixture(scope="session")
 def tiny_codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a random AutoencoderDC of factor 4 with latent statistics."""
-    from anystep.training.config import CodecModelConfig, CodecRecipe
+    from anystep.training.codec_config import CodecModelConfig, CodecRecipe
     from anystep.training.train_codec import build_autoencoder
 
     torch.manual_seed(0)

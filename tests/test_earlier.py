@@ -20,7 +20,8 @@ from anystep.compare import Comparison
 from anystep.data.latents import LatentShards
 from anystep.objective.presets import OBJECTIVES
 from anystep.plain_yaml import read_yaml
-from anystep.training.config import CodecRecipe, Recipe
+from anystep.training.codec_config import CodecRecipe
+from anystep.training.config import Recipe
 from anystep.training.old_names import current_recipe
 from anystep.training.recipe_files import load_recipe
 

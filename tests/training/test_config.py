@@ -7,7 +7,8 @@ from helpers import write_recipe
 
 from anystep.errors import InputError
 from anystep.objective.presets import OBJECTIVES
-from anystep.training.config import CodecRecipe, Recipe
+from anystep.training.codec_config import CodecRecipe
+from anystep.training.config import Recipe
 from anystep.training.objective_config import ObjectiveConfig
 from anystep.training.recipe_files import dump, load_recipe
 

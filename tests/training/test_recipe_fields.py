@@ -7,7 +7,8 @@ import pytest
 from pydantic import BaseModel
 
 from anystep.compare import Comparison
-from anystep.training.config import CodecRecipe, Recipe
+from anystep.training.codec_config import CodecRecipe
+from anystep.training.config import Recipe
 from anystep.training.recipe_fields import RecipeField, recipe_fields
 from anystep.training.recipe_files import load_recipe
 from anystep.training.recipes import command_of, find_recipe, recipe_names

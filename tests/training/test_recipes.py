@@ -11,7 +11,8 @@ from anystep.cli import main
 from anystep.compare import Comparison
 from anystep.errors import InputError
 from anystep.models.released import DC_AE
-from anystep.training.config import CodecRecipe, Recipe
+from anystep.training.codec_config import CodecRecipe
+from anystep.training.config import Recipe
 from anystep.training.recipe_files import load_recipe
 from anystep.training.recipes import FOLDER, command_of, find_recipe, recipe_names
 

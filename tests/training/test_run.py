@@ -11,7 +11,8 @@ import torch
 import yaml
 
 from anystep.errors import InputError
-from anystep.training.config import CodecRecipe, OptimizerConfig, Recipe, RunConfig
+from anystep.training.codec_config import CodecRecipe
+from anystep.training.config import OptimizerConfig, Recipe, RunConfig
 from anystep.training.objective_config import ObjectiveConfig
 from anystep.training.run import Run, interruptible, latents_path, schedule_changes, step_generator
 

@@ -17,7 +17,8 @@ from anystep.bounds import check_text, is_within
 from anystep.compare import Comparison
 from anystep.errors import LONGEST, InputError, one_line
 from anystep.models.transformer import TransitionTransformer2DModel
-from anystep.training.config import CodecRecipe, Recipe
+from anystep.training.codec_config import CodecRecipe
+from anystep.training.config import Recipe
 from anystep.training.recipe_files import load_recipe
 from anystep.transport import TRANSPORTS
 

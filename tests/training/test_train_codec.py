@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from anystep.errors import InputError
 from anystep.training import train_codec as codec_module
-from anystep.training.config import CodecRecipe
+from anystep.training.codec_config import CodecRecipe
 from anystep.training.train_codec import train_codec
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # by class, the module that has it, and what is before the sections of a run
 RECIPES = {
     "Recipe": ("anystep.training.config", ""),
-    "CodecRecipe": ("anystep.training.config", ""),
+    "CodecRecipe": ("anystep.training.codec_config", ""),
     "Comparison": ("anystep.compare.experiment", "recipe."),
 }
 

@@ -55,7 +55,7 @@ def dry_run(options: argparse.Namespace, recipe: Any) -> None:
 
 
 def run_codec(options: argparse.Namespace) -> None:
-    from anystep.training.config import CodecRecipe
+    from anystep.training.codec_config import CodecRecipe
 
     recipe = read_recipe(options, CodecRecipe)
     from anystep.training.train_codec import train_codec

@@ -120,27 +120,6 @@ class OptimizerConfig(Section):
     clip: PositiveCoefficient = 1.0
 
 
-class CodecModelConfig(Section):
-    """Sizes of an AutoencoderDC of convolutions alone, so that it can be tiled exactly."""
-
-    # Number of channels of the latents.
-    latent_channels: Width = 32
-    # Number of channels of each stage; every stage after the first halves the resolution.
-    widths: Annotated[tuple[Width, ...], MinLen(1)] = (32, 32, 64, 128)
-    # Number of residual blocks in each stage of the encoder.
-    encoder_depths: tuple[Depth, ...] = (0, 1, 1, 1)
-    # Number of residual blocks in each stage of the decoder.
-    decoder_depths: tuple[Depth, ...] = (0, 1, 2, 2)
-    # Range of the noise added to latents in training, relative to their standard deviation, drawn for each image.
-    noise: tuple[Coefficient, Coefficient] = (0.03, 0.03)
-
-    @model_validator(mode="after")
-    def _alike(self) -> "CodecModelConfig":
-        if not len(self.widths) == len(self.encoder_depths) == len(self.decoder_depths):
-            raise ValueError("codec.widths, encoder_depths and decoder_depths: expected as many of each")
-        return self
-
-
 class RunConfig(Section):
     """Length, batches, device, checkpoints and log of a run.
 
@@ -205,47 +184,6 @@ class GuardConfig(Section):
     spike: PositiveCoefficient = 10.0
     # Number of times that a spike takes the run back to the last checkpoint, to go on with other samples.
     rollbacks: OptionalCount = 0
-
-
-class CodecOptimizerConfig(OptimizerConfig):
-    """Of `anystep train-codec`: other defaults."""
-
-    # Peak learning rate.
-    learning_rate: LearningRate = 3e-3
-    # Learning rate at the end of the cosine decay, as a share of the peak.
-    final: Share = 0.01
-
-
-class CodecRunConfig(RunConfig):
-    """Of `anystep train-codec`: other defaults."""
-
-    # Number of images in a step.
-    batch_size: BatchSize = 16
-    # Not used: training a codec draws no samples.
-    sample_every: OptionalCount = 0
-
-
-class CodecRecipe(Section):
-    """`anystep train-codec`."""
-
-    # Images to train on.
-    data: DataConfig = DataConfig()
-    # Architecture of the autoencoder.
-    codec: CodecModelConfig = CodecModelConfig()
-    # Optimizer and learning-rate schedule.
-    optimizer: CodecOptimizerConfig = CodecOptimizerConfig()
-    # Length of the run, batch size, device, checkpoints and log.
-    run: CodecRunConfig = CodecRunConfig()
-    # Autoencoder to go on from: builtin, a folder or a hub id (null: begin anew).
-    weights: Name | None = None
-    # Autoencoder to go on from with its encoder frozen, so that its latents stay valid (null: train both halves).
-    refine: Name | None = None
-
-    @model_validator(mode="after")
-    def _one_start(self) -> "CodecRecipe":
-        if self.weights is not None and self.refine is not None:
-            raise ValueError("weights and refine both name an autoencoder to go on from: give one of them")
-        return self
 
 
 class TransportConfig(Section):

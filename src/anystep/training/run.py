@@ -35,7 +35,8 @@ from anystep.plain_yaml import read_yaml
 from anystep.ranks import Ranks
 from anystep.seeds import mixed
 from anystep.training.checkpoint_files import checkpoint_steps, recorded
-from anystep.training.config import CodecRecipe, Recipe, RunConfig
+from anystep.training.codec_config import CodecRecipe
+from anystep.training.config import Recipe, RunConfig
 from anystep.training.old_names import current_recipe
 from anystep.training.optimizers import learning_rate
 from anystep.training.recipe_files import dump

@@ -1,9 +1,10 @@
-"""Training a small AutoencoderDC on images: L1 and squared error, no adversary, latents normalised at the end."""
+"""Training a small AutoencoderDC on images, with an adversary or without; latents are normalised at the end."""
 
 import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from anystep.console import say
 from anystep.data.example import BrokenExample, Source
 from anystep.data.images import to_tensor
 from anystep.data.sources import ConcatSource
+from anystep.device import pick_precision
 from anystep.errors import InputError
 from anystep.publishing import publishing
+from anystep.training.adversary import Adversary
 from anystep.training.batch_samplers import mixed_indices
 from anystep.training.checkpoints import Checkpoints, is_kept
-from anystep.training.config import CodecRecipe, GuardConfig
+from anystep.training.codec_config import CodecRecipe
+from anystep.training.config import GuardConfig
 from anystep.training.guard import Guard, check_finite, diverged
 from anystep.training.optimizers import learning_rate, unfinished_warmup
 from anystep.training.run import Progress, Run, interruptible, schedule_changes, set_up_device, step_generator
@@ -107,10 +111,10 @@ def spread_images(source: Source, count: int, broken: dict[int, str]) -> Tensor:
     return load_images(source, torch.linspace(0, len(source) - 1, min(count, len(source))).long().tolist(), broken)
 
 
-def reconstruction_loss(
+def decode_with_noise(
     autoencoder: AutoencoderDC, images: Tensor, noise: tuple[float, float], generator: torch.Generator
 ) -> Tensor:
-    """L1 plus twice the squared error of images decoded from latents with noise.
+    """The images decoded from their latents with noise.
 
     Args:
         noise: range of the noise, relative to the standard deviation of the latents; drawn for each image.
@@ -119,7 +123,12 @@ def reconstruction_loss(
     spread = latents.detach().std((0, 2, 3), keepdim=True)
     added = torch.randn(latents.shape, generator=generator).to(latents)
     level = (low + (high - low) * torch.rand(len(latents), 1, 1, 1, generator=generator)).to(latents)
-    decoded = autoencoder.decode(latents + level * spread * added).sample
+    decoded: Tensor = autoencoder.decode(latents + level * spread * added).sample
+    return decoded.float()
+
+
+def reconstruction_loss(decoded: Tensor, images: Tensor) -> Tensor:
+    """L1 plus twice the squared error."""
     return (decoded - images).abs().mean() + 2 * (decoded - images).square().mean()
 
 
@@ -167,7 +176,12 @@ def _train(
     optimizer = torch.optim.AdamW(
         trained, lr=optimizing.learning_rate, betas=optimizing.betas, weight_decay=optimizing.weight_decay
     )
-    tensors = TrainingTensors(autoencoder, [], [optimizer])
+    adversary = None if recipe.adversary is None else Adversary(recipe.adversary, optimizing.betas, device)
+    learned = () if adversary is None else (adversary.discriminator, [adversary.optimizer])
+    networks = [autoencoder, *learned[:1]]
+    tensors = TrainingTensors(autoencoder, [], [optimizer], *learned)
+    precision = pick_precision(config.precision, device)
+    mixed = partial(torch.autocast, device.type, torch.bfloat16, enabled=precision == torch.bfloat16)
     checkpoints = Checkpoints(run.folder / "checkpoints", run.ranks, config.keep, config.keep_every, recipe)
     state = TrainerState.of(checkpoints.load(tensors))
     start = state.step
@@ -189,16 +203,23 @@ def _train(
             images = load_images(source, chosen, broken)
             mirrored = torch.rand(len(images), generator=generator) < 0.5
             images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images).to(device)
-            loss = reconstruction_loss(autoencoder, images, recipe.codec.noise, generator)
+            with mixed():
+                decoded = decode_with_noise(autoencoder, images, recipe.codec.noise, generator)
+                loss = reconstruction_loss(decoded, images)
+                if adversary is not None:
+                    loss = loss + adversary.loss(decoded, images, step)
             optimizer.zero_grad()
             loss.backward()
             norm = nn.utils.clip_grad_norm_(trained, optimizing.clip).item()
 
             # --- update -----------------------------------------------------------------------------------------------
             if not math.isfinite(norm):
-                check_finite([autoencoder], run.ranks, step, rate)
+                check_finite(networks, run.ranks, step, rate)
             if guard.accepts(step, norm, chosen):
                 optimizer.step()
+                if adversary is not None:
+                    with mixed():
+                        adversary.learn(decoded, images, rate)
 
             # --- log --------------------------------------------------------------------------------------------------
             last, shown = step == config.steps or bool(interrupted), None
@@ -211,7 +232,7 @@ def _train(
             # --- save -------------------------------------------------------------------------------------------------
             state.reach(step, finite=bool(loss.isfinite()))
             if step % config.checkpoint_every == 0 or is_kept(step, config.keep_every) or last:
-                check_finite([autoencoder], run.ranks, step, rate)
+                check_finite(networks, run.ranks, step, rate)
                 checkpoints.save(step, tensors.state_dict(), asdict(state))
             if last:
                 break

@@ -59,7 +59,8 @@ class TrainingTensors:
     """The tensors of a run: network, EMA networks and optimizers, sharded or not, by the names of the plain network.
 
     Args:
-        normaliser, normaliser_optimizers: what the loss has learned of residuals, replicated in every process.
+        normaliser, normaliser_optimizers: what the loss has learned, of residuals or real images, replicated in every
+            process.
     """
 
     def __init__(

@@ -297,7 +297,8 @@ KEPT = ("models", "controls", "better", "runs", "plans", "against", "best_or_lev
 def make_values() -> None:
     """What the recipes say: what is written in them, and all of their objectives."""
     from anystep.compare import Comparison
-    from anystep.training.config import CodecRecipe, Recipe
+    from anystep.training.codec_config import CodecRecipe
+    from anystep.training.config import Recipe
     from anystep.training.recipe_files import load_recipe
 
     values = {}

@@ -37,7 +37,7 @@ def make_model(folder: Path) -> None:
     from anystep.models import build_transformer
     from anystep.pipelines.scheduler import TransitionScheduler
     from anystep.pipelines.transition import TransitionPipeline
-    from anystep.training.config import CodecModelConfig, CodecRecipe
+    from anystep.training.codec_config import CodecModelConfig, CodecRecipe
     from anystep.training.train_codec import build_autoencoder
 
     torch.manual_seed(0)

@@ -28,7 +28,8 @@ def make_recipe(folder: Path) -> None:
 
 def read_recipe(folder: Path, out: Path, rng: random.Random) -> None:
     from anystep.compare import Comparison, variant_recipe
-    from anystep.training.config import CodecRecipe, Recipe
+    from anystep.training.codec_config import CodecRecipe
+    from anystep.training.config import Recipe
     from anystep.training.recipe_files import dump, load_recipe
 
     if rng.random() < 0.6:
