@@ -77,9 +77,10 @@ def resume_run(folder: Path, out: Path, rng: random.Random) -> int:
     return main(["train", str(folder.parent / "r.yaml"), "--out", str(folder), "--run.steps", "3"])
 
 
-EVALUATED = ["--images", "1={images}", "--data", "classes:{images}", "--samples", "60", "--metrics", "kernel_distance"]
-
-
+EVALUATED = [
+    "--images", "1={beside}/images", "--data", "classes:{beside}/images", "--samples", "60",
+    "--metrics", "kernel_distance", "--extractor", "{beside}/extractor.safetensors",
+]  # fmt: skip
 COMPARED = {
     "recipe": {**TINY, "run": {**TINY["run"], "keep": 1}},
     "variants": {"one": {}, "two": {"objective": {"kind": "flow_matching"}}},
@@ -88,7 +89,13 @@ COMPARED = {
 
 
 def make_many(folder: Path) -> Path:
-    """Images of two classes, enough to be measured, beside a folder."""
+    """Images of two classes, enough to be measured, beside a folder, and a small extractor to measure them with."""
+    import torch
+
+    from anystep.evaluation.extractors.classifier import SmallClassifier, save_classifier
+
+    torch.manual_seed(0)
+    save_classifier(SmallClassifier(2), folder.parent / "extractor.safetensors")
     images = folder.parent / "images"
     for number in range(120):
         place = images / f"class {number % 2}"
@@ -105,7 +112,7 @@ def make_report(folder: Path) -> None:
 def evaluate_again(folder: Path, out: Path, rng: random.Random) -> int:
     from anystep.cli import main
 
-    words = [word.format(images=folder.parent / "images") for word in EVALUATED]
+    words = [word.format(beside=folder.parent) for word in EVALUATED]
     return main(["evaluate", *words, "--out", str(folder)])
 
 
@@ -114,7 +121,8 @@ def make_comparison(folder: Path) -> None:
 
     images = make_many(folder)
     recipe = {**COMPARED["recipe"], "data": {"source": f"classes:{images}", "size": 8}}  # type: ignore[dict-item]
-    (folder.parent / "r.yaml").write_text(dump_yaml({**COMPARED, "recipe": recipe}))
+    extractor = str(folder.parent / "extractor.safetensors")
+    (folder.parent / "r.yaml").write_text(dump_yaml({**COMPARED, "recipe": recipe, "extractor": extractor}))
     assert compare_again(folder, folder, random.Random(0)) == 0
 
 
