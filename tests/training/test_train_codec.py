@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from anystep.codecs import AutoencoderCodec, load_codec
 from anystep.errors import InputError
 from anystep.training import train_codec as codec_module
 from anystep.training.codec_config import CodecRecipe
@@ -96,3 +97,23 @@ def test_what_others_put_into_a_published_folder_stays(captioned_folder: Path, t
     (tmp_path / "codec" / "README.md").write_text("mine")
     train_codec(codec_recipe(captioned_folder, steps=2), tmp_path)
     assert (tmp_path / "codec" / "README.md").read_text() == "mine"
+
+
+def test_a_decoder_that_is_gone_on_from_gets_deeper_and_decodes_as_before(
+    captioned_folder: Path, tmp_path: Path
+) -> None:
+    train_codec(codec_recipe(captioned_folder, steps=2), tmp_path)
+    shallow = load_codec(tmp_path / "codec")
+    assert isinstance(shallow, AutoencoderCodec)
+    deep = codec_module.deepen_decoder(shallow.autoencoder, [0, 2, 3])
+    assert deep.config.decoder_layers_per_block == (0, 2, 3)
+    latents = torch.randn(2, 4, 4, 4)
+    assert torch.equal(AutoencoderCodec(deep).decode(latents), shallow.decode(latents))
+    for others in ([0, 1, 1], [0, 1], [1, 2, 3], [0, 0, 3]):  # as many, other stages, another last layer, fewer
+        assert codec_module.deepen_decoder(shallow.autoencoder, others) is shallow.autoencoder
+    deeper = codec_recipe(captioned_folder, steps=2).model_dump() | {"refine": str(tmp_path / "codec")}
+    deeper["codec"]["decoder_depths"] = [0, 2, 2]
+    train_codec(CodecRecipe.model_validate(deeper), tmp_path / "deeper")
+    config = json.loads((tmp_path / "deeper" / "codec" / "config.json").read_text())
+    assert config["decoder_layers_per_block"] == [0, 2, 2]
+    assert config["latents_std"] == json.loads((tmp_path / "codec" / "config.json").read_text())["latents_std"]

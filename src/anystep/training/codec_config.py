@@ -19,7 +19,7 @@ class CodecModelConfig(Section):
     widths: Annotated[tuple[Width, ...], MinLen(1)] = (32, 32, 64, 128)
     # Number of residual blocks in each stage of the encoder.
     encoder_depths: tuple[Depth, ...] = (0, 1, 1, 1)
-    # Number of residual blocks in each stage of the decoder.
+    # Number of residual blocks in each stage of the decoder; one that is gone on from gets those that it lacks.
     decoder_depths: tuple[Depth, ...] = (0, 1, 2, 2)
     # Range of the noise added to latents in training, relative to their standard deviation, drawn for each image.
     noise: tuple[Coefficient, Coefficient] = (0.03, 0.03)

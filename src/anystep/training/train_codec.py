@@ -45,10 +45,31 @@ def build_autoencoder(recipe: CodecRecipe) -> AutoencoderDC:
         encoder_qkv_multiscales=((),) * len(sizes.widths),
         decoder_qkv_multiscales=((),) * len(sizes.widths),
     )
+    _silence_blocks(autoencoder)
+    return autoencoder
+
+
+def deepen_decoder(autoencoder: AutoencoderDC, depths: Sequence[int]) -> AutoencoderDC:
+    """The same codec with as many residual blocks in each stage of its decoder, where these are more.
+
+    They follow those that it has, and start as the identity. A decoder of other stages stays as it is.
+    """
+    own = autoencoder.config.decoder_layers_per_block
+    more = len(own) == len(depths) and all(now <= then for now, then in zip(own, depths, strict=True))
+    if not more or tuple(own) == tuple(depths) or (own[0] == 0) != (depths[0] == 0):  # the last layer is of two kinds
+        return autoencoder
+    deeper = AutoencoderDC.from_config(autoencoder.config, decoder_layers_per_block=tuple(depths))
+    _silence_blocks(deeper)
+    deeper.load_state_dict({**deeper.state_dict(), **autoencoder.state_dict()})
+    statistics = {name: autoencoder.config.get(name) for name in ("latents_mean", "latents_std")}
+    deeper.register_to_config(**statistics)
+    return deeper
+
+
+def _silence_blocks(autoencoder: AutoencoderDC) -> None:
     for module in autoencoder.modules():
         if type(module).__name__ == "ResBlock":
             nn.init.zeros_(module.norm.weight)
-    return autoencoder
 
 
 def load_images(source: Source, indices: list[int], broken: dict[int, str]) -> Tensor:
@@ -98,7 +119,10 @@ def start_autoencoder(recipe: CodecRecipe, device: torch.device) -> AutoencoderD
         codec = load_codec(given)
         if not isinstance(codec, AutoencoderCodec):
             raise InputError(f"{'weights' if recipe.weights else 'refine'} {given!r} is not an autoencoder")
-        autoencoder = codec.autoencoder.float().to(device)
+        autoencoder = codec.autoencoder.float()
+        if isinstance(autoencoder, AutoencoderDC):
+            autoencoder = deepen_decoder(autoencoder, recipe.codec.decoder_depths)
+        autoencoder = autoencoder.to(device)
         autoencoder.requires_grad_(True).encoder.requires_grad_(recipe.refine is None)
     factor = AutoencoderCodec(autoencoder).factor
     if recipe.data.size % factor:
