@@ -208,9 +208,8 @@ def load_weights(network: TransitionTransformer2DModel, model: str, class_names:
     """Copy the weights of another model's transformer.
 
     Embeddings of guidance, positions and whole captions that it lacks answer zero at first, and blocks beyond its last
-    are the identity. Where the network has none
-    of guidance, the other's is taken at its answer for scale 1, so that the network is what the other is without it.
-    That classes have other names there than `class_names` is said.
+    are the identity. Where the network has no embedding of guidance, the other's is taken at its answer for scale 1, so
+    that the network is what the other is without it. That classes have other names there than `class_names` is said.
 
     Raises:
         InputError: one of another architecture; lists what differs. Or its answer for scale 1 has no place of its own.

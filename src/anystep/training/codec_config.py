@@ -34,13 +34,13 @@ class CodecModelConfig(Section):
 class AdversaryConfig(Section):
     """A network that learns to tell decoded images from real ones, beside the decoder, which learns to deceive it."""
 
-    # Weight of the adversary's scores in the decoder's loss.
+    # Weight of the adversary's scores in the decoder's loss; there is an adversary where any value of it is given.
     weight: PositiveCoefficient = 0.05
     # Weight of the distance between the adversary's features of decoded and of real images.
     feature_matching: Coefficient = 5.0
     # Number of channels of its first layer.
     width: Width = 32
-    # Learning rate, as a share of the decoder's.
+    # Learning rate, as a multiple of the decoder's.
     learning_rate: PositiveCoefficient = 2.0
     # Number of steps over which both weights rise from 0.
     warmup: OptionalCount = 500
