@@ -11,6 +11,7 @@ import operator
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal, InvalidOperation
+from functools import cache
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -100,6 +101,7 @@ def is_within(kind: Any, value: int | float | Decimal) -> bool:
     return finite and all(fits(value, bound) for _, fits, bound in _limits(kind))
 
 
+@cache
 def parse(kind: Any) -> Callable[[str], Any]:
     """What argparse takes as the `type` of an option: text in ASCII to a number of the kind; `1e3` is a whole number.
 

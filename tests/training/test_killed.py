@@ -78,7 +78,7 @@ SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize("command", ["train", pytest.param("train-codec", marks=SLOW)])
-@pytest.mark.parametrize("kills", [4, pytest.param(60, marks=SLOW)])
+@pytest.mark.parametrize("kills", [2, pytest.param(60, marks=SLOW)])
 def test_a_run_that_is_ended_again_and_again_is_the_undisturbed_one(
     recipes: dict[str, Path], tmp_path: Path, command: str, kills: int
 ) -> None:

@@ -51,6 +51,7 @@ def test_evaluations_of_a_guided_target_are_those_that_an_objective_spends(inter
     assert recipe_evaluations(recipe) - 2 == pytest.approx(record.evaluations / count, abs=0.06)
 
 
+@pytest.mark.slow
 def test_shards_share_the_state() -> None:
     recipe = Recipe.model_validate({"parallel": "fsdp", "run": {"batch_size": 8}})
     one, four = budget(recipe), budget(recipe, 4)

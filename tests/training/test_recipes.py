@@ -32,7 +32,17 @@ def test_every_recipe_parses_in_both_sizes(path: Path, debug: bool) -> None:
     assert recipe.run.steps > 0
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=by_name)
+# whose laptop size is that of another recipe but for a few settings
+NEAR = (
+    "adapt-flux", "adapt-sd3", "imagenet-256-xl2", "imagenet-256-xl2-guided", "imagenet-256-xl2-ours",
+    "imagenet-512-xl1", "imagenet-512-xl1-ours", "t2i-865m",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=pytest.mark.slow if path.stem in NEAR else (), id=path.stem) for path in CONFIGS],
+)
 def test_the_laptop_size_of_every_recipe_takes_three_steps(
     path: Path, tmp_path: Path, baselines: dict[str, Path]
 ) -> None:

@@ -60,7 +60,7 @@ UNCERTAINTY = {"normalise": "uncertainty", "adaptive": 0.5}
         pytest.param(5, {}, set(), marks=pytest.mark.slow),
         (3, GUIDANCE, {"network.guidance_embedding.linear_2.weight"}),
         pytest.param(3, {"kind": "self_evaluation"}, set(), marks=pytest.mark.slow),
-        (3, RUNNING_MEAN, {"normaliser.sums", "normaliser.counts"}),
+        pytest.param(3, RUNNING_MEAN, {"normaliser.sums", "normaliser.counts"}, marks=pytest.mark.slow),
         (3, UNCERTAINTY, {"normaliser.weight", "normaliser-optimizer.state.weight.exp_avg"}),
     ],
 )

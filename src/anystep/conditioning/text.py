@@ -202,6 +202,10 @@ def _builtin() -> TextEncoder:
         for name, tensor in stored.items()
         if not name.endswith(".scale")
     }
-    model = BertModel(AutoConfig.from_pretrained(folder), add_pooling_layer=False)
-    model.load_state_dict(weights)
-    return TextEncoder(AutoTokenizer.from_pretrained(folder), model, BUILTIN)
+    with loading("text encoder", folder):
+        # built around its weights: the constructor would first draw all of them at random
+        model = BertModel.from_pretrained(
+            None, config=AutoConfig.from_pretrained(folder), state_dict=weights, add_pooling_layer=False
+        )
+        model.config.dtype = None  # as in its file, and so in the digest of the encoder
+        return TextEncoder(AutoTokenizer.from_pretrained(folder), model, BUILTIN)

@@ -28,6 +28,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner import ReadItem
 
+from anystep.bounds import shown
 from anystep.errors import InputError
 from anystep.files import read_bytes
 
@@ -176,7 +177,9 @@ def _natural(value: Any) -> int:
 def _sizes(values: Any) -> torch.Size:
     if not isinstance(values, list | tuple) or len(values) > MAX_AXES:
         raise _Refused(f"{type(values).__name__} in place of sizes")
-    return torch.Size([_natural(each) for each in values])
+    if not all(type(each) is int and 0 <= each < MAX_NUMBER for each in values):
+        raise _Refused(f"the sizes {shown(values)}")
+    return torch.Size(values)
 
 
 class SafeReader(dcp.FileSystemReader):
