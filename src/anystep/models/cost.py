@@ -137,7 +137,8 @@ def network_cost(
 
     def measure(options: dict[str, Any]) -> list[int]:
         fake = FakeNetwork(preset, options, InputShape(batch, rows, columns, text_length), precision, checkpointing)
-        return [fake.flops_by_kind()[0], *fake.memory()]
+        forward = fake.forward()
+        return [forward.flops, forward.peak, *fake.training()]
 
     return NetworkCost(count_parameters(preset, **options), *extrapolated(preset, options, measure))
 
@@ -155,7 +156,7 @@ def forward_flops(preset: str, **options: Any) -> Callable[[int, int, int], int]
         fake, counted = FakeNetwork(preset, options, InputShape(1, patch, patch, 1)), []
         for tokens, caption in ((1, 1), (2, 1), (3, 1), (1, 2), (2, 2)):
             fake.set_shape(InputShape(1, patch, tokens * patch, caption))
-            counted.append(fake.flops_by_kind()[0])
+            counted.append(fake.forward().flops)
         return counted
 
     f11, f21, f31, f12, f22 = extrapolated(preset, options, measure)
@@ -177,6 +178,14 @@ class InputShape(NamedTuple):
     rows: int
     columns: int
     text_length: int = 256
+
+
+class ForwardCost(NamedTuple):
+    """Operations of a forward, those of them that are attention, and its peak memory beside weights and inputs."""
+
+    flops: int
+    attention: int
+    peak: int
 
 
 class FakeNetwork:
@@ -225,30 +234,24 @@ class FakeNetwork:
         answer: Tensor = found[0] + found[1] if isinstance(found, tuple) else found
         return answer
 
-    def flops_by_kind(self) -> tuple[int, int]:
-        """Operations of a forward, and those of them that are attention."""
-        with self._mode, torch.no_grad(), flop_counter() as counter:
+    def forward(self) -> ForwardCost:
+        """What a forward without gradient costs."""
+        known = [*self._network.parameters(), *self._inputs]
+        with self._mode, torch.no_grad(), flop_counter() as counter, LiveMemoryTracker(known) as memory:
             self._forward()
         kinds = counter.get_flop_counts()["Global"]
         attention = sum(count for kind, count in kinds.items() if "attention" in str(kind))
-        return int(counter.get_total_flops()), int(attention)
+        return ForwardCost(int(counter.get_total_flops()), int(attention), memory.peak)
 
-    def forward_peak(self) -> int:
-        """Peak memory of a forward without gradient, beside weights and inputs."""
+    def training(self) -> tuple[int, int]:
+        """What a forward with gradient keeps, and the peak of it and its backward, beside weights and gradients."""
         known = [*self._network.parameters(), *self._inputs]
-        with self._mode, torch.no_grad(), LiveMemoryTracker(known) as evaluating:
-            self._forward()
-        return evaluating.peak
-
-    def memory(self) -> list[int]:
-        """Peak of a forward without gradient, what one with gradient keeps, and the peak of it and its backward."""
-        peak, known = self.forward_peak(), [*self._network.parameters(), *self._inputs]
         with self._mode:
             for weight in self._network.parameters():
                 weight.grad = torch.empty_like(weight)  # gradients are no part of the peak
                 known.append(weight.grad)
-            with LiveMemoryTracker(known) as learning:
+            with LiveMemoryTracker(known) as memory:
                 answer = self._forward()
-                saved = learning.live
+                saved = memory.live
                 answer.sum().backward()
-        return [peak, saved, learning.peak]
+        return saved, memory.peak

@@ -215,9 +215,9 @@ def plan_generation(
     peaks = []
 
     def measure(options: dict[str, Any]) -> tuple[int, int]:
-        fake = FakeNetwork("t2i-test", options, shape, precision, key_grid=key_grid)
-        peaks.append(fake.forward_peak())
-        return fake.flops_by_kind()
+        forward = FakeNetwork("t2i-test", options, shape, precision, key_grid=key_grid).forward()
+        peaks.append(forward.peak)
+        return forward.flops, forward.attention
 
     flops, attention = extrapolated("t2i-test", options, measure)
     tokens = rows * columns // model.patch**2

@@ -9,7 +9,7 @@ from anystep.evaluation.extractors.registry import load_extractor, try_extractor
 
 
 def test_a_classifier_learns_its_classes(fashion: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["train-classifier", f"idx:{fashion}", "--out", str(tmp_path / "f.safetensors"), "--epochs", "40"]
+    command = ["train-classifier", f"idx:{fashion}", "--out", str(tmp_path / "f.safetensors"), "--epochs", "20"]
     assert main(command) == 0
     shown = capsys.readouterr().out
     assert float(shown.split("right on ")[1].split("%")[0]) > 80
