@@ -79,7 +79,7 @@ def test_a_variant_whose_section_is_none_is_one_line(section: Any) -> None:
 @pytest.mark.parametrize(("name", "count"), [("fashion-mnist", 11), ("emoji", 6), ("objectives", 12), ("ablation", 17),
                                             ("objectives-mnist", 4), ("objectives-long", 3),
                                             ("objectives-cold", 6), ("objectives-guided", 4),
-                                            ("shares", 3)])  # fmt: skip
+                                            ("shares", 6)])  # fmt: skip
 def test_the_comparisons_that_come_with_the_project_are_sound(name: str, count: int) -> None:
     from anystep.training.recipe_files import load_recipe
 
