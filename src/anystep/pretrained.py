@@ -75,10 +75,11 @@ def caption_options(model: Any) -> dict[str, Any]:
     return {"padding": padding, "truncation": True, "max_length": text.max_position_embeddings}
 
 
-def pretrained_encoder(kind: Any, name_or_path: str, unused: str, **options: Any) -> Any:
+def pretrained_encoder(kind: Any, name_or_path: str | None, unused: str, **options: Any) -> Any:
     """A model from safetensors alone, with all of its weights: transformers draws missing ones at random.
 
     Args:
+        name_or_path: None where the options give its `config` and `state_dict`.
         unused: a pattern of the weights that may be missing.
         options: further arguments of `from_pretrained`.
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
@@ -33,6 +34,16 @@ def test_the_shipped_encoder_gives_one_state_a_token(minilm: TextEncoder) -> Non
     assert states.dtype == torch.float32
     assert mask is None
     assert states.isfinite().all()
+
+
+def test_a_shipped_encoder_without_one_of_its_weights_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = "encoder.layer.0.attention.self.query.bias"
+    monkeypatch.setattr(
+        "safetensors.torch.load_file",
+        lambda path: {name: tensor for name, tensor in load_file(path).items() if name != missing},
+    )
+    with pytest.raises(InputError, match=f"1 weights are missing, the first {missing}"):
+        load_text_encoder()
 
 
 def test_the_shipped_encoder_gives_padded_captions_what_it_gives_single_ones(minilm: TextEncoder) -> None:

@@ -204,8 +204,9 @@ def _builtin() -> TextEncoder:
     }
     with loading("text encoder", folder):
         # built around its weights: the constructor would first draw all of them at random
-        model = BertModel.from_pretrained(
-            None, config=AutoConfig.from_pretrained(folder), state_dict=weights, add_pooling_layer=False
+        config = AutoConfig.from_pretrained(folder)
+        model = pretrained_encoder(
+            BertModel, None, r"^pooler\.", config=config, state_dict=weights, add_pooling_layer=False
         )
         model.config.dtype = None  # as in its file, and so in the digest of the encoder
         return TextEncoder(AutoTokenizer.from_pretrained(folder), model, BUILTIN)

@@ -177,6 +177,7 @@ def _natural(value: Any) -> int:
 def _sizes(values: Any) -> torch.Size:
     if not isinstance(values, list | tuple) or len(values) > MAX_AXES:
         raise _Refused(f"{type(values).__name__} in place of sizes")
+    # in one pass, and not by `_natural`: a checkpoint has tens of thousands of them
     if not all(type(each) is int and 0 <= each < MAX_NUMBER for each in values):
         raise _Refused(f"the sizes {shown(values)}")
     return torch.Size(values)
