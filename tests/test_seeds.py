@@ -4,8 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anystep.sampling import drawn_seeds, noise
-from anystep.seeds import generator_of, mixed
+from anystep.sampling import noise
+from anystep.seeds import drawn_seeds, generator_of, mixed
 from anystep.training.batch_samplers import batch_indices
 from anystep.training.run import step_generator
 

@@ -112,6 +112,8 @@ class StepPlan:
         shift: of the uniform times (`Transport.shift`), beside the model's own.
         tail: where the last step begins, as a share of the time range, with all others alike; None: all are.
         stochasticity, velocity_below, memory: as `sample` takes them.
+        guidance_share: how much of a guidance scale g steps take: 1 + share (g - 1).
+        guided_above: the share of the time range below which no step is guided.
 
     Raises:
         InputError: a value that is none of its kind, in one line.
@@ -123,6 +125,8 @@ class StepPlan:
     stochasticity: bounds.Share = 0.0
     velocity_below: bounds.Share = 0.0
     memory: bool = False
+    guidance_share: bounds.Share = 1.0
+    guided_above: bounds.Share = 0.0
 
     def __post_init__(self) -> None:
         for name, value in bounds.check_options("plan", StepPlan, vars(self)).items():
@@ -149,6 +153,15 @@ class StepPlan:
         """The `schedule` of this plan, with a further shift."""
         return schedule(transport, self.steps, shift * self.shift, strength, self.tail)
 
+    def guidance(self, scale: float) -> float:
+        """The scale of guided steps, of the one that is asked for."""
+        return 1 + self.guidance_share * (scale - 1) if is_guided(scale) else scale
+
+    def guided_times(self, transport: Transport) -> tuple[float, float] | None:
+        """The closed interval of t whose steps are guided; None where all are."""
+        low = self.guided_above * (1 - 1e-5)  # a little lower: times in float32 that are the end of it are in it
+        return (transport.t_min + low * (transport.t_max - transport.t_min), transport.t_max) if low else None
+
 
 def noise(shape: Sequence[int], seeds: Sequence[int]) -> Float[Tensor, "batch *shape"]:
     """Standard normal noise, one CPU generator an image: a seed means the same noise on every device and in any batch.
@@ -161,16 +174,8 @@ def noise(shape: Sequence[int], seeds: Sequence[int]) -> Float[Tensor, "batch *s
 
 
 def _noise(shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
-    kind: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
-    return torch.stack([torch.randn(tuple(shape), generator=generator, **kind) for generator in generators])
-
-
-def drawn_seeds(generator: torch.Generator | list[torch.Generator] | None, count: int) -> list[int]:
-    """One seed an image: from one generator for all, PyTorch's own where it is None, or from the generator of each."""
-    each = generator if isinstance(generator, list) else [generator] * count
-    devices = ["cpu" if one is None else one.device for one in each]
-    drawn = [torch.randint(2**62, (1,), generator=one, device=on) for one, on in zip(each, devices, strict=True)]
-    return [int(number) % 2**32 for number in drawn]
+    options: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+    return torch.stack([torch.randn(tuple(shape), generator=each, **options) for each in generators])
 
 
 def initial_sample(transport: Transport, z: Sample, time: float, init_latents: Sample | None = None) -> Sample:
@@ -283,8 +288,7 @@ def joined(
         return torch.cat(states), None
     if any(each.ndim != 3 for each in states) or states[0].shape[2:] != states[1].shape[2:]:
         return None
-    length = max(each.shape[1] for each in states)
-    pads = [length - each.shape[1] for each in states]
+    pads = [max(other.shape[1] for other in states) - each.shape[1] for each in states]
     if any(pads) and not getattr(getattr(network, "config", None), "mask_text", False):
         return None
     whole = tuple(
@@ -356,10 +360,7 @@ def sample(
         raise InputError(f"stochastic sampling needs one seed an image, got {bounds.shown(seeds)}")
     generators = [generator_of(seed) for seed in seeds or []] if stochasticity else []
     _ = [_noise(x.shape[1:], [each]) for each in generators]  # what their images begin with
-
-    def at(time: float) -> Tensor:
-        return _times(time, len(x), x.device)
-
+    at = partial(_times, count=len(x), device=x.device)
     x, nfe, before = x.float(), 0, None
     for i, (t, t_next) in enumerate(pairwise(times)):
         r = t_next if i == len(times) - 2 else t_next - stochasticity * (t_next - transport.t_min)

@@ -11,3 +11,11 @@ def mixed(seed: int) -> int:
 def generator_of(seed: int) -> torch.Generator:
     """A CPU generator at the beginning of what a seed stands for."""
     return torch.Generator().manual_seed(mixed(seed))
+
+
+def drawn_seeds(generator: torch.Generator | list[torch.Generator] | None, count: int) -> list[int]:
+    """One seed an image: from one generator for all, PyTorch's own where it is None, or from the generator of each."""
+    each = generator if isinstance(generator, list) else [generator] * count
+    devices = ["cpu" if one is None else one.device for one in each]
+    drawn = [torch.randint(2**62, (1,), generator=one, device=on) for one, on in zip(each, devices, strict=True)]
+    return [int(number) % 2**32 for number in drawn]

@@ -16,7 +16,7 @@ import anystep
 from anystep.cli import main
 from anystep.evaluation import collect as collecting
 from anystep.evaluation.metrics.base import ImageFeatures, shortfall
-from anystep.evaluation.step_plans import BUDGETS, CHOICES, Planned, effect, plans_of, search_plans
+from anystep.evaluation.step_plans import BUDGETS, CHOICES, Planned, choices_of, effect, plans_of, search_plans
 from anystep.sampling import StepPlan
 
 
@@ -115,16 +115,28 @@ def test_a_gain_within_the_noise_changes_nothing() -> None:
     assert plans_of(search(figure, budgets=[8], noise=0.01))[8] == StepPlan(8, tail=0.25)
 
 
+def test_the_guidance_of_a_budget_is_searched_where_there_is_guidance() -> None:
+    def figure(plan: StepPlan) -> float:
+        share, above = (0.2, 0.0) if plan.steps == 1 else (1.0, 0.4)
+        return 10 / plan.steps + abs(plan.guidance_share - share) + abs(plan.guided_above - above)
+
+    found = plans_of(search(figure, budgets=[1, 4], choices=choices_of("transition", True)))
+    assert found == {1: StepPlan(1, guidance_share=0.2), 4: StepPlan(4, guided_above=0.4)}
+    assert choices_of("transition", False) == CHOICES["transition"]
+
+
+@pytest.mark.parametrize("guided", [False, True])
 @pytest.mark.parametrize("kind", list(CHOICES))
-def test_a_search_of_all_budgets_costs_at_most_1200_evaluations_an_image(kind: str) -> None:
+def test_a_search_of_all_budgets_costs_at_most_1400_evaluations_an_image(kind: str, guided: bool) -> None:
     tried: list[StepPlan] = []
 
     def figure(plan: StepPlan) -> float:
         tried.append(plan)
         return 10 / plan.steps + (plan.tail != 0.25) + plan.stochasticity
 
-    search(figure, kind=kind, uniform=lambda steps: StepPlan(steps, velocity_below=float(kind[0] == "i")))
-    assert sum(plan.steps for plan in tried) < 1200
+    choices = choices_of(kind, guided)
+    search(figure, choices=choices, uniform=lambda steps: StepPlan(steps, velocity_below=float(kind[0] == "i")))
+    assert sum(plan.steps for plan in tried) < (1400 if guided else 1200)
     assert len({effect(plan) for plan in tried}) == len(tried)  # nothing is drawn twice
     if kind == "instantaneous":
         assert {plan.velocity_below for plan in tried} == {1.0}
@@ -140,6 +152,9 @@ def test_what_does_the_same_is_told_to() -> None:
     assert effect(StepPlan(8, velocity_below=1.0, memory=True)) != effect(StepPlan(8, velocity_below=1.0))
     noisy = StepPlan(8, velocity_below=1.0, stochasticity=0.1)
     assert effect(StepPlan(8, velocity_below=1.0, stochasticity=0.1, memory=True)) == effect(noisy)
+    assert effect(StepPlan(8, guided_above=0.3)) == effect(StepPlan(8, guided_above=0.375)) != effect(StepPlan(8))
+    assert effect(StepPlan(8, guidance_share=0.5)) != effect(StepPlan(8))
+    assert effect(StepPlan(8, guidance_share=0.0, guided_above=0.5)) == effect(StepPlan(8, guidance_share=0.0))
 
 
 @pytest.fixture(scope="module")

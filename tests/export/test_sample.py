@@ -100,7 +100,10 @@ def test_a_tokenizer_with_rules_of_its_own_is_heard(lowercase: bool, rule: dict[
         assert tokenize(caption, 64) == library.encode(caption).ids, caption
 
 
-PLANS = {2: {"steps": 2, "tail": 0.3}, 6: {"steps": 4, "shift": 1.7, "memory": True, "velocity_below": 1.0}}
+PLANS = {
+    2: {"steps": 2, "tail": 0.3, "guidance_share": 0.4},
+    6: {"steps": 4, "shift": 1.7, "memory": True, "velocity_below": 1.0, "guided_above": 0.6},
+}
 
 
 def a_pipeline(sampling: str = "transition", plans: Any = None, **options: Any) -> TransitionPipeline:

@@ -87,17 +87,20 @@ def test_a_network_that_reads_the_scale_is_guided_alike(
     assert evaluations == ([2, 2] if "negative_prompt" in options else [1, 1])
 
 
+@pytest.mark.parametrize("told", [{}, {"guidance_interval": (0.3, 1.0)}, {"negative_prompt": "a dog"}], ids=str)
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 9])
-def test_plans_are_followed(ours: Any, theirs: Any, upstream: Any, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+def test_plans_are_followed(
+    ours: Any, theirs: Any, upstream: Any, monkeypatch: pytest.MonkeyPatch, steps: int, told: dict[str, Any]
+) -> None:
     plans = {
         "1": {"steps": 1, "velocity_below": 1.0},
-        "2": {"steps": 2, "shift": 1.4},
-        "4": {"steps": 4, "velocity_below": 1.0, "memory": True, "tail": 0.25},
+        "2": {"steps": 2, "shift": 1.4, "guidance_share": 0.4},
+        "4": {"steps": 4, "velocity_below": 1.0, "memory": True, "tail": 0.25, "guided_above": 0.5},
         "5": {"steps": 4, "velocity_below": 0.3, "memory": True},
     }
     for pipe, kind in ((ours, TransitionScheduler), (theirs, upstream.TransitionScheduler)):
         monkeypatch.setattr(pipe, "scheduler", kind.from_config(pipe.scheduler.config, plans=plans))
-    words = {"num_inference_steps": steps, "output_type": "latent", "guidance_interval": (0.3, 1.0)}
+    words = {"num_inference_steps": steps, "output_type": "latent", "guidance_scale": 2.0, **told}
     wanted = ours("a whale", seeds=[2], **words).images
     found = theirs("a whale", generator=torch.Generator().manual_seed(2), **words).images
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)

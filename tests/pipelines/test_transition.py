@@ -188,7 +188,8 @@ def test_plans_are_used_unless_times_are_to_be_uniform(
     assert torch.equal(draw(planned, steps=4, plan="uniform"), draw(pipeline, steps=4))
     assert torch.equal(draw(planned, steps=2), draw(pipeline, steps=2))  # there is none for so few
     assert not torch.allclose(draw(planned, steps=4), draw(pipeline, steps=4), atol=1e-3)
-    for name, value in (("tail", None), ("shift", 1.0), ("memory", False), ("velocity_below", 0.0)):
+    others = {"tail": None, "shift": 1.0, "memory": False, "velocity_below": 0.0}
+    for name, value in {**others, "guidance_share": 0.5, "guided_above": 0.5}.items():
         other = draw(pipeline, steps=4, plan=replace(plan, **{name: value}))
         assert not torch.equal(draw(planned, steps=4), other), name
 
@@ -201,6 +202,30 @@ def test_what_is_spent_is_what_is_told(planned: TransitionPipeline) -> None:
     assert (drawn.steps, drawn.asked, drawn.nfe) == (4, 12, 4)
     assert drawn.plan == planned.plan(12)
     assert model.generate(PROMPTS[0], 12, guidance=1.0, plan="uniform").nfe == 12
+
+
+def test_a_plan_takes_a_share_of_the_guidance_and_leaves_little_noise_unguided(pipeline: TransitionPipeline) -> None:
+    words: dict[str, Any] = {"steps": 5, "guidance_scale": 3.0}
+    half = StepPlan(5, guidance_share=0.5)
+    assert torch.equal(draw(pipeline, plan=half, **words), draw(pipeline, steps=5, guidance_scale=2.0))
+    assert torch.equal(
+        draw(pipeline, plan=half, steps=5, guidance_scale=0.5), draw(pipeline, steps=5, guidance_scale=0.5)
+    )
+    # of the times 1, 0.8, 0.6, 0.4 and 0.2; the interval of a call takes the place of the plan's
+    above = StepPlan(5, guided_above=0.6)
+    within = draw(pipeline, guidance_interval=(0.5, 1.0), **words)
+    assert torch.equal(draw(pipeline, plan=above, **words), within)
+    assert torch.equal(
+        draw(pipeline, plan=StepPlan(5, guided_above=0.9), guidance_interval=(0.5, 1.0), **words), within
+    )
+    for plan in (half, above, StepPlan(5, guidance_share=0.0), StepPlan(5, guided_above=1.0), StepPlan(5)):
+        for open_ends in (False, True):
+            made = TransitionPipeline(
+                **pipeline.components, text_encoder_name="builtin", open_guidance_interval=open_ends
+            )
+            found = made("a dog", num_inference_steps=5, plan=plan, guidance_scale=3.0, seeds=[0], output_type="latent")
+            assert found.nfe == made.evaluations(plan, 3.0), (plan, open_ends)
+    assert [pipeline.evaluations(plan, 3.0) for plan in (half, above, StepPlan(5, guidance_share=0.0))] == [10, 8, 5]
 
 
 def test_what_the_user_says_wins_over_the_plan(planned: TransitionPipeline) -> None:

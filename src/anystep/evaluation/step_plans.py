@@ -36,7 +36,7 @@ from anystep.pipelines.load import BUILTIN, Model, find, load
 from anystep.pipelines.scheduler import plain_plans, write_plans
 from anystep.pipelines.transition import TransitionPipeline
 from anystep.publishing import publishing
-from anystep.sampling import StepPlan
+from anystep.sampling import StepPlan, is_guided
 from anystep.transport import make_transport
 
 KIND = "search of plans"
@@ -56,6 +56,11 @@ VELOCITIES = [
     *({"velocity_below": below, "memory": True} for below in (0.05, 0.1, 0.2, 0.4)),
 ]
 NOISES = [{"stochasticity": share} for share in (0.0, 0.1, 0.3)]
+GUIDANCES = (
+    [{"guidance_share": share} for share in (0.0, 0.2, 0.5, 1.0)],
+    [{"guided_above": above} for above in (0.0, 0.2, 0.4, 0.6)],
+)
+"""Of models that are drawn from with guidance, further ones."""
 # what changes a picture most comes first: the choices that follow are made on top of it
 CHOICES: dict[str, Choices] = {
     "transition": (VELOCITIES, SHIFTS, TAILS, NOISES),
@@ -63,6 +68,11 @@ CHOICES: dict[str, Choices] = {
     "consistency": (SHIFTS, TAILS, [*NOISES, {"stochasticity": 1.0}]),
 }
 """By how a network is meant to be asked (`anystep.objective.presets`), the settings to search, one group at a time."""
+
+
+def choices_of(sampling: str, guided: bool) -> Choices:
+    """What a search tries of a network that is asked in that way, with guidance or without."""
+    return (*CHOICES[sampling], *(GUIDANCES if guided else ()))
 
 
 @dataclass(frozen=True)
@@ -198,13 +208,14 @@ def _others(best: StepPlan, group: Sequence[Mapping[str, Any]], seen: set[Any]) 
 
 @lru_cache(1000)
 def effect(plan: StepPlan) -> tuple[Any, ...]:
-    """What a plan does, the same for all that do the same: times, jumps by velocity, memory and noise that count."""
+    """What a plan does, the same for all that do the same: times, jumps by velocity, memory, noise and guidance."""
     times = plan.times(make_transport("ot_fm")).tolist()
     noise = plan.stochasticity if plan.steps > 1 else 0.0
     landings = [*(goal * (1 - noise) for goal in times[1:-1]), 0.0]
     short = [now - goal <= plan.velocity_below * (1 + 1e-5) for now, goal in zip(times, landings, strict=False)]
     remembered = plan.memory and not noise and any(map(all, pairwise(short)))
-    return tuple(times), tuple(short), remembered, noise
+    guided = tuple(bool(plan.guidance_share) and now >= plan.guided_above * (1 - 1e-5) for now in times[:-1])
+    return tuple(times), tuple(short), remembered, noise, guided, plan.guidance_share * any(guided)
 
 
 def plan_model(
@@ -220,7 +231,7 @@ def plan_model(
     """
     settings = evaluation.settings
     prompts = prompts_of(model, reference, settings)
-    real = real_features(evaluation, reference)
+    real, guides = real_features(evaluation, reference), is_guided(model.pipeline.resolve_guidance(settings.guidance))
 
     def generate(plan: StepPlan) -> ImageFeatures:
         planned = replace(evaluation, settings=replace(settings, plan=plan))
@@ -233,7 +244,7 @@ def plan_model(
         lambda images: [measure(metric, real, images, evaluation.seed) for metric in evaluation.metrics],
         budgets,
         [metric.direction for metric in evaluation.metrics],
-        CHOICES[model.pipeline.config.sampling],
+        choices_of(model.pipeline.config.sampling, guides),
         lambda steps: model.pipeline.plan(steps, "uniform"),
     )
 

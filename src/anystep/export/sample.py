@@ -78,6 +78,7 @@ def plan_of(settings: dict[str, Any], budget: int) -> dict[str, Any]:
     """What a number of steps is spent on: the model's own plan where it has one, else uniform times."""
     check("steps", budget, 1, 10_000)
     plan = {"steps": budget, "shift": 1.0, "tail": None, "stochasticity": 0.0, "velocity_below": 0.0, "memory": False}
+    plan |= {"guidance_share": 1.0, "guided_above": 0.0}
     plans = {int(known): fields for known, fields in settings["plans"].items()}
     known = max((each for each in plans if each <= budget), default=None)
     if known is not None:
@@ -93,8 +94,7 @@ def plan_of(settings: dict[str, Any], budget: int) -> dict[str, Any]:
 def times_of(settings: dict[str, Any], plan: dict[str, Any], height: int, width: int) -> list[float]:
     """The decreasing times of a plan's steps, shifted towards noise for areas above the training base."""
     low, high, base = settings["transport"]["t_min"], settings["transport"]["t_max"], settings["base_size"]
-    area = 1.0 if base is None else max(1.0, math.sqrt(height * width) / base)
-    shift = settings["shift"] * plan["shift"] * area
+    shift = settings["shift"] * plan["shift"] * (1.0 if base is None else max(1.0, math.sqrt(height * width) / base))
     steps, tail = plan["steps"], plan["tail"]
     u = np.linspace(1, 0, steps + 1) if tail is None else np.append(np.linspace(1, tail, steps), 0.0)
     moved = low + (high - low) * (shift * u / (1 + (shift - 1) * u))
@@ -161,8 +161,7 @@ class WordPiece:
         return "".join(f" {each} " if each in marks else each for each in text).split()
 
     def _pieces(self, word: str) -> list[str]:
-        found: list[str] = []
-        start = 0
+        found, start = list[str](), 0
         while start < len(word):
             tried = (self.prefix * (start > 0) + word[start:end] for end in range(len(word), start, -1))
             piece = next((each for each in tried if each in self.vocabulary), None)
@@ -210,8 +209,8 @@ class Model:
 
             options = SessionOptions()
             options.intra_op_num_threads, options.log_severity_level = self.threads, 4  # what fails is raised
-            path = str(self.folder / f"{name}.onnx")
-            self._sessions[name] = InferenceSession(path, options, providers=self.providers)
+            path = self.folder / f"{name}.onnx"
+            self._sessions[name] = InferenceSession(str(path), options, providers=self.providers)
         return np.asarray(self._sessions[name].run(None, inputs)[0])
 
     @cached_property
@@ -279,6 +278,9 @@ class Model:
         embedded, (low, high) = settings["guidance_embed"], settings["guided_times"]
         at_once = embedded and negative is None
         plan = plan_of(settings, steps)
+        scale = 1 + plan["guidance_share"] * (scale - 1) if scale > 1 else 1.0
+        above = plan["guided_above"] * (1 - 1e-5)  # a little lower: times that are the end of it are in it
+        low = max(low, transport["t_min"] + above * (transport["t_max"] - transport["t_min"]))
         times = times_of(settings, plan, height, width)
         shape = (settings["channels"], height // settings["factor"], width // settings["factor"])
         x = np.stack([Noise(seed).draw(shape) for seed in seeds]) * np.float32(coefficients(transport, times[0])[1])
@@ -292,11 +294,10 @@ class Model:
             return self.run("network", **inputs)
 
         def f(x: np.ndarray, t: float, r: float) -> tuple[np.ndarray, float]:
-            g = scale if scale > 1 and low <= t <= high else 1.0
+            g = scale if low <= t <= high else 1.0
             F = evaluate(x, t, r, condition, g if at_once else 1.0)
             if g > 1 and not at_once:
-                F_null = evaluate(x, t, r, null, 1.0)
-                F = F_null + np.float32(g) * (F - F_null)
+                F = F + np.float32(g - 1) * (F - evaluate(x, t, r, null, 1.0))
             return F, g
 
         with np.errstate(all="ignore"):
@@ -386,8 +387,7 @@ def main() -> None:
         if out.suffix.lower() != ".png" or not out.parent.is_dir():
             raise ValueError(f"out {options.out!r}: expected a name that ends in .png, in a folder that is there")
         prompt = options.prompt if options.states is None else states_of(options.states)
-        size = size_of(options.size) if options.size else None
-        model = Model(Path(__file__).parent)
+        model, size = Model(Path(__file__).parent), size_of(options.size) if options.size else None
         latents = model.draw(prompt, options.steps, [options.seed], size, options.guidance, options.negative)
         write_png(out, model.decode(latents)[0])
     except Exception as error:  # also those of onnxruntime, which has one where memory does not suffice

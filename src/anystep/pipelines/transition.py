@@ -1,5 +1,6 @@
 """Prompts to images: encode, sample in any number of steps, decode."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,7 +28,6 @@ from anystep.pipelines.scheduler import Planning, TransitionScheduler, transitio
 from anystep.sampling import (
     Sampled,
     StepPlan,
-    drawn_seeds,
     evaluations_per_step,
     guided,
     initial_sample,
@@ -36,6 +36,7 @@ from anystep.sampling import (
     sample,
     without_ends,
 )
+from anystep.seeds import drawn_seeds
 
 # tokens of all images of a call up to which a guided step is one batch unless a call says: beyond, a processor is busy
 # with one half, and two halves take twice the memory (benchmarks/pipeline.py)
@@ -134,12 +135,17 @@ class TransitionPipeline(CallState, PromptEncoding, ImageCoding, LoraLoading, Sa
 
     def evaluations(self, plan: StepPlan, scale: Any = None) -> int:
         """Network evaluations of one image that follows a plan at that guidance scale, in no interval of a call's."""
-        each = self.evaluations_per_step(scale)
-        return plan.steps * each - (each > 1 and self.config.open_guidance_interval)
+        if self.evaluations_per_step(plan.guidance(self.resolve_guidance(scale))) == 1:
+            return plan.steps
+        low, high = self._guided_times(plan) or (-math.inf, math.inf)
+        begins = plan.times(self.schedule.transport, self.schedule.config.shift)[:-1].tolist()
+        return plan.steps + sum(low <= t <= high for t in begins)
 
-    def _guided_times(self, interval: tuple[float, float] | None) -> tuple[float, float] | None:
-        """The closed interval in which steps are guided, of one that is given."""
-        return without_ends(self.schedule.transport, interval) if self.config.open_guidance_interval else interval
+    def _guided_times(self, plan: StepPlan, interval: tuple[float, float] | None = None) -> tuple[float, float] | None:
+        """The closed interval in which steps are guided: that of a call, else that of the plan; None for all."""
+        transport = self.schedule.transport
+        interval = interval or plan.guided_times(transport)
+        return without_ends(transport, interval) if self.config.open_guidance_interval else interval
 
     def plan(self, steps: int, plan: Any = None, stochasticity: Any = None, shift: Any = None) -> StepPlan:
         """What a call with these arguments does with so many steps: see `__call__`.
@@ -253,8 +259,9 @@ class TransitionPipeline(CallState, PromptEncoding, ImageCoding, LoraLoading, Sa
                 made without the codec of its latents knows no pixels: `latents` say the size.
             num_inference_steps: any number; each costs one network evaluation, two where guided by a network that is
                 not told the scale. A plan may make fewer.
-            guidance_scale: 1 and below mean unguided; the model's own default when None.
-            guidance_interval: closed interval of t in which to guide.
+            guidance_scale: 1 and below mean unguided; the model's own default when None. A plan may have its steps
+                take a share of it.
+            guidance_interval: closed interval of t in which to guide, in place of the plan's.
             generator, seeds, latents: where the noise comes from; a generator or seeds. A seed gives the same image on
                 every device and in every batch.
             stochasticity: of `anystep.sampling.sample`, in place of the plan's. Fresh noise belongs to the seeds, or
@@ -343,8 +350,9 @@ class TransitionPipeline(CallState, PromptEncoding, ImageCoding, LoraLoading, Sa
         if guidance_in_one_batch is None:
             guidance_in_one_batch = count * height * width // self.size_multiple**2 <= ONE_BATCH_TOKENS
         predict = guided(
-            self.transformer, transport, embeds[:2], embeds[2:] if twice else None, lambda: call.guidance,
-            self._guided_times(options.guidance_interval), self.guidance_embedded, guidance_in_one_batch,
+            self.transformer, transport, embeds[:2], embeds[2:] if twice else None,
+            lambda: planned.guidance(call.guidance), self._guided_times(planned, options.guidance_interval),
+            self.guidance_embedded, guidance_in_one_batch,
             lambda: adapter_state(self.transformer),
             rope_scaling=options.rope_scaling, key_grid=options.key_grid, mask_text=True,
         )  # fmt: skip

@@ -69,8 +69,8 @@ class TransitionScheduler(SchedulerMixin, ConfigMixin):
             Timesteps are this many times the time of the transport.
         plans (`dict`, *optional*):
             By a number of steps, what is best for it: `steps`, `shift` and `tail` of the times, `stochasticity`,
-            `velocity_below` and `memory`, as attributes of this name say once `set_timesteps` was called. Uniform times
-            by default.
+            `velocity_below`, `memory`, `guidance_share` and `guided_above`, as attributes of this name say once
+            `set_timesteps` was called. Uniform times by default.
     """
 
     order = 1
@@ -168,6 +168,8 @@ class TransitionScheduler(SchedulerMixin, ConfigMixin):
         - `memory` (`bool`): such a jump after another one is corrected by [`~TransitionScheduler.extrapolate`].
         - `stochasticity` (`float`): the share of its way to the end that each jump but the last goes too far, and gets
           back by fresh noise ([`~TransitionScheduler.renoise`]).
+        - `guidance_share` (`float`): how much of a guidance scale above 1 the steps take: `1 + share * (scale - 1)`.
+        - `guided_above` (`float`): the share of the range of times below which no step is guided.
 
         Args:
             num_inference_steps (`int`, *optional*): Number of steps; a plan may make fewer of them.
@@ -216,6 +218,8 @@ class TransitionScheduler(SchedulerMixin, ConfigMixin):
         self.velocity_below = float(plan.get("velocity_below", 0.0))
         self.memory = bool(plan.get("memory", False))
         self.stochasticity = float(plan.get("stochasticity", 0.0))
+        self.guidance_share = float(plan.get("guidance_share", 1.0))
+        self.guided_above = float(plan.get("guided_above", 0.0))
         self._step_index = self._begin_index = None
 
     def _plan(self, budget: int) -> dict[str, float]:

@@ -418,7 +418,10 @@ class TransitionPipeline(DiffusionPipeline):
 
         # 5. Denoising loop
         t_min, t_max = self.scheduler.t_min, self.scheduler.t_max
-        low, high = guidance_interval or (t_min, t_max)
+        # a little lower than planned: times in float32 that are the end of the interval are in it
+        planned = t_min + self.scheduler.guided_above * (1 - 1e-5) * (t_max - t_min)
+        low, high = guidance_interval or (planned, t_max)
+        share = self.scheduler.guidance_share
         short = self.scheduler.velocity_below * (t_max - t_min) * (1 + 1e-5)  # of equal jumps all are, or none is
         before = None
         with self.progress_bar(total=self._num_timesteps) as progress_bar:
@@ -429,6 +432,8 @@ class TransitionPipeline(DiffusionPipeline):
                 end = goal if i + 1 == len(begins) else goal - self.scheduler.stochasticity * (goal - t_min)
                 velocity = time - end <= short
                 inside = low < time < high if self.config.open_guidance_interval else low <= time <= high
+                inside = inside and share > 0
+                guidance_scale = 1 + share * (self.guidance_scale - 1)
                 twice = self.do_classifier_free_guidance and inside
                 if twice and not guided:
                     raise ValueError("A call that began with a `guidance_scale` of 1 or below cannot be guided later.")
@@ -439,7 +444,7 @@ class TransitionPipeline(DiffusionPipeline):
                 )
                 guidance = None
                 if self._guidance_embedded and inside:
-                    guidance = torch.full_like(t_batch, max(1.0, self.guidance_scale))
+                    guidance = torch.full_like(t_batch, max(1.0, guidance_scale))
                 noise_pred = self.transformer(
                     hidden_states=model_input,
                     timestep=t_batch,
@@ -452,7 +457,7 @@ class TransitionPipeline(DiffusionPipeline):
                 )[0].float()
                 if twice:
                     noise_pred_uncond, noise_pred_text = noise_pred.chunk(2)
-                    noise_pred = noise_pred_uncond + self.guidance_scale * (noise_pred_text - noise_pred_uncond)
+                    noise_pred = noise_pred_uncond + guidance_scale * (noise_pred_text - noise_pred_uncond)
 
                 jump = None
                 if velocity and self.scheduler.memory:
