@@ -169,7 +169,13 @@ def test_an_image_says_how_it_was_drawn_and_is_drawn_again(earlier: Path) -> Non
     assert levels.abs().max() <= 1
 
 
-@pytest.mark.parametrize("name", LOSSES)
+# of the objectives the others' parts are among theirs
+OFTEN = ("transition", "any_step", "flow_matching", "mean_flow", "self_evaluation", "told guidance", "branches")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in OFTEN else pytest.mark.slow) for name in LOSSES]
+)
 def test_training_loses_what_it_lost(earlier: Path, name: str) -> None:
     run("train", "captions.yaml", "--out", "trained", *LOSSES[name]["overrides"])
     assert_same(records(earlier / "trained"), LOSSES[name]["steps"], name)

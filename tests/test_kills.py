@@ -14,7 +14,7 @@ COUNT, SEED = os.environ.get("ANYSTEP_KILLS", "100"), os.environ.get("ANYSTEP_KI
 @pytest.mark.parametrize(
     "words",
     [
-        ["--count", "2", "--only", "data prepare", "generate"],
+        ["--count", "2", "--only", "data prepare"],
         pytest.param(["--count", COUNT, "--seed", SEED], marks=pytest.mark.slow),
         pytest.param(["--disk"], marks=pytest.mark.slow),
         pytest.param(["--descriptors"], marks=pytest.mark.slow),

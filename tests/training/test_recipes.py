@@ -34,8 +34,8 @@ def test_every_recipe_parses_in_both_sizes(path: Path, debug: bool) -> None:
 
 # whose laptop size is that of another recipe but for a few settings
 NEAR = (
-    "adapt-flux", "adapt-sd3", "imagenet-256-xl2", "imagenet-256-xl2-guided", "imagenet-256-xl2-ours",
-    "imagenet-512-xl1", "imagenet-512-xl1-ours", "t2i-865m",
+    "adapt-flux", "adapt-sd3", "emoji-ours", "imagenet-256-xl2", "imagenet-256-xl2-guided", "imagenet-256-xl2-ours",
+    "imagenet-512-xl1", "imagenet-512-xl1-ours", "lora", "scenes", "t2i-865m",
 )  # fmt: skip
 
 

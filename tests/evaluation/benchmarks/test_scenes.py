@@ -165,6 +165,7 @@ def test_a_detector_that_cannot_be_written_is_not_trained(capsys: pytest.Capture
     assert "cannot write '/proc/detector.safetensors'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_same_images_and_report(tmp_path: Path, tiny_model: Path) -> None:
     command = ["benchmark", "scenes", "--model", str(tiny_model), "--each", "2", "--steps", "1", "--out"]
     assert main([*command, str(tmp_path / "one")]) == 0
