@@ -166,8 +166,8 @@ def compose(
 
 
 GROUNDS = (*BACKGROUNDS, None, None, None, None)  # of each drawing's examples: a third of the captions names none
-# how often each of `sizing.CANVASES` is drawn on, where sizes may differ: small squares most, as users ask for them
-CANVAS_WEIGHTS = (16, 1, 1, 1, 1, 1)
+# how often each of `sizing.CANVASES` is drawn on, where sizes may differ: squares most, as users ask for them
+CANVAS_WEIGHTS = (8, 2, 2, 1, 1, 6)
 
 
 class ArtSource(BaseSource):
@@ -222,4 +222,4 @@ class ArtSource(BaseSource):
     def stamp(self, index: int) -> str:
         drawing = self.drawings[index // len(GROUNDS)]
         place, label = index % len(GROUNDS), self._label[drawing.name]
-        return digest_of(art_fingerprint(), "mostly centred", drawing.key, place, label)
+        return digest_of(art_fingerprint(), "mostly squares", drawing.key, place, label)
