@@ -50,8 +50,8 @@ def test_all_weights_together_are_a_small_download() -> None:
             path.stat().st_size for folder in folders for path in (WEIGHTS / folder).rglob("*") if path.is_file()
         )
 
-    assert size("builtin", "minilm") <= 40e6
-    assert size("") <= 41e6  # with what evaluation needs
+    assert size("builtin", "minilm") <= 42e6
+    assert size("") <= 43e6  # with what evaluation needs
 
 
 def test_they_are_safetensors_in_the_layout_of_diffusers() -> None:
