@@ -87,8 +87,14 @@ def test_a_network_that_reads_the_scale_is_guided_alike(
     assert evaluations == ([2, 2] if "negative_prompt" in options else [1, 1])
 
 
-@pytest.mark.parametrize("told", [{}, {"guidance_interval": (0.3, 1.0)}, {"negative_prompt": "a dog"}], ids=str)
-@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 9])
+@pytest.mark.parametrize(
+    ("steps", "told"),
+    [
+        *((steps, {}) for steps in (1, 2, 4, 9)),
+        *((steps, {"guidance_interval": (0.3, 1.0)}) for steps in (3, 4, 5)),
+        *((steps, {"negative_prompt": "a dog"}) for steps in (2, 4)),
+    ],
+)
 def test_plans_are_followed(
     ours: Any, theirs: Any, upstream: Any, monkeypatch: pytest.MonkeyPatch, steps: int, told: dict[str, Any]
 ) -> None:
