@@ -5,8 +5,7 @@ a network, more than can be read from files, so here all latents and captions st
 each, and noise and times are drawn there. The schedule follows the clock. Draws are not keyed by samples, and a run is
 not resumed: `anystep train` is for everything else.
 
-`--out` holds the averaged transformer in float16 and a log. With `--pipeline OUT` it becomes a model that
-`scripts/build_weights.py` takes.
+`--out` is a model with the averaged transformer, which `scripts/build_weights.py` and `--weights` take, and a log.
 """
 
 import argparse
@@ -33,6 +32,7 @@ from anystep.models.transformer import TransitionTransformer2DModel
 from anystep.objective import GuidanceCondition, TrainingBatch, TransitionObjective
 from anystep.pipelines.load import load
 from anystep.sampling import resolution_shift
+from anystep.training.assemble import load_weights
 from anystep.training.config import Recipe
 from anystep.training.ema import update_ema
 from anystep.training.objective import make_objective
@@ -148,17 +148,10 @@ def make_data(recipe: Recipe, device: torch.device, scenes: int, limit: int | No
 
 
 def starting_network(weights: str, depth: int | None) -> TransitionTransformer2DModel:
-    """The transformer of a model, or one of a folder, with blocks beyond its last that are the identity."""
-    folder = Path(weights) / "transformer"
-    other = (
-        TransitionTransformer2DModel.from_pretrained(folder)
-        if folder.is_dir()
-        else load(weights, "cpu").pipeline.transformer
-    )
-    other = other.float()
-    options = {name: value for name, value in other.config.items() if not name.startswith("_")}
-    network = TransitionTransformer2DModel(**options | ({} if depth is None else {"depth": depth}))
-    network.load_state_dict(network.state_dict() | other.state_dict())
+    """The transformer of a model, with blocks beyond its last that are the identity."""
+    config = load(weights, "cpu").pipeline.transformer.config
+    network = TransitionTransformer2DModel.from_config(config, **({} if depth is None else {"depth": depth}))
+    load_weights(network, weights)
     return network
 
 
@@ -228,8 +221,8 @@ class Training:
         condition, mask = self.data.conditions(captions)
         scenes = len(x) * SCENES // (ART + SCENES)
         errors = []
-        for time_ in CHECKED:
-            t = torch.full((len(x),), time_, device=self.device)
+        for checked in CHECKED:
+            t = torch.full((len(x),), checked, device=self.device)
             with torch.autocast(self.device.type, torch.bfloat16):
                 f = self.average(
                     transport.interpolate(x, z, t), transport.c_noise(t), transport.c_noise(t), condition, mask
@@ -247,11 +240,10 @@ def learning_rate(peak: float, done: float) -> float:
 
 
 def save(average: TransitionTransformer2DModel, out: Path) -> None:
-    half = TransitionTransformer2DModel.from_config(average.config)
-    half.load_state_dict(average.state_dict())
-    for tensor in [*half.parameters(), *half.buffers()]:
-        tensor.data = tensor.data.to(torch.float16)
-    half.save_pretrained(out / "transformer", max_shard_size="15MB")
+    """The built-in model with this transformer, as `out / "pipeline"`."""
+    pipeline = load("builtin", "cpu").pipeline
+    pipeline.transformer = average
+    pipeline.save_pretrained(out / "pipeline")
 
 
 def train(options: argparse.Namespace) -> None:
@@ -296,17 +288,9 @@ def train(options: argparse.Namespace) -> None:
     save(average, options.out)
 
 
-def as_pipeline(folder: Path) -> None:
-    """Put the transformer of a run into the built-in model, as `folder/pipeline`."""
-    pipeline = load("builtin", "cpu").pipeline
-    pipeline.transformer = TransitionTransformer2DModel.from_pretrained(folder / "transformer").float()
-    pipeline.save_pretrained(folder / "pipeline")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"))
-    parser.add_argument("--pipeline", type=Path, metavar="OUT")
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--weights", default="builtin", help="a model, or the --out of another run")
     parser.add_argument("--depth", type=int, help="blocks; those beyond the last of --weights begin as the identity")
@@ -319,11 +303,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda")
-    options = parser.parse_args()
-    if options.pipeline is not None:
-        as_pipeline(options.pipeline)
-    else:
-        train(options)
+    train(parser.parse_args())
 
 
 if __name__ == "__main__":

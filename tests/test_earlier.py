@@ -169,7 +169,7 @@ def test_an_image_says_how_it_was_drawn_and_is_drawn_again(earlier: Path) -> Non
     assert levels.abs().max() <= 1
 
 
-# of the objectives the others' parts are among theirs
+# between them they have the parts of all others
 OFTEN = ("transition", "any_step", "flow_matching", "mean_flow", "self_evaluation", "told guidance", "branches")
 
 

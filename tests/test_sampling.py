@@ -45,6 +45,8 @@ PLANS = st.builds(
     stochasticity=st.floats(0, 1),
     velocity_below=st.floats(0, 1),
     memory=st.booleans(),
+    guidance_share=st.floats(0, 1),
+    guided_above=st.floats(0, 1),
 )
 
 

@@ -56,11 +56,8 @@ VELOCITIES = [
     *({"velocity_below": below, "memory": True} for below in (0.05, 0.1, 0.2, 0.4)),
 ]
 NOISES = [{"stochasticity": share} for share in (0.0, 0.1, 0.3)]
-GUIDANCES = (
-    [{"guidance_share": share} for share in (0.0, 0.2, 0.5, 1.0)],
-    [{"guided_above": above} for above in (0.0, 0.2, 0.4, 0.6)],
-)
-"""Of models that are drawn from with guidance, further ones."""
+SHARES = [{"guidance_share": share} for share in (0.0, 0.2, 0.5, 1.0)]
+ENDS = [{"guided_above": above} for above in (0.0, 0.2, 0.4, 0.6)]
 # what changes a picture most comes first: the choices that follow are made on top of it
 CHOICES: dict[str, Choices] = {
     "transition": (VELOCITIES, SHIFTS, TAILS, NOISES),
@@ -72,7 +69,7 @@ CHOICES: dict[str, Choices] = {
 
 def choices_of(sampling: str, guided: bool) -> Choices:
     """What a search tries of a network that is asked in that way, with guidance or without."""
-    return (*CHOICES[sampling], *(GUIDANCES if guided else ()))
+    return (*CHOICES[sampling], *((SHARES, ENDS) if guided else ()))
 
 
 @dataclass(frozen=True)
@@ -209,13 +206,15 @@ def _others(best: StepPlan, group: Sequence[Mapping[str, Any]], seen: set[Any]) 
 @lru_cache(1000)
 def effect(plan: StepPlan) -> tuple[Any, ...]:
     """What a plan does, the same for all that do the same: times, jumps by velocity, memory, noise and guidance."""
-    times = plan.times(make_transport("ot_fm")).tolist()
+    transport = make_transport("ot_fm")
+    times = plan.times(transport).tolist()
     noise = plan.stochasticity if plan.steps > 1 else 0.0
     landings = [*(goal * (1 - noise) for goal in times[1:-1]), 0.0]
     short = [now - goal <= plan.velocity_below * (1 + 1e-5) for now, goal in zip(times, landings, strict=False)]
     remembered = plan.memory and not noise and any(map(all, pairwise(short)))
-    guided = tuple(bool(plan.guidance_share) and now >= plan.guided_above * (1 - 1e-5) for now in times[:-1])
-    return tuple(times), tuple(short), remembered, noise, guided, plan.guidance_share * any(guided)
+    lowest = (plan.guided_times(transport) or (0.0, 1.0))[0]
+    shares = tuple(plan.guidance_share * (now >= lowest) for now in times[:-1])
+    return tuple(times), tuple(short), remembered, noise, shares
 
 
 def plan_model(
@@ -231,7 +230,8 @@ def plan_model(
     """
     settings = evaluation.settings
     prompts = prompts_of(model, reference, settings)
-    real, guides = real_features(evaluation, reference), is_guided(model.pipeline.resolve_guidance(settings.guidance))
+    real = real_features(evaluation, reference)
+    guided = is_guided(model.pipeline.resolve_guidance(settings.guidance))
 
     def generate(plan: StepPlan) -> ImageFeatures:
         planned = replace(evaluation, settings=replace(settings, plan=plan))
@@ -244,7 +244,7 @@ def plan_model(
         lambda images: [measure(metric, real, images, evaluation.seed) for metric in evaluation.metrics],
         budgets,
         [metric.direction for metric in evaluation.metrics],
-        choices_of(model.pipeline.config.sampling, guides),
+        choices_of(model.pipeline.config.sampling, guided),
         lambda steps: model.pipeline.plan(steps, "uniform"),
     )
 

@@ -209,8 +209,8 @@ class Model:
 
             options = SessionOptions()
             options.intra_op_num_threads, options.log_severity_level = self.threads, 4  # what fails is raised
-            path = self.folder / f"{name}.onnx"
-            self._sessions[name] = InferenceSession(str(path), options, providers=self.providers)
+            path = str(self.folder / f"{name}.onnx")
+            self._sessions[name] = InferenceSession(path, options, providers=self.providers)
         return np.asarray(self._sessions[name].run(None, inputs)[0])
 
     @cached_property

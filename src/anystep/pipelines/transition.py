@@ -352,8 +352,7 @@ class TransitionPipeline(CallState, PromptEncoding, ImageCoding, LoraLoading, Sa
         predict = guided(
             self.transformer, transport, embeds[:2], embeds[2:] if twice else None,
             lambda: planned.guidance(call.guidance), self._guided_times(planned, options.guidance_interval),
-            self.guidance_embedded, guidance_in_one_batch,
-            lambda: adapter_state(self.transformer),
+            self.guidance_embedded, guidance_in_one_batch, lambda: adapter_state(self.transformer),
             rope_scaling=options.rope_scaling, key_grid=options.key_grid, mask_text=True,
         )  # fmt: skip
         with self.lora_scaled(lora_scale), self.progress_bar(total=call.steps) as progress:
