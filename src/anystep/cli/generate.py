@@ -50,7 +50,7 @@ def add(commands: Commands) -> None:
     option("--count", type=Count, help="images of each prompt, with seeds from --seed on (default: 1)")
     option("--seeds", type=Seed, nargs="+", help="an image of each prompt with each of them")
     add_options(parser, "--guidance")
-    option("--guidance-interval", type=Time, nargs=2, metavar=("LOW", "HIGH"), help="guide inside it only")
+    option("--guidance-interval", type=Time, nargs=2, metavar=("LOW", "HIGH"), help="guided times (default: plan's)")
     option("--stochasticity", type=Share, help="0 to 1: jump below the target and re-noise (default: the model's)")
     option("--shift", type=TimeShift, help="of the times, above 1 towards noise (default: the plan's)")
     add_options(parser, "--plan")
