@@ -128,6 +128,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(
     assert without_clock(read(tmp_path)) == without_clock(read(finished))
 
 
+@pytest.mark.slow
 def test_what_images_cost_is_measured_anew_with_other_threads(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -136,6 +136,7 @@ def test_what_was_stopped_goes_on_to_the_same_bytes(
         assert content(out) == whole, how
 
 
+@pytest.mark.slow
 def test_what_a_power_cut_has_damaged_is_made_again(
     commands: dict[str, list[str]], finished: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -26,6 +26,7 @@ def test_the_command_knows_the_devices_of_the_plan() -> None:
         build_parser().parse_args(["train", "x.yaml", "--dry-run", "--on", name])
 
 
+@pytest.mark.slow
 def test_finite_differences_that_bfloat16_cannot_hold_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

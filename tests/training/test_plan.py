@@ -63,6 +63,7 @@ def test_shards_share_the_state() -> None:
     assert budget(copies, 64).state_bytes == budget(copies, 8).state_bytes  # within a machine of eight
 
 
+@pytest.mark.slow
 def test_averages_that_are_kept_count_in_memory_and_on_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

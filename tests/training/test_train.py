@@ -119,7 +119,8 @@ def snapshots(run: Path) -> dict[str, dict[str, torch.Tensor]]:
     return {name: weights(run, "averages", place) for place, name in enumerate(names)}
 
 
-@pytest.mark.parametrize("stop", [3, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [3, 5])
 def test_snapshots_of_an_interrupted_run_are_those_of_the_straight_one(
     captioned_folder: Path, tiny_codec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
