@@ -85,7 +85,10 @@ class AnystepSampler:
                 "positive": ("CONDITIONING",),
                 "seed": ("INT", {"default": 0, "min": 0, "max": LARGEST_SEED, "control_after_generate": True}),
                 "steps": ("INT", {"default": 4, "min": 1, "max": 10000}),
-                "guidance": ("FLOAT", {"default": 1.5, "min": 0.0, "max": 100.0, "step": 0.1}),
+                "guidance": (
+                    "FLOAT",
+                    {"default": 0.0, "min": 0.0, "max": 100.0, "step": 0.1, "tooltip": "0: the model's own; 1: none"},
+                ),
                 "width": ("INT", {"default": 64, **side}),
                 "height": ("INT", {"default": 64, **side}),
                 "batch_size": ("INT", {"default": 1, "min": 1, "max": 4096}),
@@ -128,6 +131,7 @@ class AnystepSampler:
             progress.update_absolute(step + 1, pipeline.num_timesteps)
             return {}
 
+        guidance = guidance or model.config.guidance_scale
         labels, condition = None, conditions(model, positive, negative if guidance > 1 else None)
         if model.transformer.config.num_classes is not None:
             labels = condition.pop("prompt")

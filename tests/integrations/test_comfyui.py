@@ -33,8 +33,8 @@ def test_the_workflow_draws_the_images_of_the_pipeline(comfy_nodes: dict[str, An
     ProgressBar.seen.clear()
     done = run(WORKFLOW, comfy_nodes)
     wanted = pipeline(
-        "a red apple on a blue background", num_inference_steps=4, guidance_scale=1.5, seeds=[0, 1, 2, 3],
-        num_images_per_prompt=4, output_type="latent",
+        "a red apple on a blue background", num_inference_steps=4, seeds=[0, 1, 2, 3], num_images_per_prompt=4,
+        output_type="latent",
     ).images  # fmt: skip
     torch.testing.assert_close(done["3"][0]["samples"], wanted, rtol=1e-5, atol=1e-5)
     pictures = torch.from_numpy(pipeline._show(wanted, "np"))
@@ -132,7 +132,7 @@ def test_models_below_the_folder_of_models_are_offered(
 ) -> None:
     shutil.copytree(tiny_classes, comfy_models / "anystep" / "insects")
     assert comfy_nodes["AnystepLoader"].INPUT_TYPES()["required"]["name"] == (["builtin", "insects"],)
-    workflow = changed(width=8, height=8, batch_size=2, steps=2)
+    workflow = changed(width=8, height=8, batch_size=2, steps=2, guidance=1.5)
     workflow["1"]["inputs"]["name"], workflow["2"]["inputs"]["text"] = "insects", "bee"
     done = run(workflow, comfy_nodes)
     wanted = anystep.TransitionClassPipeline.from_pretrained(tiny_classes)(
