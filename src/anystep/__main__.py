@@ -1,8 +1,17 @@
-"""`python -m anystep`."""
+"""`anystep`, which is `python -m anystep`."""
 
 import sys
 
-from anystep.cli import main
+
+def main() -> int:
+    try:
+        from anystep.cli import main as run
+
+        return run()
+    except KeyboardInterrupt:  # before there was a command
+        print("interrupted", file=sys.stderr)
+        return 130
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -112,6 +112,13 @@ def test_a_terminal_is_told_on_a_line_that_is_written_over(
     assert captured.err.startswith("loading...\ranystep: error: unknown model")
 
 
+def test_a_word_that_is_no_argument_is_named_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "mdl"]) == 2
+    assert "error: unknown arguments: mdl: a model is named by --model" in capsys.readouterr().err
+    assert main(["completion", "bash", "mdl"]) == 2
+    assert capsys.readouterr().err.endswith("unknown arguments: mdl\n")
+
+
 def test_output_that_cannot_be_written_is_an_error() -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(

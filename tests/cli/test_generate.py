@@ -185,6 +185,12 @@ def test_a_planned_image_is_drawn_again_whatever_becomes_of_the_plans(
     assert shifted["plans"] == {"2": {"steps": 2, "shift": 3.0, "tail": 0.2}}
     assert draw("again.png", "--like", "b.png") == even
     assert pixels("again.png") == pixels("b.png")
+    for like, plan in (("a.png", "model"), ("b.png", "uniform")):  # other steps are planned as those were
+        other = draw("other.png", "a whale", "--steps", "3", "--guidance", "1", "--plan", plan)
+        assert draw("again.png", "--like", like, "--steps", "3") == other
+        assert pixels("again.png") == pixels("other.png")
+    assert main(["generate", "--like", "c.png", "--model", "planned", "--steps", "3", "--out", "no.png"]) == 2
+    assert "c.png' was drawn by plans of its own, which say nothing of 3 steps: choose" in capsys.readouterr().err
     config.write_text(before)
     for name, told in (("a.png", made), ("c.png", shifted)):
         assert draw("again.png", "--like", name) == told

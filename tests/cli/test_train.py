@@ -36,6 +36,10 @@ def test_train_trains_resumes_and_its_run_folder_is_a_model(
     assert "finished at step 4 of 4" in capsys.readouterr().out
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4]
+    config = (run / "config.yaml").read_bytes()
+    fewer = refused(capsys, "train", recipe, "--out", run, "--run.steps", "3")
+    assert f"run.steps 3: the run in {str(run)!r} is at step 4 already: expected 4 or more" in fewer
+    assert (run / "config.yaml").read_bytes() == config
     assert {"config.yaml", "metrics.jsonl", "checkpoints", "samples", "pipeline"} <= {p.name for p in run.iterdir()}
     sheet = tmp_path / "sheet.png"
     assert main(["generate", "colour number 3", "--model", str(run), "--out", str(sheet), "--steps", "1"]) == 0

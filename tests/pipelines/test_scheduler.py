@@ -156,6 +156,8 @@ def test_plans_are_part_of_the_config_and_are_written_beside_what_else_is_in_it(
         ({"4": {"steps": 8}}, "plans.4.steps 8: expected at most 4"),
         ({"4": {"steps": 4, "tail": "x"}}, "plans.4.tail 'x': expected a number"),
         ({"4": None}, "plans.4 None: expected the fields of a plan"),
+        ({"4": {"steps": 4}, "04": {"steps": 3}}, "plans '04': there is another plan of 4 steps, keep one"),
+        ({"\u0664": {"steps": 3}}, "plans: a number of steps '\u0664': expected a whole number from 1"),
     ],
 )
 def test_plans_that_cannot_be_are_one_line(plans: Any, message: str) -> None:

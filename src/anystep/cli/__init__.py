@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Sequence
 
 from anystep import __version__
-from anystep.bounds import cut
 from anystep.cli import (
     average,
     benchmark,
@@ -30,6 +29,7 @@ from anystep.cli import (
     studio,
     train,
 )
+from anystep.cli.ctrl_c import interrupts
 from anystep.cli.output import close_stdout, complain, say_loading
 from anystep.cli.parser import OneLineParser
 from anystep.console import prepare_streams, set_quiet
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options, rest = parser.parse_known_args(arguments)
         if rest:
-            parser.chosen.error(f"unknown arguments: {cut(' '.join(rest), 160)}")
+            parser.chosen.unknown(rest)
     except SystemExit as stop:  # argparse has said what is wrong, or has helped
         return int(stop.code or 0)
     verbose = getattr(options, "verbose", False)
@@ -73,10 +73,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.typed = sys.argv[1:] if arguments is None else arguments
     options.did_you_mean = parser.chosen.did_you_mean
     try:
-        if options.command not in AT_ONCE:
-            say_loading(options)
-        code = options.run(options)
-        sys.stdout.flush()
+        with interrupts():
+            if options.command not in AT_ONCE:
+                say_loading(options)
+            code = options.run(options)
+            sys.stdout.flush()
     except InputError as error:
         if verbose:
             traceback.print_exc()

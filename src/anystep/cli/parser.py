@@ -74,6 +74,7 @@ class OneLineParser(argparse.ArgumentParser):
         options, self.positionals, unknown = self._sorted(self.given)
         behind = ["--", *self.positionals] if self.positionals else []
         parsed, rest = super().parse_known_args([*options, *behind], namespace)
+        rest = rest[1:] if rest[:1] == ["--"] else rest  # ours, where the command takes no positional argument
         if self.takes_overrides:
             parsed.overrides, rest, unknown = [*unknown, *rest], [], []
         return parsed, [*unknown, *rest]
@@ -146,6 +147,11 @@ class OneLineParser(argparse.ArgumentParser):
             if isinstance(action, argparse._SubParsersAction):
                 return next((each.chosen for each in action.choices.values() if each.given is not None), self)
         return self
+
+    def unknown(self, words: Sequence[str]) -> NoReturn:
+        """Refuse words that are no arguments of this command."""
+        named = "--model" in self._option_string_actions and not words[0].startswith("-")
+        self.error(f"unknown arguments: {cut(' '.join(words), 160)}{': a model is named by --model' * named}")
 
     def did_you_mean(self, words: Iterable[str]) -> str:
         """What options, or values of a recipe, were meant by words that look like options and are none."""

@@ -116,7 +116,7 @@ def generate(request: Request, on_warning: Callable[[str], None] = lambda messag
     if request.out is not None:
         check_writable(request.out, blank_sheet(prompts, seeds, steps, (width, height)).size)
     check_room(model, width, height, how["guidance"], how["key_grid"])
-    plans = _plans(request, like, steps, model)
+    plans = _plans(request, like, steps, model, digest)
     how_drawn = {**how, "lora": adapters or None}
     record = Record(model, digest, start, how_drawn, model.plan_settings(plans.get(steps[0])))
     files = _separate_files(request.separate, len(prompts), seeds, steps)
@@ -297,9 +297,12 @@ def _known_prompts(
 
 
 def _plans(
-    request: Request, like: Settings | None, steps: Sequence[int], model: ImageModel
+    request: Request, like: Settings | None, steps: Sequence[int], model: ImageModel, digest: str
 ) -> dict[int, StepPlan | Planning]:
-    """The plans of some of the steps that are not to be the model's: as given, else as in the image to be like."""
+    """The plans of some of the steps that are not to be the model's: as given, else as in the image to be like.
+
+    Numbers of steps that the image was not drawn in are planned as those that it was: by the model or uniformly.
+    """
     if request.plan is not None:
         return dict.fromkeys(steps, request.plan)
     if like is None:
@@ -310,7 +313,23 @@ def _plans(
         recorded = parse_plans(like.plans)
     except InputError as error:
         raise InputError(f"the settings in {shown(str(request.like))}: {error}") from None
-    return {count: recorded.get(count, "uniform") for count in steps if count in like.steps}
+    known: dict[int, StepPlan | Planning] = {count: recorded.get(count, "uniform") for count in like.steps}
+    others = [count for count in steps if count not in known]
+    if not others or request.shift is not None or like.model_digest != digest:
+        return known
+
+    def followed(plan: Planning) -> dict[int, StepPlan | None]:
+        options = {"plan": plan, "stochasticity": like.stochasticity}
+        return {count: model.followed_plan(count, **options) for count in like.steps}
+
+    drawn = followed("uniform") | recorded
+    for plan in ("model", "uniform"):
+        if drawn == followed(plan):
+            return known | dict.fromkeys(others, plan)
+    raise InputError(
+        f"{shown(str(request.like))} was drawn by plans of its own, which say nothing of {others[0]} steps: "
+        "choose --plan or --shift too"
+    )
 
 
 def _separate_files(

@@ -245,10 +245,13 @@ def parse_plans(plans: Any) -> dict[int, StepPlan]:
     """
     if not isinstance(plans, Mapping | None) or len(plans or ()) > MAX_PLANS:
         raise InputError(f"plans {bounds.shown(plans)}: expected the fields of a plan by numbers of steps")
-    parsed = {}
+    parsed: dict[int, StepPlan] = {}
     for key, fields in (plans or {}).items():
         text = str(key)
-        budget = bounds.check("plans: a number of steps", int(text) if text.isdecimal() else key, bounds.SamplingSteps)
+        number = int(text) if text.isascii() and text.isdecimal() else key
+        budget = bounds.check("plans: a number of steps", number, bounds.SamplingSteps)
+        if budget in parsed:
+            raise InputError(f"plans {bounds.shown(text)}: there is another plan of {budget} steps, keep one")
         plan = fields if isinstance(fields, StepPlan) else StepPlan.parse(f"plans.{budget}", fields)
         if plan.steps > budget:
             raise InputError(f"plans.{budget}.steps {plan.steps}: expected at most {budget}")

@@ -139,8 +139,13 @@ class Run:
     def _agree(self) -> None:
         """Refuse a folder whose checkpoints are of another recipe; one that holds none binds nobody."""
         path, checkpoints = self.folder / CONFIG, self.folder / "checkpoints"
-        if not checkpoint_steps(checkpoints):
+        if not (steps := checkpoint_steps(checkpoints)):
             return
+        if (latest := steps[-1]) > self.recipe.run.steps:
+            raise InputError(
+                f"run.steps {self.recipe.run.steps}: the run in {str(self.folder)!r} is at step {latest} already: "
+                f"expected {latest} or more, or another --out"
+            )
         problem = f"{str(path)!r} is empty"
         try:
             content = recorded(checkpoints, "recipe") or read_yaml(path, "the run's")
