@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 import socket
 import time
 from collections.abc import Callable
@@ -14,11 +15,14 @@ from typing import Any
 import openai
 import pytest
 from PIL import Image
+from starlette.datastructures import UploadFile
 
+from anystep.errors import InputError
 from anystep.pipelines.load import Model
 from anystep.pipelines.settings import read_settings
 from anystep.studio import images_routes
 from anystep.studio.draw import Painter
+from anystep.studio.openai_images import parse_form
 
 from .conftest import Engines, Running
 
@@ -108,6 +112,17 @@ def test_an_edit_starts_from_the_image(services: Services, alone: Model) -> None
     (*partial, last) = images.edit(image=[png()], prompt="a whale", stream=True, extra_body=options)  # type: ignore[call-overload]
     assert {event.type for event in partial} == {"image_edit.partial_image"}
     assert last.type == "image_edit.completed"
+
+
+@pytest.mark.parametrize("name", ["guidance_interval", "guidance_interval[]"])
+def test_a_form_gives_two_numbers_as_a_field_twice(name: str) -> None:
+    image = UploadFile(io.BytesIO(png()), filename="red.png")
+    form = [("image", image), ("prompt", "a whale"), (name, "0.1"), (name, "0.5")]
+    assert parse_form(form)[0].guidance_interval == (0.1, 0.5)
+    for wrong in (["[0.1, 0.5]"], ["0.1", "0.5", "0.7"]):
+        told = f"guidance_interval '{', '.join(wrong)}': expected the field twice, a number each"
+        with pytest.raises(InputError, match=re.escape(told)):
+            parse_form([*form[:2], *((name, each) for each in wrong)])
 
 
 def test_models_are_listed_and_found(services: Services) -> None:

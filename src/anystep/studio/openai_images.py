@@ -27,6 +27,7 @@ from anystep.studio.request import ImageRequest
 FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
 START_PIXELS = 4096 * 4096  # most of an image to start from
 MOST_IMAGES = 10  # of one request
+PAIRS = {"guidance_interval"}  # fields of two numbers
 Size = Annotated[str, Field(pattern=r"^(auto|[1-9][0-9]{0,5}x[1-9][0-9]{0,5})$")]
 Text = Annotated[str, Len(0, bounds.MAX_TEXT)]
 
@@ -159,7 +160,7 @@ class Start:
 
 
 def parse_form(items: Iterable[tuple[str, Any]]) -> tuple[EditFields, UploadFile]:
-    """The fields and the image of a multipart form.
+    """The fields and the image of a multipart form; a field of two numbers is given twice, with or without `[]` behind.
 
     Raises:
         InputError: not one image, a mask, or a field given twice.
@@ -169,18 +170,22 @@ def parse_form(items: Iterable[tuple[str, Any]]) -> tuple[EditFields, UploadFile
     images: list[UploadFile] = []
     for name, value in items:
         plain = name.removesuffix("[]")
+        several = plain != name or plain in PAIRS
         if plain == "image" and isinstance(value, UploadFile):
             images.append(value)
         elif isinstance(value, UploadFile):
             raise InputError(
                 f"file {shown(name)}: expected an image alone; the whole image is drawn anew, without mask"
             )
-        elif plain == name and plain not in fields:
+        elif not several and plain not in fields:
             fields[plain] = value
-        elif plain != name and isinstance(fields.setdefault(plain, []), list):
+        elif several and isinstance(fields.setdefault(plain, []), list):
             fields[plain].append(value)
         else:
             raise InputError(f"{shown(plain)} is given twice")
+    for name in PAIRS & fields.keys():
+        if len(fields[name]) != 2:
+            raise InputError(f"{name} {shown(', '.join(fields[name]))}: expected the field twice, a number each")
     edit = EditFields.model_validate(fields)
     if len(images) != 1:
         raise InputError(f"{len(images)} files as image: expected one")
