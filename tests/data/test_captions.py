@@ -48,7 +48,12 @@ def test_metadata_of_each_folder_is_relative_to_it(tmp_path: Path) -> None:
     assert [source.captions.get(name) for name in source.names] == captions
     with pytest.raises(BrokenExample, match=r"c\.png: its caption is empty, in its row of metadata\.jsonl"):
         source[2]
-    assert source.passed_over == {"images of metadata.jsonl that are not there": (1, "train/d.png")}
+    there = {"images of metadata.jsonl that are not there": (1, "train/d.png")}
+    assert source.passed_over == there
+    (tmp_path / "a.txt").write_text("of the text")
+    again = ImageFolderSource(tmp_path, 8)
+    assert again.captions == source.captions
+    assert again.passed_over == there | {"captions beside images of metadata.jsonl, which has theirs": (1, "a.txt")}
 
 
 def test_metadata_of_another_kind_is_named(tmp_path: Path) -> None:

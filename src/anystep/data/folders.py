@@ -219,14 +219,21 @@ class ImageFolderSource(_FolderSource):
             self.passed_over.add("captions without an image that can be read", texts[stem])
         for name in sorted((captions.keys() | wrong.keys()) - set(names)):
             self.passed_over.add(f"images of {METADATA} that are not there", name)
+        used, unused = set[str](), set[str]()  # texts beside images
         for name in names:
-            if name in captions or name in wrong or (beside := text_of(_stem(name))) is None:
+            if (beside := text_of(_stem(name))) is None:
                 continue
+            if name in captions or name in wrong:
+                unused.add(texts[beside])
+                continue
+            used.add(texts[beside])
             try:
                 content = read_bytes(self.folder / texts[beside], CAPTION_LIMIT)
                 captions[name] = caption_lines(decode_text(content, "its caption"))
             except ValueError as error:  # an InputError is one
                 wrong[name] = str(error)
+        for text in sorted(unused - used):
+            self.passed_over.add(f"captions beside images of {METADATA}, which has theirs", text)
         self.captions, self.wrong = captions, wrong
         self.names = self._with_captions(names, unread)
         stems = Counter(_stem(name) for name in self.names)
