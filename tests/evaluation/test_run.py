@@ -258,7 +258,9 @@ def test_bad_evaluations_are_one_line(
     assert "expected STEPS=FOLDER" in line("--images", "1:0=x")
     assert "both sides must be multiples" in line("--size", "33x16")
     assert "there is no folder" in line("--save-reference", str(tmp_path / "none" / "x.npz"))
-    assert "half for each side" in line("--samples", "70", "--data", str(few))
+    assert "half for each side: samples 35: kernel_distance needs at least 50 images; 100 images are enough" in line(
+        "--samples", "70", "--data", str(few)
+    )
     assert "have no captions" in line("--images", f"4={colours}", "--clip-score", "x")
     assert "were given twice" in line("--images", f"4={colours}", f"4={colours}")
     assert "no such folder" in line("--images", "4=nowhere")

@@ -62,6 +62,7 @@ def test_what_is_seen_by_a_callback_is_what_it_asked_for(pipeline: TransitionPip
         assert torch.equal(returned, before)
     for changed, message in (
         ({"latents": torch.zeros(1)}, "a callback returned"),
+        ({"latents": before * torch.nan}, "a callback returned latents that are not finite"),
         ({"latent": before}, "a callback returned 'latent': expected a dict with some of"),
         ({"prompt_embeds": torch.zeros(3, 5, 384)}, "a callback returned other prompt_embeds: a call draws what it"),
         ({"negative_prompt_embeds": None}, "a callback returned other negative_prompt_embeds"),

@@ -199,6 +199,8 @@ def latents_of(changed: Any, given: Mapping[str, Any]) -> Tensor | None:
     x, latents = given["latents"], changed.get("latents") if isinstance(changed, Mapping) else changed
     if latents is not None and (not isinstance(latents, Tensor) or latents.shape != x.shape):
         raise InputError(f"a callback returned {shown(changed)}: expected a dict with latents of {tuple(x.shape)}")
+    if latents is not None and latents is not x and not bool(latents.float().isfinite().all()):
+        raise InputError("a callback returned latents that are not finite: expected finite numbers")
     return None if latents is None else latents.to(x)
 
 
