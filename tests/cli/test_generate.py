@@ -185,16 +185,22 @@ def test_a_planned_image_is_drawn_again_whatever_becomes_of_the_plans(
     assert shifted["plans"] == {"2": {"steps": 2, "shift": 3.0, "tail": 0.2}}
     assert draw("again.png", "--like", "b.png") == even
     assert pixels("again.png") == pixels("b.png")
-    for like, plan in (("a.png", "model"), ("b.png", "uniform")):  # other steps are planned as those were
-        other = draw("other.png", "a whale", "--steps", "3", "--guidance", "1", "--plan", plan)
+    draw("d.png", "a whale", "--steps", "2", "--shift", "3", "--plan", "uniform")
+    for like, *words in (  # other steps are planned as those were
+        ("a.png", "--guidance", "1"),
+        ("b.png", "--guidance", "1", "--plan", "uniform"),
+        ("c.png", "--shift", "3"),
+        ("d.png", "--shift", "3", "--plan", "uniform"),
+    ):
+        other = draw("other.png", "a whale", "--steps", "3", *words)
         assert draw("again.png", "--like", like, "--steps", "3") == other
         assert pixels("again.png") == pixels("other.png")
-    assert main(["generate", "--like", "c.png", "--model", "planned", "--steps", "3", "--out", "no.png"]) == 2
-    assert "c.png' was drawn by plans of its own, which say nothing of 3 steps: choose" in capsys.readouterr().err
     config.write_text(before)
     for name, told in (("a.png", made), ("c.png", shifted)):
         assert draw("again.png", "--like", name) == told
         assert pixels("again.png") == pixels(name)
+    assert main(["generate", "--like", "a.png", "--model", "planned", "--steps", "3", "--out", "no.png"]) == 2
+    assert "a.png' was drawn by plans of its own, which say nothing of 3 steps: choose" in capsys.readouterr().err
     draw("again.png", "--like", "a.png", "--plan", "uniform")
     assert pixels("again.png") == pixels("b.png")
 

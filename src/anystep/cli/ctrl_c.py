@@ -13,8 +13,9 @@ def interrupts() -> Iterator[None]:
 
     Readers of weights call Python from compiled code, and where that is interrupted they report a damaged file.
     """
-    if threading.current_thread() is not threading.main_thread():  # the only one that signals reach
-        yield
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield  # somebody else sees to it; and signals reach the main thread alone
         return
     came = False
 
@@ -23,9 +24,7 @@ def interrupts() -> Iterator[None]:
         came = True
         raise KeyboardInterrupt
 
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler:
-        signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     except Exception as error:
@@ -33,5 +32,4 @@ def interrupts() -> Iterator[None]:
             raise KeyboardInterrupt from error
         raise
     finally:
-        if before is signal.default_int_handler:
-            signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, before)

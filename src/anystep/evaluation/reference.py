@@ -186,8 +186,10 @@ def open_reference(
     try:
         check_measurable(metrics, extractor, len(reference.real))
     except InputError as error:
-        share = "a quarter for each side of validation" if settings.validation else "half for each side"
-        least = (4 if settings.validation else 2) * max(metric.min_images for metric in metrics)
+        parts, share = (
+            (4, "a quarter for each side of validation") if settings.validation else (2, "half for each side")
+        )
+        least = parts * max(metric.min_images for metric in metrics)
         broken = f" ({len(reference.unreadable)} unreadable)" * bool(reference.unreadable)
         there = f"data {settings.data!r} has {len(source)} images{broken}, {share}: {error}"
         raise InputError(f"{there}; {least} images are enough") from None

@@ -301,7 +301,8 @@ def _plans(
 ) -> dict[int, StepPlan | Planning]:
     """The plans of some of the steps that are not to be the model's: as given, else as in the image to be like.
 
-    Numbers of steps that the image was not drawn in are planned as those that it was: by the model or uniformly.
+    Numbers of steps that the image was not drawn in are planned as those that it was: by the model or uniformly, with
+    the same shift.
     """
     if request.plan is not None:
         return dict.fromkeys(steps, request.plan)
@@ -315,20 +316,20 @@ def _plans(
         raise InputError(f"the settings in {shown(str(request.like))}: {error}") from None
     known: dict[int, StepPlan | Planning] = {count: recorded.get(count, "uniform") for count in like.steps}
     others = [count for count in steps if count not in known]
-    if not others or request.shift is not None or like.model_digest != digest:
+    if not others or like.model_digest != digest:
         return known
 
-    def followed(plan: Planning) -> dict[int, StepPlan | None]:
-        options = {"plan": plan, "stochasticity": like.stochasticity}
-        return {count: model.followed_plan(count, **options) for count in like.steps}
+    def followed(counts: Sequence[int], **options: Any) -> dict[int, StepPlan]:
+        plans = {count: model.followed_plan(count, stochasticity=like.stochasticity, **options) for count in counts}
+        return {count: plan for count, plan in plans.items() if plan is not None}
 
-    drawn = followed("uniform") | recorded
-    for plan in ("model", "uniform"):
-        if drawn == followed(plan):
-            return known | dict.fromkeys(others, plan)
+    drawn = followed(like.steps, plan="uniform") | recorded
+    for plan, shift in product(("model", "uniform"), (None, *{each.shift for each in recorded.values()})):
+        if drawn == followed(like.steps, plan=plan, shift=shift):
+            return known | followed(others, plan=plan, shift=shift)
     raise InputError(
         f"{shown(str(request.like))} was drawn by plans of its own, which say nothing of {others[0]} steps: "
-        "choose --plan or --shift too"
+        "choose --plan too"
     )
 
 

@@ -137,7 +137,7 @@ class Run:
         self._track = self._held.enter_context(trackers)
 
     def _agree(self) -> None:
-        """Refuse a folder whose checkpoints are of another recipe; one that holds none binds nobody."""
+        """Refuse a folder whose checkpoints are of another recipe or later steps; one that holds none binds nobody."""
         path, checkpoints = self.folder / CONFIG, self.folder / "checkpoints"
         if not (steps := checkpoint_steps(checkpoints)):
             return
