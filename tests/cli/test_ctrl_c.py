@@ -1,6 +1,5 @@
 """Ctrl-C, also where a library makes another error of it, and before there is a command."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -15,8 +14,7 @@ from anystep.cli.ctrl_c import interrupts
 def disguised() -> NoReturn:
     """An interrupt in a library that reports what it was doing as wrong."""
     try:
-        os.kill(os.getpid(), signal.SIGINT)
-        signal.pause()
+        signal.raise_signal(signal.SIGINT)
     except KeyboardInterrupt:
         raise OSError("the file is damaged") from None
     raise AssertionError("there was no interrupt")
