@@ -3,12 +3,21 @@
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import NoReturn
 
 import pytest
 
 from anystep.cli import info, main
 from anystep.cli.ctrl_c import interrupts
+
+
+@pytest.fixture
+def heeded() -> Iterator[None]:
+    """Interrupts are heeded, also where the tests run in the background of a shell, which has them ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def disguised() -> NoReturn:
@@ -20,14 +29,14 @@ def disguised() -> NoReturn:
     raise AssertionError("there was no interrupt")
 
 
+@pytest.mark.usefixtures("heeded")
 def test_an_interrupt_that_became_another_error_is_an_interrupt(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(info, "run", lambda options: disguised())
-    before = signal.getsignal(signal.SIGINT)
     assert main(["info"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_other_errors_stay_what_they_are() -> None:
