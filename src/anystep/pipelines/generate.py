@@ -113,9 +113,9 @@ def generate(request: Request, on_warning: Callable[[str], None] = lambda messag
     how = {name: setting(name) for name in ("stochasticity", "rope_scaling", "key_grid", "finish_after")}
     how["guidance_interval"] = tuple(setting("guidance_interval", ())) or None
     how |= {"size": (width, height), "guidance": model.resolve_guidance(setting("guidance"))}
+    check_room(model, width, height, how["guidance"], how["key_grid"])
     if request.out is not None:
         check_writable(request.out, blank_sheet(prompts, seeds, steps, (width, height)).size)
-    check_room(model, width, height, how["guidance"], how["key_grid"])
     plans = _plans(request, like, steps, model, digest)
     how_drawn = {**how, "lora": adapters or None}
     record = Record(model, digest, start, how_drawn, model.plan_settings(plans.get(steps[0])))
