@@ -207,6 +207,8 @@ class Killer:
             if resource.RLIMIT_FSIZE in (limits or {}):
                 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as Python does at its start
             code = act() or 0
+        except KeyboardInterrupt:  # between the fork and the command, which answers it itself
+            code = 130
         except BaseException:
             import traceback
 
@@ -224,11 +226,16 @@ class Killer:
 
     def run(self, name: str, place: Path, limits: dict[int, int] | None = None) -> int:
         """The process of a command that writes in a place."""
-        from anystep.cli import main
+        from anystep.__main__ import main
 
         command = COMMANDS[name]
-        out = place / command.out
-        return self.start(lambda: main(command.words(self.inputs, out)), place, limits)
+        words = command.words(self.inputs, place / command.out)
+
+        def act() -> int:
+            sys.argv = ["anystep", *words]
+            return main()
+
+        return self.start(act, place, limits)
 
     def undisturbed(self, name: str) -> None:
         """What a command writes, and from when to when it works, where nobody stops it."""
