@@ -105,7 +105,7 @@ def photograph(browser: Any, url: str, out: Path, with_runs: bool) -> None:
         image.save(out / f"studio-{name}.webp", quality=86, method=6)
 
     for name, size, scheme, scale in (
-        ("desk-light", DESK, "light", 1), ("desk-dark", DESK, "dark", 1),
+        ("desk-dark", DESK, "dark", 1),
         ("phone-light", PHONE, "light", 2), ("phone-dark", PHONE, "dark", 2),
     ):  # fmt: skip
         page = opened(browser, url, size, scheme, scale)
