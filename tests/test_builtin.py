@@ -39,9 +39,9 @@ def model() -> Model:
 @pytest.mark.parametrize("name", CALLS)
 def test_a_seed_is_the_latent_it_always_was(model: Model, numbers: Path, name: str) -> None:
     expected = load_file(numbers / "builtin.latents.safetensors")[name]
-    for together, room in ((False, 1e-5), (True, 1e-4)):  # one batch rounds otherwise than two evaluations
+    for together in (False, True):  # one batch rounds otherwise than two evaluations, and each processor otherwise
         latents: Any = model.pipeline(**CALLS[name], output_type="latent", guidance_in_one_batch=together).images
-        torch.testing.assert_close(latents, expected, atol=room, rtol=1e-5)
+        torch.testing.assert_close(latents, expected, atol=2e-4, rtol=1e-4)
 
 
 def test_all_weights_together_are_a_small_download() -> None:

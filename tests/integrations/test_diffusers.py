@@ -109,7 +109,7 @@ def test_plans_are_followed(
     words = {"num_inference_steps": steps, "output_type": "latent", "guidance_scale": 2.0, **told}
     wanted = ours("a whale", seeds=[2], **words).images
     found = theirs("a whale", generator=torch.Generator().manual_seed(2), **words).images
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
     assert len(theirs.scheduler.timesteps) == ours.plan(steps).steps
     assert not torch.allclose(wanted, ours("a whale", seeds=[2], plan="uniform", **words).images, atol=1e-2)
 
