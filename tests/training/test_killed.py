@@ -1,5 +1,6 @@
 """Killed at any moment, the same command goes on as if nothing had happened."""
 
+import contextlib
 import json
 import multiprocessing.process
 import os
@@ -107,7 +108,8 @@ def test_a_run_that_is_ended_again_and_again_is_the_undisturbed_one(
             child.join(rng.uniform(0.3, 2.5))
             ended = child.exitcode is None
             if ended:
-                os.kill(child.pid or 0, rng.choice(SIGNALS))
+                with contextlib.suppress(ProcessLookupError):  # it has ended between the question and the signal
+                    os.kill(child.pid or 0, rng.choice(SIGNALS))
                 child.join()
             if not ended:
                 assert child.exitcode == 0
@@ -119,4 +121,4 @@ def test_a_run_that_is_ended_again_and_again_is_the_undisturbed_one(
         assert curve(run, every) == expected
         assert published(run, command) == wanted
         assert not list(run.rglob("*.part"))
-    assert len(reached) > kills / 10  # at many different steps
+    assert len(reached) > kills / 20  # at many different steps; a codec's log has a line in six
