@@ -197,7 +197,7 @@ class Killer:
         try:
             os.setpgid(0, 0)
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+                signal.signal(number, signal.SIG_DFL)
             for stream, name in ((1, "stdout"), (2, "stderr")):
                 os.dup2(os.open(place / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
             os.chdir(place)
@@ -207,8 +207,6 @@ class Killer:
             if resource.RLIMIT_FSIZE in (limits or {}):
                 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as Python does at its start
             code = act() or 0
-        except KeyboardInterrupt:  # between the fork and the command, which answers it itself
-            code = 130
         except BaseException:
             import traceback
 
@@ -233,6 +231,7 @@ class Killer:
 
         def act() -> int:
             sys.argv = ["anystep", *words]
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # as Python has it when a command begins
             return main()
 
         return self.start(act, place, limits)

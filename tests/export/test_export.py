@@ -168,7 +168,7 @@ def test_the_command_writes_the_built_in_model_as_onnx_and_by_torch_export(tmp_p
     out = tmp_path / "out"
     subprocess.run([sys.executable, "-m", "anystep", "export", "builtin", "--out", str(out)], check=True)
     differences = json.loads((out / "report.json").read_text())["largest differences"]
-    assert differences.pop("latents of sample.py") < 1e-4  # four guided steps carry rounding on
+    assert differences.pop("latents of sample.py") < 5e-5  # four guided steps carry rounding on
     assert max(differences.values()) < 1e-5
     assert differences["network.pt2"] < 1e-6
     pipeline = anystep.load("builtin", "cpu").pipeline

@@ -121,4 +121,4 @@ def test_a_run_that_is_ended_again_and_again_is_the_undisturbed_one(
         assert curve(run, every) == expected
         assert published(run, command) == wanted
         assert not list(run.rglob("*.part"))
-    assert len(reached) > kills / 20  # at many different steps; a codec's log has a line in six
+    assert len(reached) > kills / (10 if command == "train" else 20)  # at many different steps; a codec logs one in six
